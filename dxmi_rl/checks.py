@@ -1,0 +1,93 @@
+"""Checks of arguments: each raises one exception that names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from types import ModuleType
+
+import torch
+
+
+class NonFiniteError(ValueError):
+    """An action, state or reward that is NaN or infinite."""
+
+
+class DivergenceError(RuntimeError):
+    """Training produced a non-finite loss and was stopped; the last good checkpoint is kept."""
+
+
+class MissingExtraError(ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, of another format, of another agent or of another task."""
+
+
+def check_integer(name: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as an int of at least ``minimum``; raises TypeError or ValueError."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer >= {minimum}, got {value!r}.")
+    number = value.__index__()
+    if number < minimum:
+        raise ValueError(f"{name} must be >= {minimum}, got {number}.")
+    return number
+
+
+def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool = False) -> float:
+    """Return ``value`` as a finite float >= ``minimum`` (> with ``strict``); raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    number = float(value)
+    relation = ">" if strict else ">="
+    if not math.isfinite(number) or number < minimum or (strict and number == minimum):
+        raise ValueError(f"{name} must be finite and {relation} {minimum:g}, got {number!r}.")
+    return number
+
+
+def check_batch(
+    name: str,
+    x: object,
+    event_shape: tuple[int, ...],
+    *,
+    device: torch.device | None = None,
+    batch: int | None = None,
+) -> torch.Tensor:
+    """Return ``x`` when it is a floating tensor ``[batch, *event_shape]`` on ``device``; no device synchronisation.
+
+    Raises TypeError for another type or dtype and ValueError for another shape or device.
+    """
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating dtype, got {x.dtype}.")
+    if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
+        wanted = ", ".join(["batch" if batch is None else str(batch), *map(str, event_shape)])
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(x.shape)}.")
+    if batch is not None and x.shape[0] != batch:
+        raise ValueError(f"{name} must have {batch} rows, got {x.shape[0]}.")
+    if device is not None and x.device.type != device.type:
+        raise ValueError(f"{name} must be on device {str(device)!r}, got {str(x.device)!r}.")
+    return x
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return the torch.device: the CPU for None; raises ValueError for an unknown or absent one."""
+    try:
+        resolved = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', got {device!r}.") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
+    return resolved
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module`` lazily; raises MissingExtraError that names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{module.split('.')[0]} is needed here and is not installed: pip install 'dxmi_rl[{extra}]'."
+        ) from error

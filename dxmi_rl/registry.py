@@ -1,0 +1,49 @@
+"""Registries of names (targets, tasks, agents, schedules, kernels) that answer a typo with the nearest names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class UnknownNameError(ValueError):
+    """A name that is not registered. The message names what was asked for, the nearest names and all of them."""
+
+    def __init__(self, kind: str, name: object, known: list[str]) -> None:
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
+
+
+class Registry(Generic[T]):
+    """An ordered mapping from names to builders. ``kind`` is the word used in error messages."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def add(self, name: str, entry: T) -> T:
+        """Register ``entry`` under ``name``; raises ValueError when the name is taken."""
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered already.")
+        self._entries[name] = entry
+        return entry
+
+    def __getitem__(self, name: str) -> T:
+        """Return the entry, or raise UnknownNameError."""
+        if not isinstance(name, str) or name not in self._entries:
+            raise UnknownNameError(self.kind, name, self.names())
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def names(self) -> list[str]:
+        """All registered names, in the order of registration."""
+        return list(self._entries)
