@@ -1,0 +1,372 @@
+"""What every agent can do: learn, sample, predict, save, load."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer
+from dxmi_rl.mdp import Trajectory
+from dxmi_rl.progress import progress_columns
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.targets import Target
+from dxmi_rl.tasks import Task, make_task
+
+Callback = Callable[["Agent"], bool | None]
+FinalStateHook = Callable[[Tensor], None]
+
+
+@dataclass
+class Costs:
+    """What training has spent so far; evaluation is not counted."""
+
+    timesteps: int = 0
+    """Rollout transitions: the budget."""
+    policy_draws: int = 0
+    """Next states drawn from the policy, rollouts included."""
+    energy_evals: int = 0
+    """Evaluations of E on one x, with or without gradient."""
+    energy_grad_evals: int = 0
+    """Those of them that were differentiated in x."""
+    denoiser_calls: int = 0
+    """Evaluations of the base or fine-tuned denoiser on one x."""
+    seconds: float = 0.0
+    """Wall-clock seconds inside ``learn``."""
+
+
+class Agent(abc.ABC):
+    """A few-step sampler that learns on a task, with Stable-Baselines3's verbs.
+
+    Args:
+        task: a task's name or a built Task.
+        seed: the one seed of initialisation, rollouts and minibatches.
+        device: torch device of a task given by name.
+        config: the agent's settings; ``settings`` change single fields.
+
+    Subclasses set ``name``, ``Config`` (a frozen dataclass) and define ``_build`` and ``iterate``.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    has_density: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        task: str | Task | Target = "8gaussians",
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        config: Any = None,
+        **settings: Any,
+    ) -> None:
+        self.task = make_task(task) if device is None else make_task(task, device=device)
+        self.mdp = self.task.mdp
+        self.seed = check_integer("seed", seed, minimum=0)
+        self.config = self._configure(config, settings)
+        self.costs = Costs()
+        self.progress = 0.0
+        self.generator = torch.Generator(self.mdp.device).manual_seed(seed)
+        self.log: dict[str, float] = {}
+        with seeded(seed):
+            self._build()
+
+    @classmethod
+    def _configure(cls, config: Any, settings: dict[str, Any]) -> Any:
+        config = cls.Config() if config is None else config
+        if not isinstance(config, cls.Config):
+            raise TypeError(f"config of {cls.__name__} must be a {cls.Config.__qualname__}, got {config!r}.")
+        known = [f.name for f in fields(config)]
+        for key in settings:
+            if key not in known:
+                raise UnknownNameError(f"setting of {cls.__name__}", key, known)
+        assert is_dataclass(config)
+        return replace(config, **settings)  # type: ignore[type-var]
+
+    # -- to be defined by an algorithm -------------------------------------------------------------------------
+
+    policy: nn.Module
+    """The sampling policy; its parameters are what DxMI averages."""
+
+    @abc.abstractmethod
+    def _build(self) -> None:
+        """Make networks and optimizers."""
+
+    @abc.abstractmethod
+    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
+        """One iteration: a rollout, ``on_final(x_T)`` (DxMI's energy step), the updates. Returns losses to log."""
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimizers by name; saved in checkpoints."""
+        return {}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Modules by name; saved in checkpoints."""
+        return {"policy": self.policy, "kernel": self.mdp.kernel}
+
+    @property
+    def timesteps_per_iteration(self) -> int:
+        """Transitions of one iteration."""
+        return self.config.batch_size * self.mdp.horizon
+
+    # -- the verbs ---------------------------------------------------------------------------------------------
+
+    @property
+    def num_timesteps(self) -> int:
+        """Rollout transitions so far."""
+        return self.costs.timesteps
+
+    def learn(
+        self,
+        total_timesteps: int,
+        *,
+        callback: Callback | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint_every: int = 50,
+    ) -> Self:
+        """Train for ``total_timesteps`` more rollout transitions (rounded up to whole iterations).
+
+        Learning-rate schedules span the whole of ``num_timesteps + total_timesteps``; continuing a loaded checkpoint
+        with ``reset_num_timesteps=False`` and the remaining steps gives the same numbers as not having stopped.
+
+        Args:
+            callback: called after each iteration with the agent; returning False stops.
+            progress_bar: show a bar with the time left (silent when not a terminal).
+            checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
+
+        Raises DivergenceError on a non-finite loss, before it reaches ``checkpoint``.
+        """
+        check_integer("total_timesteps", total_timesteps)
+        check_integer("checkpoint_every", checkpoint_every)
+        if reset_num_timesteps:
+            self.costs.timesteps = 0
+        end = self.costs.timesteps + total_timesteps
+        if not self.trains:
+            self.costs.timesteps = end
+            return self
+        with self._bar(end, progress_bar) as advance:
+            iteration = 0
+            while self.costs.timesteps < end:
+                self._set_progress(self.costs.timesteps / end)
+                started = time.perf_counter()
+                log = self.iterate()
+                self.costs.seconds += time.perf_counter() - started
+                iteration += 1
+                due = checkpoint is not None and (iteration % checkpoint_every == 0 or self.costs.timesteps >= end)
+                if due or iteration % 50 == 0 or self.costs.timesteps >= end:
+                    self._note(log)
+                if due and checkpoint is not None:
+                    self.save(checkpoint)
+                advance(self.costs.timesteps)
+                if callback is not None and callback(self) is False:
+                    break
+        return self
+
+    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        """Samples x_T of the stochastic policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the stream."""
+        return self.sample_trajectory(n, seed=seed).final
+
+    def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
+        """n whole episodes with their log-probabilities."""
+        check_integer("n", n)
+        generator = self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
+        return self.mdp.rollout(self.density(policy), n, generator)
+
+    def density(self, policy: nn.Module | None = None) -> Any:
+        """The policy (or a copy of it with other weights) as an object with ``moments(x, t)`` in next-state coordinates."""
+        return self.policy if policy is None else policy
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        *,
+        coordinates: str = "noise",
+    ) -> tuple[np.ndarray, Any]:
+        """Action for observations of the environment (flat ``[x, 1 - t / T]`` or ``{"x", "t"}``), single or batched.
+
+        Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` gives the mean, which
+        is not a sampler. Raises ValueError for observations of another shape.
+        """
+        x, t, single = self._parse(observation)
+        with torch.no_grad():
+            mean, log_std = self.density().moments(x, t)
+            x_next = mean
+            if not deterministic:
+                noise = torch.randn(x.shape, generator=self.generator, device=x.device)
+                x_next = mean + log_std.exp() * noise
+            action = self.mdp.action(x, t, x_next, coordinates)
+        flat = not isinstance(observation, dict)
+        result = (action.flatten(1) if flat else action).cpu().numpy()
+        return (result[0] if single else result), state
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the whole training state as one safetensors file with a JSON header, atomically."""
+        tensors: dict[str, Tensor] = {"generator": self.generator.get_state()}
+        for name, module in self.modules().items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in self._all_optimizers().items():
+            tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
+        for name, tensor in self._extra_tensors().items():
+            tensors[f"extra/{name}"] = tensor
+        metadata = {
+            "agent": self.name,
+            "task": self.task.spec,
+            "task_name": self.task.name,
+            "seed": self.seed,
+            "config": asdict(self.config),
+            "costs": asdict(self.costs),
+            "progress": self.progress,
+        }
+        return save_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, task: str | Task | None = None, device: str | torch.device | None = None
+    ) -> Self:
+        """Rebuild an agent from ``save``; ``task`` is needed when it was built from objects of yours.
+
+        Raises FileNotFoundError, or CheckpointError for a damaged file or one of another agent or task.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("agent") != cls.name:
+            raise CheckpointError(
+                f"{str(path)!r} holds agent {metadata.get('agent')!r}, not {cls.name!r}: load it with that class."
+            )
+        if task is None:
+            if metadata["task"] is None:
+                raise CheckpointError(
+                    f"{str(path)!r} was trained on a task of your own objects ({metadata['task_name']!r}): pass task=."
+                )
+            spec = dict(metadata["task"])
+            task = make_task(spec.pop("name"), **spec) if device is None else make_task(spec.pop("name"), device=device, **spec)
+        elif isinstance(task, str):
+            task = make_task(task) if device is None else make_task(task, device=device)
+        if task.name != metadata["task_name"]:
+            raise CheckpointError(
+                f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}."
+            )
+        agent = cls(task, seed=metadata["seed"], config=cls.Config(**_untuple(cls.Config, metadata["config"])))
+        agent.costs = Costs(**metadata["costs"])
+        agent._restore(path, tensors)
+        agent.progress = metadata["progress"]
+        return agent
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _restore(self, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
+        try:
+            for name, module in self.modules().items():
+                part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
+                module.load_state_dict(part)
+            for name, optimizer in self._all_optimizers().items():
+                restore_optimizer(f"optimizer/{name}", optimizer, tensors)
+            self._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("extra/")})
+            if self.generator.device.type == "cpu" or tensors["generator"].numel() == self.generator.get_state().numel():
+                self.generator.set_state(tensors["generator"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{str(path)!r} does not fit {self.name!r} on task {self.task.name!r}: {error}") from error
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        """Further tensors of the training state."""
+        return {}
+
+    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``_extra_tensors`` gave."""
+
+    def _all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers = dict(self.optimizers())
+        if self.mdp.kernel.optimizer is not None:
+            optimizers["kernel"] = self.mdp.kernel.optimizer
+        return optimizers
+
+    def _set_progress(self, progress: float) -> None:
+        """Move every learning rate along its schedule: cosine from its peak to zero."""
+        self.progress = progress
+        self.mdp.kernel.set_progress(progress)
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if self.config.anneal else 1.0
+        for optimizer in self.optimizers().values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+
+    def _note(self, log: dict[str, float | Tensor]) -> None:
+        self.log = {key: float(value) for key, value in log.items()}
+        bad = [key for key, value in self.log.items() if not math.isfinite(value)]
+        if bad:
+            raise DivergenceError(
+                f"{self.name} on {self.task.name!r} diverged at timestep {self.costs.timesteps}: {bad[0]} is "
+                f"{self.log[bad[0]]}. Lower the learning rates, or raise tau."
+            )
+
+    def _parse(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Tensor, Tensor, bool]:
+        horizon, device, dim = self.mdp.horizon, self.mdp.device, self.mdp.dim
+        if isinstance(observation, dict):
+            x = torch.as_tensor(np.asarray(observation["x"]), dtype=torch.float32, device=device)
+            t = torch.as_tensor(np.asarray(observation["t"]), device=device).long().reshape(-1)
+            single = x.dim() == len(self.mdp.event_shape)
+            return x.reshape(-1, *self.mdp.event_shape), t, single
+        flat = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)
+        single = flat.dim() == 1
+        if flat.shape[-1] != dim + 1 or flat.dim() > 2:
+            raise ValueError(f"observation must have shape [{dim + 1}] or [batch, {dim + 1}], got {list(flat.shape)}.")
+        flat = flat.reshape(-1, dim + 1)
+        t = ((1 - flat[:, -1]) * horizon).round().long().clamp(0, horizon - 1)
+        return flat[:, :-1].reshape(-1, *self.mdp.event_shape), t, single
+
+    @contextlib.contextmanager
+    def _bar(self, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+        import sys
+
+        if not (show and sys.stderr.isatty()):
+            yield lambda done: None
+            return
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(*progress_columns(), console=Console(stderr=True)) as bar:  # type: ignore[arg-type]
+            task = bar.add_task(f"{self.name} on {self.task.name}", total=total, completed=self.costs.timesteps)
+            yield lambda done: bar.update(task, completed=min(done, total))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fix torch's global generators inside, leave them untouched outside (for module initialisation)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
+    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales."""
+    return torch.optim.Adam(
+        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters], **options
+    )
+
+
+def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
+    """JSON turned tuples into lists; turn them back, and refuse fields that this version does not know."""
+    known = {f.name for f in fields(config)}
+    extra = sorted(set(values) - known)
+    if extra:
+        raise CheckpointError(f"the checkpoint has settings that {config.__qualname__} does not know: {extra}.")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+__all__ = ["Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "seeded"]

@@ -1,0 +1,39 @@
+"""Base: the untrained few-step sampler, the row every table starts with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.agents.policy import BasePolicy
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Settings of Base."""
+
+    batch_size: int = 256
+    """Trajectories per iteration, when DxMI trains an energy against it."""
+    anneal: bool = False
+    """Unused by a sampler that does not train; kept so that every agent has it."""
+
+
+class Base(Agent):
+    """The base sampler of the task (DDPM, DDIM or a random walk) as an agent; ``learn`` changes nothing."""
+
+    name: ClassVar[str] = "base"
+    Config: ClassVar[type] = BaseConfig
+    trains: ClassVar[bool] = False
+
+    def _build(self) -> None:
+        self.policy = BasePolicy(self.mdp).to(self.mdp.device)
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
+        final = self.sample(self.config.batch_size)
+        if on_final is not None:
+            on_final(final)
+        self.costs.timesteps += self.timesteps_per_iteration
+        return {}

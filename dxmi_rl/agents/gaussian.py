@@ -1,0 +1,118 @@
+"""What agents with a Gaussian policy of their own share: building the policy, collecting rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder
+from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.mdp import Trajectory
+from dxmi_rl.networks import StepMLP
+from dxmi_rl.registry import UnknownNameError
+
+POLICIES = ["correction", "fine-tuned"]
+
+
+@dataclass(frozen=True)
+class GaussianConfig:
+    """Settings of every agent with a Gaussian policy of its own."""
+
+    batch_size: int = 256
+    """Trajectories per iteration."""
+    policy: str = "correction"
+    """"correction" (a network on top of the fixed base mean) or "fine-tuned" (the pretrained network itself)."""
+    width: int = 64
+    """Units per layer of policy and value networks."""
+    depth: int = 3
+    """Hidden layers (blocks when ``residual``) of policy and value networks."""
+    fourier: int = 0
+    """Fourier frequencies of the correction network's input."""
+    value_fourier: int = 4
+    """Fourier frequencies of the value network's input."""
+    residual: bool = False
+    """Residual blocks in the value network."""
+    state_dependent_sigma: bool = True
+    """The correction network also shapes sigma, per dimension."""
+    policy_learning_rate: float = 1e-3
+    """Peak rate of the policy's mean."""
+    sigma_learning_rate: float = 3e-3
+    """Peak rate of log sigma."""
+    value_learning_rate: float = 2e-3
+    """Peak rate of the value network."""
+    clip_gradient: float = 1.0
+    """Largest norm of a policy gradient."""
+    anneal: bool = True
+    """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
+
+
+@dataclass
+class Rollout:
+    """One batch of episodes, flattened to T n transitions, time-major.
+
+    ``x``, ``x_next`` ``[T n, *event]``; ``t`` ``[T n]``; ``log_prob`` ``[T n]``; ``reference`` as ``x`` or None.
+    """
+
+    trajectory: Trajectory
+    x: Tensor
+    x_next: Tensor
+    t: Tensor
+    log_prob: Tensor
+    reference: Tensor | None
+
+
+class GaussianAgent(Agent):
+    """An agent that samples with a GaussianPolicy in next-state coordinates."""
+
+    policy: GaussianPolicy
+    config: Any
+
+    def _build(self) -> None:
+        config = self.config
+        for key in ("batch_size", "width", "depth"):
+            check_integer(key, getattr(config, key))
+        for key in ("policy_learning_rate", "sigma_learning_rate", "value_learning_rate"):
+            check_real(key, getattr(config, key))
+        check_real("clip_gradient", config.clip_gradient, strict=True)
+        if config.policy not in POLICIES:
+            raise UnknownNameError("policy", config.policy, POLICIES)
+        if config.policy == "correction":
+            policy: GaussianPolicy = CorrectionPolicy(
+                self.mdp, width=config.width, depth=config.depth, fourier=config.fourier,
+                state_dependent_sigma=config.state_dependent_sigma,
+            )  # fmt: skip
+        else:
+            policy = FineTunedPolicy(self.mdp)
+        self.policy = policy.to(self.mdp.device)
+        self.value = StepMLP(
+            self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
+            fourier=config.value_fourier, residual=config.residual,
+        ).to(self.mdp.device)  # fmt: skip
+        # Sigma of a deterministic base is 0 and cannot be learned in log space.
+        if not bool(torch.isfinite(self.policy.log_sigma.detach()).all()):
+            raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+
+    def collect(self, on_final: FinalStateHook | None) -> Rollout:
+        """Roll out ``batch_size`` episodes, hand x_T to ``on_final``, let the kernel adapt once."""
+        recorder = Recorder(self.policy)
+        n = self.config.batch_size
+        with torch.no_grad():
+            trajectory = self.mdp.rollout(recorder, n, self.generator)
+            x, x_next, t = trajectory.transitions()
+        if on_final is not None:
+            on_final(trajectory.final)
+        self.mdp.kernel.fit(x, x_next, t)
+        self.costs.timesteps += len(x)
+        self.costs.policy_draws += len(x)
+        self.costs.denoiser_calls += len(x) * self.mdp.base.denoiser_calls
+        self.costs.energy_evals += n
+        return Rollout(trajectory, x, x_next, t, trajectory.log_prob.flatten(), recorder.stacked())
+
+    def fine_tune_cost(self, transitions: int) -> None:
+        """Count denoiser calls of an update: a policy that is the denoiser pays one per transition, others none."""
+        if self.config.policy == "fine-tuned":
+            self.costs.denoiser_calls += transitions

@@ -1,0 +1,128 @@
+"""Gaussian policies pi(x_{t+1} | x_t) = N(mu_theta(x_t, t), diag sigma_theta^2) that start as the base sampler."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.diffusion.kernels import per_step
+from dxmi_rl.diffusion.samplers import ReverseSampler
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.networks import StepMLP
+
+
+class GaussianPolicy(nn.Module):
+    """Base for policies: ``moments`` from a mean and a learned log sigma per step.
+
+    ``reference(x, t)`` is the part of the mean that is not trained (the base sampler's mean, or None); agents compute
+    it once per state and hand it back to ``moments``, so the base denoiser is never paid for twice.
+    """
+
+    log_sigma: nn.Parameter
+    """Learned log sigma_t, ``[T]``."""
+
+    def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        """The untrained part of the mean, or None."""
+        return None
+
+    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}; ``reference`` is computed when it is None."""
+        raise TypeError(f"{type(self).__name__} must define moments.")
+
+    def mean_parameters(self) -> list[nn.Parameter]:
+        """Trained parameters other than log sigma, which has a learning rate of its own."""
+        return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
+
+
+class CorrectionPolicy(GaussianPolicy):
+    """mu = mu_base(x, t) + w_t m(x, t), log sigma = log sigma_t + l(x, t): a zero-initialised network on a fixed base.
+
+    w_t is the spread of the transition, max(sigma_t, half the fall in noise). With ``state_dependent_sigma`` the
+    network adds a bounded per-dimension term to log sigma.
+    """
+
+    def __init__(self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool) -> None:
+        super().__init__()
+        self.base = copy.deepcopy(mdp.base).requires_grad_(False)
+        self.dim = mdp.dim
+        self.state_dependent_sigma = state_dependent_sigma
+        sigma = self.base.sigma
+        schedule = self.base.schedule
+        fall = (schedule.s[:-1] - schedule.s[1:]).abs()
+        self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
+        self.register_buffer("reference_scale", mdp.state_scale[1:].clone())
+        outputs = self.dim * (2 if state_dependent_sigma else 1)
+        self.net = StepMLP(
+            2 * self.dim, outputs, torch.ones(mdp.horizon), width=width, depth=depth, fourier=fourier, zero=True
+        )
+        self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
+        self.log_sigma = nn.Parameter(sigma.log().clone())
+
+    def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        return self.base.mean(x, t)
+
+    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if reference is None:
+            reference = self.base.mean(x, t)
+        features = torch.cat(
+            [(x / per_step(self.state_scale, t, x)).flatten(1), (reference / per_step(self.reference_scale, t, x)).flatten(1)],
+            dim=1,
+        )
+        out = self.net(features, t)
+        log_sigma = per_step(self.log_sigma, t, x)
+        if self.state_dependent_sigma:
+            out, stretch = out.chunk(2, dim=1)
+            log_sigma = log_sigma + 2 * torch.tanh(stretch / 2).view_as(x)
+        return reference + per_step(self.step_scale, t, x) * out.view_as(x), log_sigma
+
+
+class FineTunedPolicy(GaussianPolicy):
+    """The pretrained network itself as the policy: mu is the base sampler's mean with its denoiser trainable.
+
+    This is what is done to large backbones (DxMI, DDPO); it never calls a second denoiser.
+    """
+
+    def __init__(self, mdp: DenoisingMDP) -> None:
+        super().__init__()
+        if not isinstance(mdp.base, ReverseSampler):
+            raise ValueError("policy 'fine-tuned' needs a base sampler with a denoiser network; use 'correction'.")
+        self.base = copy.deepcopy(mdp.base)
+        self.base.denoiser.requires_grad_(True)
+        if not any(True for _ in self.base.denoiser.parameters()):
+            raise ValueError("policy 'fine-tuned' needs a denoiser with parameters; use 'correction' for an exact one.")
+        self.log_sigma = nn.Parameter(self.base.sigma.log().clone())
+
+    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.base.mean(x, t), per_step(self.log_sigma, t, x)
+
+
+class BasePolicy(GaussianPolicy):
+    """The base sampler as a policy: mu_t and sigma_t, nothing trained."""
+
+    def __init__(self, mdp: DenoisingMDP) -> None:
+        super().__init__()
+        self.base = copy.deepcopy(mdp.base).requires_grad_(False)
+
+    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.base.mean(x, t), per_step(self.base.sigma.log(), t, x)
+
+
+class Recorder:
+    """A policy for ``mdp.rollout`` that keeps the reference means it computed (``references``: T tensors or Nones)."""
+
+    def __init__(self, policy: GaussianPolicy) -> None:
+        self.policy = policy
+        self.references: list[Tensor | None] = []
+
+    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """As the policy's, noting its reference."""
+        reference = self.policy.reference(x, t)
+        self.references.append(reference)
+        return self.policy.moments(x, t, reference)
+
+    def stacked(self) -> Tensor | None:
+        """References of all transitions, time-major ``[T n, *event]``, or None."""
+        known = [reference for reference in self.references if reference is not None]
+        return torch.cat(known) if known else None

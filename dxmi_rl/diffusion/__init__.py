@@ -1,0 +1,28 @@
+"""Schedules, denoisers, base samplers and backward kernels."""
+
+from dxmi_rl.diffusion.denoisers import EpsilonDenoiser, MixtureDenoiser
+from dxmi_rl.diffusion.kernels import KERNELS, BackwardKernel, Brownian, Forward, Learned, make_kernel
+from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser
+from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
+from dxmi_rl.diffusion.schedules import SCHEDULES, Schedule, make_schedule
+
+__all__ = [
+    "KERNELS",
+    "SCHEDULES",
+    "BackwardKernel",
+    "BaseSampler",
+    "Brownian",
+    "EpsilonDenoiser",
+    "Forward",
+    "IdentitySampler",
+    "Learned",
+    "MixtureDenoiser",
+    "PretrainingConfig",
+    "ReverseSampler",
+    "Schedule",
+    "make_kernel",
+    "make_schedule",
+    "mixture_sigma_last",
+    "pretrained_denoiser",
+    "sample_base",
+]

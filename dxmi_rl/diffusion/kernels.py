@@ -1,0 +1,183 @@
+"""Backward kernels qb(x_t | x_{t+1}), the paper's auxiliary distribution: Brownian with AVR, Forward, Learned."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.diffusion.schedules import Schedule
+from dxmi_rl.networks import StepMLP
+from dxmi_rl.registry import Registry
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+
+
+def gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """log N(x; mean, diag exp(2 log_std)) summed over the event: ``[batch, *event] -> [batch]``; log_std broadcasts."""
+    z = (x - mean) * torch.exp(-log_std)
+    return (-0.5 * z.square() - log_std - HALF_LOG_TWO_PI).flatten(1).sum(1)
+
+
+def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
+    """``table[t]`` shaped to broadcast against ``x``: a scalar for an int t, ``[batch, 1, ...]`` for a LongTensor."""
+    return table[t] if isinstance(t, int) else table[t].view(-1, *[1] * (x.dim() - 1))
+
+
+class BackwardKernel(nn.Module):
+    """qb(x_t | x_{t+1}) = N(mean, diag std^2); subclasses give ``moments`` and, when they adapt, ``fit``."""
+
+    horizon: int
+    optimizer: torch.optim.Optimizer | None = None
+
+    def moments(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean (shape of x) and log standard deviation (broadcastable) of x_t given x_{t+1}."""
+        raise TypeError(f"{type(self).__name__} must define moments.")
+
+    def log_prob(self, x_prev: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
+        """log qb(x_t = x_prev | x_{t+1} = x_next): ``[batch]``, in nats, summed over dimensions."""
+        mean, log_std = self.moments(x_next, t)
+        return gaussian_log_prob(x_prev, mean, log_std)
+
+    def sample(self, x_next: Tensor, t: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
+        """A draw of x_t given x_{t+1}, the shape of x_next."""
+        mean, log_std = self.moments(x_next, t)
+        noise = torch.randn(x_next.shape, generator=generator, device=x_next.device, dtype=x_next.dtype)
+        return mean + log_std.exp() * noise
+
+    def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
+        """Adapt to transitions ``[batch, *event]`` at steps t ``[batch]``; kernels without parameters do nothing."""
+
+    def set_progress(self, progress: float) -> None:
+        """Told by agents: the fraction of training that is done, 0..1, for learning-rate schedules."""
+
+
+class Brownian(BackwardKernel):
+    """N(x_{t+1}, s_t^2 I) with adaptive velocity regularisation: the paper's kernel (DxMI section 4.3).
+
+    ``fit``: s_t^2 <- rate s_t^2 + (1 - rate) mean ||x_{t+1} - x_t||^2 / d, the running maximum-likelihood fit.
+    """
+
+    variance: Tensor
+
+    def __init__(self, variance: Tensor, *, rate: float = 0.99) -> None:
+        super().__init__()
+        if not 0 <= check_real("rate", rate) <= 1:
+            raise ValueError(f"rate must lie in [0, 1], got {rate}.")
+        if variance.dim() != 1 or not bool((variance > 0).all()):
+            raise ValueError(f"variance must be a positive vector [T], got {variance}.")
+        self.horizon, self.rate = len(variance), rate
+        self.register_buffer("variance", variance.clone())
+
+    def moments(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        return x_next, 0.5 * per_step(self.variance, t, x_next).log()
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
+        squared = (x_next - x).square().flatten(1).mean(1)
+        total = torch.zeros_like(self.variance).index_add_(0, t, squared)
+        count = torch.zeros_like(self.variance).index_add_(0, t, torch.ones_like(squared))
+        fitted = torch.where(count > 0, total / count.clamp_min(1), self.variance)
+        self.variance.lerp_(fitted, 1 - self.rate)
+
+
+class Forward(BackwardKernel):
+    """The noising kernel of the schedule: N(a_t x_{t+1}, v_t I), a_t = alpha_t / alpha_{t+1} (DESIGN.md section 2)."""
+
+    gain: Tensor
+    log_std: Tensor
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.horizon = schedule.horizon
+        gain, variance = schedule.forward_kernel()
+        self.register_buffer("gain", gain)
+        self.register_buffer("log_std", 0.5 * variance.log())
+
+    def moments(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        return per_step(self.gain, t, x_next) * x_next, per_step(self.log_std, t, x_next)
+
+
+class Learned(BackwardKernel):
+    """Mean and variance from a network, starting as Forward, fitted by maximum likelihood on the policy's trajectories.
+
+    A trainable destruction process (cf. arXiv 2506.01541): mean = a_t x' + sqrt(v_t) m(x', t), log std = log v_t / 2 +
+    l(x', t), per dimension. ``fit`` does ``steps`` Adam steps on the given transitions.
+    """
+
+    def __init__(
+        self, schedule: Schedule, event_shape: tuple[int, ...], scale: float, *, width: int = 64, depth: int = 3,
+        learning_rate: float = 2e-3, steps: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_integer("steps", steps)
+        self.horizon, self.steps, self.learning_rate = schedule.horizon, steps, learning_rate
+        self.start = Forward(schedule)
+        dim = math.prod(event_shape)
+        rms = (schedule.alpha**2 * scale**2 + schedule.s**2).sqrt()[1:]
+        self.net = StepMLP(dim, 2 * dim, rms, width=width, depth=depth, zero=True)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
+
+    def moments(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.start.moments(x_next, t)
+        shift, stretch = self.net(x_next, t).chunk(2, dim=1)
+        # A soft bound on the variance: one outlier must not blow up the likelihood.
+        return mean + log_std.exp() * shift.view_as(x_next), log_std + 4 * torch.tanh(stretch / 4).view_as(x_next)
+
+    def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
+        assert self.optimizer is not None
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = -self.log_prob(x, x_next, t).mean()
+                loss.backward()
+                nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
+                self.optimizer.step()
+
+    def set_progress(self, progress: float) -> None:
+        assert self.optimizer is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
+        copied = type(self).__new__(type(self))
+        nn.Module.__init__(copied)
+        memo[id(self)] = copied
+        for name, value in self.__dict__.items():
+            if name != "optimizer":
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        copied.optimizer = torch.optim.Adam(copied.net.parameters(), lr=self.learning_rate)
+        if self.optimizer is not None:
+            copied.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        return copied
+
+
+KernelBuilder = Callable[..., BackwardKernel]
+KERNELS: Registry[KernelBuilder] = Registry("backward kernel")
+
+
+def _brownian(schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any) -> Brownian:
+    """Start at the spread of a base step: its noise, and the shrinking of the remaining level."""
+    levels = schedule.levels
+    start = (levels[:-1] ** 2 - levels[1:] ** 2) * schedule.alpha[:-1] ** 2
+    return Brownian(torch.maximum(start, sigma**2), **options)
+
+
+KERNELS.add("brownian", _brownian)
+KERNELS.add("forward", lambda schedule, event_shape, scale, sigma, **options: Forward(schedule, **options))
+KERNELS.add("learned", lambda schedule, event_shape, scale, sigma, **options: Learned(schedule, event_shape, scale, **options))  # fmt: skip
+
+
+def make_kernel(
+    name: str, schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any
+) -> BackwardKernel:
+    """Build a backward kernel for a schedule; ``sigma`` is the base sampler's ``[T]``.
+
+    Raises UnknownNameError for an unknown name and TypeError for an option that the kernel does not have.
+    """
+    return KERNELS[name](schedule, event_shape, scale, sigma, **options)

@@ -1,0 +1,98 @@
+"""Base samplers: the reverse kernels p(x_{t+1} | x_t) = N(mu_t(x_t), sigma_t^2 I) that a policy starts from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.checks import check_real
+from dxmi_rl.diffusion.schedules import Schedule
+
+
+class ReverseSampler(nn.Module):
+    """DDIM(eta) reverse kernels (Song et al. 2021, arXiv 2010.02502, equations 12 and 16); eta = 1 is DDPM.
+
+    With a = alpha_t / alpha_{t+1}, v = s_t^2 - a^2 s_{t+1}^2 and D = D(x_t, t):
+    sigma_t^2 = eta^2 s_{t+1}^2 v / s_t^2,  mu_t = alpha_{t+1} D + sqrt(s_{t+1}^2 - sigma_t^2) (x_t - alpha_t D) / s_t.
+    The last sigma, which is 0 there, is ``sigma_last``.
+
+    Attributes:
+        sigma: ``[T]``.
+        deterministic: True when some sigma_t is 0 (eta = 0): no density, no noise coordinates.
+    """
+
+    sigma: Tensor
+    mean_denoised: Tensor
+    mean_x: Tensor
+
+    def __init__(self, schedule: Schedule, denoiser: nn.Module, *, eta: float = 1.0, sigma_last: float = 0.05) -> None:
+        super().__init__()
+        check_real("eta", eta)
+        check_real("sigma_last", sigma_last)
+        self.schedule, self.denoiser, self.eta = schedule, denoiser, eta
+        _, v = schedule.forward_kernel()
+        alpha, s = schedule.alpha, schedule.s
+        sigma = eta * s[1:] * v.sqrt() / s[:-1]
+        direction = (s[1:] ** 2 - sigma**2).clamp_min(0).sqrt() / s[:-1]
+        sigma[-1] = sigma_last
+        self.register_buffer("sigma", sigma)
+        self.register_buffer("mean_x", direction)
+        self.register_buffer("mean_denoised", alpha[1:] - direction * alpha[:-1])
+
+    @property
+    def deterministic(self) -> bool:
+        """True when the kernels have no density."""
+        return self.eta == 0
+
+    @property
+    def denoiser_calls(self) -> int:
+        """Denoiser evaluations per step and sample."""
+        return 1
+
+    def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """mu_t(x): ``[batch, *event]``, t an int or LongTensor ``[batch]``."""
+        shape = () if isinstance(t, int) else (-1, *[1] * (x.dim() - 1))
+        denoised = self.denoiser(x, self.schedule.alpha[t], self.schedule.s[t])
+        return self.mean_denoised[t].reshape(shape) * denoised + self.mean_x[t].reshape(shape) * x
+
+
+class IdentitySampler(nn.Module):
+    """``base=None``: mu_t(x) = x on a variance-exploding ladder, sigma_t^2 = level_t^2 - level_{t+1}^2, last sigma_min."""
+
+    sigma: Tensor
+    deterministic = False
+    denoiser_calls = 0
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+        levels = schedule.levels
+        sigma = (levels[:-1] ** 2 - levels[1:] ** 2).sqrt()
+        self.register_buffer("sigma", sigma)
+
+    def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """x itself."""
+        return x
+
+
+BaseSampler = ReverseSampler | IdentitySampler
+
+
+def mixture_sigma_last(mode_std: float, level_min: float) -> float:
+    """Posterior standard deviation of x_clean at level ``level_min`` inside one mode: (1/std^2 + 1/level^2)^(-1/2)."""
+    return 1 / math.sqrt(1 / mode_std**2 + 1 / level_min**2)
+
+
+@torch.no_grad()
+def sample_base(base: BaseSampler, n: int, event_shape: tuple[int, ...], generator: torch.Generator | None, *, last_noise: bool = True) -> Tensor:  # fmt: skip
+    """Draw ``[n, *event_shape]`` from a base sampler; ``last_noise=False`` takes the last step's mean (the solvers' way)."""
+    sigma = base.sigma
+    x = base.schedule.start_std * torch.randn(n, *event_shape, generator=generator, device=sigma.device)
+    steps = len(sigma)
+    for t in range(steps):
+        x = base.mean(x, t)
+        if t < steps - 1 or last_noise:
+            x = x + sigma[t] * torch.randn(x.shape, generator=generator, device=x.device)
+    return x

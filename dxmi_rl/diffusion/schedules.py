@@ -1,0 +1,144 @@
+"""Noise schedules: x_t = alpha_t x_clean + s_t eps, t = 0 (noise) .. T (clean)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.registry import Registry
+
+
+class Schedule(nn.Module):
+    """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0 ~ N(0, s0^2 I).
+
+    Raises ValueError unless the noise levels s / alpha fall strictly and alpha is positive.
+    """
+
+    alpha: Tensor
+    s: Tensor
+
+    def __init__(self, alpha: np.ndarray, s: np.ndarray, start_std: float) -> None:
+        super().__init__()
+        alpha, s = np.asarray(alpha, dtype=np.float64), np.asarray(s, dtype=np.float64)
+        if alpha.shape != s.shape or alpha.ndim != 1 or len(alpha) < 2:
+            raise ValueError(f"alpha and s must both have shape [T + 1], got {alpha.shape} and {s.shape}.")
+        levels = s / alpha
+        if not (np.isfinite(levels).all() and (alpha > 0).all() and (np.diff(levels) < 0).all() and levels[-1] >= 0):
+            raise ValueError(f"noise levels s / alpha must be finite and fall strictly, got {levels}.")
+        self.start_std = start_std
+        dtype = torch.get_default_dtype()
+        self.register_buffer("alpha", torch.as_tensor(alpha, dtype=dtype))
+        self.register_buffer("s", torch.as_tensor(s, dtype=dtype))
+
+    @property
+    def horizon(self) -> int:
+        """Number of steps T."""
+        return len(self.alpha) - 1
+
+    @property
+    def levels(self) -> Tensor:
+        """Noise levels s_t / alpha_t, ``[T + 1]``."""
+        return self.s / self.alpha
+
+    def forward_kernel(self) -> tuple[Tensor, Tensor]:
+        """Coefficients of q(x_t | x_{t+1}) = N(a_t x_{t+1}, v_t I), both ``[T]`` (DESIGN.md section 2, Forward)."""
+        a = self.alpha[:-1] / self.alpha[1:]
+        return a, self.s[:-1] ** 2 - a**2 * self.s[1:] ** 2
+
+
+def _variance_preserving(levels: np.ndarray, scale: float) -> Schedule:
+    alpha = 1 / np.sqrt(1 + (levels / scale) ** 2)
+    return Schedule(alpha, levels * alpha, start_std=scale)
+
+
+def _from_betas(betas: np.ndarray) -> Schedule:
+    """betas run from clean to noisy, as in the literature; our t runs from noise to clean."""
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])[::-1]
+    return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), start_std=1.0)
+
+
+def karras(
+    horizon: int, *, level_max: float = 10.0, level_min: float = 0.15, rho: float = 3.0, scale: float = 1.0
+) -> Schedule:
+    """Karras et al. 2022 (arXiv 2206.00364, equation 5) noise levels, then 0, in variance-preserving coordinates.
+
+    ``scale`` is the standard deviation of x_0; alpha_t = (1 + (level / scale)^2)^(-1/2).
+    """
+    root = np.linspace(level_max ** (1 / rho), level_min ** (1 / rho), horizon)
+    return _variance_preserving(np.append(root**rho, 0.0), scale)
+
+
+def cosine(horizon: int, *, alpha_bar_min: float = 1e-4) -> Schedule:
+    """Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 17), alpha-bar clipped below at ``alpha_bar_min``."""
+    time = np.linspace(1.0, 0.0, horizon + 1)
+    alpha_bar = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+    alpha_bar = np.clip(alpha_bar / alpha_bar[-1], alpha_bar_min, 1.0)
+    return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), start_std=1.0)
+
+
+def var_betas(horizon: int, shape: str, beta_0: float = 1e-4, beta_last: float = 0.02, steps: int = 1000) -> np.ndarray:
+    """FastDPM's VAR betas (Kong and Ping 2021, arXiv 2106.00132), clean to noisy, ``[horizon]``.
+
+    Linear: beta_0 .. x; quadratic: beta_0 (1 + i x)^2; x is solved so that the product of (1 - beta) equals that of
+    the ``steps``-step DDPM schedule, within FastDPM's caps on x (0.99, and 0.95 / (T sqrt(beta_0))).
+    """
+    from scipy.optimize import brentq
+
+    wanted = float(np.log1p(-np.linspace(beta_0, beta_last, steps)).sum())
+
+    def betas(x: float) -> np.ndarray:
+        if shape == "linear":
+            return np.linspace(beta_0, x, horizon)
+        return beta_0 * (1 + np.arange(horizon) * x) ** 2
+
+    low, high = (beta_0, 0.99) if shape == "linear" else (0.0, 0.95 / (horizon * math.sqrt(beta_0)))
+
+    def excess(x: float) -> float:
+        return float(np.log1p(-betas(x)).sum()) - wanted
+
+    return betas(high if excess(high) >= 0 else brentq(excess, low, high))
+
+
+def var_linear(horizon: int) -> Schedule:
+    """FastDPM VAR schedule with linear betas."""
+    return _from_betas(var_betas(horizon, "linear"))
+
+
+def var_quadratic(horizon: int) -> Schedule:
+    """FastDPM VAR schedule with quadratic betas (the DxMI paper's)."""
+    return _from_betas(var_betas(horizon, "quadratic"))
+
+
+def geometric(horizon: int, *, level_max: float = 8.0, level_min: float = 0.4) -> Schedule:
+    """The variance-exploding ladder of from-scratch tasks: alpha = 1, levels geometric from s0 to sigma_min."""
+    levels = np.append(np.geomspace(level_max, level_min, horizon), 0.0)
+    return Schedule(np.ones(horizon + 1), levels, start_std=level_max)
+
+
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
+for _name, _builder in {
+    "karras": karras,
+    "cosine": cosine,
+    "var-linear": var_linear,
+    "var-quadratic": var_quadratic,
+    "geometric": geometric,
+}.items():
+    SCHEDULES.add(_name, _builder)
+
+
+def make_schedule(name: str, horizon: int, **options: float) -> Schedule:
+    """Build the schedule ``name`` with T = ``horizon`` steps.
+
+    Raises UnknownNameError for an unknown name, ValueError for horizon < 1 or options out of range, and TypeError
+    for an option that the schedule does not have.
+    """
+    builder = SCHEDULES[name]
+    check_integer("horizon", horizon)
+    for key, value in options.items():
+        check_real(key, value, strict=True)
+    return builder(horizon, **options)

@@ -1,0 +1,126 @@
+"""Networks: one multilayer perceptron conditioned on the step or on the noise level, and an energy on top of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FourierFeatures(nn.Module):
+    """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020)."""
+
+    frequencies: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = (x[..., None] * self.frequencies).flatten(-2)
+        return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
+
+
+class ResidualBlock(nn.Module):
+    """h + W2 silu(W1 norm(h)), width kept."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class MLP(nn.Module):
+    """A perceptron on flattened events with SiLU units and an optional conditioning vector.
+
+    Args:
+        inputs: flattened size of one event.
+        outputs: size of the output.
+        condition: size of the conditioning vector that is concatenated to the input (0: none).
+        width: units per layer.
+        depth: hidden layers, or residual blocks when ``residual``.
+        fourier: number of Fourier frequencies of the input (0: none); sharp low-dimensional functions need them.
+        residual: pre-norm residual blocks instead of plain layers.
+        zero: start at output zero.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        condition: int = 0,
+        width: int = 128,
+        depth: int = 3,
+        fourier: int = 0,
+        residual: bool = False,
+        zero: bool = False,
+    ) -> None:
+        super().__init__()
+        self.features: nn.Module = FourierFeatures(fourier) if fourier else nn.Identity()
+        size = inputs * (1 + 2 * fourier) + condition
+        layers: list[nn.Module] = [nn.Linear(size, width)]
+        if residual:
+            layers += [ResidualBlock(width) for _ in range(depth)] + [nn.LayerNorm(width), nn.SiLU()]
+        else:
+            layers.append(nn.SiLU())
+            for _ in range(depth - 1):
+                layers += [nn.Linear(width, width), nn.SiLU()]
+        last = nn.Linear(width, outputs)
+        if zero:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(*layers, last)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """``[batch, inputs], [batch, condition] -> [batch, outputs]``."""
+        hidden = self.features(x)
+        if condition is not None:
+            hidden = torch.cat([hidden, condition], dim=-1)
+        return self.layers(hidden)
+
+
+class StepMLP(nn.Module):
+    """An MLP of (x, t), t = 0..steps-1 one-hot; x is divided by ``input_scale[t]`` first.
+
+    Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
+    ``[batch, outputs]``.
+    """
+
+    input_scale: Tensor
+    codes: Tensor
+
+    def __init__(
+        self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
+        residual: bool = False, zero: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        steps = len(input_scale)
+        self.mlp = MLP(
+            inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, residual=residual, zero=zero
+        )
+        self.register_buffer("input_scale", input_scale.clone())
+        self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
+
+    def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
+        x = x.flatten(1)
+        if isinstance(t, int):
+            return self.mlp(x / self.input_scale[t], self.codes[t].expand(len(x), -1))
+        return self.mlp(x / self.input_scale[t, None], self.codes[t])
+
+
+class EnergyMLP(nn.Module):
+    """An energy-based model E_phi: ``[batch, *event] -> [batch]``, an MLP on x / ``scale``."""
+
+    def __init__(
+        self, dim: int, scale: float, *, width: int = 128, depth: int = 3, fourier: int = 0, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, residual=residual)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x.flatten(1) / self.scale).squeeze(-1)

@@ -1,0 +1,118 @@
+"""Files: safetensors with JSON in the header, written atomically; and the cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dxmi_rl.checks import CheckpointError
+
+FORMAT = "dxmi_rl/1"
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write ``value`` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    return write_atomically(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
+    header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
+    plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
+    return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises FileNotFoundError when there is no such file and CheckpointError when it is damaged or foreign.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at path {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a readable safetensors file (damaged or foreign): {error}") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} was not written by dxmi_rl: its format is {header.get('format')!r}, wanted {FORMAT!r}."
+        )
+    try:
+        return tensors, json.loads(header["metadata"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
+
+
+def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+    """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
+    root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
+    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
+    return root / f"{kind}-{digest}.safetensors"
+
+
+def cached_tensors(
+    kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
+    path = cache_path(kind, key)
+    if path.is_file():
+        try:
+            tensors, stored = load_tensors(path)
+            if stored == json.loads(json.dumps(dict(key))):
+                return tensors
+        except CheckpointError:
+            path.unlink(missing_ok=True)
+    tensors = {name: tensor.detach().to("cpu") for name, tensor in build().items()}
+    save_tensors(path, tensors, key)
+    return tensors
+
+
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state tensors of a torch optimizer as ``{prefix/index/name: tensor}``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}/{index}/{name}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``flatten_optimizer`` took; learning rates are set by the caller's schedule."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix + "/"):
+            _, index, name = key.rsplit("/", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
