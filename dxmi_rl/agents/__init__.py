@@ -8,12 +8,16 @@ from dxmi_rl.agents.base import Agent, Costs
 from dxmi_rl.agents.base_sampler import Base
 from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
 from dxmi_rl.agents.ppo import PPO, PPOConfig
+from dxmi_rl.agents.sb3 import SB3PPO, SB3PPOConfig
 from dxmi_rl.registry import Registry
 
-__all__ = ["AGENTS", "PPO", "Agent", "Base", "Costs", "DxDP", "DxDPConfig", "PPOConfig", "list_agents", "make_agent"]
+__all__ = [
+    "AGENTS", "PPO", "SB3PPO", "Agent", "Base", "Costs", "DxDP", "DxDPConfig", "PPOConfig", "SB3PPOConfig",
+    "list_agents", "make_agent",
+]  # fmt: skip
 
 AGENTS: Registry[type[Agent]] = Registry("agent")
-for _agent in (Base, DxDP, PPO):
+for _agent in (Base, DxDP, PPO, SB3PPO):
     AGENTS.add(_agent.name, _agent)
 
 

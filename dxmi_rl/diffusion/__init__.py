@@ -1,6 +1,6 @@
 """Schedules, denoisers, base samplers and backward kernels."""
 
-from dxmi_rl.diffusion.denoisers import EpsilonDenoiser, MixtureDenoiser
+from dxmi_rl.diffusion.denoisers import DenoiserMLP, MixtureDenoiser
 from dxmi_rl.diffusion.kernels import KERNELS, BackwardKernel, Brownian, Forward, Learned, make_kernel
 from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
@@ -12,7 +12,7 @@ __all__ = [
     "BackwardKernel",
     "BaseSampler",
     "Brownian",
-    "EpsilonDenoiser",
+    "DenoiserMLP",
     "Forward",
     "IdentitySampler",
     "Learned",

@@ -41,27 +41,31 @@ class MixtureDenoiser(nn.Module):
         return gain * x + (1 - gain * alpha) * (weights @ self.means)
 
 
-class EpsilonDenoiser(nn.Module):
-    """A network trained by the DDPM loss ||eps - eps_theta(x, level)||^2; D = (x - s eps_theta) / alpha.
+class DenoiserMLP(nn.Module):
+    """A trained denoiser with Karras et al.'s preconditioning (arXiv 2206.00364, table 1).
 
-    The network sees x / sqrt(alpha^2 scale^2 + s^2) and a Fourier embedding of log(s / alpha).
+    With z = x / alpha, level l = s / alpha and the data's standard deviation c:
+    D = c^2 / (l^2 + c^2) z + l c / sqrt(l^2 + c^2) F(z / sqrt(l^2 + c^2), log l); F sees a Fourier code of log l.
     """
+
+    frequencies: Tensor
 
     def __init__(self, event_shape: tuple[int, ...], scale: float, *, width: int, depth: int, residual: bool) -> None:
         super().__init__()
-        self.event_shape, self.scale = tuple(event_shape), scale
+        self.scale = scale
         dim = math.prod(event_shape)
         self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 6) * math.pi / 8)
-        self.net = MLP(dim, dim, condition=17, width=width, depth=depth, residual=residual, zero=True)
-
-    def epsilon(self, x: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
-        """Predicted noise, the shape of x."""
-        rms = (alpha**2 * self.scale**2 + s**2).sqrt()
-        log_level = (s / alpha).log().reshape(-1, 1)
-        angles = log_level * self.frequencies
-        code = torch.cat([log_level / 4, angles.sin(), angles.cos()], dim=1).expand(len(x), -1)
-        return self.net((x / _column(rms, x)).flatten(1), code).view_as(x)
+        self.net = MLP(
+            dim, dim, condition=1 + 2 * len(self.frequencies), width=width, depth=depth, residual=residual, zero=True
+        )
 
     def forward(self, x: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
         """``[batch, *event]`` and scalars or ``[batch]`` -> ``[batch, *event]``."""
-        return (x - _column(s, x) * self.epsilon(x, alpha, s)) / _column(alpha, x)
+        level, z = s / alpha, x / _column(alpha, x)
+        log_level = level.log().reshape(-1, 1)
+        angles = log_level * self.frequencies
+        code = torch.cat([log_level / 4, angles.sin(), angles.cos()], dim=1).expand(len(x), -1)
+        level = _column(level, x)
+        total = (level**2 + self.scale**2).sqrt()
+        out = self.net((z / total).flatten(1), code).view_as(x)
+        return (self.scale / total) ** 2 * z + level * self.scale / total * out

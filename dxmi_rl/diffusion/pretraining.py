@@ -1,4 +1,4 @@
-"""Behaviour cloning: an epsilon network trained on a target's data by the DDPM loss, cached on disk."""
+"""Behaviour cloning: a denoiser trained on a target's data by the DDPM loss, cached on disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from dxmi_rl.checks import DivergenceError
-from dxmi_rl.diffusion.denoisers import EpsilonDenoiser
+from dxmi_rl.diffusion.denoisers import DenoiserMLP
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import Target
 
@@ -24,10 +24,10 @@ class PretrainingConfig:
     """Training rows per step."""
     learning_rate: float = 1e-3
     """Peak rate; cosine to zero, with a short linear warm-up."""
-    level_min: float = 0.02
-    """Smallest noise level s / alpha, in data units."""
-    level_max: float = 120.0
-    """Largest noise level."""
+    level_min: float = 0.01
+    """Smallest noise level s / alpha over the data's standard deviation."""
+    level_max: float = 30.0
+    """Largest noise level, likewise."""
     width: int = 128
     """Units per layer."""
     depth: int = 3
@@ -42,29 +42,30 @@ class PretrainingConfig:
 
 def pretrained_denoiser(
     target: Target, config: PretrainingConfig | None = None, *, device: torch.device | None = None
-) -> EpsilonDenoiser:
-    """An EpsilonDenoiser of ``target``'s data, from the cache when this configuration was trained before.
+) -> DenoiserMLP:
+    """A DenoiserMLP of ``target``'s data, from the cache when this configuration was trained before.
 
-    Loss: E ||eps - eps_theta(alpha x + s eps, s / alpha)||^2 with log level uniform (Ho et al. 2020, arXiv 2006.11239,
-    equation 14, over continuous levels). Raises DivergenceError on a non-finite loss.
+    DDPM loss E ||eps - eps_theta||^2 (Ho et al. 2020, arXiv 2006.11239, equation 14) with eps_theta = (x - alpha D) / s,
+    weighted by 1 + level^2 (Salimans and Ho 2022, arXiv 2202.00512: the v weighting, for few-step use), over levels
+    c tan(pi u / 2), u uniform: the cosine schedule in continuous time. Raises DivergenceError on a non-finite loss.
     """
     config = config or PretrainingConfig()
-    key = {"target": target.name, "version": 1, **asdict(config)}
+    key = {"target": target.name, "version": 2, **asdict(config)}
     denoiser = _build(target, config)
     tensors = cached_tensors("denoiser", key, lambda: _train(target, config).state_dict())
     denoiser.load_state_dict(tensors)
     return denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
 
 
-def _build(target: Target, config: PretrainingConfig) -> EpsilonDenoiser:
+def _build(target: Target, config: PretrainingConfig) -> DenoiserMLP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return EpsilonDenoiser(
+        return DenoiserMLP(
             target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual
         )
 
 
-def _train(target: Target, config: PretrainingConfig) -> EpsilonDenoiser:
+def _train(target: Target, config: PretrainingConfig) -> DenoiserMLP:
     from dxmi_rl.progress import track
 
     target = copy.deepcopy(target).to("cpu")  # one machine, one result: always trained on the CPU
@@ -72,19 +73,21 @@ def _train(target: Target, config: PretrainingConfig) -> EpsilonDenoiser:
     average = copy.deepcopy(denoiser)
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
     generator = torch.Generator().manual_seed(config.seed)
-    low, high = math.log(config.level_min), math.log(config.level_max)
+    low, high = (2 / math.pi * math.atan(level) for level in (config.level_min, config.level_max))
     for step in track(range(config.iterations), f"pretraining on {target.name}"):
         warm, done = min(1.0, (step + 1) / 100), step / config.iterations
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         clean = target.data(config.batch_size, generator)
         noise = torch.randn(clean.shape, generator=generator)
-        level = torch.exp(low + (high - low) * torch.rand(len(clean), generator=generator))
+        uniform = low + (high - low) * torch.rand(len(clean), generator=generator)
+        level = target.scale * torch.tan(math.pi / 2 * uniform)
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        predicted = denoiser.epsilon(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s)
-        loss = (predicted - noise).square().mean()
+        denoised = denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s)
+        # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
+        loss = ((denoised - clean) / s.view(shape)).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -73,7 +73,7 @@ def karras(
     return _variance_preserving(np.append(root**rho, 0.0), scale)
 
 
-def cosine(horizon: int, *, alpha_bar_min: float = 1e-4) -> Schedule:
+def cosine(horizon: int, *, alpha_bar_min: float = 0.01) -> Schedule:
     """Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 17), alpha-bar clipped below at ``alpha_bar_min``."""
     time = np.linspace(1.0, 0.0, horizon + 1)
     alpha_bar = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2

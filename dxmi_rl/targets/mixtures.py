@@ -53,7 +53,7 @@ def eight_gaussians() -> GaussianMixture:
     """Eight Gaussians on a circle of radius 4/1.414, std 0.5/1.414, equal weights (the DxMI paper's 2-D target)."""
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return GaussianMixture(means, 0.5 / 1.414, plot_range=(-4.5, 4.5))
+    return GaussianMixture(means, 0.5 / 1.414, plot_range=(-4.0, 4.0))
 
 
 def gmm25() -> GaussianMixture:

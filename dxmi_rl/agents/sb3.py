@@ -1,0 +1,167 @@
+"""Stable-Baselines3's PPO on the same interface as the other agents, through the environment's adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.checks import check_integer, check_real, require
+from dxmi_rl.diffusion.kernels import per_step
+from dxmi_rl.mdp import DenoisingMDP
+
+
+class SB3Density:
+    """The Gaussian of an SB3 on-policy actor-critic, in next-state coordinates, before SB3 clips the action.
+
+    With an action a ~ N(m, diag e^{2l}) in noise coordinates, x_{t+1} ~ N(mu_t(x) + sigma_t m, sigma_t^2 e^{2l}).
+    Raises TypeError for a policy that is not a plain diagonal Gaussian.
+    """
+
+    def __init__(self, policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> None:
+        distributions = require("stable_baselines3.common.distributions", "sb3")
+        kind = type(getattr(policy, "action_dist", None))
+        if kind is not distributions.DiagGaussianDistribution:
+            raise TypeError(f"only SB3 policies with a diagonal Gaussian have a density here, got {kind.__name__}.")
+        mdp.check_coordinates(coordinates)
+        self.policy, self.mdp, self.coordinates = policy, mdp, coordinates
+
+    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of x_{t+1}."""
+        steps = torch.full((len(x),), t, device=x.device) if isinstance(t, int) else t
+        time_left = 1 - steps.to(x.dtype) / self.mdp.horizon
+        observation = torch.cat([x.flatten(1), time_left[:, None]], dim=1)
+        gaussian = self.policy.get_distribution(observation).distribution
+        mean, log_std = gaussian.mean.view_as(x), gaussian.stddev.log().view_as(x)
+        if self.coordinates == "next_state":
+            return mean, log_std
+        sigma = per_step(self.mdp.base.sigma, t, x)
+        return self.mdp.base.mean(x, t) + sigma * mean, log_std + sigma.log()
+
+
+@dataclass(frozen=True)
+class SB3PPOConfig:
+    """Settings of SB3PPO; the names in parentheses are Stable-Baselines3's."""
+
+    batch_size: int = 256
+    """Trajectories per iteration, one per environment (``n_envs``)."""
+    learning_rate: float = 1e-3
+    """Peak Adam rate of the shared optimizer."""
+    epochs: int = 4
+    """Passes over each rollout (``n_epochs``)."""
+    minibatches: int = 1
+    """Minibatches per pass."""
+    gae_lambda: float = 0.95
+    """Mixing of n-step advantages; the discount is 1."""
+    clip_ratio: float = 0.2
+    """``clip_range``."""
+    width: int = 64
+    """Units of each of the two hidden layers of actor and critic."""
+    anneal: bool = True
+    """Cosine learning rate over ``learn``'s budget."""
+
+
+class SB3PPO(Agent):
+    """stable_baselines3.PPO with ``ent_coef = tau`` and unscaled advantages, in noise coordinates.
+
+    Its N(0, I) start is the base sampler. SB3 clips what the environment receives to the action box; ``sample`` and
+    ``evaluate`` use the unclipped Gaussian.
+    """
+
+    name: ClassVar[str] = "sb3-ppo"
+    Config: ClassVar[type] = SB3PPOConfig
+    config: SB3PPOConfig
+
+    def _build(self) -> None:
+        sb3 = require("stable_baselines3", "sb3")
+        from dxmi_rl.envs.sb3 import make_sb3_env
+
+        config = self.config
+        for key in ("batch_size", "epochs", "minibatches", "width"):
+            check_integer(key, getattr(config, key))
+        check_real("learning_rate", config.learning_rate)
+        self.env = make_sb3_env(self.task, num_envs=config.batch_size, fit_backward=True)
+        rollout_size = config.batch_size * self.mdp.horizon
+        with self._own_randomness(fresh=True):
+            self.model = sb3.PPO(
+                "MlpPolicy",
+                self.env,
+                learning_rate=lambda _: config.learning_rate * self._rate_factor(),
+                n_steps=self.mdp.horizon,
+                batch_size=max(2, math.ceil(rollout_size / config.minibatches)),
+                n_epochs=config.epochs,
+                gamma=1.0,
+                gae_lambda=config.gae_lambda,
+                clip_range=config.clip_ratio,
+                ent_coef=self.mdp.tau,
+                normalize_advantage=False,
+                policy_kwargs={"net_arch": [config.width, config.width], "activation_fn": nn.SiLU},
+                seed=self.seed,
+                device=self.mdp.device,
+            )
+        self.policy = self.model.policy
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
+        if on_final is not None:
+            on_final(self.sample(self.config.batch_size))
+            self.costs.policy_draws += self.timesteps_per_iteration
+        with self._own_randomness():
+            # Start from a seeded reset, so that the environment has no state that a checkpoint would need.
+            self.env.seed(int(torch.randint(2**31, (), generator=self.generator, device=self.mdp.device)))
+            self.model._last_obs = None
+            self.model.learn(self.timesteps_per_iteration, reset_num_timesteps=False)
+        n = self.timesteps_per_iteration
+        self.costs.timesteps += n
+        self.costs.policy_draws += n
+        self.costs.denoiser_calls += n * self.mdp.base.denoiser_calls
+        self.costs.energy_evals += self.config.batch_size
+        values = self.model.logger.name_to_value
+        return {"policy_loss": values["train/policy_gradient_loss"], "value_loss": values["train/value_loss"]}
+
+    def density(self, policy: nn.Module | None = None) -> SB3Density:
+        return SB3Density(self.policy if policy is None else policy, self.mdp)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.policy.optimizer}
+
+    def _rate_factor(self) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
+
+    def _set_progress(self, progress: float) -> None:
+        self.progress = progress  # SB3 reads the rate through its own schedule, _rate_factor
+        self.mdp.kernel.set_progress(progress)
+
+    @contextlib.contextmanager
+    def _own_randomness(self, fresh: bool = False) -> Iterator[None]:
+        """SB3 draws from the global generators of torch and numpy: lend it this agent's and give the user's back."""
+        numpy_state = np.random.get_state()
+        with torch.random.fork_rng():
+            if not fresh:
+                torch.set_rng_state(self._torch_state)
+                np.random.set_state(self._numpy_state)
+            try:
+                yield
+            finally:
+                self._torch_state, self._numpy_state = torch.get_rng_state(), np.random.get_state()
+                np.random.set_state(numpy_state)
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        _, keys, position, _, _ = self._numpy_state
+        return {
+            "torch_state": self._torch_state,
+            "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
+            "numpy_position": torch.tensor(position),
+        }
+
+    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self._torch_state = tensors["torch_state"]
+        keys = tensors["numpy_keys"].numpy().astype(np.uint32)
+        self._numpy_state = ("MT19937", keys, int(tensors["numpy_position"]), 0, 0.0)
+        self.model.num_timesteps = self.costs.timesteps

@@ -1,0 +1,257 @@
+"""Episodes: n episodes of one DenoisingMDP in lockstep, all that the scalar and the vector environment share."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from torch import Tensor
+
+from dxmi_rl.checks import NonFiniteError, check_integer, check_real
+from dxmi_rl.envs.rendering import check_renderable, is_renderable, render_samples
+from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError, Trajectory
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.targets import Target
+from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig, make_task
+
+DEFAULT_TASK = "8gaussians"
+OBSERVATIONS = ["flat", "dict"]
+RENDER_MODES = ["rgb_array"]
+
+TaskLike = str | Target | Task | DenoisingMDP
+Observation = Tensor | dict[str, Tensor]
+
+
+class Episodes:
+    """``count`` episodes of one MDP at the same step t; the arguments are those of ``DenoiseEnv``.
+
+    On the CPU a step that fails changes nothing. Elsewhere non-finite numbers are noted on the device and raised at
+    the end of the episode, so that no step waits for it.
+
+    Attributes:
+        task: the built task; ``task.mdp`` is held by reference, so ``set_energy`` and a live energy work.
+        observation_space, action_space: those of one episode.
+        metadata: render modes that this target allows.
+        t: current step, 0..T; ``done`` at T.
+        returns: rewards so far, ``[count]``.
+        energy: E(x_T), ``[count]``, once ``done``.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        task: TaskLike = DEFAULT_TASK,
+        *,
+        target: TaskLike | None = None,
+        coordinates: str = "noise",
+        observation: str = "flat",
+        action_bound: float = 25.0,
+        energy: Energy | str | None = None,
+        fit_backward: bool = False,
+        render_mode: str | None = None,
+        device: str | torch.device | None = None,
+        **task_changes: Any,
+    ) -> None:
+        self.count = check_integer("num_envs", count)
+        if observation not in OBSERVATIONS:
+            raise UnknownNameError("observation", observation, OBSERVATIONS)
+        if render_mode not in [None, *RENDER_MODES]:
+            raise UnknownNameError("render mode", render_mode, ["None", *RENDER_MODES])
+        check_real("action_bound", action_bound, strict=True)
+        self.task = _build_task(task, target, energy, device, task_changes)
+        self.mdp = self.task.mdp
+        self.mdp.check_coordinates(coordinates)
+        if render_mode is not None:
+            check_renderable(self.task.target)
+        self.metadata = {"render_modes": RENDER_MODES if is_renderable(self.task.target) else []}
+        self.coordinates, self.layout, self.fit_backward = coordinates, observation, fit_backward
+        self.observation_space = self._observation_space()
+        self.action_space = self._action_space(float(action_bound))
+        self.t = 0
+        self._x: Tensor | None = None
+        self._visited: list[Tensor] = []
+        self._generator = torch.Generator(self.mdp.device)
+        self._finite = torch.ones(len(_FAILURES), dtype=torch.bool, device=self.mdp.device)
+
+    # -- spaces ------------------------------------------------------------------------------------------------
+
+    def _observation_space(self) -> spaces.Space[Any]:
+        if self.layout == "dict":
+            x = spaces.Box(-np.inf, np.inf, self.mdp.event_shape, np.float32)
+            # T + 1 values: the final observation has t = T and must lie in its space (SB3 one-hot encodes it).
+            return spaces.Dict({"x": x, "t": spaces.Discrete(self.mdp.horizon + 1)})
+        bound = np.full(self.mdp.dim + 1, np.inf, np.float32)
+        low, high = -bound, bound.copy()
+        low[-1], high[-1] = 0.0, 1.0
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def _action_space(self, bound: float) -> spaces.Box:
+        if self.coordinates == "noise":
+            return spaces.Box(-bound, bound, (self.mdp.dim,), np.float32)
+        low, high = self.task.target.plot_range
+        centre, half = (low + high) / 2, (high - low) / 2
+        return spaces.Box(centre - 2 * half, centre + 2 * half, (self.mdp.dim,), np.float32)
+
+    # -- dynamics ----------------------------------------------------------------------------------------------
+
+    @property
+    def x(self) -> Tensor:
+        """x_t, ``[count, *event_shape]``. Raises ResetNeeded before the first reset."""
+        if self._x is None:
+            raise ResetNeeded("there is no state yet: call reset() first.")
+        return self._x
+
+    @property
+    def done(self) -> bool:
+        """True when the episodes have ended."""
+        return self.t == self.mdp.horizon
+
+    def reset(self, np_random: np.random.Generator) -> None:
+        """Start new episodes; every number of theirs follows from one draw of ``np_random``."""
+        self._generator.manual_seed(int(np_random.integers(2**63 - 1)))
+        self._x, self.t = self.mdp.reset(self.count, self._generator), 0
+        self._visited = [self._x] if self.fit_backward else []
+        self.returns = torch.zeros(self.count, device=self.mdp.device)
+        self._finite.fill_(True)
+
+    def clear(self) -> None:
+        """Forget the states: a step needs a reset again."""
+        self._x, self._visited = None, []
+
+    def step(self, action: Tensor) -> Tensor:
+        """Advance by a parsed action: the rewards, ``[count]``. Fits the kernel at the end, when asked to.
+
+        Raises ResetNeeded, NonFiniteError for actions and running rewards, EnergyError for the energy.
+        """
+        x, t = self.x, self.t
+        if self.done:
+            raise ResetNeeded(f"the episode is over (t = {t} = T): call reset().")
+        self._require_finite(action, 0)
+        x_next, reward = self.mdp.step(x, t, action, coordinates=self.coordinates)
+        if t < self.mdp.horizon - 1:
+            self._require_finite(reward, 1)
+        else:
+            # The energy is what the last reward has beside the running one; evaluating it again could be dear.
+            with torch.no_grad():
+                running = self.mdp.running_reward(x, x_next, t)
+            self._require_finite(running, 1)
+            self._require_finite(reward, 2)
+            self.energy = running - reward
+        self._x, self.t, self.returns = x_next, t + 1, self.returns + reward
+        if self.done:
+            self._raise_noted()
+        if self.fit_backward:
+            self._visited.append(x_next)
+            if self.done:
+                self.mdp.kernel.fit(*Trajectory(torch.stack(self._visited), torch.empty(0)).transitions())
+        return reward.float()
+
+    def observe(self) -> Observation:
+        """The observations of all episodes, freshly copied: ``[count, d + 1]``, or a dict of ``x`` and ``t``."""
+        x, t = self.x, self.t
+        if self.layout == "dict":
+            steps = torch.full((self.count,), t, dtype=torch.int64, device=x.device)
+            return {"x": x.to(torch.float32, copy=True), "t": steps}
+        time_left = torch.full((self.count, 1), 1 - t / self.mdp.horizon, device=x.device)
+        return torch.cat([x.flatten(1).float(), time_left], dim=1)
+
+    def parse_action(self, action: object, batch_shape: tuple[int, ...]) -> Tensor:
+        """A numpy array or tensor ``[*batch_shape, d]`` or ``[*batch_shape, *event_shape]`` as a state-like tensor.
+
+        Raises TypeError for another type or dtype, ValueError for another shape or device. Values are not looked at.
+        """
+        wanted, event_shape = (*batch_shape, self.mdp.dim), self.mdp.event_shape
+        if not isinstance(action, (np.ndarray, Tensor)):
+            raise TypeError(f"action must be a numpy array or a torch tensor, got {type(action).__name__}.")
+        floating = action.dtype.is_floating_point if isinstance(action, Tensor) else action.dtype.kind == "f"
+        if not floating:
+            raise TypeError(f"action must have a floating dtype, got {action.dtype}.")
+        if tuple(action.shape) not in (wanted, (*batch_shape, *event_shape)):
+            raise ValueError(f"action must have shape {list(wanted)}, got {list(action.shape)}.")
+        if isinstance(action, np.ndarray):
+            parsed = torch.tensor(action, dtype=self.x.dtype, device=self.mdp.device)
+        elif action.device.type != self.mdp.device.type:
+            raise ValueError(f"action must be on device {str(self.mdp.device)!r}, got {str(action.device)!r}.")
+        else:
+            # In next-state coordinates the action becomes the state: it must not change with the caller's tensor.
+            parsed = action.detach().to(self.x.dtype, copy=self.coordinates == "next_state")
+        return parsed.reshape(self.count, *event_shape)
+
+    def render(self, x: Tensor, t: int) -> np.ndarray:
+        """A picture of samples, uint8 ``[400, 400, 3]``."""
+        return render_samples(self.task.target, x, self.mdp, t=t)
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _require_finite(self, value: Tensor, failure: int) -> None:
+        """Raise at once on the CPU; elsewhere note it for the end of the episode, without a synchronisation."""
+        self._finite[failure].logical_and_(torch.isfinite(value).all())
+        if self.mdp.device.type == "cpu":
+            self._raise_noted()
+
+    def _raise_noted(self) -> None:
+        if bool(self._finite.all()):
+            return
+        error, message = _FAILURES[self._finite.tolist().index(False)]
+        self._finite.fill_(True)
+        if self.mdp.device.type != "cpu":
+            self.clear()
+        raise error(message)
+
+
+_FAILURES: list[tuple[type[ValueError], str]] = [
+    (NonFiniteError, "action must be finite, it holds NaN or infinite numbers."),
+    (NonFiniteError, "the running reward is NaN or infinite: the actions led too far away, or the kernel diverged."),
+    (EnergyError, "the energy of the final states is NaN or infinite: check the energy."),
+]
+"""What can be non-finite, in the order of ``_finite``."""
+
+
+def _build_task(
+    task: TaskLike,
+    target: TaskLike | None,
+    energy: Energy | str | None,
+    device: str | torch.device | None,
+    changes: dict[str, Any],
+) -> Task:
+    """``make_task`` in an environment's words: ``target=`` for ``task``, a bare MDP, and a reward there must be."""
+    if target is not None:
+        if task != DEFAULT_TASK:
+            raise ValueError("task and target are two names of one argument: pass one of them.")
+        task = target
+    known = list(TaskConfig.__dataclass_fields__)
+    for key in changes:
+        if key not in known:
+            raise UnknownNameError("environment argument", key, [*_own_arguments(), *known])
+    if isinstance(task, DenoisingMDP):
+        task = _task_of(task)
+    # Asked before the task is built, because building one may train a denoiser for minutes.
+    if isinstance(task, Task):
+        silent = not task.mdp.has_energy
+    elif isinstance(task, Target):
+        silent = energy is None and not task.has_energy
+    else:
+        silent = energy is None and changes.get("reward", TASKS[task].reward) is None
+    if silent:
+        names = ", ".join(map(repr, ENERGIES)) or "none are known yet"
+        raise EnergyError(
+            f"{task if isinstance(task, str) else task.name!r} has data but no energy, so there is no reward: pass "
+            f"energy=, a module or function [batch, *event_shape] -> [batch], or a registered name ({names})."
+        )
+    return make_task(task, energy=energy, device=device, **changes)
+
+
+def _own_arguments() -> list[str]:
+    parameters = inspect.signature(Episodes.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _task_of(mdp: DenoisingMDP) -> Task:
+    """A task around a bare MDP: all that is known of its target is a shape and a scale."""
+    target = Target(mdp.event_shape, scale=mdp.scale, plot_range=(-4 * mdp.scale, 4 * mdp.scale))
+    config = TaskConfig(target, horizon=mdp.horizon, tau=mdp.tau, reward=None)
+    return Task(target.name, config, target, mdp, spec=None)

@@ -1,0 +1,125 @@
+"""SB3VecEnv: a DenoiseVectorEnv as Stable-Baselines3's VecEnv."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dxmi_rl.checks import require
+from dxmi_rl.envs.episodes import DEFAULT_TASK, TaskLike
+from dxmi_rl.envs.vector import DenoiseVectorEnv
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.tasks import Task
+
+require("stable_baselines3", "sb3")
+from stable_baselines3.common.monitor import Monitor  # noqa: E402 (an optional package)
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv  # noqa: E402
+
+
+class SB3VecEnv(VecEnv):
+    """What Stable-Baselines3's algorithms take: numpy in and out, one info dict per environment.
+
+    Built by ``make_sb3_env``. The sub-environments are rows of one batch, not objects: ``get_attr``, ``set_attr`` and
+    ``env_method`` act once on the vector environment, whatever the indices, and repeat its answer. Use gamma = 1,
+    gae_lambda = 1 and n_steps a multiple of T. Infos carry Monitor's "episode" entries, so ``evaluate_policy`` needs
+    no further wrapper (but pass ``deterministic=False``: a policy's mean is not a sampler).
+
+    Args:
+        venv: a DenoiseVectorEnv with ``to_numpy=True``.
+
+    Raises ValueError when the vector environment gives tensors.
+    """
+
+    def __init__(self, venv: DenoiseVectorEnv) -> None:
+        if not venv.to_numpy:
+            raise ValueError("Stable-Baselines3 needs numpy arrays: build the DenoiseVectorEnv with to_numpy=True.")
+        self.venv = venv  # before super().__init__, which asks for its render_mode
+        super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
+        self._actions: np.ndarray | None = None
+        self._began = time.perf_counter()
+        # Building a list of dicts is most of the cost of a step: the empty one is built once.
+        self._no_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The MDP, held by reference: ``mdp.set_energy(module)`` changes the rewards from the next step on."""
+        return self.venv.mdp
+
+    @property
+    def task(self) -> Task:
+        """The task: target, configuration, MDP."""
+        return self.venv.task
+
+    def reset(self) -> Any:
+        """Start all episodes: the observations. The first of ``seed``'s numbers seeds the whole batch."""
+        observation, _ = self.venv.reset(seed=self._seeds[0], options=self._options[0])
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Take the actions, ``[num_envs, d]``; ``step_wait`` does the work."""
+        self._actions = actions
+
+    def step_wait(self) -> Any:
+        """(observations, rewards, dones, infos)."""
+        observation, reward, terminated, _, info = self.venv.step(self._actions)
+        infos = self._final_infos(info) if info else self._no_infos
+        return observation, reward, terminated, infos
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        self.venv.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """One picture of all samples, in a list."""
+        frames = self.venv.render()
+        return [None] if frames is None else list(frames[:1])
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the vector environment, once per index."""
+        return [getattr(self.venv, attr_name)] * self._count(indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute of the vector environment, for all."""
+        setattr(self.venv, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        """Call a method of the vector environment once; its answer, once per index."""
+        return [getattr(self.venv, method_name)(*method_args, **method_kwargs)] * self._count(indices)
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """True for Monitor only, whose "episode" infos are given."""
+        return [wrapper_class is Monitor] * self._count(indices)
+
+    def _count(self, indices: Any) -> int:
+        return len(list(self._get_indices(indices)))
+
+    def _final_infos(self, info: dict[str, Any]) -> list[dict[str, Any]]:
+        final, length = info["final_obs"], self.mdp.horizon
+        elapsed = round(time.perf_counter() - self._began, 6)
+        returns, energies = (info["final_info"][key] for key in ("episode", "energy"))
+        infos: list[dict[str, Any]] = []
+        for i, (total, energy) in enumerate(zip(returns["r"].tolist(), energies.tolist(), strict=True)):
+            row = {key: part[i] for key, part in final.items()} if isinstance(final, dict) else final[i]
+            episode = {"r": total, "l": length, "t": elapsed}
+            infos.append(
+                {"terminal_observation": row, "episode": episode, "TimeLimit.truncated": False, "energy": energy}
+            )
+        return infos
+
+
+def make_sb3_env(task: TaskLike = DEFAULT_TASK, num_envs: int = 64, **kwargs: Any) -> SB3VecEnv:
+    """A task as Stable-Baselines3's VecEnv, for instance for ``PPO("MlpPolicy", env, gamma=1.0)``.
+
+    Args:
+        task: as in DenoiseEnv.
+        num_envs: number of samples made at once.
+        kwargs: all other arguments of DenoiseEnv.
+
+    Raises what DenoiseEnv raises, and MissingExtraError when stable-baselines3 is absent.
+    """
+    return SB3VecEnv(DenoiseVectorEnv(task, num_envs=num_envs, to_numpy=True, **kwargs))

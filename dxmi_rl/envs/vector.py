@@ -1,0 +1,150 @@
+"""DenoiseVectorEnv: thousands of DenoiseEnv in one batch of tensors."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from dxmi_rl.envs.episodes import DEFAULT_TASK, RENDER_MODES, Episodes, TaskLike
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.tasks import Task
+
+
+class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+    """``num_envs`` copies of DenoiseEnv that step together, as tensors on one device; what ``gym.make_vec`` builds.
+
+    All episodes have length T and start together, so they also end together: on the step that ends them the returned
+    observations are already those of new episodes (``AutoresetMode.SAME_STEP``), and
+
+        info = {"final_obs": x_T's observations, "_final_obs": mask,
+                "final_info": {"energy": E(x_T), "_energy": mask, "_episode": mask,
+                               "episode": {"r": returns, "l": lengths, "t": seconds, "_r", "_l", "_t": masks}}}
+
+    which is what gymnasium's SyncVectorEnv gives over RecordEpisodeStatistics.
+
+    Args:
+        task: as in DenoiseEnv.
+        num_envs: number of samples made at once.
+        to_numpy: numpy arrays out instead of tensors; needed by gymnasium's wrappers that compute in numpy.
+        render_mode: None or "rgb_array": one picture of all samples.
+        arguments: all other arguments of DenoiseEnv: ``target``, ``coordinates``, ``observation``, ``action_bound``,
+            ``energy``, ``fit_backward`` (on whole batches of episodes), ``device`` and the fields of TaskConfig.
+
+    Actions ``[num_envs, d]`` may be numpy arrays or tensors on the same device. Raises what DenoiseEnv raises; on
+    CUDA non-finite numbers are found at the end of the episode, so that no step waits for the device.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (as gymnasium declares it)
+        "render_modes": RENDER_MODES,
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        task: TaskLike = DEFAULT_TASK,
+        *,
+        num_envs: int = 1,
+        to_numpy: bool = False,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        self._episodes = Episodes(num_envs, task, render_mode=render_mode, **arguments)
+        self.metadata = self.metadata | self._episodes.metadata
+        self.autoreset_mode = AutoresetMode.SAME_STEP
+        self.num_envs, self.to_numpy, self.render_mode = self._episodes.count, to_numpy, render_mode
+        self.single_observation_space = self._episodes.observation_space
+        self.single_action_space = self._episodes.action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._finished: Tensor | None = None
+        self._started = time.perf_counter()
+
+    @property
+    def task(self) -> Task:
+        """The task: target, configuration, MDP."""
+        return self._episodes.task
+
+    @property
+    def mdp(self) -> DenoisingMDP:
+        """The MDP, held by reference: ``mdp.set_energy(module)`` changes the rewards from the next step on."""
+        return self._episodes.mdp
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start all episodes: (observations, {}); one seed for the whole batch.
+
+        Raises ValueError for ``options["reset_mask"]`` unless it resets everything: the episodes run in lockstep.
+        """
+        super().reset(seed=seed)
+        if options and not all(options.get("reset_mask", [True])):
+            raise ValueError("options['reset_mask'] must be all True: these episodes start and end together.")
+        self._finished = None
+        self._start()
+        return self._out(self._episodes.observe()), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One denoising step of all: (observations, rewards, terminations, truncations, info), ``[num_envs, ...]``."""
+        episodes = self._episodes
+        reward = episodes.step(episodes.parse_action(actions, (self.num_envs,)))
+        observation = episodes.observe()
+        terminated = self._full(episodes.done)
+        info: dict[str, Any] = {}
+        self._finished = None
+        if episodes.done:
+            info = self._final_info(observation)
+            self._finished = episodes.x
+            self._start()
+            observation = episodes.observe()
+        return self._out((observation, reward, terminated, self._full(False), info))
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One picture of all samples, uint8 ``[400, 400, 3]``, repeated ``num_envs`` times as gymnasium's tools expect.
+
+        Right after the episodes have ended it shows what they made, x_T, not the new x_0.
+        """
+        if self.render_mode is None:
+            return None
+        if self._finished is not None:
+            frame = self._episodes.render(self._finished, self.mdp.horizon)
+        else:
+            frame = self._episodes.render(self._episodes.x, self._episodes.t)
+        return (frame,) * self.num_envs
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Forget the states."""
+        self._episodes.clear()
+        self._finished = None
+
+    def _start(self) -> None:
+        self._episodes.reset(self.np_random)
+        self._started = time.perf_counter()
+
+    def _full(self, value: float, dtype: torch.dtype = torch.bool) -> Tensor:
+        return torch.full((self.num_envs,), value, dtype=dtype, device=self.mdp.device)
+
+    def _final_info(self, observation: Any) -> dict[str, Any]:
+        mask = self._full(True)
+        episode = {
+            "r": self._episodes.returns,
+            "l": self._full(self._episodes.t, torch.int64),
+            "t": self._full(time.perf_counter() - self._started, torch.float32),
+            **{"_r": mask, "_l": mask, "_t": mask},
+        }
+        final = {"energy": self._episodes.energy, "_energy": mask, "episode": episode, "_episode": mask}
+        return {"final_obs": observation, "_final_obs": mask, "final_info": final, "_final_info": mask}
+
+    def _out(self, value: Any) -> Any:
+        """Tensors in a nest of tuples and dicts as numpy arrays, when ``to_numpy``."""
+        if not self.to_numpy:
+            return value
+        if isinstance(value, Tensor):
+            return value.cpu().numpy()
+        if isinstance(value, tuple):
+            return tuple(map(self._out, value))
+        return {key: self._out(item) for key, item in value.items()}

@@ -1,0 +1,276 @@
+"""Scores of a sampler on a task: log-weights, distances to exact samples with their floors, Frechet distance."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl import metrics
+from dxmi_rl.agents import Agent
+from dxmi_rl.checks import check_integer
+from dxmi_rl.diffusion import BackwardKernel, Learned
+from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
+from dxmi_rl.storage import cached_tensors
+from dxmi_rl.targets import GaussianMixture, Target
+from dxmi_rl.targets.digits import Digits
+from dxmi_rl.tasks import Task, make_task
+
+FIT_STEPS = 4000
+FIT_TRANSITIONS = 1280
+MMD_SAMPLES = 2000
+FLOOR_PAIRS = 20
+FD_SAMPLES = 5000
+
+
+def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0) -> Learned:
+    """A Learned kernel fitted to a finished policy by the fixed recipe of DESIGN.md section 2.
+
+    ``steps`` Adam steps of fresh rollouts of 1,280 transitions each, cosine from 2e-3; the MDP's own kernel is left
+    alone. Every policy gets the same ruler: the same network, seed and number of steps.
+    """
+    check_integer("steps", steps)
+    batch = math.ceil(FIT_TRANSITIONS / mdp.horizon)
+    generator = torch.Generator(mdp.device).manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        kernel = Learned(mdp.base.schedule, mdp.event_shape, mdp.scale).to(mdp.device)
+    at_once = 16  # rollouts are cheaper in large batches
+    for step in range(steps):
+        kernel.set_progress(step / steps)
+        if step % at_once == 0:
+            with torch.no_grad():
+                states = mdp.rollout(policy, batch * at_once, generator).x
+        part = states[:, (step % at_once) * batch :][:, :batch]
+        kernel.fit(*Trajectory(part, part[:, :, 0]).transitions())
+    return kernel
+
+
+def evaluate(
+    model: Any,
+    task: str | Task | None = None,
+    *,
+    policy: nn.Module | None = None,
+    seed: int = 0,
+    samples: int = 10_000,
+    draws: int = 8,
+    trajectories: int = 100_000,
+    fit: bool = True,
+    floors: bool = True,
+) -> dict[str, float]:
+    """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; nothing is trained or adapted.
+
+    Args:
+        model: an agent of this package, or an SB3 on-policy algorithm (then ``task`` is needed).
+        policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
+        seed: seed of all draws.
+        samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
+        draws: number of draws that ``sliced_w2`` is averaged over.
+        trajectories: number of trajectories of the log-weights.
+        fit: also fit a Learned kernel (seconds to minutes) and report ``kl_bound_fit``, ``elbo``, ``log_z`` and
+            ``ess``, ``eubo`` with it; otherwise these use the kernel of training.
+        floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).
+
+    Returns:
+        A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
+        1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``sliced_w2``,
+        ``mmd``, ``modes``, ``mode_tv``, ``auc`` (of a learned energy, data against uniform noise over the plotting
+        range; its ``auc_floor`` is the exact energy's), ``fd``, ``precision``, ``recall`` (digits), ``denoiser_calls``
+        (per sample). Keys that do not apply are absent.
+
+    Raises TypeError for a model that is neither, ValueError for a missing task or bad sizes.
+    """
+    for name, value in {"samples": samples, "draws": draws, "trajectories": trajectories}.items():
+        check_integer(name, value)
+    task, density = _resolve(model, task, policy)
+    mdp, target = task.mdp, task.target
+    scores: dict[str, float] = {}
+    with torch.no_grad():
+        energy = _energy_to_score(model, task)
+        if density is not None and energy is not None:
+            scores |= _log_weight_scores(mdp, density, target, energy, trajectories, seed, fit)
+        generator = torch.Generator(mdp.device).manual_seed(seed + 1)
+
+        def draw(n: int) -> Tensor:
+            return mdp.rollout(density, n, generator).final if density is not None else model.sample(n)
+
+        if isinstance(target, Digits):
+            scores |= _digit_scores(target, draw(FD_SAMPLES))
+        elif target.has_sampler:
+            scores |= _sample_scores(target, draw, samples, draws, seed)
+        if hasattr(model, "score"):
+            scores["auc"] = _auc(model.score, target, samples, seed)
+        if floors:
+            scores |= _floors(target, samples, scores)
+    scores["denoiser_calls"] = float(mdp.horizon * mdp.base.denoiser_calls)
+    return scores
+
+
+def quick_scores(agent: Agent, *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None) -> dict[str, float]:
+    """Cheap scores for learning curves: one draw, 200 projections, the kernel of training, no floors."""
+    task, target, mdp = agent.task, agent.task.target, agent.mdp
+    scores: dict[str, float] = {}
+    with torch.no_grad():
+        density = agent.density(policy)
+        number = FD_SAMPLES if isinstance(target, Digits) else samples
+        trajectory = mdp.rollout(density, number, torch.Generator(mdp.device).manual_seed(seed))
+        energy = _energy_to_score(agent, task)
+        if energy is not None:
+            elbo = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))["elbo"]
+            scores |= {"kl_bound": target.log_z - elbo} if target.log_z is not None else {"elbo": elbo}
+        if isinstance(target, Digits):
+            scores["fd"] = _frechet(target, trajectory.final)
+        elif target.has_sampler:
+            exact = _exact(target, samples, seed)
+            scores["sliced_w2"] = metrics.sliced_w2(trajectory.final, exact, projections=200, seed=seed)
+        if hasattr(agent, "score"):
+            scores["auc"] = _auc(agent.score, target, samples, seed)
+    return scores
+
+
+def _resolve(model: Any, task: str | Task | None, policy: nn.Module | None) -> tuple[Task, Policy | None]:
+    if isinstance(model, Agent):
+        if task is not None and make_task(task).name != model.task.name:
+            raise ValueError(f"the agent was built on task {model.task.name!r}, not on {task!r}.")
+        return model.task, model.density(policy) if model.has_density else None
+    if not (hasattr(model, "policy") and hasattr(model.policy, "action_dist")):
+        raise TypeError(f"model must be an agent or an SB3 on-policy algorithm, got {type(model).__name__}.")
+    if task is None:
+        raise ValueError("task must name the task that an SB3 model is scored on, got None.")
+    from dxmi_rl.agents.sb3 import SB3Density
+
+    built = make_task(task)
+    return built, SB3Density(model.policy, built.mdp)
+
+
+def _energy_to_score(model: Any, task: Task) -> Any:
+    """The density's own energy; else a fixed reward model; a model that is still being trained is no yardstick."""
+    if task.target.has_energy:
+        return task.target.energy
+    return task.mdp.energy if task.mdp.has_energy and not hasattr(model, "score") else None
+
+
+def _log_weights(mdp: DenoisingMDP, kernel: BackwardKernel, trajectory: Trajectory, energy: Any) -> Tensor:
+    """log w under another kernel and energy than the MDP's own."""
+    other = copy.copy(mdp)
+    other.kernel, other._energy = kernel, energy
+    return other.log_weights(trajectory)
+
+
+def _log_weight_scores(
+    mdp: DenoisingMDP, density: Policy, target: Target, energy: Any, trajectories: int, seed: int, fit: bool
+) -> dict[str, float]:
+    trajectory = mdp.rollout(density, trajectories, torch.Generator(mdp.device).manual_seed(seed + 2))
+    statistics = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))
+    kernel: BackwardKernel = mdp.kernel
+    scores: dict[str, float] = {}
+    if target.log_z is not None:
+        scores["kl_bound"] = target.log_z - statistics["elbo"]
+    if fit:
+        kernel = fit_kernel(mdp, density, seed=seed)
+        statistics = metrics.log_weight_statistics(_log_weights(mdp, kernel, trajectory, energy))
+        if target.log_z is not None:
+            scores["kl_bound_fit"] = target.log_z - statistics["elbo"]
+    scores |= statistics
+    if target.has_sampler and target.has_energy:
+        generator = torch.Generator(mdp.device).manual_seed(seed + 3)
+        other = copy.copy(mdp)
+        other.kernel, other._energy = kernel, energy
+        chains = other.backward_rollout(density, target.sample(trajectories, generator), generator)
+        scores["eubo"] = metrics.eubo(other.log_weights(chains))
+    return scores
+
+
+def _exact(target: Target, n: int, seed: int) -> Tensor:
+    """Fixed exact samples, disjoint in seed from everything a policy draws."""
+    device = next(target.buffers()).device
+    return target.sample(n, torch.Generator(device).manual_seed(1_000_003 + seed))
+
+
+def _sample_scores(target: Target, draw: Any, samples: int, draws: int, seed: int) -> dict[str, float]:
+    distances = []
+    for index in range(draws):
+        x = draw(samples)
+        exact = _exact(target, samples, seed + index)
+        distances.append(metrics.sliced_w2(x, exact, seed=seed + index))
+    scores = {"sliced_w2": sum(distances) / draws}
+    scores["mmd"] = metrics.mmd(x[:MMD_SAMPLES], exact[:MMD_SAMPLES])
+    if isinstance(target, GaussianMixture):
+        scores |= metrics.mode_statistics(x, target.means, target.std, target.weights)
+    return scores
+
+
+def _auc(score: Any, target: Target, samples: int, seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed + 4)
+    low, high = target.plot_range
+    data = target.test_data(samples, None) if target.has_data else _exact(target, samples, seed)
+    noise = low + (high - low) * torch.rand(samples, *target.event_shape, generator=generator).to(data.device)
+    return metrics.auc(-score(data), -score(noise))
+
+
+def _frechet(target: Digits, x: Tensor) -> float:
+    network = metrics.load_digits_features(x.device)
+    return metrics.frechet_distance(network(x), network(target.test_images))
+
+
+def _digit_scores(target: Digits, x: Tensor) -> dict[str, float]:
+    network = metrics.load_digits_features(x.device)
+    features, real = network(x), network(target.test_images)
+    return {"fd": metrics.frechet_distance(features, real), **metrics.precision_recall(real, features)}
+
+
+def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str, float]:
+    """Floors of the metrics in ``scores``: exact samples against exact samples, or train against test digits."""
+    if isinstance(target, Digits):
+        return {f"{key}_floor": value for key, value in _digit_scores(target, target.train_images).items()}
+    if not target.has_sampler:
+        return {}
+    floors = exact_floors(target, samples)
+    if "auc" in scores and target.has_energy:
+        floors["auc"] = _auc(target.energy, target, samples, 0)
+    return {f"{key}_floor": value for key, value in floors.items() if key in scores}
+
+
+def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
+    """Mean over 20 pairs of independent exact sets of sliced W2, MMD, modes and mode TV; cached for named targets."""
+    if target.name == "custom":
+        return _measure_floors(target, samples)
+    return dict(_cached_floors(target.name, samples, lambda: _measure_floors(target, samples)))
+
+
+@functools.cache
+def _floor_memory() -> dict[tuple[str, int], dict[str, float]]:
+    return {}
+
+
+def _cached_floors(name: str, samples: int, measure: Any) -> dict[str, float]:
+    memory = _floor_memory()
+    if (name, samples) not in memory:
+        key = {"target": name, "samples": samples, "pairs": FLOOR_PAIRS, "version": 1}
+        tensors = cached_tensors("floor", key, lambda: {k: torch.tensor(v, dtype=torch.float64) for k, v in measure().items()})
+        memory[name, samples] = {k: float(v) for k, v in tensors.items()}
+    return memory[name, samples]
+
+
+def _measure_floors(target: Target, samples: int) -> dict[str, float]:
+    device = next(target.buffers()).device
+    generator = torch.Generator(device).manual_seed(2_000_003)
+    pair_metrics = {
+        "sliced_w2": (metrics.sliced_w2, samples),
+        "mmd": (metrics.mmd, min(samples, MMD_SAMPLES)),
+    }
+    floors = {
+        name: metrics.exact_floor(metric, target.sample, n, FLOOR_PAIRS, generator)
+        for name, (metric, n) in pair_metrics.items()
+    }
+    if isinstance(target, GaussianMixture):
+        sets = [
+            metrics.mode_statistics(target.sample(samples, generator), target.means, target.std, target.weights)
+            for _ in range(FLOOR_PAIRS)
+        ]
+        floors |= {key: sum(entry[key] for entry in sets) / FLOOR_PAIRS for key in ("modes", "mode_tv")}
+    return floors

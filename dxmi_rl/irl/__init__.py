@@ -1,0 +1,10 @@
+"""Inverse RL: an energy-based model as the reward, trained together with any agent."""
+
+from dxmi_rl.agents import AGENTS, list_agents, make_agent
+from dxmi_rl.irl.dxmi import DxMI, DxMIConfig
+from dxmi_rl.irl.losses import ENERGY_LOSSES
+
+__all__ = ["ENERGY_LOSSES", "DxMI", "DxMIConfig", "list_agents", "make_agent"]
+
+if DxMI.name not in AGENTS:
+    AGENTS.add(DxMI.name, DxMI)

@@ -1,0 +1,157 @@
+"""DxMI: maximum-entropy inverse RL of a few-step sampler with an energy-based model (Yoon et al. 2024, algorithm 1)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.base import Agent, FinalStateHook, adam
+from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.irl.losses import ENERGY_LOSSES
+from dxmi_rl.mdp import Trajectory
+from dxmi_rl.networks import EnergyMLP
+
+
+@dataclass(frozen=True)
+class DxMIConfig:
+    """Settings of the joint loop."""
+
+    agent: str = "dxdp"
+    """Name of the agent that trains the sampler."""
+    agent_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of that agent."""
+    loss: str = "contrastive"
+    """Name of the energy's loss."""
+    gamma: float = 1.0
+    """Weight of the energy's squared magnitude; 1 is stable, 0.1 is not."""
+    energy_learning_rate: float = 1e-3
+    """Adam rate of the energy."""
+    energy_width: int = 128
+    """Units per layer of the energy."""
+    energy_depth: int = 3
+    """Hidden layers (blocks when ``energy_residual``)."""
+    energy_fourier: int = 0
+    """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
+    energy_residual: bool = False
+    """Residual blocks in the energy."""
+    ema: float = 0.99
+    """Decay of the averaged policy that ``sample`` and ``predict`` use; 0 uses the last iterate."""
+    anneal: bool = False
+    """Cosine rate of the energy over ``learn``'s budget."""
+
+
+class DxMI(Agent):
+    """An energy and a sampler trained together as a minimax game; any agent trains the sampler.
+
+    Each iteration: (1) the agent rolls out; (2) one energy step on data against its x_T; (3) the agent updates on
+    the new energy, which is the environment's live reward. ``energy`` is the trained E_phi (low on data), ``policy``
+    the averaged sampler.
+
+    Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
+    """
+
+    name: ClassVar[str] = "dxmi"
+    Config: ClassVar[type] = DxMIConfig
+    config: DxMIConfig
+
+    def _build(self) -> None:
+        config, target = self.config, self.task.target
+        if not (target.has_data or target.has_sampler):
+            raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
+        check_real("gamma", config.gamma)
+        check_real("energy_learning_rate", config.energy_learning_rate)
+        for key in ("energy_width", "energy_depth"):
+            check_integer(key, getattr(config, key))
+        if not 0 <= check_real("ema", config.ema) < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {config.ema}.")
+        self.loss = ENERGY_LOSSES[config.loss]
+        if config.agent == self.name:
+            raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
+        self.energy = EnergyMLP(
+            self.mdp.dim, target.scale, width=config.energy_width, depth=config.energy_depth,
+            fourier=config.energy_fourier, residual=config.energy_residual,
+        ).to(self.mdp.device)  # fmt: skip
+        self.mdp.set_energy(self.energy)
+        self.agent = AGENTS[config.agent](self.task, seed=self.seed, **config.agent_settings)
+        self.costs = self.agent.costs
+        self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
+        self.energy_optimizer = adam(
+            [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
+        )
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
+        energy_log: dict[str, float | Tensor] = {}
+
+        def energy_step(final: Tensor) -> None:
+            energy_log.update(self.update_energy(final))
+            if on_final is not None:
+                on_final(final)
+
+        log = self.agent.iterate(energy_step)
+        self._average()
+        return log | energy_log
+
+    def update_energy(self, final: Tensor) -> dict[str, float | Tensor]:
+        """One Adam step on the energy's loss: as many data as samples x_T."""
+        data = self.task.target.data(len(final), self.generator)
+        energy_data, energy_policy = self.energy(torch.cat([data, final])).chunk(2)
+        loss = self.loss(energy_data, energy_policy, self.config.gamma)
+        self.energy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.energy_optimizer.step()
+        self.costs.energy_evals += len(data) + len(final)
+        return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).detach().mean()}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        pairs = zip(self.policy.state_dict().values(), self.agent.policy.state_dict().values(), strict=True)
+        for average, current in pairs:
+            if average.dtype.is_floating_point:
+                average.lerp_(current, 1 - self.config.ema)
+
+    @property
+    def timesteps_per_iteration(self) -> int:
+        return self.agent.timesteps_per_iteration
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"energy": self.energy_optimizer}
+
+    def modules(self) -> dict[str, nn.Module]:
+        inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
+        return {"policy": self.policy, "energy": self.energy, **inner}
+
+    def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
+        """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
+        return super().sample_trajectory(n, seed=seed, policy=policy)
+
+    def density(self, policy: nn.Module | None = None) -> Any:
+        return self.agent.density(self.policy if policy is None else policy)
+
+    def score(self, x: Tensor | np.ndarray) -> Tensor:
+        """Anomaly score E(x): ``[n, *event_shape] -> [n]``, low on data."""
+        x = torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device)
+        with torch.no_grad():
+            return self.mdp.energy(x)
+
+    def _set_progress(self, progress: float) -> None:
+        super()._set_progress(progress)
+        self.agent._set_progress(progress)
+
+    def _all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        inner = {f"agent/{name}": optimizer for name, optimizer in self.agent._all_optimizers().items()}
+        return {**self.optimizers(), **inner}
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        inner = {f"agent/{name}": tensor for name, tensor in self.agent._extra_tensors().items()}
+        return {"agent_generator": self.agent.generator.get_state(), **inner}
+
+    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        self.agent.generator.set_state(tensors["agent_generator"])
+        self.agent._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
+        self.agent.costs = self.costs
