@@ -122,7 +122,7 @@ class DenoisingMDP:
         try:
             with torch.no_grad():
                 self.energy(torch.zeros(2, *self.event_shape, device=self.device))
-        except EnergyError:
+        except Exception:
             self._energy = previous
             raise
 
@@ -260,11 +260,11 @@ class DenoisingMDP:
 @contextlib.contextmanager
 def _evaluation_mode(energy: Energy) -> Iterator[None]:
     """Put a module into eval mode and back: rewards must not depend on dropout or batch statistics."""
-    if isinstance(energy, nn.Module) and energy.training:
-        energy.eval()
-        try:
-            yield
-        finally:
-            energy.train()
-    else:
+    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
         yield
+    finally:
+        for part in training:
+            part.training = True

@@ -71,7 +71,18 @@ ENERGIES: Registry[Callable[["Task"], nn.Module]] = Registry("energy")
 
 TASKS.add("8gaussians", TaskConfig("8gaussians"))
 TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 60.0, "level_min": 0.25, "scale": 6.0}))
-TASKS.add("8gaussians-data", TaskConfig("8gaussians", denoiser="learned", reward=None, backward="brownian", tau=0.05))
+TASKS.add(
+    "8gaussians-data",
+    TaskConfig(
+        "8gaussians",
+        schedule_options={"level_max": 4.3, "level_min": 0.23, "rho": 7.0},
+        denoiser="learned",
+        reward=None,
+        backward="brownian",
+        tau=0.05,
+        pretraining=PretrainingConfig(residual=True),
+    ),
+)
 TASKS.add(
     "digits",
     TaskConfig(
@@ -149,12 +160,13 @@ def make_task(
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
     config = replace(config, **changes)
     spec = _spec(name, energy, changes)
+    build_energy = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = config.target if isinstance(config.target, Target) else make_target(config.target)
     task = Task(label, config, target, _build_mdp(config, target.to(resolved), resolved), spec)
-    if isinstance(energy, str):
-        task.mdp.set_energy(ENERGIES[energy](task).to(resolved))
-    elif energy is not None:
+    if build_energy is not None:
+        task.mdp.set_energy(build_energy(task).to(resolved))
+    elif energy is not None and not isinstance(energy, str):
         task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
     elif config.reward == "target":
         task.mdp.set_energy(target.energy)

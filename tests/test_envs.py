@@ -3,84 +3,26 @@
 from __future__ import annotations
 
 import copy
-import math
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.error import ResetNeeded
+from env_cases import ID, Bowl, every_task, is_base_sampler, play, small_cache  # noqa: F401
 from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import RecordEpisodeStatistics
-from gymnasium.wrappers import vector as vector_wrappers
-from torch import Tensor, nn
+from torch import Tensor
 
 import dxmi_rl
-from dxmi_rl.checks import MissingExtraError, NonFiniteError
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv, make_sb3_env, register_envs
-from dxmi_rl.mdp import DenoisingMDP, EnergyError, Trajectory
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.tasks import TASKS, list_tasks, make_task
-
-ID = "DxMIDenoise-v0"
-
-
-class Bowl(nn.Module):
-    """A fixed energy for tasks without one, with a weight that can be trained in place."""
-
-    def __init__(self, weight: float = 0.5) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x.flatten(1).square().sum(1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DXMI_RL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def arguments(name: str) -> dict[str, Any]:
-    """A task's arguments with what it lacks: an energy, a quickly trained denoiser."""
-    config, extra = TASKS[name], {}
-    if config.denoiser == "learned" and config.base is not None:
-        extra["pretraining"] = {"iterations": 20}
-    if config.reward is None:
-        extra["energy"] = Bowl()
-    return {"task": name, **extra}
-
-
-@pytest.fixture(params=list_tasks())
-def task(request: pytest.FixtureRequest) -> dict[str, Any]:
-    kwargs = arguments(request.param)
-    try:
-        make_task(kwargs["task"], **{key: value for key, value in kwargs.items() if key != "task"})
-    except MissingExtraError as error:
-        pytest.skip(str(error))
-    return kwargs
-
-
-def play(env: Any, actions: np.ndarray, seed: int) -> tuple[list[Any], list[Any]]:
-    """Observations and rewards of one episode of a scalar environment."""
-    observation, _ = env.reset(seed=seed)
-    observations, rewards = [observation], []
-    for action in actions:
-        observation, reward, *_ = env.step(action)
-        observations.append(observation)
-        rewards.append(reward)
-    return observations, rewards
-
+from dxmi_rl.mdp import Trajectory
+from dxmi_rl.tasks import make_task
 
 # -- Gymnasium's contract --------------------------------------------------------------------------------------------
 
@@ -198,7 +140,8 @@ def test_seeds_fix_everything(task: dict[str, Any], kind: str) -> None:
 
 
 def test_next_state_coordinates_are_the_same_mdp(task: dict[str, Any]) -> None:
-    noise_env, state_env = DenoiseVectorEnv(**task, num_envs=6), DenoiseVectorEnv(**task, num_envs=6, coordinates="next_state")  # fmt: skip
+    noise_env = DenoiseVectorEnv(**task, num_envs=6)
+    state_env = DenoiseVectorEnv(**task, num_envs=6, coordinates="next_state")
     mdp, generator = noise_env.mdp, torch.Generator().manual_seed(0)
     one, _ = noise_env.reset(seed=3)
     two, _ = state_env.reset(seed=3)
@@ -227,7 +170,8 @@ def test_outputs_are_copies_and_actions_are_copied() -> None:
 
 
 def test_dict_observations(task: dict[str, Any]) -> None:
-    env, venv = DenoiseEnv(**task, observation="dict"), DenoiseVectorEnv(**task, num_envs=3, observation="dict", to_numpy=True)  # fmt: skip
+    env = DenoiseEnv(**task, observation="dict")
+    venv = DenoiseVectorEnv(**task, num_envs=3, observation="dict", to_numpy=True)
     observation, _ = env.reset(seed=0)
     batch, _ = venv.reset(seed=0)
     for t in range(env.mdp.horizon + 1):
@@ -241,18 +185,6 @@ def test_dict_observations(task: dict[str, Any]) -> None:
 
 
 # -- the base sampler in noise coordinates ---------------------------------------------------------------------------
-
-
-def is_base_sampler(final: np.ndarray, mdp: DenoisingMDP) -> bool:
-    """Are samples like the base sampler's? Kolmogorov-Smirnov tests of 7 projections and of the energy against fresh
-    ones; wrong once in 10,000 times (asymptotic KS law, Bonferroni over the 8 tests)."""
-    from scipy.stats import ks_2samp
-
-    base = sample_base(mdp.base, len(final), mdp.event_shape, torch.Generator().manual_seed(1))
-    directions = np.random.default_rng(0).standard_normal((7, final.shape[1]))
-    pairs = [(final @ d, base.numpy() @ d) for d in directions]
-    pairs.append((mdp.energy(torch.from_numpy(final)).numpy(), mdp.energy(base).numpy()))
-    return min(ks_2samp(*pair, method="asymp").pvalue for pair in pairs) > 1e-4 / len(pairs)
 
 
 def test_standard_normal_policy_is_the_base_sampler_exactly(task: dict[str, Any]) -> None:
@@ -270,11 +202,11 @@ def test_standard_normal_policy_is_the_base_sampler_exactly(task: dict[str, Any]
 
 @pytest.mark.parametrize("std", [1.0, 0.8])
 def test_standard_normal_policy_is_the_base_sampler_in_distribution(std: float) -> None:
-    venv = DenoiseVectorEnv(num_envs=4000, to_numpy=True)
+    venv = DenoiseVectorEnv(num_envs=16_000, to_numpy=True)
     rng = np.random.default_rng(0)
     venv.reset(seed=0)
     for _ in range(venv.mdp.horizon):
-        *_, info = venv.step(std * rng.standard_normal((4000, 2)))
+        *_, info = venv.step(std * rng.standard_normal((16_000, 2)))
     assert is_base_sampler(info["final_obs"][:, :-1], venv.mdp) == (std == 1.0)  # 0.8: the test can tell
 
 
@@ -295,7 +227,7 @@ def test_energy_is_swapped_and_trained_live() -> None:
     for env, shape in faces:
         energy = Bowl(0.0)
         env.mdp.set_energy(energy)
-        step = lambda action, env=env: env.step(action)[1]  # noqa: E731
+        step = lambda action, env=env: env.step(action)[1]
         assert final_rewards(step, env, shape) == 0
         with torch.no_grad():
             energy.weight.fill_(1.0)
@@ -320,223 +252,3 @@ def test_the_kernel_is_fitted_only_on_request(backward: str) -> None:
     variance = env.mdp.kernel.variance.clone()
     play(env, np.zeros((5, 2), np.float32), 0)
     assert (variance != env.mdp.kernel.variance).all()
-
-
-# -- bad inputs ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [DenoiseEnv, DenoiseVectorEnv])
-@pytest.mark.parametrize(
-    ("kwargs", "error", "words"),
-    [
-        ({"task": "8gausians"}, UnknownNameError, "Did you mean '8gaussians'"),
-        ({"target": "gmm24"}, UnknownNameError, "'gmm25'"),
-        ({"coordinates": "noises"}, UnknownNameError, "'noise'"),
-        ({"observation": "flatt"}, UnknownNameError, "'flat'"),
-        ({"render_mode": "rgb_aray"}, UnknownNameError, "'rgb_array'"),
-        ({"backward": "lerned"}, UnknownNameError, "'learned'"),
-        ({"horizn": 3}, UnknownNameError, "'horizon'"),
-        ({"coordinate": "noise"}, UnknownNameError, "'coordinates'"),
-        ({"horizon": 0}, ValueError, "horizon"),
-        ({"tau": -1.0}, ValueError, "tau"),
-        ({"action_bound": 0.0}, ValueError, "action_bound"),
-        ({"action_bound": math.inf}, ValueError, "action_bound"),
-        ({"device": "warp"}, ValueError, "device"),
-        ({"task": "gmm25", "target": "gmm25"}, ValueError, "task and target"),
-        ({"task": "digits"}, EnergyError, "energy="),
-        ({"energy": 3}, TypeError, "energy"),
-        ({"energy": lambda x: x}, EnergyError, r"shape \[2\]"),
-        ({"base": "ddim", "eta": 0.0}, ValueError, "eta > 0"),
-    ],
-)  # fmt: skip
-def test_bad_arguments(make: Any, kwargs: dict[str, Any], error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        make(**kwargs)
-
-
-@pytest.mark.parametrize("count", [0, -1, 2.0, True])
-def test_bad_num_envs(count: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="num_envs"):
-        DenoiseVectorEnv(num_envs=count)
-
-
-@pytest.mark.parametrize("make", [lambda: (DenoiseEnv(), ()), lambda: (DenoiseVectorEnv(num_envs=3), (3,))])
-def test_bad_actions(make: Any) -> None:
-    env, lead = make()
-    good = np.full((*lead, 2), 30.0)  # beyond the box, and double: both are taken
-    with pytest.raises(ResetNeeded):
-        env.step(good)
-    env.reset(seed=0)
-    env.step(good)
-    before = env._episodes.x
-    bad: list[tuple[Any, type[Exception], str]] = [
-        (good[..., :1], ValueError, "action must have shape"),
-        (np.zeros((*lead, 3)), ValueError, "action must have shape"),
-        (torch.zeros(5, 2), ValueError, "action must have shape"),
-        (good.astype(int), TypeError, "floating dtype"),
-        (torch.zeros(*lead, 2, dtype=torch.int64), TypeError, "floating dtype"),
-        (good.tolist(), TypeError, "list"),
-        (torch.zeros(*lead, 2, device="meta"), ValueError, "device"),
-        (good * np.nan, NonFiniteError, "action"),
-        (good * np.inf, NonFiniteError, "action"),
-        (good * 1e30, NonFiniteError, "running reward"),
-    ]
-    for action, error, words in bad:
-        with pytest.raises(error, match=words):
-            env.step(action)
-    assert env._episodes.x is before and env._episodes.t == 1  # a step that fails changes nothing
-    env.step(good)
-
-
-def test_bad_energies_and_moments() -> None:
-    for value in (math.nan, math.inf):
-        env = DenoiseVectorEnv(num_envs=2, energy=lambda x, value=value: x.sum(1) * 0 + value, horizon=1)
-        env.reset()
-        with pytest.raises(EnergyError, match="energy"):
-            env.step(torch.zeros(2, 2))
-    later = DenoiseEnv(horizon=1, energy=lambda x: x.sum(1) if len(x) == 2 else x)  # wrong on one row only
-    later.reset()
-    with pytest.raises(EnergyError, match="shape"):
-        later.step(np.zeros(2, np.float32))
-    env = DenoiseEnv(horizon=1)
-    env.reset()
-    env.step(np.zeros(2, np.float32))
-    with pytest.raises(ResetNeeded):
-        env.step(np.zeros(2, np.float32))
-    with pytest.raises(ValueError, match="reset_mask"):
-        DenoiseVectorEnv(num_envs=2).reset(options={"reset_mask": np.array([True, False])})
-    built = make_task("8gaussians-data", pretraining={"iterations": 20})
-    with pytest.raises(EnergyError, match="energy="):
-        DenoiseEnv(built)
-    built.mdp.set_energy(Bowl())
-    DenoiseEnv(built)
-
-
-# -- wrappers and the loops of others --------------------------------------------------------------------------------
-
-
-def test_torch_action_wrappers() -> None:
-    venv = vector_wrappers.RescaleAction(DenoiseVectorEnv(num_envs=3, action_bound=5.0), -1.0, 1.0)
-    venv = vector_wrappers.TransformReward(vector_wrappers.ClipAction(venv), lambda reward: 2 * reward)
-    plain = DenoiseVectorEnv(num_envs=3)
-    start, _ = plain.reset(seed=0)
-    assert torch.equal(venv.reset(seed=0)[0], start)
-    observation, reward, *_ = venv.step(torch.tensor([[9.0, 0.0], [0.2, 0.2], [-9.0, 1.0]]))
-    expected, unscaled, *_ = plain.step(torch.tensor([[5.0, 0.0], [1.0, 1.0], [-5.0, 5.0]]))
-    torch.testing.assert_close(observation, expected)
-    torch.testing.assert_close(reward, 2 * unscaled)
-
-
-def test_cleanrl_loop_sees_the_same_keys() -> None:
-    def keys(info: Any) -> Any:
-        return {key: keys(value) for key, value in info.items()} if isinstance(info, dict) else None
-
-    def loop(envs: Any) -> tuple[Any, float]:
-        envs.reset(seed=0)
-        for _ in range(5):
-            *_, infos = envs.step(np.zeros((3, 2), np.float32))
-        episode = infos["final_info"]["episode"]
-        assert infos["final_info"]["_episode"].all() and episode["l"].tolist() == [5] * 3
-        assert len(infos["final_obs"]) == 3
-        return keys(infos), np.asarray(episode["r"]).std()
-
-    make = lambda: RecordEpisodeStatistics(gym.make(ID))
-    theirs, _ = loop(SyncVectorEnv([make] * 3, autoreset_mode=AutoresetMode.SAME_STEP))
-    for to_numpy in (True, False):
-        ours, spread = loop(gym.make_vec(ID, num_envs=3, to_numpy=to_numpy))
-        assert ours == theirs and spread > 0
-    recorded = vector_wrappers.RecordEpisodeStatistics(gym.make_vec(ID, num_envs=3, to_numpy=True))
-    recorded.reset(seed=0)
-    for _ in range(10):
-        *_, infos = recorded.step(np.zeros((3, 2), np.float32))
-    np.testing.assert_allclose(infos["episode"]["r"], infos["final_info"]["episode"]["r"], rtol=1e-5)
-
-
-# -- Stable-Baselines3 -----------------------------------------------------------------------------------------------
-
-
-def test_sb3_adapter_infos_and_seeds() -> None:
-    pytest.importorskip("stable_baselines3")
-    env = make_sb3_env("8gaussians", num_envs=3, horizon=2)
-    assert env.seed(4) == [4, 5, 6]
-    first = env.reset()
-    second = env.reset()
-    env.seed(4)
-    assert np.array_equal(env.reset(), first) and not np.array_equal(first, second) and first.dtype == np.float32
-    _, rewards, dones, infos = env.step(np.zeros((3, 2), np.float32))
-    total = rewards.copy()
-    assert not dones.any() and infos == [{}, {}, {}]
-    observation, rewards, dones, infos = env.step(np.zeros((3, 2), np.float32))
-    total += rewards
-    assert dones.all() and (observation[:, -1] == 1).all() and rewards.dtype == np.float32
-    for i, info in enumerate(infos):
-        assert info["terminal_observation"].shape == (3,) and info["terminal_observation"][-1] == 0
-        assert info["TimeLimit.truncated"] is False
-        assert info["episode"]["r"] == pytest.approx(float(total[i]), rel=1e-5) and info["episode"]["l"] == 2
-    assert env.get_attr("num_envs", [0, 1]) == [3, 3] and env.env_method("render") == [None] * 3
-    env.set_attr("render_mode", None)
-    assert env.env_is_wrapped(gym.Wrapper) == [False] * 3
-    with pytest.raises(AttributeError):
-        env.get_attr("colour")
-    with pytest.raises(ValueError, match="to_numpy"):
-        type(env)(DenoiseVectorEnv(num_envs=2))
-    env.close()
-
-
-def test_untrained_sb3_ppo_is_the_base_sampler_and_learns() -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
-    from stable_baselines3.common.evaluation import evaluate_policy
-
-    env = make_sb3_env(num_envs=4000)
-    model = sb3.PPO("MlpPolicy", env, gamma=1.0, gae_lambda=1.0, n_steps=5, batch_size=20_000, n_epochs=2, seed=0, device="cpu", normalize_advantage=False)  # fmt: skip
-    observation = env.reset()
-    for _ in range(5):
-        action, _ = model.predict(observation, deterministic=False)
-        observation, _, _, infos = env.step(action)
-    assert is_base_sampler(np.stack([info["terminal_observation"] for info in infos])[:, :-1], env.mdp)
-    model.learn(40_000)
-    assert model.num_timesteps == 40_000 and len(model.ep_info_buffer) == 100
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mean, _ = evaluate_policy(model, env, n_eval_episodes=4000, deterministic=False)
-    assert math.isfinite(mean)
-
-
-@pytest.mark.parametrize("layout", ["flat", "dict"])
-@pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
-def test_sb3_learns_on_every_task(task: dict[str, Any], algorithm: str, layout: str) -> None:
-    sb3 = pytest.importorskip("stable_baselines3")
-    env = make_sb3_env(**task, num_envs=8, observation=layout, action_bound=5.0)
-    policy = "MlpPolicy" if layout == "flat" else "MultiInputPolicy"
-    options: dict[str, Any] = {"n_steps": env.mdp.horizon, "batch_size": 8} if algorithm == "PPO" else {"learning_starts": 40, "batch_size": 16}  # fmt: skip
-    model = getattr(sb3, algorithm)(policy, env, gamma=1.0, device="cpu", **options)
-    model.learn(64)
-    assert model.num_timesteps >= 64
-
-
-# -- CUDA ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_steps_do_not_wait_for_the_gpu() -> None:
-    venv = DenoiseVectorEnv(num_envs=256, device="cuda")
-    venv.reset(seed=0)
-    action = torch.zeros(256, 2, device="cuda")
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        for _ in range(4):
-            observation, *_ = venv.step(action)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    venv.step(action)
-    assert observation.is_cuda
-    venv.step(action * math.nan)
-    with pytest.raises(ValueError, match="device"):
-        venv.step(action.cpu())
-    for _ in range(3):
-        venv.step(action)
-    with pytest.raises(NonFiniteError, match="action"):
-        venv.step(action)
-    with pytest.raises(ResetNeeded):
-        venv.step(action)
-    assert gym.make_vec(ID, num_envs=2, device="cuda", to_numpy=True).reset()[0].dtype == np.float32

@@ -54,7 +54,7 @@ class DenoiserMLP(nn.Module):
         super().__init__()
         self.scale = scale
         dim = math.prod(event_shape)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 6) * math.pi / 8)
+        self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 2) * math.pi / 8)
         self.net = MLP(
             dim, dim, condition=1 + 2 * len(self.frequencies), width=width, depth=depth, residual=residual, zero=True
         )

@@ -74,10 +74,16 @@ def karras(
 
 
 def cosine(horizon: int, *, alpha_bar_min: float = 0.01) -> Schedule:
-    """Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 17), alpha-bar clipped below at ``alpha_bar_min``."""
-    time = np.linspace(1.0, 0.0, horizon + 1)
-    alpha_bar = np.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    alpha_bar = np.clip(alpha_bar / alpha_bar[-1], alpha_bar_min, 1.0)
+    """Nichol and Dhariwal 2021 (arXiv 2102.09672, equation 17), from the time where alpha-bar is ``alpha_bar_min``.
+
+    Their own clipping of beta plays the same part: at alpha-bar = 0 a denoiser's x_clean has no meaning.
+    """
+    if not 0 < alpha_bar_min < 1:
+        raise ValueError(f"alpha_bar_min must lie in (0, 1), got {alpha_bar_min}.")
+    offset = 0.008 / 1.008 * math.pi / 2
+    last = math.acos(math.sqrt(alpha_bar_min) * math.cos(offset))
+    alpha_bar = (np.cos(np.linspace(last, offset, horizon + 1)) / math.cos(offset)) ** 2
+    alpha_bar[-1] = 1.0
     return Schedule(np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar), start_std=1.0)
 
 

@@ -189,18 +189,19 @@ class Episodes:
 
     def _require_finite(self, value: Tensor, failure: int) -> None:
         """Raise at once on the CPU; elsewhere note it for the end of the episode, without a synchronisation."""
-        self._finite[failure].logical_and_(torch.isfinite(value).all())
-        if self.mdp.device.type == "cpu":
-            self._raise_noted()
+        finite = torch.isfinite(value).all()
+        if self.mdp.device.type != "cpu":
+            self._finite[failure].logical_and_(finite)
+        elif not finite:
+            error, message = _FAILURES[failure]
+            raise error(message)
 
     def _raise_noted(self) -> None:
-        if bool(self._finite.all()):
-            return
-        error, message = _FAILURES[self._finite.tolist().index(False)]
-        self._finite.fill_(True)
-        if self.mdp.device.type != "cpu":
+        noted = self._finite.tolist()
+        if not all(noted):
             self.clear()
-        raise error(message)
+            error, message = _FAILURES[noted.index(False)]
+            raise error(message)
 
 
 _FAILURES: list[tuple[type[ValueError], str]] = [
