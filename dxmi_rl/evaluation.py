@@ -110,7 +110,9 @@ def evaluate(
     return scores
 
 
-def quick_scores(agent: Agent, *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None) -> dict[str, float]:
+def quick_scores(
+    agent: Agent, *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None
+) -> dict[str, float]:
     """Cheap scores for learning curves: one draw, 200 projections, the kernel of training, no floors."""
     task, target, mdp = agent.task, agent.task.target, agent.mdp
     scores: dict[str, float] = {}
@@ -251,7 +253,9 @@ def _cached_floors(name: str, samples: int, measure: Any) -> dict[str, float]:
     memory = _floor_memory()
     if (name, samples) not in memory:
         key = {"target": name, "samples": samples, "pairs": FLOOR_PAIRS, "version": 1}
-        tensors = cached_tensors("floor", key, lambda: {k: torch.tensor(v, dtype=torch.float64) for k, v in measure().items()})
+        tensors = cached_tensors(
+            "floor", key, lambda: {k: torch.tensor(v, dtype=torch.float64) for k, v in measure().items()}
+        )
         memory[name, samples] = {k: float(v) for k, v in tensors.items()}
     return memory[name, samples]
 

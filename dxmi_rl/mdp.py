@@ -212,7 +212,7 @@ class DenoisingMDP:
         Raises NonFiniteError when a state is NaN or infinite, checked once at the end.
         """
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            states, log_probs = [self.reset(n, generator)], []
+            states, log_probs = [self.reset(n, generator)], list[Tensor]()
             for t in range(self.horizon):
                 x = states[-1]
                 mean, log_std = policy.moments(x, t)
@@ -227,7 +227,7 @@ class DenoisingMDP:
     def backward_rollout(self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None) -> Trajectory:
         """Chains drawn backwards from x_T by the kernel, with the policy's log-probabilities (for the EUBO)."""
         with torch.no_grad():
-            states, log_probs = [x_final], []
+            states, log_probs = [x_final], list[Tensor]()
             for t in reversed(range(self.horizon)):
                 x_next = states[0]
                 x = self.kernel.sample(x_next, t, generator)

@@ -21,7 +21,7 @@ FORMAT = "dxmi_rl/1"
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the whole new one."""
+    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -29,6 +29,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     temporary = Path(name)
     try:
         write(temporary)
+        mask = os.umask(0)  # mkstemp makes private files; give this one the permissions of any other
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -39,7 +42,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write ``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
-    return write_atomically(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    return write_atomically(path, write)
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
@@ -62,7 +69,9 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} is not a readable safetensors file (damaged or foreign): {error}") from error
+        raise CheckpointError(
+            f"{str(path)!r} is not a readable safetensors file: damaged or foreign ({error})."
+        ) from error
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{str(path)!r} was not written by dxmi_rl: its format is {header.get('format')!r}, wanted {FORMAT!r}."
@@ -80,9 +89,7 @@ def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
     return root / f"{kind}-{digest}.safetensors"
 
 
-def cached_tensors(
-    kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
+def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
     path = cache_path(kind, key)
     if path.is_file():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -66,8 +66,9 @@ class TaskConfig:
 
 
 TASKS: Registry[TaskConfig] = Registry("task")
-ENERGIES: Registry[Callable[["Task"], nn.Module]] = Registry("energy")
-"""Named reward models of data-only tasks, for instance "fixed"; filled by dxmi_rl.irl."""
+ENERGIES: Registry[str] = Registry("energy")
+"""Named reward models of data-only tasks as "module:function" of a Task, looked up on first use."""
+ENERGIES.add("fixed", "dxmi_rl.irl.fixed:fixed_energy")
 
 TASKS.add("8gaussians", TaskConfig("8gaussians"))
 TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 60.0, "level_min": 0.25, "scale": 6.0}))
@@ -138,14 +139,14 @@ def make_task(
         name: a task's or target's name, a Target of your own, or a built Task (returned as it is; no other arguments).
         energy: reward model of a data-only task: a module or function ``[batch, *event_shape] -> [batch]``, or the
             name of a registered one; it also replaces the energy of a target that has one.
-        device: torch device, "cpu" by default.
+        device: torch device, "cpu" by default (a built Task keeps its own).
         changes: fields of TaskConfig that differ from the task's defaults, such as horizon, tau, backward, base.
 
     Raises UnknownNameError for unknown names and fields (with the near names), ValueError and TypeError for values
     that are not allowed, MissingExtraError when the data of the target cannot be had here.
     """
     if isinstance(name, Task):
-        if energy is not None or device is not None or changes:
+        if energy is not None or changes or (device is not None and resolve_device(device).type != name.device.type):
             raise ValueError("a built task takes no further arguments; pass its name to change them.")
         return name
     if isinstance(name, Target):
@@ -160,12 +161,13 @@ def make_task(
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
     config = replace(config, **changes)
     spec = _spec(name, energy, changes)
-    build_energy = ENERGIES[energy] if isinstance(energy, str) else None
+    entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = config.target if isinstance(config.target, Target) else make_target(config.target)
     task = Task(label, config, target, _build_mdp(config, target.to(resolved), resolved), spec)
-    if build_energy is not None:
-        task.mdp.set_energy(build_energy(task).to(resolved))
+    if entry_point is not None:
+        module, function = entry_point.split(":")
+        task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))
     elif energy is not None and not isinstance(energy, str):
         task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
     elif config.reward == "target":

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -60,7 +60,7 @@ class Agent(abc.ABC):
     """
 
     name: ClassVar[str]
-    Config: ClassVar[type]
+    Config: ClassVar[Any]
     has_density: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 
@@ -73,7 +73,7 @@ class Agent(abc.ABC):
         config: Any = None,
         **settings: Any,
     ) -> None:
-        self.task = make_task(task) if device is None else make_task(task, device=device)
+        self.task = make_task(task, device=device)
         self.mdp = self.task.mdp
         self.seed = check_integer("seed", seed, minimum=0)
         self.config = self._configure(config, settings)
@@ -93,8 +93,7 @@ class Agent(abc.ABC):
         for key in settings:
             if key not in known:
                 raise UnknownNameError(f"setting of {cls.__name__}", key, known)
-        assert is_dataclass(config)
-        return replace(config, **settings)  # type: ignore[type-var]
+        return replace(config, **settings)
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 
@@ -178,7 +177,7 @@ class Agent(abc.ABC):
         return self
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Samples x_T of the stochastic policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the stream."""
+        """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
         return self.sample_trajectory(n, seed=seed).final
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
@@ -188,7 +187,7 @@ class Agent(abc.ABC):
         return self.mdp.rollout(self.density(policy), n, generator)
 
     def density(self, policy: nn.Module | None = None) -> Any:
-        """The policy (or a copy of it with other weights) as an object with ``moments(x, t)`` in next-state coordinates."""
+        """The policy, or a copy with other weights, as an object with ``moments(x, t)`` in next-state coordinates."""
         return self.policy if policy is None else policy
 
     def predict(
@@ -255,14 +254,11 @@ class Agent(abc.ABC):
                 raise CheckpointError(
                     f"{str(path)!r} was trained on a task of your own objects ({metadata['task_name']!r}): pass task=."
                 )
-            spec = dict(metadata["task"])
-            task = make_task(spec.pop("name"), **spec) if device is None else make_task(spec.pop("name"), device=device, **spec)
+            task = make_task(**metadata["task"], device=device)
         elif isinstance(task, str):
-            task = make_task(task) if device is None else make_task(task, device=device)
+            task = make_task(task, device=device)
         if task.name != metadata["task_name"]:
-            raise CheckpointError(
-                f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}."
-            )
+            raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
         agent = cls(task, seed=metadata["seed"], config=cls.Config(**_untuple(cls.Config, metadata["config"])))
         agent.costs = Costs(**metadata["costs"])
         agent._restore(path, tensors)
@@ -279,10 +275,11 @@ class Agent(abc.ABC):
             for name, optimizer in self._all_optimizers().items():
                 restore_optimizer(f"optimizer/{name}", optimizer, tensors)
             self._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("extra/")})
-            if self.generator.device.type == "cpu" or tensors["generator"].numel() == self.generator.get_state().numel():
+            # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
+            if tensors["generator"].numel() == self.generator.get_state().numel():
                 self.generator.set_state(tensors["generator"])
         except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{str(path)!r} does not fit {self.name!r} on task {self.task.name!r}: {error}") from error
+            raise CheckpointError(f"{str(path)!r} does not fit {self.name!r} on {self.task.name!r}: {error}") from error
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         """Further tensors of the training state."""
@@ -290,6 +287,7 @@ class Agent(abc.ABC):
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Put back what ``_extra_tensors`` gave."""
+        return
 
     def _all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         optimizers = dict(self.optimizers())

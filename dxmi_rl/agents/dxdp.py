@@ -119,7 +119,7 @@ class DxDP(GaussianAgent):
         return loss.detach()
 
     def policy_loss(self, rollout: Rollout) -> Tensor:
-        """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh reparameterised x' ~ pi_theta(. | x_t) at every stored state."""
+        """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh reparameterised x' ~ pi(. | x_t) at every stored state."""
         n = rollout.trajectory.x.shape[1]
         mean, log_std = self.policy.moments(rollout.x, rollout.t, rollout.reference)
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)

@@ -43,6 +43,10 @@ class CorrectionPolicy(GaussianPolicy):
     network adds a bounded per-dimension term to log sigma.
     """
 
+    step_scale: Tensor
+    state_scale: Tensor
+    reference_scale: Tensor
+
     def __init__(self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool) -> None:
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
@@ -66,11 +70,8 @@ class CorrectionPolicy(GaussianPolicy):
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if reference is None:
             reference = self.base.mean(x, t)
-        features = torch.cat(
-            [(x / per_step(self.state_scale, t, x)).flatten(1), (reference / per_step(self.reference_scale, t, x)).flatten(1)],
-            dim=1,
-        )
-        out = self.net(features, t)
+        parts = [x / per_step(self.state_scale, t, x), reference / per_step(self.reference_scale, t, x)]
+        out = self.net(torch.cat(parts, dim=1).flatten(1), t)
         log_sigma = per_step(self.log_sigma, t, x)
         if self.state_dependent_sigma:
             out, stretch = out.chunk(2, dim=1)

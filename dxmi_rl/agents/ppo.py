@@ -1,5 +1,6 @@
 """PPO on the denoising chain: DDPO with importance ratios (Black et al. 2023, arXiv 2305.13301), a value baseline,
-generalised advantages and clipping (Schulman et al. 2017, arXiv 1707.06347)."""
+generalised advantages and clipping (Schulman et al. 2017, arXiv 1707.06347).
+"""
 
 from __future__ import annotations
 

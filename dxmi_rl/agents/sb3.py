@@ -78,6 +78,8 @@ class SB3PPO(Agent):
     name: ClassVar[str] = "sb3-ppo"
     Config: ClassVar[type] = SB3PPOConfig
     config: SB3PPOConfig
+    _torch_state: Tensor
+    _numpy_state: Any
 
     def _build(self) -> None:
         sb3 = require("stable_baselines3", "sb3")
@@ -129,7 +131,7 @@ class SB3PPO(Agent):
         return SB3Density(self.policy if policy is None else policy, self.mdp)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy.optimizer}
+        return {"policy": self.model.policy.optimizer}
 
     def _rate_factor(self) -> float:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
@@ -141,7 +143,7 @@ class SB3PPO(Agent):
     @contextlib.contextmanager
     def _own_randomness(self, fresh: bool = False) -> Iterator[None]:
         """SB3 draws from the global generators of torch and numpy: lend it this agent's and give the user's back."""
-        numpy_state = np.random.get_state()
+        numpy_state: Any = np.random.get_state()
         with torch.random.fork_rng():
             if not fresh:
                 torch.set_rng_state(self._torch_state)

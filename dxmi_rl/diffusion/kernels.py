@@ -161,16 +161,26 @@ KernelBuilder = Callable[..., BackwardKernel]
 KERNELS: Registry[KernelBuilder] = Registry("backward kernel")
 
 
-def _brownian(schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any) -> Brownian:
+def _brownian(
+    schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any
+) -> Brownian:
     """Start at the spread of a base step: its noise, and the shrinking of the remaining level."""
     levels = schedule.levels
     start = (levels[:-1] ** 2 - levels[1:] ** 2) * schedule.alpha[:-1] ** 2
     return Brownian(torch.maximum(start, sigma**2), **options)
 
 
+def _forward(schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any) -> Forward:
+    return Forward(schedule, **options)
+
+
+def _learned(schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any) -> Learned:
+    return Learned(schedule, event_shape, scale, **options)
+
+
 KERNELS.add("brownian", _brownian)
-KERNELS.add("forward", lambda schedule, event_shape, scale, sigma, **options: Forward(schedule, **options))
-KERNELS.add("learned", lambda schedule, event_shape, scale, sigma, **options: Learned(schedule, event_shape, scale, **options))  # fmt: skip
+KERNELS.add("forward", _forward)
+KERNELS.add("learned", _learned)
 
 
 def make_kernel(

@@ -45,7 +45,7 @@ def pretrained_denoiser(
 ) -> DenoiserMLP:
     """A DenoiserMLP of ``target``'s data, from the cache when this configuration was trained before.
 
-    DDPM loss E ||eps - eps_theta||^2 (Ho et al. 2020, arXiv 2006.11239, equation 14) with eps_theta = (x - alpha D) / s,
+    DDPM loss E ||eps - eps_theta||^2 (Ho et al. 2020, arXiv 2006.11239, eq. 14) with eps_theta = (x - alpha D) / s,
     weighted by 1 + level^2 (Salimans and Ho 2022, arXiv 2202.00512: the v weighting, for few-step use), over levels
     c tan(pi u / 2), u uniform: the cosine schedule in continuous time. Raises DivergenceError on a non-finite loss.
     """

@@ -59,7 +59,7 @@ class ReverseSampler(nn.Module):
 
 
 class IdentitySampler(nn.Module):
-    """``base=None``: mu_t(x) = x on a variance-exploding ladder, sigma_t^2 = level_t^2 - level_{t+1}^2, last sigma_min."""
+    """``base=None``: mu_t(x) = x on a variance-exploding ladder, sigma_t^2 = level_t^2 - level_{t+1}^2."""
 
     sigma: Tensor
     deterministic = False
@@ -86,8 +86,15 @@ def mixture_sigma_last(mode_std: float, level_min: float) -> float:
 
 
 @torch.no_grad()
-def sample_base(base: BaseSampler, n: int, event_shape: tuple[int, ...], generator: torch.Generator | None, *, last_noise: bool = True) -> Tensor:  # fmt: skip
-    """Draw ``[n, *event_shape]`` from a base sampler; ``last_noise=False`` takes the last step's mean (the solvers' way)."""
+def sample_base(
+    base: BaseSampler,
+    n: int,
+    event_shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    *,
+    last_noise: bool = True,
+) -> Tensor:
+    """Draw ``[n, *event_shape]``; ``last_noise=False`` takes the last step's mean, as training-free samplers do."""
     sigma = base.sigma
     x = base.schedule.start_std * torch.randn(n, *event_shape, generator=generator, device=sigma.device)
     steps = len(sigma)

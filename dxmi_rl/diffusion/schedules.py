@@ -14,7 +14,7 @@ from dxmi_rl.registry import Registry
 
 
 class Schedule(nn.Module):
-    """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0 ~ N(0, s0^2 I).
+    """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0.
 
     Raises ValueError unless the noise levels s / alpha fall strictly and alpha is positive.
     """
@@ -127,14 +127,11 @@ def geometric(horizon: int, *, level_max: float = 8.0, level_min: float = 0.4) -
 
 
 SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
-for _name, _builder in {
-    "karras": karras,
-    "cosine": cosine,
-    "var-linear": var_linear,
-    "var-quadratic": var_quadratic,
-    "geometric": geometric,
-}.items():
-    SCHEDULES.add(_name, _builder)
+SCHEDULES.add("karras", karras)
+SCHEDULES.add("cosine", cosine)
+SCHEDULES.add("var-linear", var_linear)
+SCHEDULES.add("var-quadratic", var_quadratic)
+SCHEDULES.add("geometric", geometric)
 
 
 def make_schedule(name: str, horizon: int, **options: float) -> Schedule:

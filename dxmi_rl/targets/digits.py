@@ -21,7 +21,7 @@ def load_digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise MissingExtraError("the data of target 'digits' come with scikit-learn: pip install scikit-learn.") from error
+        raise MissingExtraError("target 'digits' needs scikit-learn: pip install scikit-learn.") from error
     bunch = load_digits()
     images = (bunch.images / 8 - 1).astype(np.float32)[:, None]
     split = train_test_split(images, bunch.target, test_size=360, random_state=0, stratify=bunch.target)
