@@ -71,7 +71,7 @@ ENERGIES: Registry[str] = Registry("energy")
 ENERGIES.add("fixed", "dxmi_rl.irl.fixed:fixed_energy")
 
 TASKS.add("8gaussians", TaskConfig("8gaussians"))
-TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 60.0, "level_min": 0.25, "scale": 6.0}))
+TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 20.0, "level_min": 0.5, "scale": 7.0}))
 TASKS.add(
     "8gaussians-data",
     TaskConfig(
@@ -79,7 +79,8 @@ TASKS.add(
         schedule_options={"level_max": 4.3, "level_min": 0.23, "rho": 7.0},
         denoiser="learned",
         reward=None,
-        backward="brownian",
+        sigma_last=0.15,
+        backward="learned",
         tau=0.05,
         pretraining=PretrainingConfig(residual=True),
     ),
@@ -92,9 +93,9 @@ TASKS.add(
         schedule="cosine",
         denoiser="learned",
         reward=None,
-        backward="brownian",
+        backward="forward",
         tau=0.1 / 64,
-        pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=512, residual=True),
+        pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=256, residual=True),
     ),
 )
 

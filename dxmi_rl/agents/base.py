@@ -84,16 +84,20 @@ class Agent(abc.ABC):
         with seeded(seed):
             self._build()
 
-    @classmethod
-    def _configure(cls, config: Any, settings: dict[str, Any]) -> Any:
-        config = cls.Config() if config is None else config
-        if not isinstance(config, cls.Config):
-            raise TypeError(f"config of {cls.__name__} must be a {cls.Config.__qualname__}, got {config!r}.")
+    def _configure(self, config: Any, settings: dict[str, Any]) -> Any:
+        if config is None:
+            config = self._default_config(settings)
+        if not isinstance(config, self.Config):
+            raise TypeError(f"config of {self.name!r} must be a {self.Config.__qualname__}, got {config!r}.")
         known = [f.name for f in fields(config)]
         for key in settings:
             if key not in known:
-                raise UnknownNameError(f"setting of {cls.__name__}", key, known)
+                raise UnknownNameError(f"setting of {self.name!r}", key, known)
         return replace(config, **settings)
+
+    def _default_config(self, settings: dict[str, Any]) -> Any:
+        """The settings of an agent that was given none; ``settings`` are the fields that will change."""
+        return self.Config()
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 

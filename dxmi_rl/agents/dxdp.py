@@ -101,7 +101,7 @@ class DxDP(GaussianAgent):
         """Soft TD(lambda) returns G_t = c_t + (1 - lambda) V_{t+1} + lambda G_{t+1}, G_T = E: ``[T n]``, time-major."""
         horizon, mix = self.mdp.horizon, self.config.td_lambda
         cost = self.step_cost(rollout.x, rollout.x_next, rollout.t, rollout.log_prob).view(horizon, -1)
-        values = self.value(rollout.x, rollout.t).view(horizon, -1)
+        values = self.values(rollout.x, rollout.t).view(horizon, -1)
         future = self.mdp.energy(rollout.trajectory.final)
         targets = torch.empty_like(cost)
         for t in reversed(range(horizon)):
@@ -111,7 +111,7 @@ class DxDP(GaussianAgent):
 
     def update_value(self, rollout: Rollout, targets: Tensor) -> Tensor:
         """One Adam step on (V_t(x_t) - G_t)^2 over all steps at once."""
-        loss = (self.value(rollout.x, rollout.t).squeeze(1) - targets).square().mean()
+        loss = self.value_loss(rollout.x, rollout.t, targets)
         self.value_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
@@ -127,7 +127,7 @@ class DxDP(GaussianAgent):
         # log pi at fixed parameters: its direct score has mean zero and would only add variance (Roeder et al. 2017).
         log_prob = gaussian_log_prob(x_next, mean.detach(), log_std.detach())
         cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob)
-        future = self.value(x_next[:-n], rollout.t[:-n] + 1).squeeze(1)
+        future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.policy_draws += len(x_next)
         self.costs.energy_evals += n
         self.costs.energy_grad_evals += n

@@ -15,7 +15,7 @@ from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
-POLICIES = ["correction", "fine-tuned"]
+POLICIES = ["auto", "correction", "fine-tuned"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class GaussianConfig:
 
     batch_size: int = 256
     """Trajectories per iteration."""
-    policy: str = "correction"
-    """"correction" (a network on top of the fixed base mean) or "fine-tuned" (the pretrained network itself)."""
+    policy: str = "auto"
+    """"correction" (a network on top of the fixed base mean), "fine-tuned" (the pretrained network itself), or "auto":
+    fine-tuned for images, correction for vectors."""
     width: int = 64
     """Units per layer of policy and value networks."""
     depth: int = 3
@@ -80,7 +81,11 @@ class GaussianAgent(Agent):
         check_real("clip_gradient", config.clip_gradient, strict=True)
         if config.policy not in POLICIES:
             raise UnknownNameError("policy", config.policy, POLICIES)
-        if config.policy == "correction":
+        kind = config.policy
+        if kind == "auto":
+            kind = "fine-tuned" if len(self.mdp.event_shape) == 3 else "correction"
+        self.owns_denoiser = kind == "fine-tuned"
+        if kind == "correction":
             policy: GaussianPolicy = CorrectionPolicy(
                 self.mdp, width=config.width, depth=config.depth, fourier=config.fourier,
                 state_dependent_sigma=config.state_dependent_sigma,
@@ -95,6 +100,19 @@ class GaussianAgent(Agent):
         # Sigma of a deterministic base is 0 and cannot be learned in log space.
         if not bool(torch.isfinite(self.policy.log_sigma.detach()).all()):
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+
+    @property
+    def value_unit(self) -> float:
+        """What the value network counts in: tau d, the spread of a soft return; 1 when tau = 0."""
+        return self.mdp.tau * self.mdp.dim or 1.0
+
+    def values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """V_t(x): ``[batch]``."""
+        return self.value_unit * self.value(x, t).squeeze(1)
+
+    def value_loss(self, x: Tensor, t: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of V_t(x) in units of ``value_unit``: Adam's steps then mean the same at every tau."""
+        return (self.value(x, t).squeeze(1) - targets / self.value_unit).square().mean()
 
     def collect(self, on_final: FinalStateHook | None) -> Rollout:
         """Roll out ``batch_size`` episodes, hand x_T to ``on_final``, let the kernel adapt once."""
@@ -114,5 +132,5 @@ class GaussianAgent(Agent):
 
     def fine_tune_cost(self, transitions: int) -> None:
         """Count denoiser calls of an update: a policy that is the denoiser pays one per transition, others none."""
-        if self.config.policy == "fine-tuned":
+        if self.owns_denoiser:
             self.costs.denoiser_calls += transitions

@@ -82,7 +82,7 @@ class PPO(GaussianAgent):
         """Generalised soft advantages and the returns they imply, both ``[T n]``, time-major."""
         horizon = self.mdp.horizon
         soft = self.mdp.rewards(rollout.trajectory) - self.mdp.tau * rollout.trajectory.log_prob
-        values = self.value(rollout.x, rollout.t).view(horizon, -1)
+        values = self.values(rollout.x, rollout.t).view(horizon, -1)
         following = torch.cat([values[1:], torch.zeros_like(values[:1])])
         errors = soft + following - values
         advantages = torch.empty_like(errors)
@@ -121,7 +121,7 @@ class PPO(GaussianAgent):
 
     def update_value(self, rollout: Rollout, returns: Tensor, rows: Tensor) -> Tensor:
         """One Adam step on (V_t(x_t) - return)^2."""
-        loss = (self.value(rollout.x[rows], rollout.t[rows]).squeeze(1) - returns[rows]).square().mean()
+        loss = self.value_loss(rollout.x[rows], rollout.t[rows], returns[rows])
         self.value_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)

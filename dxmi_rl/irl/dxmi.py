@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,46 +11,21 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
-from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.checks import check_batch, check_integer, check_real
+from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.irl.losses import ENERGY_LOSSES
+from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import EnergyMLP
-
-
-@dataclass(frozen=True)
-class DxMIConfig:
-    """Settings of the joint loop."""
-
-    agent: str = "dxdp"
-    """Name of the agent that trains the sampler."""
-    agent_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of that agent."""
-    loss: str = "contrastive"
-    """Name of the energy's loss."""
-    gamma: float = 1.0
-    """Weight of the energy's squared magnitude; 1 is stable, 0.1 is not."""
-    energy_learning_rate: float = 1e-3
-    """Adam rate of the energy."""
-    energy_width: int = 128
-    """Units per layer of the energy."""
-    energy_depth: int = 3
-    """Hidden layers (blocks when ``energy_residual``)."""
-    energy_fourier: int = 0
-    """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
-    energy_residual: bool = False
-    """Residual blocks in the energy."""
-    ema: float = 0.99
-    """Decay of the averaged policy that ``sample`` and ``predict`` use; 0 uses the last iterate."""
-    anneal: bool = False
-    """Cosine rate of the energy over ``learn``'s budget."""
 
 
 class DxMI(Agent):
     """An energy and a sampler trained together as a minimax game; any agent trains the sampler.
 
     Each iteration: (1) the agent rolls out; (2) one energy step on data against its x_T; (3) the agent updates on
-    the new energy, which is the environment's live reward. ``energy`` is the trained E_phi (low on data), ``policy``
-    the averaged sampler.
+    the new energy, which is the environment's live reward. ``energy`` is the trained E_phi (low on data); the averages
+    over the last iterations, ``policy`` and ``average_energy``, are what is used: the two players circle around the
+    equilibrium.
 
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
@@ -59,6 +33,10 @@ class DxMI(Agent):
     name: ClassVar[str] = "dxmi"
     Config: ClassVar[type] = DxMIConfig
     config: DxMIConfig
+
+    def _default_config(self, settings: dict[str, Any]) -> DxMIConfig:
+        """The recipe of the task and the chosen agent."""
+        return recipe(self.task.name, settings.get("agent", DxMIConfig.agent))
 
     def _build(self) -> None:
         config, target = self.config, self.task.target
@@ -81,6 +59,7 @@ class DxMI(Agent):
         self.agent = AGENTS[config.agent](self.task, seed=self.seed, **config.agent_settings)
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
+        self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
         )
@@ -110,10 +89,8 @@ class DxMI(Agent):
 
     @torch.no_grad()
     def _average(self) -> None:
-        pairs = zip(self.policy.state_dict().values(), self.agent.policy.state_dict().values(), strict=True)
-        for average, current in pairs:
-            if average.dtype.is_floating_point:
-                average.lerp_(current, 1 - self.config.ema)
+        for average, current in ((self.policy, self.agent.policy), (self.average_energy, self.energy)):
+            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - self.config.ema)
 
     @property
     def timesteps_per_iteration(self) -> int:
@@ -124,7 +101,7 @@ class DxMI(Agent):
 
     def modules(self) -> dict[str, nn.Module]:
         inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
-        return {"policy": self.policy, "energy": self.energy, **inner}
+        return {"policy": self.policy, "energy": self.energy, "average_energy": self.average_energy, **inner}
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
@@ -134,10 +111,10 @@ class DxMI(Agent):
         return self.agent.density(self.policy if policy is None else policy)
 
     def score(self, x: Tensor | np.ndarray) -> Tensor:
-        """Anomaly score E(x): ``[n, *event_shape] -> [n]``, low on data."""
-        x = torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device)
+        """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data. Raises as ``check_batch``."""
+        x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
         with torch.no_grad():
-            return self.mdp.energy(x)
+            return self.average_energy(x)
 
     def _set_progress(self, progress: float) -> None:
         super()._set_progress(progress)

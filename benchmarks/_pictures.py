@@ -1,0 +1,161 @@
+"""Pictures of a comparison: samples over the energy, and learning curves against three kinds of cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _report import Result, main_score, number, results_of, rows_by_task
+from _run import EVALUATION_SEED, Row, Run
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
+from torch import Tensor
+
+from dxmi_rl.envs.rendering import MAX_IMAGES, draw_samples, is_image, is_renderable
+from dxmi_rl.storage import load_tensors, write_atomically
+
+# Okabe and Ito's colours without yellow and black; the markers tell lines apart without any.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+MARKERS = ["o", "s", "^", "D", "v", "P"]
+COLUMNS = 6
+"""Panels side by side."""
+NAMES = {
+    "kl_bound": "KL bound [nats]",
+    "elbo": "ELBO [nats]",
+    "fd": "Fréchet distance of features",
+    "sliced_w2": "sliced W2 distance",
+}
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+AXES = {
+    "timesteps": ("environment transitions", EngFormatter()),
+    "energy_evals": ("energy evaluations", EngFormatter()),
+    "seconds": ("training time [s]", PLAIN),
+}
+
+
+def draw_pictures(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[Result], folder: Path) -> list[str]:
+    """Write ``samples_<task>.png`` and ``curves_<task>.png`` where there is something to show; their names."""
+    files = {}
+    for task, own in rows_by_task(rows).items():
+        finished = [result for row in own for result in results_of(row, results)]
+        if not finished:
+            continue
+        if is_renderable(own[0].target):
+            files[f"samples_{task}.png"] = _samples_figure(own, runs, results, folder / "results")
+        key = main_score(own[0], finished)
+        if key is not None and any(result["curve"] for result in finished):
+            files[f"curves_{task}.png"] = _curves_figure(own, results, key)
+    for name, figure in files.items():
+        FigureCanvasAgg(figure)
+        write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
+    return list(files)
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+def _samples_figure(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[Result], folder: Path) -> Figure:
+    target = rows[0].target
+    generator = torch.Generator().manual_seed(EVALUATION_SEED)
+    panels: list[tuple[str, Tensor]] = []
+    for row in rows:
+        own = results_of(row, results)
+        if own:
+            panels.append(_median_panel(row, own, runs, folder))
+    number_drawn = max(len(x) for _, x in panels)
+    name = "test data" if target.has_data else "exact samples"
+    panels.insert(
+        0, (name, target.test_data(number_drawn, generator)[: MAX_IMAGES if is_image(target.event_shape) else None])
+    )
+    columns = min(COLUMNS, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(2.5 * columns + 0.3, 3.1 * lines), layout="compressed")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for ax, (title, x) in zip(axes, panels, strict=False):
+        draw_samples(ax, target, x)
+        ax.set_title(title, fontsize=9)
+        if not is_image(target.event_shape):
+            ax.label_outer()
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _median_panel(row: Row, own: Sequence[Result], runs: Sequence[Run], folder: Path) -> tuple[str, Tensor]:
+    key = main_score(row, own)
+    ordered = sorted(own, key=lambda result: result["scores"][key] if key else result["seed"])
+    median = ordered[(len(ordered) - 1) // 2]
+    run = next(run for run in runs if run.key == median["key"])
+    score = f"\n{key} {number(median['scores'][key])}, seed {median['seed']}" if key else ""
+    return row.label + score, load_tensors(run.samples_file(folder))[0]["x"]
+
+
+# Curves ---------------------------------------------------------------------------------------------------------------
+
+
+def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> Figure:
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    axes = figure.subplots(1, len(AXES), sharey=True)
+    figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr]
+    lowest = math.inf
+    for ax, (cost, (label, formatter)) in zip(axes, AXES.items(), strict=True):
+        for index, row in enumerate(rows):
+            own = results_of(row, results)
+            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": row.label}
+            lowest = min(lowest, _draw_row(ax, own, cost, key, MARKERS[index % len(MARKERS)], style))
+        floors = [result["scores"][f"{key}_floor"] for result in results if f"{key}_floor" in result["scores"]
+                  and result["task"] == rows[0].task]  # fmt: skip
+        if floors:
+            ax.axhline(floors[0], color="black", linestyle="--", linewidth=1.2, label="exact samples (floor)")
+            lowest = min(lowest, floors[0])
+        ax.set_xlabel(label)
+        ax.xaxis.set_major_formatter(formatter)
+        ax.locator_params(axis="x", nbins=5)
+        ax.grid(alpha=0.3, which="both", linewidth=0.5)
+        ax.set_xlim(left=0)
+        ax.margins(x=0.04)
+    if lowest > 0:
+        axes[0].set_yscale("log")
+        low, high = axes[0].get_ylim()
+        if high / low < 6:  # decades and their minor ticks would leave one or two labels
+            axes[0].yaxis.set_major_locator(MaxNLocator(6))
+            axes[0].yaxis.set_minor_locator(NullLocator())
+        axes[0].yaxis.set_major_formatter(PLAIN)
+        axes[0].yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if leading_digit(value) in (2, 5) else "")
+        )
+    axes[0].set_ylabel(NAMES[key])
+    own_kernels = " (each agent with its own kernel)" if key == "kl_bound" else ""
+    seeds = max(len(results_of(row, results)) for row in rows)
+    figure.suptitle(f"{rows[0].task}{own_kernels}: median and range over {seeds} seed{'s' * (seeds > 1)}", fontsize=11)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
+    return figure
+
+
+def leading_digit(value: float) -> int:
+    """First significant digit of a positive number."""
+    return int(f"{value:.0e}"[0])
+
+
+def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str, style: dict[str, Any]) -> float:
+    """The curve of one row, or a level for an agent that does not train; the lowest value drawn."""
+    curves = [result["curve"] for result in own if result["curve"]]
+    if not curves:
+        levels = [result["scores"][key] for result in own if key in result["scores"]]
+        if not levels:
+            return math.inf
+        ax.axhline(float(np.median(levels)), linestyle=":", linewidth=1.6, **style)
+        return min(levels)
+    length = min(map(len, curves))
+    x = np.median([[point[cost] for point in curve[:length]] for curve in curves], axis=0)
+    y = np.array([[point[key] for point in curve[:length]] for curve in curves])
+    ax.plot(x, np.median(y, axis=0), marker=marker, markersize=4, linewidth=1.4, clip_on=False, zorder=3, **style)
+    ax.fill_between(x, y.min(0), y.max(0), color=style["color"], alpha=0.18, linewidth=0)
+    return float(y.min())

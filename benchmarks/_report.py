@@ -1,0 +1,228 @@
+"""Tables of a comparison: interquartile means with bootstrap intervals over seeds, for terminals and as markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from _run import Outcome, Row
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from dxmi_rl.metrics import bootstrap_interval, interquartile_mean
+from dxmi_rl.tasks import TASKS
+
+Result = dict[str, Any]
+Summary = dict[str, Any]
+
+SCORES = {
+    "kl_bound": "↓", "kl_bound_fit": "↓", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑", "mode_tv": "↓",
+    "log_z": "", "ess": "↑", "auc": "↑", "auc_late": "↑", "fd": "↓", "fd_late": "↓", "precision": "↑", "recall": "↑",
+}  # fmt: skip
+"""Columns of scores, in order, with the better direction."""
+COSTS = {
+    "timesteps": "transi-\ntions", "energy_evals": "energy\nevals", "energy_grad_evals": "energy\ngrad evals",
+    "policy_draws": "policy\ndraws", "denoiser_calls": "denoiser\ncalls", "seconds": "train\nseconds",
+}  # fmt: skip
+"""Columns of what training cost, with their headers."""
+CALLS = "denoiser_calls"
+MIN_ESS = 0.1
+FLOOR = "exact samples (floor)"
+
+
+def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that share a table, in order."""
+    return {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+
+
+def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
+    """Finished runs of one row."""
+    return [result for result in results if (result["task"], result["label"]) == (row.task, row.label)]
+
+
+def main_score(row: Row, results: Sequence[Result]) -> str | None:
+    """What curves show and the median seed is chosen by: kl_bound where an energy is given, else fd, else W2."""
+    given = TASKS[row.task].reward is not None
+    order = [*(["kl_bound", "elbo"] if given else []), "fd", "sliced_w2"]
+    return next((key for key in order if any(key in result["scores"] for result in results)), None)
+
+
+def main_scores(result: Result) -> str:
+    """A finished run's scores and seconds in one line."""
+    keys = ["kl_bound", "kl_bound_fit", "sliced_w2", "fd", "auc"]
+    scores = "  ".join(f"{key} {number(result['scores'][key])}" for key in keys if key in result["scores"])
+    return f"{scores}  (train {result['costs']['seconds']:.0f} s, score {result['evaluation_seconds']:.0f} s)"
+
+
+def summarise(rows: Sequence[Row], results: Sequence[Result]) -> list[Summary]:
+    """One entry per row: ``scores[key] = {iqm, low, high, floor}``, ``costs[key]`` (mean) and the number of runs."""
+    summaries = []
+    for row in rows:
+        runs = results_of(row, results)
+        keys = [key for key in (runs[0]["scores"] if runs else {}) if not key.endswith("_floor")]
+        scores = {key: _statistics([run["scores"] for run in runs], key) for key in keys}
+        costs = {key: sum(run["costs"][key] for run in runs) / len(runs) for key in COSTS if runs}
+        summaries.append({"task": row.task, "label": row.label, "runs": len(runs), "scores": scores, "costs": costs})
+    return summaries
+
+
+def _statistics(scores: list[dict[str, float]], key: str) -> dict[str, float]:
+    values = [entry[key] for entry in scores if key in entry]
+    low, high = bootstrap_interval(values)
+    statistics = {"iqm": interquartile_mean(values), "low": low, "high": high}
+    floor = scores[0].get(f"{key.removesuffix('_late')}_floor")
+    return statistics if floor is None else statistics | {"floor": floor}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of one task, in text."""
+
+    title: str
+    header: list[str]
+    body: list[list[str]]
+    """Cells; an interval is the second line of its cell."""
+    scores: int
+    """How many columns after the first are scores; the rest are costs."""
+    caption: str
+
+
+def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -> list[Table]:
+    """One table per task, one line per row below the floor's."""
+    tables = []
+    for task in rows_by_task(rows):
+        own = [summary for summary in summaries if summary["task"] == task]
+        keys = [key for key in SCORES if any(key in summary["scores"] for summary in own)]
+        if TASKS[task].reward is not None:
+            keys = [key for key in keys if not key.endswith("_late")]  # for games, which oscillate
+        header = ["agent", *(f"{key} {SCORES[key]}".strip() for key in keys), "denoiser calls\nper sample"]
+        floors = {
+            key: entry["floor"] for summary in own for key, entry in summary["scores"].items() if "floor" in entry
+        }
+        body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
+        body += [_line(summary, keys) for summary in own]
+        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, _caption(keys, seeds)))
+    return tables
+
+
+def _line(summary: Summary, keys: list[str]) -> list[str]:
+    if not summary["runs"]:
+        return [f"{summary['label']}\nno finished run", *("" for _ in keys), "", *("" for _ in COSTS)]
+    scores = summary["scores"]
+    cells = [_cell(scores[key]) if key in scores else "" for key in keys]
+    if "log_z" in keys and "log_z" in scores and scores["ess"]["iqm"] < MIN_ESS:
+        index = keys.index("log_z")
+        value, *interval = cells[index].split("\n")
+        cells[index] = "\n".join([f"{value} *", *interval])
+    costs = [compact(summary["costs"][key]) if summary["costs"][key] else "0" for key in COSTS]
+    return [summary["label"], *cells, number(scores[CALLS]["iqm"]), *costs]
+
+
+def _cell(statistics: dict[str, float]) -> str:
+    value, low, high = (number(statistics[key]) for key in ("iqm", "low", "high"))
+    return value if low == high else f"{value}\n[{low}, {high}]"
+
+
+def _caption(keys: list[str], seeds: int) -> str:
+    text = f"Interquartile mean over {seeds} seed{'s' * (seeds > 1)}"
+    if seeds > 1:
+        text += " [95 % percentile-bootstrap interval; it covers less than that at 3-5 seeds]"
+    text += "; costs are means of what training spent."
+    if "kl_bound" in keys:
+        text += (
+            " kl_bound (nats) is measured with the kernel each agent was trained with: rows with different kernels do "
+            "not compare; rank on kl_bound_fit, sliced_w2 and modes."
+        )
+    if "log_z" in keys:
+        text += f" * log_z is unreliable: ess < {MIN_ESS}."
+    if any(key.endswith("_late") for key in keys):
+        text += " _late: mean over the last quarter of training."
+    return text
+
+
+def number(value: float) -> str:
+    """Three significant digits, never in powers of ten within reason."""
+    if value == 0 or 1e-4 <= abs(value) < 1e5:
+        digits = f"{value:.3g}"
+        return f"{value:.0f}" if "e" in digits else digits
+    return f"{value:.1e}"
+
+
+def compact(value: float) -> str:
+    """Counts with k and M, seconds as they are."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{number(value / (1e3 if suffix == 'k' else size))} {suffix}"
+    return number(value)
+
+
+# Output ---------------------------------------------------------------------------------------------------------------
+
+
+def print_tables(tables: Sequence[Table]) -> None:
+    """Print tables whole: a terminal too narrow gets scores and costs below each other, never cut numbers."""
+    terminal = Console()
+    for table in tables:
+        columns = list(range(len(table.header)))
+        parts = [columns]
+        if terminal.is_terminal and _width(_rich(table, columns)) > terminal.width:
+            parts = [columns[: table.scores + 1], [0, *columns[table.scores + 1 :]]]
+        for part in parts:
+            rich = _rich(table, part)
+            Console(width=_width(rich)).print(rich)
+        terminal.print(Text(table.caption, style="dim"), width=min(terminal.width, 120))
+
+
+def _width(table: RichTable) -> int:
+    wide = Console(width=1000)
+    return wide.measure(table, options=wide.options).maximum
+
+
+def _rich(table: Table, columns: list[int]) -> RichTable:
+    rich = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    for index in columns:
+        rich.add_column(Text(table.header[index]), justify="right" if index else "left", no_wrap=True)
+    for line in table.body:
+        rich.add_row(*(Text(line[index]) for index in columns))
+    return rich
+
+
+def markdown(
+    name: str, command: str, tables: Sequence[Table], pictures: Sequence[str], results: Sequence[Result],
+    failed: Sequence[Outcome],
+) -> str:  # fmt: skip
+    """The report: command, machine, a table and pictures per task, failures."""
+    lines = [f"# Comparison {name}", "", "```", command, "```", ""]
+    machines = {f"{_machine(result)}; {_versions(result)}": None for result in results}
+    lines += [*machines, ""]
+    for table in tables:
+        header = [cell.replace("-\n", "").replace("\n", " ") for cell in table.header]
+        lines += [
+            f"## {table.title}",
+            "",
+            _markdown_line(header),
+            _markdown_line(["---", *["---:"] * (len(header) - 1)]),
+        ]
+        lines += [_markdown_line([cell.replace("\n", " ") for cell in line]) for line in table.body]
+        lines += ["", table.caption.replace("* ", "\\* "), ""]
+        lines += [f"![{file}]({file})\n" for file in pictures if file.endswith(f"_{table.title}.png")]
+    if failed:
+        lines += ["## Failed runs", "", *(f"- {outcome.run.title}: {outcome.error}" for outcome in failed), ""]
+    return "\n".join(lines)
+
+
+def _machine(result: Result) -> str:
+    machine = result["machine"]
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return f"{machine['processor']} ({machine['cores']} cores{gpu}), one thread per run"
+
+
+def _versions(result: Result) -> str:
+    return ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace(" *", " \\*") for cell in cells) + " |"

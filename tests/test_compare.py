@@ -1,0 +1,350 @@
+"""benchmarks/compare.py: one command that can be killed, started again and believed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import _pictures  # noqa: E402
+import _report  # noqa: E402
+import _run  # noqa: E402
+import compare  # noqa: E402
+
+from dxmi_rl.registry import Registry  # noqa: E402
+
+BATCH = {"batch_size": 32}
+PRETRAINING = {"iterations": 20, "width": 16, "batch_size": 32}
+ROWS = (
+    _run.Row("base", "8gaussians", "base"),
+    _run.Row("dxdp", "8gaussians", "dxdp", 4_000, agent_settings=BATCH | {"warmup_iterations": 2}),
+    _run.Row("ppo", "8gaussians", "ppo", 4_000, agent_settings=BATCH, task_settings={"backward": "learned"}),
+    _run.Row(
+        "dxmi", "8gaussians-data", "dxmi", 4_000, task_settings={"pretraining": PRETRAINING},
+        agent_settings={"agent_settings": BATCH | {"warmup_iterations": 2}},
+    ),
+)  # fmt: skip
+SIZES = _run.Sizes(samples=400, draws=2, trajectories=500, fit=False, curve_points=4, kept=100)
+TINY = compare.Preset(ROWS, seeds=(0, 1), sizes=SIZES)
+RUNS = 8
+
+
+def tiny_main(*arguments: str, preset: compare.Preset = TINY) -> int:
+    """compare.py with a preset of its own; its status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "PRESETS", Registry("preset"))
+        compare.PRESETS.add("tiny", preset)
+        return compare.main(["--preset", "tiny", *arguments])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a sweep that nothing happened to; later sweeps of this module share its caches."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
+        assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
+        yield root / "runs" / "tiny"
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every result."""
+    files = [*(folder / "results").glob("*.json"), *(folder / "results").glob("*.safetensors")]
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Results by key, without what a clock measured."""
+    found = {file.stem: read(file) for file in (folder / "results").glob("*.json")}
+    for result in found.values():
+        del result["evaluation_seconds"], result["costs"]["seconds"]
+        for point in result["curve"]:
+            del point["seconds"]
+    return found
+
+
+def test_results_say_what_ran(undisturbed: Path) -> None:
+    everything = read(undisturbed / "results.json")
+    assert read(undisturbed.parents[1] / "elsewhere" / "copy.json") == everything
+    assert everything["command"].endswith("compare.py --preset tiny --jobs 1 --json elsewhere/copy.json")
+    assert len(everything["runs"]) == RUNS and not everything["failed"]
+    for run in everything["runs"]:
+        trained = run["agent"] != "base"
+        assert run["versions"]["torch"] == torch.__version__
+        assert run["costs"]["timesteps"] == (4_000 if trained else 0)
+        assert len(run["curve"]) == (5 if trained else 0)  # one before training
+        assert ("kl_bound_late" in run["scores"]) == trained
+        assert bool(run["last_iterate"]) == (run["agent"] == "dxmi")
+        assert len(run["sigma_ratios"]) == 5
+        assert load_file(undisturbed / "results" / f"{run['key']}.safetensors")["x"].shape == (100, 2)
+    dxmi = next(run for run in everything["runs"] if run["agent"] == "dxmi")
+    late = [point["auc"] for point in dxmi["curve"] if point["timesteps"] > 3_000]
+    assert dxmi["scores"]["auc_late"] == pytest.approx(np.mean(late))
+    assert [point["timesteps"] for point in dxmi["curve"]][::4] == [0, 4_000]
+
+
+def test_summary_is_of_the_runs(undisturbed: Path) -> None:
+    everything = read(undisturbed / "results.json")
+    for entry in everything["summary"]:
+        values = [
+            run["scores"]["sliced_w2"]
+            for run in everything["runs"]
+            if (run["task"], run["label"]) == (entry["task"], entry["label"])
+        ]
+        scores = entry["scores"]["sliced_w2"]
+        assert entry["runs"] == len(values) == 2
+        assert scores["iqm"] == pytest.approx(np.mean(values))
+        assert scores["low"] <= scores["iqm"] <= scores["high"] and scores["floor"] > 0
+
+
+def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
+    everything = read(undisturbed / "results.json")
+    table = compare.__doc__.split("Keys of", 1)[1].split(":\n", 1)[1]
+    names = [re.match(r" {4,6}((?:[\w.]+, )*[\w.]+)  ", line) for line in table.splitlines()]
+    keys = [key for match in names if match for key in match[1].split(", ")]
+    top = {key for key in keys if "." not in key}
+    assert top == set(everything)
+    for part in ("summary", "runs"):
+        documented = {key.split(".")[1] for key in keys if key.startswith(f"{part}.")}
+        assert all(documented == set(entry) for entry in everything[part]), part
+    failure = compare._failure(_run.Outcome(_run.Run(ROWS[0], 0), "broken"))
+    assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
+
+
+def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = (undisturbed / "report.md").read_text(encoding="utf-8")
+    for task, agents in {"8gaussians": ["base", "dxdp", "ppo"], "8gaussians-data": ["dxmi"]}.items():
+        section = report.split(f"## {task}\n", 1)[1].split("\n## ")[0]
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in rows}) == 1
+        assert [line.split("|")[1].strip() for line in rows[2:]] == ["exact samples (floor)", *agents]
+        assert "energy grad evals" in rows[0] and "kernels do not compare" in section and "2 seeds" in section
+        for kind in ("samples", "curves"):
+            picture = undisturbed / f"{kind}_{task}.png"
+            assert picture.name in section and picture.read_bytes().startswith(b"\x89PNG")
+    before = state(undisturbed)
+    assert tiny_main("--jobs", "1", "--name", "tiny") == 0  # nothing left to do, and the table again
+    printed = capsys.readouterr().out
+    assert "8 finished before, 0 to do" in printed and "exact samples (floor)" in printed and "…" not in printed
+    assert state(undisturbed) == before
+
+
+def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 with two workers; the second start repeats no finished run, loses none and changes no number."""
+    monkeypatch.chdir(tmp_path)
+    paths = [str(BENCHMARKS.parent), str(BENCHMARKS.parent / "tests")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    code = "import test_compare; test_compare.tiny_main('--jobs', '2')"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    folder = tmp_path / "runs" / "tiny"
+    try:
+        while len(list((folder / "results").glob("*.json"))) < 2:
+            assert process.poll() is None, "ended before two runs were finished"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        finished = state(folder)
+        assert 2 <= sum(name.endswith(".json") for name in finished) < RUNS
+        assert tiny_main("--jobs", "1") == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # workers without a parent end by themselves
+            os.killpg(process.pid, signal.SIGKILL)
+    after = state(folder)
+    assert {name: after[name] for name in finished} == finished
+    assert results(folder) == results(undisturbed) and len(results(folder)) == RUNS
+    for name in after:
+        if name.endswith(".safetensors"):
+            assert after[name][1] == (undisturbed / "results" / name).read_bytes()
+
+
+def test_failed_runs_are_recorded_and_tried_again(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scoring = _run.evaluate
+
+    def broken(agent: Any, **options: Any) -> dict[str, float]:
+        if agent.name == "base" and agent.seed == 1:
+            raise RuntimeError("the disk is on fire")
+        return scoring(agent, **options)
+
+    monkeypatch.setattr(_run, "evaluate", broken)
+    selection = ("--jobs", "1", "--agents", "base")
+    assert tiny_main(*selection) == 1
+    folder = tmp_path / "runs" / "tiny"
+    everything = read(folder / "results.json")
+    failure = everything["failed"][0]
+    assert (failure["label"], failure["seed"]) == ("base", 1) and "on fire" in failure["error"]
+    assert len(everything["runs"]) == 1
+    trace = folder / "results" / f"{failure['key']}.failed.txt"
+    assert "Traceback" in trace.read_text(encoding="utf-8") and "in broken" in trace.read_text(encoding="utf-8")
+    assert "FAILED 8gaussians  base  seed 1: RuntimeError: the disk is on fire" in capsys.readouterr().out
+    before = state(folder)
+    monkeypatch.setattr(_run, "evaluate", scoring)
+    assert tiny_main(*selection) == 0
+    assert not trace.exists() and len(read(folder / "results.json")["runs"]) == 2
+    assert before.items() <= state(folder).items()
+
+
+def test_divergence_is_a_failed_run(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ROWS[1].agent_settings | {"policy_learning_rate": 1e30, "anneal": False}
+    row = _run.Row("wild", "8gaussians", "dxdp", 4_000, agent_settings=settings)
+    assert tiny_main("--jobs", "1", "--seeds", "0", preset=compare.Preset((row, ROWS[0]), sizes=SIZES)) == 1
+    failure = read(tmp_path / "runs" / "tiny" / "results.json")["failed"][0]
+    assert failure["label"] == "wild" and re.match(r"(Divergence|NonFinite|Energy)Error: .+", failure["error"])
+    assert "no finished run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "quik"], "Did you mean 'quick'?"),
+        (["--preset", "quick", "--agents", "dxpd"], "Did you mean 'dxdp'"),
+        (["--preset", "quick", "--tasks", "8gausians"], "Did you mean '8gaussians'"),
+        (["--preset", "kernels", "--agents", "base"], "unknown agent of preset 'kernels' 'base'"),
+        (["--tasks", "digits", "--agents", "sb3-ppo"], "none of the agents"),
+        (["--name", "../elsewhere"], "plain folder name"),
+        (["--budget", "0"], "budget must be >= 1, got 0"),
+        (["--jobs", "0"], "jobs must be >= 1, got 0"),
+        (["--seeds", "1", "1"], "seeds must be distinct"),
+        (["--seeds", "-1"], "seed must be >= 0, got -1"),
+        (["--device", "abacus"], "device must name a torch device"),
+    ],
+)
+def test_bad_arguments_end_before_anything_runs(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.startswith("error: ") and not captured.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (_run.Row("a", "8gaussian", "base"), "unknown task '8gaussian'"),
+        (_run.Row("a", "8gaussians", "pppo", 100), "unknown agent 'pppo'"),
+        (_run.Row("a", "8gaussians", "ppo"), "budget of 'a' must be >= 1, got 0"),
+        (_run.Row("a", "8gaussians", "base", 100), "does not train"),
+        (_run.Row("base", "8gaussians", "base"), "label 'base' is used twice"),
+        (_run.Row("a", "8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
+        (_run.Row("a", "8gaussians", "ppo", 100, task_settings={"horizn": 3}), "Did you mean 'horizon'"),
+    ],
+)
+def test_bad_presets_end_before_anything_runs(
+    undisturbed: Path, row: _run.Row, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert tiny_main(preset=compare.Preset((ROWS[0], row), sizes=SIZES)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", compare.PRESETS.names())
+def test_presets_are_sound(name: str) -> None:
+    preset = compare.PRESETS[name]
+    rows = compare.select(compare.Arguments(preset=name, budget=1_000))
+    assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows)
+    runs = _run.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
+    assert len({run.key for run in runs}) == len(runs) >= 5
+
+
+def test_the_key_holds_what_defines_a_run() -> None:
+    run = _run.Run(ROWS[1], 0)
+    others = [
+        _run.Run(ROWS[1], 1),
+        _run.Run(ROWS[2], 0),
+        _run.Run(ROWS[1], 0, sizes=SIZES),
+        _run.Run(_run.Row("dxdp", "8gaussians", "dxdp", 4_001, agent_settings=ROWS[1].agent_settings), 0),
+        _run.Run(_run.Row("dxdp", "8gaussians", "dxdp", 4_000, agent_settings=BATCH), 0),
+    ]
+    assert len({run.key, *(other.key for other in others)}) == 6
+    renamed = _run.Row("another label", "8gaussians", "dxdp", 4_000, agent_settings=ROWS[1].agent_settings)
+    assert _run.Run(renamed, 0).key == run.key
+
+
+def test_a_damaged_result_is_not_finished(tmp_path: Path) -> None:
+    run = _run.Run(ROWS[0], 0)
+    assert run.load(tmp_path) is None
+    run.result_file(tmp_path).write_text('{"scores": ', encoding="utf-8")
+    assert run.load(tmp_path) is None
+
+
+def test_filters_take_agents_and_labels() -> None:
+    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)))
+    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")))
+    assert [row.label for row in by_agent] == ["dxmi/dxdp", "dxmi/ppo"]
+    assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and "runs/<name>/" in text
+    assert all(f"--{option}" in text for option in compare.Arguments.__dataclass_fields__)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (8, "8"), (0.12345, "0.123"), (1234.5, "1234"), (-0.00012, "-0.00012"), (3e-7, "3.0e-07")],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert _report.number(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.5, "0.5"), (9_999, "9999"), (599_040, "599 k"), (4_000_000, "4 M")])
+def test_counts(value: float, text: str) -> None:
+    assert _report.compact(value) == text
+
+
+def test_unreliable_log_z_is_flagged() -> None:
+    statistics = {"iqm": 0.5, "low": 0.4, "high": 0.6}
+    poor, good = (
+        {"log_z": statistics, "ess": {"iqm": ess, "low": 0, "high": 1}, "denoiser_calls": statistics}
+        for ess in (0.09, 0.11)
+    )
+    costs = dict.fromkeys(_report.COSTS, 1.0)
+    lines = [
+        _report._line({"label": "a", "runs": 3, "scores": scores, "costs": costs}, ["log_z"]) for scores in (poor, good)
+    ]
+    assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1]
+
+
+@pytest.mark.parametrize(("value", "digit"), [(0.2, 2), (50, 5), (3e-5, 3)])
+def test_leading_digit(value: float, digit: int) -> None:
+    assert _pictures.leading_digit(value) == digit
