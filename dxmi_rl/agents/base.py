@@ -73,9 +73,10 @@ class Agent(abc.ABC):
         config: Any = None,
         **settings: Any,
     ) -> None:
-        self.task = make_task(task, device=device)
-        self.mdp = self.task.mdp
         self.seed = check_integer("seed", seed, minimum=0)
+        with seeded(seed):  # a learned kernel is initialised with its task
+            self.task = make_task(task, device=device)
+        self.mdp = self.task.mdp
         self.config = self._configure(config, settings)
         self.costs = Costs()
         self.progress = 0.0
