@@ -103,14 +103,17 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -
             key: entry["floor"] for summary in own for key, entry in summary["scores"].items() if "floor" in entry
         }
         body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
-        body += [_line(summary, keys) for summary in own]
+        body += [_line(summary, keys, seeds) for summary in own]
         tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, _caption(keys, seeds)))
     return tables
 
 
-def _line(summary: Summary, keys: list[str]) -> list[str]:
+def _line(summary: Summary, keys: list[str], seeds: int) -> list[str]:
+    label = summary["label"]
+    if summary["runs"] < seeds:
+        label += f"\n({summary['runs']} of {seeds} runs)"
     if not summary["runs"]:
-        return [f"{summary['label']}\nno finished run", *("" for _ in keys), "", *("" for _ in COSTS)]
+        return [label, *("" for _ in keys), "", *("" for _ in COSTS)]
     scores = summary["scores"]
     cells = [_cell(scores[key]) if key in scores else "" for key in keys]
     if "log_z" in keys and "log_z" in scores and scores["ess"]["iqm"] < MIN_ESS:
@@ -118,7 +121,7 @@ def _line(summary: Summary, keys: list[str]) -> list[str]:
         value, *interval = cells[index].split("\n")
         cells[index] = "\n".join([f"{value} *", *interval])
     costs = [compact(summary["costs"][key]) if summary["costs"][key] else "0" for key in COSTS]
-    return [summary["label"], *cells, number(scores[CALLS]["iqm"]), *costs]
+    return [label, *cells, number(scores[CALLS]["iqm"]), *costs]
 
 
 def _cell(statistics: dict[str, float]) -> str:

@@ -40,6 +40,7 @@ Keys of ``results.json`` (also written to ``--json FILE``):
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import sys
@@ -253,12 +254,17 @@ def carry_out(plan: Plan, arguments: Arguments, command: str) -> int:
     tables = make_tables(plan.rows, summaries, len(plan.seeds))
     pictures = draw_pictures(plan.rows, plan.runs, results, folder)
     report = markdown(plan.name, command, tables, pictures, results, failed)
-    write_atomically(folder / "report.md", lambda file: file.write_text(report, encoding="utf-8") and None)
+    write_atomically(folder / "report.md", functools.partial(_write_text, report))
     print_tables(tables)
     for outcome in failed:
-        print(f"FAILED {outcome.run.title}: {outcome.error}\n       {outcome.run.failure_file(folder / 'results')}")
+        trace = outcome.run.failure_file(folder / "results")
+        print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
     print(f"{len(results)} of {len(plan.runs)} runs are finished, {len(failed)} failed; see {folder / 'report.md'}")
     return 1 if failed else 0
+
+
+def _write_text(text: str, file: Path) -> None:
+    file.write_text(text, encoding="utf-8")
 
 
 def _load(plan: Plan) -> list[dict[str, Any]]:

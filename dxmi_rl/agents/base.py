@@ -303,15 +303,23 @@ class Agent(abc.ABC):
     def _set_progress(self, progress: float) -> None:
         """Move every learning rate along its schedule: cosine from its peak to zero."""
         self.progress = progress
-        self.mdp.kernel.set_progress(progress)
-        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if self.config.anneal else 1.0
+        self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
+        factor = self._rate_factor()
         for optimizer in self.optimizers().values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
 
+    def _rate_factor(self) -> float:
+        """Learning rate over its peak, now."""
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
+
     def _note(self, log: dict[str, float | Tensor]) -> None:
         self.log = {key: float(value) for key, value in log.items()}
         bad = [key for key, value in self.log.items() if not math.isfinite(value)]
+        # A loss is from before its update: the weights may have gone first.
+        if not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters()):
+            self.log["policy weights"] = math.nan
+            bad.append("policy weights")
         if bad:
             raise DivergenceError(
                 f"{self.name} on {self.task.name!r} diverged at timestep {self.costs.timesteps}: {bad[0]} is "

@@ -133,12 +133,9 @@ class SB3PPO(Agent):
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.model.policy.optimizer}
 
-    def _rate_factor(self) -> float:
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
-
     def _set_progress(self, progress: float) -> None:
         self.progress = progress  # SB3 reads the rate through its own schedule, _rate_factor
-        self.mdp.kernel.set_progress(progress)
+        self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
 
     @contextlib.contextmanager
     def _own_randomness(self, fresh: bool = False) -> Iterator[None]:

@@ -28,6 +28,9 @@ class DxMIConfig:
     """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
     energy_residual: bool = False
     """Residual blocks in the energy."""
+    data_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
+    last step has noise: without it the energy learns to tell the two by that alone."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``; 0 uses
     the last iterates."""

@@ -43,6 +43,7 @@ class DxMI(Agent):
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
         check_real("gamma", config.gamma)
+        check_real("data_noise", config.data_noise)
         check_real("energy_learning_rate", config.energy_learning_rate)
         for key in ("energy_width", "energy_depth"):
             check_integer(key, getattr(config, key))
@@ -79,6 +80,9 @@ class DxMI(Agent):
     def update_energy(self, final: Tensor) -> dict[str, float | Tensor]:
         """One Adam step on the energy's loss: as many data as samples x_T."""
         data = self.task.target.data(len(final), self.generator)
+        if self.config.data_noise:
+            noise = torch.randn(data.shape, generator=self.generator, device=data.device)
+            data = data + self.config.data_noise * noise
         energy_data, energy_policy = self.energy(torch.cat([data, final])).chunk(2)
         loss = self.loss(energy_data, energy_policy, self.config.gamma)
         self.energy_optimizer.zero_grad(set_to_none=True)

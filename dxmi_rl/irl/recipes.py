@@ -39,5 +39,5 @@ def recipe(task: str, agent: str = "dxdp") -> DxMIConfig:
         return config
     settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT[agent]}
     if images and agent == "dxdp":
-        settings["policy_steps"] = 1
+        settings |= {"policy_steps": 1, "value_steps": 4}
     return replace(config, agent_settings=settings)
