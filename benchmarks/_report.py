@@ -13,7 +13,6 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dxmi_rl.metrics import bootstrap_interval, interquartile_mean
-from dxmi_rl.tasks import TASKS
 
 Result = dict[str, Any]
 Summary = dict[str, Any]
@@ -45,8 +44,7 @@ def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
 
 def main_score(row: Row, results: Sequence[Result]) -> str | None:
     """What curves show and the median seed is chosen by: kl_bound where an energy is given, else fd, else W2."""
-    given = TASKS[row.task].reward is not None
-    order = [*(["kl_bound", "elbo"] if given else []), "fd", "sliced_w2"]
+    order = [*(["kl_bound", "elbo"] if row.energy_given else []), "fd", "sliced_w2"]
     return next((key for key in order if any(key in result["scores"] for result in results)), None)
 
 
@@ -93,10 +91,10 @@ class Table:
 def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -> list[Table]:
     """One table per task, one line per row below the floor's."""
     tables = []
-    for task in rows_by_task(rows):
+    for task, task_rows in rows_by_task(rows).items():
         own = [summary for summary in summaries if summary["task"] == task]
         keys = [key for key in SCORES if any(key in summary["scores"] for summary in own)]
-        if TASKS[task].reward is not None:
+        if task_rows[0].energy_given:
             keys = [key for key in keys if not key.endswith("_late")]  # for games, which oscillate
         header = ["agent", *(f"{key} {SCORES[key]}".strip() for key in keys), "denoiser calls\nper sample"]
         floors = {
@@ -104,7 +102,7 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -
         }
         body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
         body += [_line(summary, keys, seeds) for summary in own]
-        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, _caption(keys, seeds)))
+        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, _caption(keys, seeds, task_rows)))
     return tables
 
 
@@ -129,7 +127,7 @@ def _cell(statistics: dict[str, float]) -> str:
     return value if low == high else f"{value}\n[{low}, {high}]"
 
 
-def _caption(keys: list[str], seeds: int) -> str:
+def _caption(keys: list[str], seeds: int, rows: Sequence[Row]) -> str:
     text = f"Interquartile mean over {seeds} seed{'s' * (seeds > 1)}"
     if seeds > 1:
         text += " [95 % percentile-bootstrap interval; it covers less than that at 3-5 seeds]"
@@ -137,8 +135,12 @@ def _caption(keys: list[str], seeds: int) -> str:
     if "kl_bound" in keys:
         text += (
             " kl_bound (nats) is measured with the kernel each agent was trained with: rows with different kernels do "
-            "not compare; rank on kl_bound_fit, sliced_w2 and modes."
+            "not compare; rank on "
         )
+        text += f"{'kl_bound_fit, ' * ('kl_bound_fit' in keys)}sliced_w2 and modes."
+        taus = sorted({row.tau for row in rows})
+        if taus != [1.0]:
+            text += f" Trained at tau = {', '.join(map(number, taus))} nats; kl_bound uses the energy at temperature 1."
     if "log_z" in keys:
         text += f" * log_z is unreliable: ess < {MIN_ESS}."
     if any(key.endswith("_late") for key in keys):

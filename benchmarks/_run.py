@@ -34,8 +34,8 @@ from dxmi_rl.tasks import TASKS, Task
 
 EVALUATION_SEED = 10_000
 """Run s is scored on seeds from 10,000 + 100 s on: the same for every agent, and none that training uses."""
-SECONDS_FIXED = 40_000
-"""What evaluation costs, in 2-D transitions of training; it only orders the runs."""
+SCORE_COST, FIT_COST = 100_000, 1_000_000
+"""What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,14 @@ class Row:
         return target if isinstance(target, Target) else make_target(target)
 
     @property
-    def cost(self) -> float:
-        """Estimated time in 2-D transitions of training."""
-        return self.budget * math.sqrt(self.target.dim / 2) + SECONDS_FIXED
+    def energy_given(self) -> bool:
+        """Whether agents are given the target's energy; otherwise it is learned from data."""
+        return self.task_settings.get("reward", TASKS[self.task].reward) is not None
+
+    @property
+    def tau(self) -> float:
+        """Temperature of training, in nats."""
+        return float(self.task_settings.get("tau", TASKS[self.task].tau))
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Sizes:
     trajectories: int = 100_000
     """Trajectories of the log-weights."""
     fit: bool = True
-    """Fit a Learned kernel for ``kl_bound_fit``."""
+    """Fit a Learned kernel for ``kl_bound_fit`` where the energy is given; it takes longest."""
     floors: bool = True
     """Score exact samples, too."""
     curve_points: int = 20
@@ -102,6 +107,16 @@ class Run:
         definition = asdict(self) | {"version": dxmi_rl.__version__, "device": torch.device(self.device).type}
         del definition["row"]["label"]
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a kernel is fitted for ``kl_bound_fit``: not on data, where no agent is meant to reach exp(-E)."""
+        return self.sizes.fit and self.row.energy_given
+
+    @property
+    def cost(self) -> float:
+        """Estimated time in 2-D transitions of training; it only orders the runs."""
+        return self.row.budget * math.sqrt(self.row.target.dim / 2) + (FIT_COST if self.fits else SCORE_COST)
 
     @property
     def title(self) -> str:
@@ -152,7 +167,7 @@ def measure(run: Run, keep_going: Callable[[], None] = lambda: None) -> tuple[di
     curve = _train(agent, run, keep_going) if agent.trains else []
     started = time.perf_counter()
     scores = evaluate(
-        agent, seed=seed, samples=sizes.samples, draws=sizes.draws, trajectories=sizes.trajectories, fit=sizes.fit,
+        agent, seed=seed, samples=sizes.samples, draws=sizes.draws, trajectories=sizes.trajectories, fit=run.fits,
         floors=sizes.floors,
     )  # fmt: skip
     last = {}
@@ -268,23 +283,40 @@ def check_rows(rows: Sequence[Row]) -> None:
             raise ValueError(f"label {row.label!r} is used twice on task {row.task!r}.")
 
 
-def prepare(runs: Sequence[Run]) -> None:
+def prepare(runs: Sequence[Run], jobs: int) -> None:
     """Fill the caches that workers share, and build every agent once, so that bad settings end here.
 
-    Training a task's denoiser and measuring the floors would otherwise be repeated by every worker.
+    Training a task's denoiser and measuring the floors would otherwise be repeated by every worker; the tasks are
+    prepared in parallel, the largest first.
     """
+    import joblib
+
+    first = {run.row.task: run for run in reversed(runs)}
+    order = sorted(first.values(), key=lambda run: -run.row.target.dim)
+    joblib.Parallel(n_jobs=max(1, min(jobs, len(order))))(joblib.delayed(fill_caches)(run) for run in order)
     tasks: dict[str, Task] = {}
     checked: list[Row] = []
     for run in runs:
         row = run.row
         name = json.dumps([row.task, row.task_settings], sort_keys=True)
         if name not in tasks:
-            task = tasks[name] = make_task(row.task, device=run.device, **row.task_settings)
-            if run.sizes.floors and task.target.has_sampler:
-                exact_floors(task.target, run.sizes.samples)
+            tasks[name] = fill_caches(run)
         if row not in checked:
             make_agent(row.agent, tasks[name], seed=0, **row.agent_settings)
             checked.append(row)
+
+
+def fill_caches(run: Run) -> Task:
+    """Build the run's task, which trains its denoiser once, and measure the floors."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        task = make_task(run.row.task, device=run.device, **run.row.task_settings)
+        if run.sizes.floors and task.target.has_sampler:
+            exact_floors(task.target, run.sizes.samples)
+    finally:
+        torch.set_num_threads(threads)
+    return task
 
 
 def execute(run: Run, folder: Path, parent: int) -> Outcome:
@@ -318,7 +350,7 @@ def execute_all(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[Outcom
     import joblib
 
     folder.mkdir(parents=True, exist_ok=True)
-    left = sorted(runs, key=lambda run: -run.row.cost)
+    left = sorted(runs, key=lambda run: -run.cost)
     parallel = joblib.Parallel(
         n_jobs=max(1, min(jobs, len(left))), backend="loky", batch_size=1, return_as="generator_unordered"
     )

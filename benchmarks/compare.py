@@ -228,7 +228,7 @@ def make_plan(arguments: Arguments) -> Plan:
         print(f"warning: {other} finished runs come from other source code; another --name runs them anew")
     if plan.missing:
         print("preparing: denoisers, floors, a look at every agent", flush=True)
-        prepare(plan.missing)
+        prepare(plan.missing, plan.jobs)
     return plan
 
 

@@ -194,6 +194,8 @@ class DenoisingMDP:
             raise ValueError(f"t must lie in 0..{self.horizon - 1}, got {t}.")
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             x_next = self.next_state(x, t, action, coordinates)
+            if not differentiable:
+                x_next = x_next.detach()  # in next-state coordinates it is the caller's own tensor
             reward = self.running_reward(x, x_next, t)
             if isinstance(t, int):
                 if t == self.horizon - 1:

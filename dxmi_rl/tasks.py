@@ -165,7 +165,9 @@ def make_task(
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = config.target if isinstance(config.target, Target) else make_target(config.target)
-    task = Task(label, config, target, _build_mdp(config, target.to(resolved), resolved), spec)
+    with torch.random.fork_rng():  # a learned kernel is initialised here, and the caller's stream stays as it was
+        mdp = _build_mdp(config, target.to(resolved), resolved)
+    task = Task(label, config, target, mdp, spec)
     if entry_point is not None:
         module, function = entry_point.split(":")
         task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))

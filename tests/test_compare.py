@@ -340,7 +340,8 @@ def test_unreliable_log_z_is_flagged() -> None:
     )
     costs = dict.fromkeys(_report.COSTS, 1.0)
     lines = [
-        _report._line({"label": "a", "runs": 3, "scores": scores, "costs": costs}, ["log_z"]) for scores in (poor, good)
+        _report._line({"label": "a", "runs": 3, "scores": scores, "costs": costs}, ["log_z"], 3)
+        for scores in (poor, good)
     ]
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1]
 

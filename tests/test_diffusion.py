@@ -185,7 +185,9 @@ def noised_density(target: GaussianMixture, x: Tensor, alpha: float, s: float) -
     """log p_t(x) of x = alpha x_clean + s eps, written out component by component."""
     variance = alpha**2 * target.std**2 + s**2
     squared = torch.cdist(x, alpha * target.means) ** 2
-    return torch.logsumexp(-squared / (2 * variance), 1) - math.log(2 * math.pi * variance) - math.log(len(target.means))
+    return (
+        torch.logsumexp(-squared / (2 * variance), 1) - math.log(2 * math.pi * variance) - math.log(len(target.means))
+    )
 
 
 def noisy_points(target: GaussianMixture, alpha: float, s: float, n: int) -> Tensor:
@@ -237,7 +239,9 @@ def test_mixture_denoiser_is_tweedies(name: str, level: float, alpha: float) -> 
     assert float((got - wanted).norm() / wanted.norm()) < 1e-4
 
 
-@pytest.mark.parametrize("make", [lambda: MixtureDenoiser(make_target("gmm25")), lambda: trained_mlp(make_target("gmm25"))])
+@pytest.mark.parametrize(
+    "make", [lambda: MixtureDenoiser(make_target("gmm25")), lambda: trained_mlp(make_target("gmm25"))]
+)
 def test_denoisers_take_one_level_or_one_per_row(make: Any) -> None:
     denoiser = make()
     x = torch.randn(6, 2)

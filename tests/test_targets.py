@@ -141,10 +141,13 @@ def test_gmm25_is_the_grid() -> None:
 def test_a_mixture_in_three_dimensions_by_hand() -> None:
     target = GaussianMixture(torch.tensor([[0.0, 0, 0], [1, 2, 3]]), 0.7, plot_range=(-1, 4))
     x = torch.tensor([[0.3, -0.2, 1.0]])
-    density = sum(
-        0.5 * math.exp(-sum((a - b) ** 2 for a, b in zip((0.3, -0.2, 1.0), mean, strict=True)) / (2 * 0.49))
-        for mean in ((0, 0, 0), (1, 2, 3))
-    ) / (2 * math.pi * 0.49) ** 1.5
+    density = (
+        sum(
+            0.5 * math.exp(-sum((a - b) ** 2 for a, b in zip((0.3, -0.2, 1.0), mean, strict=True)) / (2 * 0.49))
+            for mean in ((0, 0, 0), (1, 2, 3))
+        )
+        / (2 * math.pi * 0.49) ** 1.5
+    )
     assert float(target.energy(x)) == pytest.approx(-math.log(density))
 
 
@@ -196,6 +199,11 @@ def test_registry_refuses_a_second_entry_and_keeps_the_order() -> None:
     registry.add("two", 2)
     with pytest.raises(ValueError, match="number 'one' is registered already"):
         registry.add("one", 3)
-    assert (registry["one"], registry.names(), list(registry), "one" in registry) == (1, ["one", "two"], ["one", "two"], True)
+    assert (registry["one"], registry.names(), list(registry), "one" in registry) == (
+        1,
+        ["one", "two"],
+        ["one", "two"],
+        True,
+    )
     with pytest.raises(UnknownNameError, match=r"unknown number 'zzz'\. Known: one, two"):
         registry["zzz"]

@@ -92,7 +92,9 @@ def _train(target: Target, config: PretrainingConfig) -> DenoiserMLP:
         loss.backward()
         optimizer.step()
         if step % 500 == 0 and not bool(torch.isfinite(loss)):
-            raise DivergenceError(f"pretraining on {target.name!r} diverged at iteration {step}: loss {float(loss)}.")
+            raise DivergenceError(
+                f"pretraining on {target.name!r} diverged at iteration {step}: loss {float(loss.detach())}."
+            )
         decay = min(config.ema, (step + 1) / (step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
