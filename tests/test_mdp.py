@@ -134,7 +134,7 @@ MDP = _double_mdp()
 
 
 def test_standard_normal_noise_is_the_base_sampler() -> None:
-    """Same generator, same numbers: N(0, I) in noise coordinates, BasePolicy's rollout and sample_base are one thing."""
+    """Same generator, same numbers: N(0, I) noise, BasePolicy's rollout and sample_base are one thing."""
     mdp = make_task("8gaussians").mdp
     generator = rng()
     x = mdp.reset(64, generator)

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from dxmi_rl.checks import CheckpointError, check_batch, check_integer, check_real, require, resolve_device
-from dxmi_rl.checks import MissingExtraError
+from dxmi_rl.checks import (
+    CheckpointError,
+    MissingExtraError,
+    check_batch,
+    check_integer,
+    check_real,
+    require,
+    resolve_device,
+)
 from dxmi_rl.storage import (
     cache_path,
     cached_tensors,

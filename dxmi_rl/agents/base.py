@@ -61,7 +61,7 @@ class Agent(abc.ABC):
 
     name: ClassVar[str]
     Config: ClassVar[Any]
-    has_density: ClassVar[bool] = True
+    has_density: bool = True
     trains: ClassVar[bool] = True
 
     def __init__(

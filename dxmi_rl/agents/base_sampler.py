@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.policy import BasePolicy
+from dxmi_rl.checks import check_integer
+from dxmi_rl.diffusion import sample_base
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Base(Agent):
 
     def _build(self) -> None:
         self.policy = BasePolicy(self.mdp).to(self.mdp.device)
+        self.has_density = not self.mdp.base.deterministic
+
+    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+        if self.has_density:
+            return super().sample(n, seed=seed)
+        check_integer("n", n)
+        generator = self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
+        return sample_base(self.mdp.base, n, self.mdp.event_shape, generator, last_noise=False)
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         final = self.sample(self.config.batch_size)

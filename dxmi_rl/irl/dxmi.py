@@ -44,6 +44,7 @@ class DxMI(Agent):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
         check_real("gamma", config.gamma)
         check_real("data_noise", config.data_noise)
+        check_integer("replay", config.replay, minimum=0)
         check_real("energy_learning_rate", config.energy_learning_rate)
         for key in ("energy_width", "energy_depth"):
             check_integer(key, getattr(config, key))
@@ -58,9 +59,12 @@ class DxMI(Agent):
         ).to(self.mdp.device)  # fmt: skip
         self.mdp.set_energy(self.energy)
         self.agent = AGENTS[config.agent](self.task, seed=self.seed, **config.agent_settings)
+        self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
+        # Before the first batch there is the start itself: noise, which is no data either.
+        self.past = self.mdp.reset(self.timesteps_per_iteration // self.mdp.horizon, self.generator)
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
         )
@@ -78,7 +82,8 @@ class DxMI(Agent):
         return log | energy_log
 
     def update_energy(self, final: Tensor) -> dict[str, float | Tensor]:
-        """One Adam step on the energy's loss: as many data as samples x_T."""
+        """One Adam step on the energy's loss: as many data as samples x_T, present and replayed."""
+        final = self._with_past(final)
         data = self.task.target.data(len(final), self.generator)
         if self.config.data_noise:
             noise = torch.randn(data.shape, generator=self.generator, device=data.device)
@@ -90,6 +95,14 @@ class DxMI(Agent):
         self.energy_optimizer.step()
         self.costs.energy_evals += len(data) + len(final)
         return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).detach().mean()}
+
+    def _with_past(self, final: Tensor) -> Tensor:
+        """``final`` and as many rows of earlier batches, which it joins."""
+        if not self.config.replay:
+            return final
+        past = self.past[torch.randint(len(self.past), (len(final),), generator=self.generator, device=final.device)]
+        self.past = torch.cat([self.past, final])[-self.config.replay * len(final) :]
+        return torch.cat([final, past])
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -130,9 +143,10 @@ class DxMI(Agent):
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         inner = {f"agent/{name}": tensor for name, tensor in self.agent._extra_tensors().items()}
-        return {"agent_generator": self.agent.generator.get_state(), **inner}
+        return {"agent_generator": self.agent.generator.get_state(), "past": self.past, **inner}
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
+        self.past = tensors["past"].to(self.mdp.device)
         self.agent._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
         self.agent.costs = self.costs

@@ -9,9 +9,20 @@ from dxmi_rl.irl.config import DxMIConfig
 
 # The sampler moves slower than the energy, and both come to rest: constant rates leave the game circling.
 _PLANE = DxMIConfig(energy_fourier=3, anneal=True, ema=0.995)
-_PLANE_AGENT: dict[str, Any] = {"fourier": 2, "policy_learning_rate": 5e-4, "sigma_learning_rate": 3e-3}
+_PLANE_AGENT: dict[str, Any] = {
+    "batch_size": 512,
+    "fourier": 2,
+    "policy_learning_rate": 5e-4,
+    "sigma_learning_rate": 3e-3,
+}
 _IMAGES = DxMIConfig(
-    energy_learning_rate=3e-4, energy_width=256, energy_depth=2, energy_residual=True, anneal=True, ema=0.995
+    energy_learning_rate=3e-4,
+    energy_width=256,
+    energy_depth=2,
+    energy_residual=True,
+    data_noise=0.05,
+    anneal=True,
+    ema=0.995,
 )
 _IMAGES_AGENT: dict[str, Any] = {
     "batch_size": 128,

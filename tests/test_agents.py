@@ -1,0 +1,534 @@
+"""Agents: every one in AGENTS learns, samples, predicts, saves and loads; PPO and DxDP against algebra by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dxmi_rl import evaluate, list_agents, make_agent, make_task
+from dxmi_rl.agents import PPO, Agent, Base, DxDP
+from dxmi_rl.agents.base import seeded
+from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy
+from dxmi_rl.checks import CheckpointError, DivergenceError
+from dxmi_rl.diffusion import sample_base
+from dxmi_rl.evaluation import fit_kernel, quick_scores
+from dxmi_rl.irl import AGENTS
+from dxmi_rl.mdp import EnergyError
+from dxmi_rl.metrics import log_weight_statistics
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.targets import GaussianMixture
+from dxmi_rl.tasks import TASKS, Task, TaskConfig
+
+BATCH = 32
+PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
+SMALL = {"batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2}
+SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2, "agent_settings": SMALL}
+
+
+def task_for(name: str, **changes: Any) -> Task:
+    """A task on which the agent works: the learned kernel, so that it has a state to keep as well."""
+    with seeded(0):  # the kernel's network
+        if name == "dxmi":
+            return make_task("8gaussians-data", pretraining=PRETRAINING, **changes)
+        return make_task("8gaussians", **{"backward": "learned", **changes})
+
+
+def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
+    """The agent with those of the small settings that it has."""
+    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+    chosen = {key: value for key, value in {**SMALL, **SMALL_ENERGY}.items() if key in known}
+    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+
+
+def state(agent: Agent) -> dict[str, Tensor]:
+    """All tensors of the agent's modules, copied."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in agent.modules().items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+@pytest.fixture(name="name", params=list_agents())
+def every_agent(request: pytest.FixtureRequest) -> str:
+    if request.param.startswith("sb3"):
+        pytest.importorskip("stable_baselines3")
+    return request.param
+
+
+# Every agent ----------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_samples_and_predicts(name: str) -> None:
+    agent = small(name)
+    before = state(agent)
+    step = agent.timesteps_per_iteration
+    assert agent.learn(2 * step + 1) is agent
+    if agent.trains:
+        assert agent.num_timesteps == 3 * step, "rounded up to whole iterations"
+        assert not same(before, state(agent))
+        assert agent.log and all(math.isfinite(value) for value in agent.log.values())
+        assert agent.costs.policy_draws >= agent.num_timesteps
+        assert agent.costs.energy_evals > 0 and agent.costs.seconds > 0
+    else:
+        assert same(before, state(agent))
+    x = agent.sample(7)
+    assert x.shape == (7, 2) and bool(torch.isfinite(x).all()) and not x.requires_grad
+    assert torch.equal(agent.sample(5, seed=3), agent.sample(5, seed=3))
+    assert not torch.equal(agent.sample(5), agent.sample(5))
+    trajectory = agent.sample_trajectory(6, seed=1)
+    assert (trajectory.x.shape, trajectory.log_prob.shape) == ((6, 6, 2), (5, 6))
+
+
+def test_predict_takes_every_kind_of_observation(name: str) -> None:
+    agent = small(name)
+    horizon = agent.mdp.horizon
+    x, t = np.array([[0.5, -1.0], [2.0, 0.1]], dtype=np.float32), np.array([0, horizon - 1])
+    flat = np.concatenate([x, 1 - t[:, None] / horizon], axis=1).astype(np.float32)
+    action, carried = agent.predict(flat, deterministic=True, state="kept")
+    assert action.shape == (2, 2) and carried == "kept"
+    for row in range(2):
+        single, _ = agent.predict(flat[row], deterministic=True)
+        assert single.shape == (2,)
+        assert single == pytest.approx(action[row], abs=1e-5)
+        as_dict, _ = agent.predict({"x": x[row], "t": t[row]}, deterministic=True)
+        assert as_dict == pytest.approx(action[row], abs=1e-5)
+    batch, _ = agent.predict({"x": x, "t": t}, deterministic=True)
+    assert batch == pytest.approx(action, abs=1e-5)
+    # Next-state coordinates are the same decision.
+    moved, _ = agent.predict(flat, deterministic=True, coordinates="next_state")
+    wanted = agent.mdp.next_state(torch.from_numpy(x), torch.from_numpy(t), torch.from_numpy(action))
+    assert moved == pytest.approx(wanted.numpy(), abs=1e-4)
+    noisy = [agent.predict(np.repeat(flat[:1], 500, 0))[0] for _ in range(2)]
+    assert noisy[0].std() > 0.5 and not np.array_equal(*noisy), "stochastic unless told otherwise"
+    with pytest.raises(ValueError, match=r"observation must have shape \[3\]"):
+        agent.predict(np.zeros((2, 5), dtype=np.float32))
+    with pytest.raises(UnknownNameError, match="Did you mean 'noise'"):
+        agent.predict(flat, coordinates="noize")
+
+
+def test_untrained_it_is_near_the_base_sampler(name: str) -> None:
+    """Exactly for policies that start at zero; SB3's start with a small random mean."""
+    agent = small(name)
+    x = agent.sample(4000, seed=0)
+    base = sample_base(agent.mdp.base, 4000, (2,), torch.Generator().manual_seed(0))
+    assert float((x - base).square().mean().sqrt()) < 0.1 * float(base.std())
+
+
+def test_the_seed_decides_everything(name: str) -> None:
+    agents = []
+    for seed, noise in ((4, 11), (4, 12), (5, 11)):
+        agent = small(name, seed=seed)
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        agents.append(agent.learn(3 * agent.timesteps_per_iteration))
+    first, second, third = agents
+    assert same(state(first), state(second)), "whatever the global generators were"
+    assert torch.equal(first.sample(3), second.sample(3))
+    assert not first.trains or not same(state(first), state(third))
+
+
+def test_a_task_given_by_name_is_seeded_with_its_agent(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS._entries, "learned", TaskConfig("8gaussians", backward="learned"))
+    torch.manual_seed(1)
+    first = small(name, "learned")
+    torch.manual_seed(2)
+    assert same(state(first), state(small(name, "learned")))
+
+
+def test_training_leaves_the_global_generators_alone(name: str) -> None:
+    agent = small(name)
+    torch.manual_seed(1)
+    np.random.seed(1)
+    wanted = torch.rand(1), np.random.rand()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    agent.learn(2 * agent.timesteps_per_iteration)
+    assert (torch.rand(1), np.random.rand()) == wanted
+
+
+def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+    agent = small(name)
+    agent.learn(2 * agent.timesteps_per_iteration)
+    path = agent.save(tmp_path / "deep" / "agent.safetensors")
+    loaded = type(agent).load(path)
+    assert type(loaded) is type(agent)
+    assert same(state(agent), state(loaded))
+    assert loaded.config == agent.config and loaded.costs == agent.costs and loaded.seed == agent.seed
+    assert torch.equal(loaded.sample(5), agent.sample(5)), "even the random stream goes on"
+    assert loaded.task.config == agent.task.config
+
+
+def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
+    agent = small(name)
+    step, path = agent.timesteps_per_iteration, tmp_path / "half"
+
+    def save_half_way(trained: Agent) -> None:
+        if trained.num_timesteps == 3 * step:
+            trained.save(path)
+
+    agent.learn(6 * step, callback=save_half_way)
+    if not agent.trains:
+        pytest.skip("nothing to resume")
+    resumed = type(agent).load(path)
+    assert resumed.num_timesteps == 3 * step
+    resumed.learn(3 * step, reset_num_timesteps=False)
+    assert resumed.num_timesteps == 6 * step
+    different = [key for key, value in state(agent).items() if not torch.equal(value, state(resumed)[key])]
+    assert different == []
+    assert torch.equal(agent.sample(4), resumed.sample(4))
+    costs = [dataclasses.asdict(a.costs) | {"seconds": 0} for a in (agent, resumed)]
+    assert costs[0] == costs[1]
+
+
+def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:
+    agent = small(name)
+    kind, path = type(agent), agent.save(tmp_path / "agent")
+    with pytest.raises(FileNotFoundError, match="no checkpoint at path"):
+        kind.load(tmp_path / "none")
+    content = path.read_bytes()
+    (tmp_path / "cut").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="damaged or foreign"):
+        kind.load(tmp_path / "cut")
+    save_file({"x": torch.zeros(1)}, str(tmp_path / "foreign"))
+    with pytest.raises(CheckpointError, match="was not written by dxmi_rl"):
+        kind.load(tmp_path / "foreign")
+    other = next(entry for key in AGENTS if (entry := AGENTS[key]) is not kind)
+    with pytest.raises(CheckpointError, match=f"holds agent '{name}', not '{other.name}'"):
+        other.load(path)
+    with pytest.raises(CheckpointError, match=r"was trained on task .*, not on 'gmm25'"):
+        kind.load(path, task="gmm25")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        kind.load(path, task=task_for(name, horizon=3))
+
+
+def test_a_task_of_your_own_must_be_given_back(name: str, tmp_path: Path) -> None:
+    target = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.4, plot_range=(-3, 3))
+    agent = small(name, make_task(target, horizon=3))
+    path = agent.save(tmp_path / "agent")
+    with pytest.raises(CheckpointError, match="task of your own objects"):
+        type(agent).load(path)
+    loaded = type(agent).load(path, task=make_task(target, horizon=3))
+    assert torch.equal(loaded.sample(3, seed=0), agent.sample(3, seed=0))
+
+
+def test_a_failed_save_keeps_the_old_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = small(name)
+    path = agent.save(tmp_path / "agent")
+    content = path.read_bytes()
+
+    def fail(tensors: Any, file: str, metadata: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("dxmi_rl.storage.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        agent.save(path)
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+
+
+def test_unknown_settings_name_the_near_ones(name: str) -> None:
+    field = dataclasses.fields(AGENTS[name].Config)[0].name
+    with pytest.raises(UnknownNameError, match=f"unknown setting of .*Did you mean '{field}'"):
+        small(name, **{field[:-1] + "x": 1})
+    with pytest.raises(TypeError, match="config of"):
+        make_agent(name, task_for(name), config={"width": 3})
+
+
+@pytest.mark.parametrize(("total", "error"), [(0, ValueError), (-5, ValueError), (1.5, TypeError), ("many", TypeError)])
+def test_bad_budgets(name: str, total: Any, error: type[Exception]) -> None:
+    if name != "base" and error is TypeError:
+        name = "base"  # the check is the base class's
+    with pytest.raises(error, match="total_timesteps must be"):
+        small(name).learn(total)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (0.5, TypeError), (None, TypeError)])
+def test_bad_seeds(seed: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="seed must be"):
+        make_agent("base", "8gaussians", seed=seed)
+
+
+def test_callbacks_and_checkpoints(tmp_path: Path) -> None:
+    agent, seen = small("ppo"), []
+    step, path = agent.timesteps_per_iteration, tmp_path / "agent"
+
+    def stop_at_three(agent: Agent) -> bool:
+        seen.append(agent.num_timesteps)
+        return len(seen) < 3
+
+    agent.learn(10 * step, callback=stop_at_three, checkpoint=path, checkpoint_every=2)
+    assert seen == [step, 2 * step, 3 * step]
+    assert PPO.load(path).num_timesteps == 2 * step
+    agent.learn(step)
+    assert agent.num_timesteps == step, "a new budget"
+
+
+@pytest.mark.parametrize("name", ["ppp", "dxpd", 3])
+def test_unknown_agents(name: Any) -> None:
+    with pytest.raises(UnknownNameError, match="unknown agent"):
+        make_agent(name)
+    if name == "dxpd":
+        with pytest.raises(UnknownNameError, match="Did you mean 'dxdp'"):
+            make_agent(name)
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1"),
+        ({"width": 2.5}, TypeError, "width must be an integer"),
+        ({"policy_learning_rate": -1e-3}, ValueError, "policy_learning_rate must be finite"),
+        ({"value_learning_rate": float("nan")}, ValueError, "value_learning_rate"),
+        ({"clip_gradient": 0.0}, ValueError, "clip_gradient must be finite and > 0"),
+        ({"policy": "corection"}, UnknownNameError, "Did you mean 'correction'"),
+        ({"policy": "fine-tuned"}, ValueError, "denoiser with parameters"),
+    ],
+)
+def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        make_agent(name, "8gaussians", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "text"),
+    [
+        ("dxdp", {"td_lambda": 1.5}, "td_lambda must lie in"),
+        ("dxdp", {"value_steps": 0}, "value_steps must be >= 1"),
+        ("dxdp", {"tau1": -1.0}, "tau1 must be finite"),
+        ("ppo", {"gae_lambda": -0.1}, "gae_lambda must be finite"),
+        ("ppo", {"clip_ratio": 0.0}, "clip_ratio must be finite and > 0"),
+        ("ppo", {"epochs": 0}, "epochs must be >= 1"),
+        ("sb3-ppo", {"minibatches": 0}, "minibatches must be >= 1"),
+    ],
+)
+def test_bad_settings_of_one_agent(name: str, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_agent(name, "8gaussians", **settings)
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+def test_a_deterministic_base_cannot_start_a_policy(name: str) -> None:
+    with pytest.raises(ValueError, match="deterministic base sampler"):
+        make_agent(name, make_task("8gaussians", base="ddim", eta=0.0))
+
+
+def test_a_deterministic_base_is_a_baseline_without_a_density() -> None:
+    agent = make_agent("base", make_task("8gaussians", base="ddim", eta=0.0))
+    x = agent.sample(500, seed=0)
+    assert bool(torch.isfinite(x).all())
+    scores = evaluate(agent, samples=500, draws=1, floors=False)
+    assert "sliced_w2" in scores and not {"elbo", "kl_bound", "kl_bound_fit", "log_z", "ess"} & scores.keys()
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+def test_divergence_keeps_the_last_good_checkpoint(name: str, tmp_path: Path) -> None:
+    """An energy that explodes after the third iteration: an error, and a checkpoint from before it."""
+    agent, path, factor = small(name), tmp_path / "agent", [1.0]
+    energy = agent.task.target.energy
+    agent.mdp.set_energy(lambda x: factor[0] * energy(x))
+    step = agent.timesteps_per_iteration
+
+    def explode(agent: Agent) -> None:
+        if agent.num_timesteps == 3 * step:
+            factor[0] = 1e30
+
+    with pytest.raises((DivergenceError, EnergyError)):
+        agent.learn(10 * step, callback=explode, checkpoint=path, checkpoint_every=1)
+    good = type(agent).load(path)
+    assert good.num_timesteps == 3 * step
+    assert all(bool(torch.isfinite(value).all()) for value in state(good).values())
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+def test_a_policy_that_owns_the_denoiser(name: str) -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
+    agent = small(name, task, policy="fine-tuned")
+    assert isinstance(agent.policy, FineTunedPolicy)
+    before = [p.clone() for p in agent.policy.base.denoiser.parameters()]
+    fixed = [p.clone() for p in agent.mdp.base.parameters()]
+    agent.learn(4 * agent.timesteps_per_iteration)
+    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.base.denoiser.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(fixed, agent.mdp.base.parameters(), strict=True))
+
+
+def test_the_base_denoiser_is_paid_for_once() -> None:
+    """A correction agent calls it in the rollout only; the count is what was called."""
+    agent = small("ppo", epochs=3)
+    denoiser = agent.policy.base.denoiser
+    calls = []
+    denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    agent.learn(2 * agent.timesteps_per_iteration)
+    assert sum(calls) == agent.costs.denoiser_calls == agent.num_timesteps
+
+
+# PPO against reference algebra ----------------------------------------------------------------------------------------
+
+
+def collected(agent: Any, seed: int = 0) -> Any:
+    """A rollout of a policy that has moved away from its start."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (*agent.policy.net.parameters(), *agent.value.parameters()):
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return agent.collect(None)
+
+
+def test_ppos_ratio_is_one_before_the_first_update() -> None:
+    agent = small("ppo")
+    assert isinstance(agent, PPO)
+    rollout = collected(agent)
+    mean, log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
+    again = torch.distributions.Normal(mean, log_std.exp()).log_prob(rollout.x_next).sum(1).detach()
+    assert float(((again - rollout.log_prob).exp() - 1).abs().max()) < 1e-4
+    assert float(((again - rollout.log_prob).exp() - 1).abs().mean()) < 1e-5
+
+
+def test_ppos_advantages_by_hand() -> None:
+    agent = small("ppo", task_for("ppo", tau=0.6), gae_lambda=0.8)
+    assert isinstance(agent, PPO)
+    rollout = collected(agent)
+    advantages, returns = (part.view(5, BATCH) for part in agent.advantages(rollout))
+    rewards = agent.mdp.rewards(rollout.trajectory).detach()
+    for i in range(0, BATCH, 7):
+        values = [float(agent.values(rollout.trajectory.x[t][i : i + 1], t).detach()) for t in range(5)] + [0.0]
+        soft = [float(rewards[t, i]) - 0.6 * float(rollout.trajectory.log_prob[t, i]) for t in range(5)]
+        errors = [soft[t] + values[t + 1] - values[t] for t in range(5)]
+        for t in range(5):
+            wanted = sum(0.8 ** (k - t) * errors[k] for k in range(t, 5))
+            assert float(advantages[t, i]) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+            assert float(returns[t, i]) == pytest.approx(wanted + values[t], rel=1e-3, abs=1e-3)
+
+
+def test_ppos_loss_by_hand() -> None:
+    """-E[min(rho A, clip(rho, 1 - e, 1 + e) A)] + tau KL(pi || pi_old), row by row."""
+    agent = small("ppo", task_for("ppo", tau=0.6), clip_ratio=0.03)
+    assert isinstance(agent, PPO)
+    rollout = collected(agent)
+    advantages, _ = agent.advantages(rollout)
+    with torch.no_grad():
+        old_mean, old_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
+        for parameter in agent.policy.net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        new_mean, new_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
+    rows = torch.arange(3, 40, 2)
+    loss = agent.policy_loss(rollout, advantages, old_mean, old_log_std, rows)
+    total, clipped = 0.0, 0
+    for i in rows.tolist():
+        new, old = (
+            torch.distributions.Normal(mean[i], log_std.expand_as(mean)[i].exp())
+            for mean, log_std in ((new_mean, new_log_std), (old_mean, old_log_std))
+        )
+        ratio = math.exp(float(new.log_prob(rollout.x_next[i]).sum() - old.log_prob(rollout.x_next[i]).sum()))
+        advantage = float(advantages[i])
+        bounded = min(max(ratio, 0.97), 1.03)
+        clipped += bounded != ratio
+        total += -min(ratio * advantage, bounded * advantage)
+        total += 0.6 * float(torch.distributions.kl_divergence(new, old).sum())
+    assert clipped > 3, "the test must see both branches"
+    assert float(loss) == pytest.approx(total / len(rows), rel=1e-3)
+
+
+# DxDP against reference algebra ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.7, 1.0])
+def test_dxdps_targets_by_hand(mix: float) -> None:
+    """G_t = c_t + (1 - lambda) V_{t+1}(x_{t+1}) + lambda G_{t+1}, V_T = G_T = E."""
+    agent = small("dxdp", task_for("dxdp", tau=0.6), td_lambda=mix)
+    assert isinstance(agent, DxDP)
+    rollout = collected(agent)
+    targets = agent.value_targets(rollout).view(5, BATCH)
+    x, log_prob = rollout.trajectory.x, rollout.trajectory.log_prob
+    for i in range(0, BATCH, 7):
+        states = x[:, i : i + 1]
+        following = future = float(agent.mdp.energy(states[5]))
+        for t in reversed(range(5)):
+            backward = float(agent.mdp.kernel.log_prob(states[t], states[t + 1], t).detach())
+            cost = 0.6 * float(log_prob[t, i]) - 0.6 * backward
+            future = cost + (1 - mix) * following + mix * future
+            assert float(targets[t, i]) == pytest.approx(future, rel=1e-3, abs=1e-3)
+            following = float(agent.values(states[t], t).detach())
+
+
+def test_dxdps_two_coefficients_are_per_dimension() -> None:
+    """tau1 = tau2 = tau d is the task's own tau; alone, each weighs its own term."""
+    task = task_for("dxdp", tau=0.3)
+    plain, paper = small("dxdp", task), small("dxdp", task, tau1=0.6, tau2=0.6)
+    assert isinstance(plain, DxDP) and isinstance(paper, DxDP)
+    rollout = collected(plain)
+    arguments = rollout.x, rollout.x_next, rollout.t, rollout.log_prob
+    assert torch.allclose(plain.step_cost(*arguments), paper.step_cost(*arguments))
+    entropy, running = small("dxdp", task, tau1=0.5, tau2=0.0), small("dxdp", task, tau1=0.0, tau2=0.5)
+    assert isinstance(entropy, DxDP) and isinstance(running, DxDP)
+    assert torch.allclose(entropy.step_cost(*arguments), 0.25 * rollout.log_prob)
+    backward = task.mdp.kernel.log_prob(rollout.x, rollout.x_next, rollout.t)
+    assert torch.allclose(running.step_cost(*arguments), -0.25 * backward)
+
+
+def test_dxdps_policy_step_touches_only_the_policy() -> None:
+    agent = small("dxdp")
+    assert isinstance(agent, DxDP)
+    rollout = collected(agent)
+    before = state(agent)
+    for module in (agent.value, agent.mdp.kernel):
+        module.zero_grad(set_to_none=True)
+    agent.update_policy(rollout)
+    changed = {key.split(".")[0] for key, value in state(agent).items() if not torch.equal(value, before[key])}
+    assert changed == {"policy"}
+    assert all(p.grad is None for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
+    assert all(p.requires_grad for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
+
+
+def test_dxdps_warm_up_trains_only_the_value() -> None:
+    agent = small("dxdp", warmup_iterations=3)
+    before = [p.clone() for p in agent.policy.parameters()]
+    agent.learn(3 * agent.timesteps_per_iteration)
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    agent.learn(agent.timesteps_per_iteration, reset_num_timesteps=False)
+    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+
+
+# End to end -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "steps"), [("dxdp", 120_000), ("ppo", 120_000)])
+def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
+    base = quick_scores(Base("8gaussians"))["kl_bound"]
+    agent = make_agent(name, "8gaussians", seed=0)
+    trained = quick_scores(agent.learn(steps))["kl_bound"]
+    assert trained < 0.75 * base, (trained, base)
+
+
+@pytest.mark.parametrize(
+    ("agent", "target", "horizon", "steps", "fit"),
+    [("ppo", "8gaussians", 8, 600_000, 0), ("dxdp", "gmm25", 8, 500_000, 500)],
+)
+def test_log_z_of_a_trained_policy(agent: str, target: str, horizon: int, steps: int, fit: int) -> None:
+    """|log Z| <= 0.05 from 2e5 trajectories of a trained policy under the Learned kernel; the truth is 0."""
+    trained = make_agent(agent, make_task(target, horizon=horizon, backward="learned"), seed=0)
+    trained.learn(steps)
+    if fit:
+        trained.mdp.kernel = fit_kernel(trained.mdp, trained.policy, steps=fit)
+    with torch.no_grad():
+        statistics = log_weight_statistics(trained.mdp.log_weights(trained.sample_trajectory(200_000, seed=123)))
+    assert abs(statistics["log_z"]) <= 0.05, statistics
+    assert statistics["ess"] > 0.02, statistics
+
+
+def test_policies_are_corrections_of_vectors_and_owners_of_images() -> None:
+    assert isinstance(small("ppo").policy, CorrectionPolicy)

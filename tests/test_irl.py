@@ -1,0 +1,217 @@
+"""DxMI: the energy's loss and its equilibrium, the averages, any agent inside, pretrained and from scratch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dxmi_rl import make_agent, make_task
+from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig
+from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.targets import Target
+from dxmi_rl.tasks import Task
+
+INNER = [name for name in AGENTS if name not in ("dxmi", "base")]
+FAST = {"batch_size": 64, "width": 16, "depth": 2, "warmup_iterations": 0}
+
+
+def data_task(**changes: Any) -> Task:
+    torch.manual_seed(0)
+    return make_task("8gaussians-data", pretraining={"iterations": 50, "batch_size": 64, "width": 16}, **changes)
+
+
+def dxmi(task: Task, agent: str = "dxdp", **settings: Any) -> DxMI:
+    if agent.startswith("sb3"):
+        pytest.importorskip("stable_baselines3")
+    known = AGENTS[agent].Config.__dataclass_fields__
+    inner = {key: value for key, value in FAST.items() if key in known}
+    built = make_agent("dxmi", task, agent=agent, agent_settings=inner, **{"energy_width": 32, **settings})
+    assert isinstance(built, DxMI)
+    return built
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ENERGY_LOSSES.names())
+def test_every_loss_lowers_data_and_raises_samples(name: str) -> None:
+    data, policy = torch.zeros(8, requires_grad=True), torch.zeros(8, requires_grad=True)
+    ENERGY_LOSSES[name](data, policy, 0.5).backward()
+    assert data.grad is not None and policy.grad is not None
+    assert bool((data.grad > 0).all() and (policy.grad < 0).all())
+
+
+def test_the_contrastive_loss_by_hand() -> None:
+    data, policy = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0, 1.0])
+    wanted = -0.5 - 1.5 + 0.25 * (2.5 + 10.25 / 3)
+    assert float(ENERGY_LOSSES["contrastive"](data, policy, 0.25)) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+def test_the_contrastive_energy_approaches_its_equilibrium(gamma: float) -> None:
+    """E* = (p_pi - p_data) / (2 gamma (p_pi + p_data)) for two fixed Gaussians, |E*| <= 1 / (2 gamma)."""
+    torch.manual_seed(0)
+    energy = EnergyMLP(1, 1.0, width=32, depth=2)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=5e-3)
+    generator, steps = torch.Generator().manual_seed(0), 600
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        noise = torch.randn(2, 2048, 1, generator=generator)
+        data, policy = noise[0] - 0.7, 1.3 * noise[1] + 0.5
+        loss = ENERGY_LOSSES["contrastive"](energy(data), energy(policy), gamma)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x = torch.linspace(-3, 3, 61)[:, None]
+    p_data = torch.distributions.Normal(-0.7, 1.0).log_prob(x).exp()
+    p_policy = torch.distributions.Normal(0.5, 1.3).log_prob(x).exp()
+    wanted = ((p_policy - p_data) / (2 * gamma * (p_policy + p_data))).squeeze(1)
+    error = (energy(x) - wanted).detach().abs()
+    assert float(wanted.abs().max()) < 1 / (2 * gamma)
+    assert float(error.max()) < 0.08 / (2 * gamma), error
+
+
+# The loop -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("agent", INNER)
+def test_any_agent_inside(agent: str) -> None:
+    model = dxmi(data_task(), agent)
+    policy = [p.clone() for p in model.agent.policy.parameters()]
+    energy = [p.clone() for p in model.energy.parameters()]
+    model.learn(3 * model.timesteps_per_iteration)
+    assert model.num_timesteps == 3 * 5 * 64 == model.agent.num_timesteps
+    assert not all(torch.equal(a, b) for a, b in zip(policy, model.agent.policy.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(energy, model.energy.parameters(), strict=True))
+    assert {"energy_loss", "energy_gap", "value_loss"} <= model.log.keys()
+    assert model.sample(5).shape == (5, 2)
+
+
+def test_base_inside_trains_only_the_energy() -> None:
+    model = dxmi(data_task(), "base")
+    before = model.sample(16, seed=0)
+    model.learn(20 * model.timesteps_per_iteration)
+    assert torch.equal(before, model.sample(16, seed=0))
+    assert model.log["energy_gap"] != 0
+
+
+def test_the_energy_is_the_live_reward() -> None:
+    model = dxmi(data_task())
+    x = torch.randn(4, 2)
+    assert torch.equal(model.mdp.energy(x), model.energy(x))
+    model.learn(2 * model.timesteps_per_iteration)
+    assert torch.equal(model.mdp.energy(x), model.energy(x))
+    assert model.mdp is model.agent.mdp is model.task.mdp
+
+
+@pytest.mark.parametrize("base", ["ddpm", None])
+def test_the_energy_falls_on_data_relative_to_noise(base: str | None) -> None:
+    task = data_task(base=base)
+    model = dxmi(task, ema=0.9)
+
+    def gap() -> float:
+        data = task.target.sample(2000, torch.Generator().manual_seed(0))
+        noise = 8 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(1)) - 4
+        return float(model.score(noise).mean() - model.score(data).mean())
+
+    before = gap()
+    model.learn(150 * model.timesteps_per_iteration)
+    assert gap() > before + 0.02
+    assert gap() > 0
+    assert bool(torch.isfinite(model.sample(100)).all())
+
+
+def test_from_scratch_needs_no_denoiser() -> None:
+    model = dxmi(data_task(base=None))
+    model.learn(2 * model.timesteps_per_iteration)
+    assert model.costs.denoiser_calls == 0
+
+
+def test_the_averages_are_exponential() -> None:
+    model = dxmi(data_task(), ema=0.8)
+    pairs = [(model.policy, model.agent.policy), (model.average_energy, model.energy)]
+    average = [[p.clone() for p in a.parameters()] for a, _ in pairs]
+    for _ in range(3):
+        model.iterate()
+        for rows, (_, current) in zip(average, pairs, strict=True):
+            for row, p in zip(rows, current.parameters(), strict=True):
+                row.mul_(0.8).add_(p.detach(), alpha=0.2)
+    for rows, (a, _) in zip(average, pairs, strict=True):
+        assert all(torch.allclose(row, p, atol=1e-5) for row, p in zip(rows, a.parameters(), strict=True))
+
+
+def test_without_averaging_it_is_the_last_iterate() -> None:
+    model = dxmi(data_task(), ema=0.0)
+    model.learn(3 * model.timesteps_per_iteration)
+    assert torch.allclose(model.sample(8, seed=0), model.sample_trajectory(8, seed=0, policy=model.agent.policy).final)
+    assert torch.allclose(model.score(torch.ones(2, 2)), model.energy(torch.ones(2, 2)).detach())
+
+
+def test_last_iterate_and_average_differ() -> None:
+    model = dxmi(data_task(), ema=0.99)
+    model.learn(5 * model.timesteps_per_iteration)
+    last = model.sample_trajectory(8, seed=0, policy=model.agent.policy).final
+    assert not torch.equal(model.sample(8, seed=0), last)
+
+
+def test_score_is_an_energy_of_arrays_too() -> None:
+    model = dxmi(data_task())
+    x = torch.randn(4, 2)
+    assert torch.equal(model.score(x), model.score(x.numpy()))
+    assert model.score(x).shape == (4,) and not model.score(x).requires_grad
+    with pytest.raises(ValueError, match=r"x must have shape \[batch, 2\]"):
+        model.score(torch.zeros(4, 3))
+
+
+def test_data_and_policy_noise_are_not_the_same_stream() -> None:
+    """Equal streams would couple the data of an iteration to the policy's own noise."""
+    model = dxmi(data_task())
+    assert not torch.equal(model.generator.get_state(), model.agent.generator.get_state())
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"loss": "contrastiv"}, UnknownNameError, "Did you mean 'contrastive'"),
+        ({"gamma": -1.0}, ValueError, "gamma must be finite"),
+        ({"ema": 1.0}, ValueError, r"ema must lie in \[0, 1\)"),
+        ({"energy_width": 0}, ValueError, "energy_width must be >= 1"),
+        ({"energy_learning_rate": float("inf")}, ValueError, "energy_learning_rate"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        dxmi(data_task(), **settings)
+
+
+@pytest.mark.parametrize(
+    ("agent", "inner", "error", "text"),
+    [
+        ("dxpd", {}, UnknownNameError, "Did you mean 'dxdp'"),
+        ("dxmi", {}, ValueError, "cannot be nested"),
+        ("ppo", {"epoch": 3}, UnknownNameError, "Did you mean 'epochs'"),
+    ],
+)
+def test_bad_inner_agents(agent: str, inner: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        make_agent("dxmi", data_task(), config=DxMIConfig(agent=agent, agent_settings=inner))
+
+
+class EnergyOnly(Target):
+    has_energy = True
+
+    def __init__(self) -> None:
+        super().__init__((2,), scale=1.0, plot_range=(-3.0, 3.0), smallest_scale=0.5)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+
+def test_a_target_without_data_cannot_be_imitated() -> None:
+    with pytest.raises(ValueError, match="neither data nor a sampler"):
+        make_agent("dxmi", make_task(EnergyOnly(), base=None))
