@@ -120,7 +120,7 @@ def test_the_energy_falls_on_data_relative_to_noise(base: str | None) -> None:
         return float(model.score(noise).mean() - model.score(data).mean())
 
     before = gap()
-    model.learn(150 * model.timesteps_per_iteration)
+    model.learn(100 * model.timesteps_per_iteration)
     assert gap() > before + 0.02
     assert gap() > 0
     assert bool(torch.isfinite(model.sample(100)).all())

@@ -20,6 +20,8 @@ class DxMIConfig:
     """Weight of the energy's squared magnitude; 1 is stable, 0.1 is not."""
     energy_learning_rate: float = 1e-3
     """Adam rate of the energy."""
+    energy_steps: int = 1
+    """Energy steps per rollout, each on fresh data."""
     energy_width: int = 128
     """Units per layer of the energy."""
     energy_depth: int = 3

@@ -22,7 +22,7 @@ from dxmi_rl.networks import EnergyMLP
 class DxMI(Agent):
     """An energy and a sampler trained together as a minimax game; any agent trains the sampler.
 
-    Each iteration: (1) the agent rolls out; (2) one energy step on data against its x_T; (3) the agent updates on
+    Each iteration: (1) the agent rolls out; (2) energy steps on data against its x_T; (3) the agent updates on
     the new energy, which is the environment's live reward. ``energy`` is the trained E_phi (low on data); the averages
     over the last iterations, ``policy`` and ``average_energy``, are what is used: the two players circle around the
     equilibrium.
@@ -46,7 +46,7 @@ class DxMI(Agent):
         check_real("data_noise", config.data_noise)
         check_integer("replay", config.replay, minimum=0)
         check_real("energy_learning_rate", config.energy_learning_rate)
-        for key in ("energy_width", "energy_depth"):
+        for key in ("energy_steps", "energy_width", "energy_depth"):
             check_integer(key, getattr(config, key))
         if not 0 <= check_real("ema", config.ema) < 1:
             raise ValueError(f"ema must lie in [0, 1), got {config.ema}.")
@@ -73,7 +73,8 @@ class DxMI(Agent):
         energy_log: dict[str, float | Tensor] = {}
 
         def energy_step(final: Tensor) -> None:
-            energy_log.update(self.update_energy(final))
+            for _ in range(self.config.energy_steps):
+                energy_log.update(self.update_energy(final))
             if on_final is not None:
                 on_final(final)
 
