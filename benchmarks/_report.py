@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dxmi_rl.metrics import bootstrap_interval, interquartile_mean
+from dxmi_rl.statistics import bootstrap_interval, interquartile_mean
 
 Result = dict[str, Any]
 Summary = dict[str, Any]

@@ -54,6 +54,7 @@ def evaluate(
     model: Any,
     task: str | Task | None = None,
     *,
+    coordinates: str = "noise",
     policy: nn.Module | None = None,
     seed: int = 0,
     samples: int = 10_000,
@@ -66,6 +67,7 @@ def evaluate(
 
     Args:
         model: an agent of this package, or an SB3 on-policy algorithm (then ``task`` is needed).
+        coordinates: action coordinates of the environment that an SB3 model was trained on.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
         seed: seed of all draws.
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
@@ -86,7 +88,7 @@ def evaluate(
     """
     for name, value in {"samples": samples, "draws": draws, "trajectories": trajectories}.items():
         check_integer(name, value)
-    task, density = _resolve(model, task, policy)
+    task, density = _resolve(model, task, policy, coordinates)
     mdp, target = task.mdp, task.target
     scores: dict[str, float] = {}
     with torch.no_grad():
@@ -117,24 +119,29 @@ def quick_scores(
     task, target, mdp = agent.task, agent.task.target, agent.mdp
     scores: dict[str, float] = {}
     with torch.no_grad():
-        density = agent.density(policy)
         number = FD_SAMPLES if isinstance(target, Digits) else samples
-        trajectory = mdp.rollout(density, number, torch.Generator(mdp.device).manual_seed(seed))
         energy = _energy_to_score(agent, task)
-        if energy is not None:
+        if agent.has_density:
+            trajectory = agent.sample_trajectory(number, seed=seed, policy=policy)
+            final = trajectory.final
+        else:
+            final = agent.sample(number, seed=seed)
+        if agent.has_density and energy is not None:
             elbo = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))["elbo"]
             scores |= {"kl_bound": target.log_z - elbo} if target.log_z is not None else {"elbo": elbo}
         if isinstance(target, Digits):
-            scores["fd"] = _frechet(target, trajectory.final)
+            scores["fd"] = _frechet(target, final)
         elif target.has_sampler:
             exact = _exact(target, samples, seed)
-            scores["sliced_w2"] = metrics.sliced_w2(trajectory.final, exact, projections=200, seed=seed)
+            scores["sliced_w2"] = metrics.sliced_w2(final, exact, projections=200, seed=seed)
         if hasattr(agent, "score"):
             scores["auc"] = _auc(agent.score, target, samples, seed)
     return scores
 
 
-def _resolve(model: Any, task: str | Task | None, policy: nn.Module | None) -> tuple[Task, Policy | None]:
+def _resolve(
+    model: Any, task: str | Task | None, policy: nn.Module | None, coordinates: str
+) -> tuple[Task, Policy | None]:
     if isinstance(model, Agent):
         if task is not None and make_task(task).name != model.task.name:
             raise ValueError(f"the agent was built on task {model.task.name!r}, not on {task!r}.")
@@ -146,7 +153,7 @@ def _resolve(model: Any, task: str | Task | None, policy: nn.Module | None) -> t
     from dxmi_rl.agents.sb3 import SB3Density
 
     built = make_task(task)
-    return built, SB3Density(model.policy, built.mdp)
+    return built, SB3Density(model.policy, built.mdp, coordinates)
 
 
 def _energy_to_score(model: Any, task: Task) -> Any:

@@ -126,6 +126,10 @@ class DenoisingMDP:
             self._energy = previous
             raise
 
+    def energy_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the reward model; empty for a function."""
+        return list(self._energy.parameters()) if isinstance(self._energy, nn.Module) else []
+
     def energy(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, modules in eval mode; gradients flow when autograd is on. Raises EnergyError."""
         if self._energy is None:
@@ -238,11 +242,14 @@ class DenoisingMDP:
             return Trajectory(torch.stack(states), torch.stack(log_probs))
 
     def rewards(self, trajectory: Trajectory) -> Tensor:
-        """All T rewards of the episodes, ``[T, n]``; the last includes -E(x_T). Raises EnergyError when not finite."""
-        x, x_next, t = trajectory.transitions()
-        rewards = self.running_reward(x, x_next, t).view(self.horizon, -1)
-        terminal = self.terminal_reward(trajectory.final)
-        rewards = torch.cat([rewards[:-1], rewards[-1:] + terminal])
+        """All T rewards of the episodes, ``[T, n]``; the last includes -E(x_T). Raises EnergyError when not finite.
+
+        They carry gradients when the trajectory does (``rollout(differentiable=True)``).
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trajectory.x.requires_grad):
+            x, x_next, t = trajectory.transitions()
+            rewards = self.running_reward(x, x_next, t).view(self.horizon, -1)
+            rewards = torch.cat([rewards[:-1], rewards[-1:] + self.terminal_reward(trajectory.final)])
         if not bool(torch.isfinite(rewards.detach().sum())):
             raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
         return rewards

@@ -12,6 +12,7 @@ from torch import nn
 
 from dxmi_rl.checks import check_integer, check_real, resolve_device
 from dxmi_rl.diffusion import (
+    SCHEDULES,
     BackwardKernel,
     BaseSampler,
     IdentitySampler,
@@ -82,7 +83,6 @@ TASKS.add(
         sigma_last=0.15,
         backward="learned",
         tau=0.05,
-        pretraining=PretrainingConfig(residual=True),
     ),
 )
 TASKS.add(
@@ -95,7 +95,7 @@ TASKS.add(
         reward=None,
         backward="forward",
         tau=0.1 / 64,
-        pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=256, residual=True),
+        pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=256),
     ),
 )
 
@@ -110,6 +110,11 @@ class Task:
     mdp: DenoisingMDP
     spec: dict[str, Any] | None
     """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """The configuration as plain text, field by field: what a checkpoint must agree with."""
+        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        return fields | {"target": repr(self.target.name)}
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -206,6 +211,7 @@ def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> Deno
 
 def _build_base(config: TaskConfig, target: Target, device: torch.device) -> BaseSampler:
     base = "none" if config.base is None else config.base
+    SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
     if base not in [*BASES, "none"]:
         raise UnknownNameError("base sampler", base, [*BASES, "None"])
     check_real("eta", config.eta)

@@ -11,7 +11,7 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from dxmi_rl import metrics
+from dxmi_rl import metrics, statistics
 from dxmi_rl.checks import MissingExtraError, NonFiniteError
 from dxmi_rl.targets.digits import load_digits_split
 
@@ -193,14 +193,14 @@ def test_digits_features_tell_digits_from_noise():
 @pytest.mark.parametrize("shape", [(1,), (3,), (4,), (5,), (10,), (5, 7)])
 def test_interquartile_mean_is_scipys(shape):
     scores = np.random.default_rng(0).normal(size=shape)
-    assert metrics.interquartile_mean(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25, axis=None))
+    assert statistics.interquartile_mean(scores) == pytest.approx(scipy.stats.trim_mean(scores, 0.25, axis=None))
 
 
 def test_bootstrap_interval_covers_the_mean():
     generator = np.random.default_rng(0)
     inside = 0
     for _ in range(100):
-        low, high = metrics.bootstrap_interval(generator.normal(size=20), np.mean, resamples=200)
+        low, high = statistics.bootstrap_interval(generator.normal(size=20), np.mean, resamples=200)
         inside += low <= 0 <= high
     assert 84 <= inside <= 99  # 0.95 aimed at; the percentile interval of 20 runs covers about 0.92
 
@@ -208,10 +208,10 @@ def test_bootstrap_interval_covers_the_mean():
 def test_bootstrap_interval_agrees_with_scipy_and_resamples_within_tasks():
     scores = np.random.default_rng(1).normal(size=30)
     expected = scipy.stats.bootstrap((scores,), np.mean, method="percentile", rng=0).confidence_interval
-    assert metrics.bootstrap_interval(scores, np.mean) == pytest.approx(tuple(expected), abs=0.03)
-    assert metrics.bootstrap_interval(scores) == metrics.bootstrap_interval(scores, seed=0)
+    assert statistics.bootstrap_interval(scores, np.mean) == pytest.approx(tuple(expected), abs=0.03)
+    assert statistics.bootstrap_interval(scores) == statistics.bootstrap_interval(scores, seed=0)
     constant_per_task = np.tile([0.0, 10.0, 20.0], (5, 1))
-    assert metrics.bootstrap_interval(constant_per_task, np.mean, resamples=50) == (10.0, 10.0)
+    assert statistics.bootstrap_interval(constant_per_task, np.mean, resamples=50) == (10.0, 10.0)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------
@@ -294,12 +294,12 @@ def test_bad_vectors_are_refused(function, bad, error, message):
         (lambda: metrics.precision_recall(GOOD, GOOD, k=0), ValueError, "k must be"),
         (lambda: metrics.DigitsFeatures()(torch.zeros(2, 64)), ValueError, "8, 8"),
         (lambda: metrics.load_digits_features("nowhere"), ValueError, "device"),
-        (lambda: metrics.interquartile_mean([]), ValueError, "non-empty"),
-        (lambda: metrics.interquartile_mean([0.0, math.nan]), NonFiniteError, "1 of 2"),
-        (lambda: metrics.bootstrap_interval([0.0, math.inf]), NonFiniteError, "1 of 2"),
-        (lambda: metrics.bootstrap_interval(np.zeros((2, 2, 2))), ValueError, "tasks"),
-        (lambda: metrics.bootstrap_interval([0.0, 1.0], level=1.0), ValueError, "level"),
-        (lambda: metrics.bootstrap_interval([0.0, 1.0], resamples=0), ValueError, "resamples"),
+        (lambda: statistics.interquartile_mean([]), ValueError, "non-empty"),
+        (lambda: statistics.interquartile_mean([0.0, math.nan]), NonFiniteError, "1 of 2"),
+        (lambda: statistics.bootstrap_interval([0.0, math.inf]), NonFiniteError, "1 of 2"),
+        (lambda: statistics.bootstrap_interval(np.zeros((2, 2, 2))), ValueError, "tasks"),
+        (lambda: statistics.bootstrap_interval([0.0, 1.0], level=1.0), ValueError, "level"),
+        (lambda: statistics.bootstrap_interval([0.0, 1.0], resamples=0), ValueError, "resamples"),
     ],
 )
 def test_bad_arguments_are_refused(call, error, message):

@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -234,6 +234,7 @@ class Agent(abc.ABC):
             "agent": self.name,
             "task": self.task.spec,
             "task_name": self.task.name,
+            "task_config": self.task.fingerprint(),
             "seed": self.seed,
             "config": asdict(self.config),
             "costs": asdict(self.costs),
@@ -264,6 +265,12 @@ class Agent(abc.ABC):
             task = make_task(task, device=device)
         if task.name != metadata["task_name"]:
             raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
+        for key, value in task.fingerprint().items():
+            if metadata["task_config"].get(key) != value:
+                raise CheckpointError(
+                    f"{str(path)!r} was trained with {key} = {metadata['task_config'].get(key)}, and the task has "
+                    f"{key} = {value}."
+                )
         agent = cls(task, seed=metadata["seed"], config=cls.Config(**_untuple(cls.Config, metadata["config"])))
         agent.costs = Costs(**metadata["costs"])
         agent._restore(path, tensors)
@@ -364,6 +371,19 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for these parameters inside; those that had none before have none after."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+
 def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
     """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales."""
     return torch.optim.Adam(
@@ -380,4 +400,4 @@ def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-__all__ = ["Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "seeded"]
+__all__ = ["Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "frozen", "seeded"]

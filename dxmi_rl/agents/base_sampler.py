@@ -20,8 +20,6 @@ class BaseConfig:
 
     batch_size: int = 256
     """Trajectories per iteration, when DxMI trains an energy against it."""
-    anneal: bool = False
-    """Unused by a sampler that does not train; kept so that every agent has it."""
 
 
 class Base(Agent):
@@ -41,6 +39,9 @@ class Base(Agent):
         check_integer("n", n)
         generator = self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
         return sample_base(self.mdp.base, n, self.mdp.event_shape, generator, last_noise=False)
+
+    def _set_progress(self, progress: float) -> None:
+        self.progress = progress
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         final = self.sample(self.config.batch_size)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dxmi_rl.agents.base import FinalStateHook, adam
+from dxmi_rl.agents.base import FinalStateHook, frozen
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
@@ -61,27 +61,14 @@ class DxDP(GaussianAgent):
         dim = self.mdp.dim
         self.entropy_weight = self.mdp.tau if config.tau1 is None else check_real("tau1", config.tau1) / dim
         self.cost_weight = self.mdp.tau if config.tau2 is None else check_real("tau2", config.tau2) / dim
-        self.policy_optimizer = adam(
-            [
-                (self.policy.mean_parameters(), config.policy_learning_rate),
-                ([self.policy.log_sigma], config.sigma_learning_rate),
-            ]
-        )
-        self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
         self.warmup_left = config.warmup_iterations
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value_optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         rollout = self.collect(on_final)
         targets = self.value_targets(rollout)
         warming = self.warmup_left > 0
         for _ in range(self.config.warmup_value_steps if warming else self.config.value_steps):
-            value_loss = self.update_value(rollout, targets)
+            value_loss = self.update_value(rollout.x, rollout.t, targets)
         if warming:
             self.warmup_left -= 1
             return {"value_loss": value_loss}
@@ -109,15 +96,6 @@ class DxDP(GaussianAgent):
             targets[t] = future = cost[t] + bootstrap
         return targets.flatten()
 
-    def update_value(self, rollout: Rollout, targets: Tensor) -> Tensor:
-        """One Adam step on (V_t(x_t) - G_t)^2 over all steps at once."""
-        loss = self.value_loss(rollout.x, rollout.t, targets)
-        self.value_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
-        self.value_optimizer.step()
-        return loss.detach()
-
     def policy_loss(self, rollout: Rollout) -> Tensor:
         """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh reparameterised x' ~ pi(. | x_t) at every stored state."""
         n = rollout.trajectory.x.shape[1]
@@ -134,19 +112,9 @@ class DxDP(GaussianAgent):
         return (cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()) / len(x_next)
 
     def update_policy(self, rollout: Rollout) -> Tensor:
-        """One reparameterised policy step; V and the kernel stay fixed."""
-        frozen = [*self.value.parameters(), *self.mdp.kernel.parameters()]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        loss = self.policy_loss(rollout)
-        self.policy_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_gradient)
-        self.policy_optimizer.step()
-        self.fine_tune_cost(len(rollout.x))
-        return loss.detach()
+        """One reparameterised policy step; V, the kernel and the energy stay fixed."""
+        with frozen([*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy_parameters()]):
+            return self.step_policy(self.policy_loss(rollout), len(rollout.x))
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         return {"warmup_left": torch.tensor(self.warmup_left)}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.mdp import Trajectory
@@ -97,9 +97,23 @@ class GaussianAgent(Agent):
             self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
             fourier=config.value_fourier, residual=config.residual,
         ).to(self.mdp.device)  # fmt: skip
+
         # Sigma of a deterministic base is 0 and cannot be learned in log space.
         if not bool(torch.isfinite(self.policy.log_sigma.detach()).all()):
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+        self.policy_optimizer = adam(
+            [
+                (self.policy.mean_parameters(), config.policy_learning_rate),
+                ([self.policy.log_sigma], config.sigma_learning_rate),
+            ]
+        )
+        self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.policy_optimizer, "value": self.value_optimizer}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | {"value": self.value}
 
     @property
     def value_unit(self) -> float:
@@ -110,9 +124,24 @@ class GaussianAgent(Agent):
         """V_t(x): ``[batch]``."""
         return self.value_unit * self.value(x, t).squeeze(1)
 
-    def value_loss(self, x: Tensor, t: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error of V_t(x) in units of ``value_unit``: Adam's steps then mean the same at every tau."""
-        return (self.value(x, t).squeeze(1) - targets / self.value_unit).square().mean()
+    def update_value(self, x: Tensor, t: Tensor, targets: Tensor) -> Tensor:
+        """One Adam step on (V_t(x) - target)^2 in units of ``value_unit``: its steps mean the same at every tau."""
+        loss = (self.value(x, t).squeeze(1) - targets / self.value_unit).square().mean()
+        self.value_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
+        self.value_optimizer.step()
+        return loss.detach()
+
+    def step_policy(self, loss: Tensor, transitions: int) -> Tensor:
+        """One clipped Adam step on a policy loss over so many transitions."""
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_gradient)
+        self.policy_optimizer.step()
+        if self.owns_denoiser:  # a policy that is the denoiser pays a call per transition, others none
+            self.costs.denoiser_calls += transitions
+        return loss.detach()
 
     def collect(self, on_final: FinalStateHook | None) -> Rollout:
         """Roll out ``batch_size`` episodes, hand x_T to ``on_final``, let the kernel adapt once."""
@@ -129,8 +158,3 @@ class GaussianAgent(Agent):
         self.costs.denoiser_calls += len(x) * self.mdp.base.denoiser_calls
         self.costs.energy_evals += n
         return Rollout(trajectory, x, x_next, t, trajectory.log_prob.flatten(), recorder.stacked())
-
-    def fine_tune_cost(self, transitions: int) -> None:
-        """Count denoiser calls of an update: a policy that is the denoiser pays one per transition, others none."""
-        if self.owns_denoiser:
-            self.costs.denoiser_calls += transitions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dxmi_rl.agents.base import FinalStateHook, adam
+from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
@@ -50,19 +50,6 @@ class PPO(GaussianAgent):
         check_real("clip_ratio", config.clip_ratio, strict=True)
         if not 0 <= check_real("gae_lambda", config.gae_lambda) <= 1:
             raise ValueError(f"gae_lambda must lie in [0, 1], got {config.gae_lambda}.")
-        self.optimizer = adam(
-            [
-                (self.policy.mean_parameters(), config.policy_learning_rate),
-                ([self.policy.log_sigma], config.sigma_learning_rate),
-            ]
-        )
-        self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.optimizer, "value": self.value_optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         rollout = self.collect(on_final)
@@ -73,8 +60,9 @@ class PPO(GaussianAgent):
         for _ in range(self.config.epochs):
             order = torch.randperm(len(rollout.x), generator=self.generator, device=rollout.x.device)
             for rows in order.chunk(self.config.minibatches):
-                policy_loss = self.update_policy(rollout, advantages, old_mean, old_log_std, rows)
-                value_loss = self.update_value(rollout, returns, rows)
+                loss = self.policy_loss(rollout, advantages, old_mean, old_log_std, rows)
+                policy_loss = self.step_policy(loss, len(rows))
+                value_loss = self.update_value(rollout.x[rows], rollout.t[rows], returns[rows])
         return {"policy_loss": policy_loss, "value_loss": value_loss}
 
     @torch.no_grad()
@@ -106,24 +94,3 @@ class PPO(GaussianAgent):
         shift = (mean - old_mean[rows]) * torch.exp(-old_log_std[rows])
         divergence = 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1).mean()
         return self.mdp.tau * divergence - surrogate
-
-    def update_policy(
-        self, rollout: Rollout, advantages: Tensor, old_mean: Tensor, old_log_std: Tensor, rows: Tensor
-    ) -> Tensor:
-        """One Adam step on ``policy_loss``."""
-        loss = self.policy_loss(rollout, advantages, old_mean, old_log_std, rows)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.clip_gradient)
-        self.optimizer.step()
-        self.fine_tune_cost(len(rows))
-        return loss.detach()
-
-    def update_value(self, rollout: Rollout, returns: Tensor, rows: Tensor) -> Tensor:
-        """One Adam step on (V_t(x_t) - return)^2."""
-        loss = self.value_loss(rollout.x[rows], rollout.t[rows], returns[rows])
-        self.value_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
-        self.value_optimizer.step()
-        return loss.detach()

@@ -31,6 +31,11 @@ class SB3Density:
         if kind is not distributions.DiagGaussianDistribution:
             raise TypeError(f"only SB3 policies with a diagonal Gaussian have a density here, got {kind.__name__}.")
         mdp.check_coordinates(coordinates)
+        if getattr(policy.observation_space, "shape", None) != (mdp.dim + 1,):
+            raise TypeError(
+                f"only SB3 policies on flat observations [{mdp.dim + 1}] of this task have a density here, got "
+                f"{policy.observation_space}."
+            )
         self.policy, self.mdp, self.coordinates = policy, mdp, coordinates
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -114,6 +119,7 @@ class SB3PPO(Agent):
         if on_final is not None:
             on_final(self.sample(self.config.batch_size))
             self.costs.policy_draws += self.timesteps_per_iteration
+            self.costs.denoiser_calls += self.timesteps_per_iteration * self.mdp.base.denoiser_calls
         with self._own_randomness():
             # Start from a seeded reset, so that the environment has no state that a checkpoint would need.
             self.env.seed(int(torch.randint(2**31, (), generator=self.generator, device=self.mdp.device)))

@@ -31,9 +31,9 @@ class PretrainingConfig:
     width: int = 128
     """Units per layer."""
     depth: int = 3
-    """Hidden layers (residual blocks for images)."""
-    residual: bool = False
-    """Residual blocks instead of plain layers."""
+    """Residual blocks, or hidden layers."""
+    residual: bool = True
+    """Residual blocks; plain layers stay long at the linear denoiser."""
     ema: float = 0.999
     """Decay of the averaged weights that are returned."""
     seed: int = 0

@@ -29,7 +29,8 @@ class ReverseSampler(nn.Module):
 
     def __init__(self, schedule: Schedule, denoiser: nn.Module, *, eta: float = 1.0, sigma_last: float = 0.05) -> None:
         super().__init__()
-        check_real("eta", eta)
+        if check_real("eta", eta) > 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta}: beyond 1 the marginals are not the schedule's.")
         check_real("sigma_last", sigma_last)
         self.schedule, self.denoiser, self.eta = schedule, denoiser, eta
         _, v = schedule.forward_kernel()

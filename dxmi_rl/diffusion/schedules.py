@@ -95,6 +95,7 @@ def var_betas(horizon: int, shape: str, beta_0: float = 1e-4, beta_last: float =
     """
     from scipy.optimize import brentq
 
+    check_integer("horizon", horizon, minimum=2)  # one step from beta_0 would start almost clean
     wanted = float(np.log1p(-np.linspace(beta_0, beta_last, steps)).sum())
 
     def betas(x: float) -> np.ndarray:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import nn
+from torch import Tensor, nn
 
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.storage import cached_tensors
-from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.tasks import TASKS, Task
 
 FIXED_TIMESTEPS = 1_000_000
 FIXED_SEED = 0
@@ -27,17 +27,18 @@ def fixed_energy(task: Task) -> nn.Module:
     config = recipe(task.name)
     key = {
         "task": task.name,
+        "task_config": repr(TASKS[task.name]),
         "version": 1,
         "timesteps": FIXED_TIMESTEPS,
         "seed": FIXED_SEED,
         "config": dataclasses.asdict(config),
     }
 
-    def train() -> dict[str, object]:
-        dxmi = DxMI(make_task(task.name), seed=FIXED_SEED, config=config)
-        return dict(dxmi.learn(FIXED_TIMESTEPS, progress_bar=True).energy.state_dict())
+    def train() -> dict[str, Tensor]:
+        dxmi = DxMI(task.name, seed=FIXED_SEED, config=config)
+        return dxmi.learn(FIXED_TIMESTEPS, progress_bar=True).average_energy.state_dict()
 
-    tensors = cached_tensors("energy", key, train)  # type: ignore[arg-type]
+    tensors = cached_tensors("energy", key, train)
     energy = EnergyMLP(
         task.mdp.dim,
         task.target.scale,

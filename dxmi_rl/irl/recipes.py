@@ -35,8 +35,9 @@ _IMAGES_AGENT: dict[str, Any] = {
     "value_learning_rate": 1e-3,
 }
 _BY_AGENT: dict[str, dict[str, Any]] = {
-    # The value follows a moving energy: no warm-up, and few policy steps on what it says now.
-    "dxdp": {"warmup_iterations": 0, "policy_steps": 2, "value_steps": 2},
+    # The value follows a moving energy, so there is nothing to warm up; the more a rollout teaches the policy, the fewer
+    # energy steps there are in which the energy can drift where neither player has samples.
+    "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4},
     "ppo": {},
 }
 IMAGE_TASKS = ("digits",)
@@ -50,5 +51,5 @@ def recipe(task: str, agent: str = "dxdp") -> DxMIConfig:
         return config
     settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT[agent]}
     if images and agent == "dxdp":
-        settings |= {"policy_steps": 1, "value_steps": 4}
+        settings["policy_steps"] = 1
     return replace(config, agent_settings=settings)
