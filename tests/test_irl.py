@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig, fixed
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import Target
-from dxmi_rl.tasks import Task
+from dxmi_rl.tasks import TASKS, Task
 
 INNER = [name for name in AGENTS if name not in ("dxmi", "base")]
 FAST = {"batch_size": 64, "width": 16, "depth": 2, "warmup_iterations": 0}
@@ -215,3 +219,21 @@ class EnergyOnly(Target):
 def test_a_target_without_data_cannot_be_imitated() -> None:
     with pytest.raises(ValueError, match="neither data nor a sampler"):
         make_agent("dxmi", make_task(EnergyOnly(), base=None))
+
+
+def test_the_fixed_energy_is_trained_once_and_is_everyones_reward(
+    monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    """``energy="fixed"``: the first caller trains it, the next one reads it, whatever horizon it asks for."""
+    name = "8gaussians-data"
+    short = dataclasses.replace(TASKS[name], pretraining=PretrainingConfig(iterations=20))
+    monkeypatch.setitem(TASKS._entries, name, short)
+    monkeypatch.setattr(fixed, "FIXED_TIMESTEPS", 5_000)
+    first = gym.make("DxMIDenoise-v0", target=name, energy="fixed").unwrapped.mdp
+    monkeypatch.setattr(fixed, "DxMI", None)  # a second training would fail
+    second = gym.make("DxMIDenoise-v0", target=name, energy="fixed", horizon=3).unwrapped.mdp
+    x = torch.randn(100, 2)
+    assert torch.equal(first.energy(x), second.energy(x))
+    assert float(first.energy(x).std()) > 0
+    with pytest.raises(UnknownNameError, match="'fixed'"):
+        make_task(name, energy="fixd")

@@ -12,12 +12,12 @@ from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.tasks import TASKS, Task
 
-FIXED_TIMESTEPS = 1_000_000
+FIXED_TIMESTEPS = 500_000
 FIXED_SEED = 0
 
 
 def fixed_energy(task: Task) -> nn.Module:
-    """The energy that DxMI learns on the named task with its recipe, seed 0 and 1,000,000 transitions; minutes once.
+    """The energy that DxMI learns on the named task with its recipe, seed 0 and 500,000 transitions; minutes, once.
 
     It depends on the task's name only: two tasks that differ in horizon or kernel get the same reward. Raises
     ValueError for a task of your own objects, whose data no cache key can name.

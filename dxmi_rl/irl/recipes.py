@@ -35,8 +35,8 @@ _IMAGES_AGENT: dict[str, Any] = {
     "value_learning_rate": 1e-3,
 }
 _BY_AGENT: dict[str, dict[str, Any]] = {
-    # The value follows a moving energy, so there is nothing to warm up; the more a rollout teaches the policy, the fewer
-    # energy steps there are in which the energy can drift where neither player has samples.
+    # The value follows a moving energy, so there is nothing to warm up. The more a rollout teaches the policy, the
+    # fewer energy steps there are, in which the energy can drift where neither player has samples.
     "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4},
     "ppo": {},
 }
