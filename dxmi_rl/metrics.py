@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dxmi_rl.checks import NonFiniteError, check_batch, check_integer, check_real, require, resolve_device
+from dxmi_rl.checks import NonFiniteError, check_integer, check_real, require, resolve_device
+from dxmi_rl.networks import DigitsFeatures
 from dxmi_rl.storage import load_tensors
 
 DIGITS_CLASSIFIER = Path(__file__).parent / "data" / "digits_classifier.safetensors"
@@ -316,34 +317,6 @@ def precision_recall(features_real: Tensor, features_fake: Tensor, k: int = 5) -
     with contextlib.redirect_stdout(io.StringIO()):  # prdc prints the sizes
         result = prdc.compute_prdc(_array(features_real), _array(features_fake), nearest_k=k)
     return {key: float(result[key]) for key in ("precision", "recall")}
-
-
-class DigitsFeatures(nn.Module):
-    """A small classifier of 8x8 digits whose 64 last hidden units serve as features. 43,050 parameters.
-
-    Images ``[n, 1, 8, 8]`` in [-1, 1] (values outside are not clipped) give features ``[n, 64]``, all >= 0.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(512, 64),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features ``[n, 64]``. Raises TypeError or ValueError for anything but floating images ``[n, 1, 8, 8]``."""
-        return self.body(check_batch("x", x, (1, 8, 8)))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Class scores ``[n, 10]``."""
-        return self.head(self(x))
 
 
 def load_digits_features(device: str | torch.device | None = None) -> DigitsFeatures:

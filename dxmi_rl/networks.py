@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.checks import check_batch
+
 
 class FourierFeatures(nn.Module):
     """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020)."""
@@ -124,3 +126,31 @@ class EnergyMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x.flatten(1) / self.scale).squeeze(-1)
+
+
+class DigitsFeatures(nn.Module):
+    """A small classifier of 8x8 digits whose 64 last hidden units serve as features. 43,050 parameters.
+
+    Images ``[n, 1, 8, 8]`` in [-1, 1] (values outside are not clipped) give features ``[n, 64]``, all >= 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(512, 64),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[n, 64]``. Raises TypeError or ValueError for anything but floating images ``[n, 1, 8, 8]``."""
+        return self.body(check_batch("x", x, (1, 8, 8)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Class scores ``[n, 10]``."""
+        return self.head(self(x))

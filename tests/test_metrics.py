@@ -13,6 +13,7 @@ import torch
 
 from dxmi_rl import metrics, statistics
 from dxmi_rl.checks import MissingExtraError, NonFiniteError
+from dxmi_rl.networks import DigitsFeatures
 from dxmi_rl.targets.digits import load_digits_split
 
 
@@ -292,7 +293,7 @@ def test_bad_vectors_are_refused(function, bad, error, message):
         (lambda: metrics.frechet_distance(GOOD[:1], GOOD), ValueError, "at least 2"),
         (lambda: metrics.precision_recall(GOOD, GOOD, k=3), ValueError, "at least 5"),
         (lambda: metrics.precision_recall(GOOD, GOOD, k=0), ValueError, "k must be"),
-        (lambda: metrics.DigitsFeatures()(torch.zeros(2, 64)), ValueError, "8, 8"),
+        (lambda: DigitsFeatures()(torch.zeros(2, 64)), ValueError, "8, 8"),
         (lambda: metrics.load_digits_features("nowhere"), ValueError, "device"),
         (lambda: statistics.interquartile_mean([]), ValueError, "non-empty"),
         (lambda: statistics.interquartile_mean([0.0, math.nan]), NonFiniteError, "1 of 2"),
