@@ -74,9 +74,9 @@ class Preset:
     sizes: Sizes = field(default_factory=Sizes)
 
 
-QUICK_BUDGET = 600_000
-QUICK_DATA_BUDGET = 1_500_000
-QUICK_DIGITS_BUDGET = 200_000
+QUICK_BUDGET = 400_000
+QUICK_DATA_BUDGET = 1_000_000
+QUICK_DIGITS_BUDGET = 150_000
 KERNELS_BUDGET = 4_000_000
 DXMI_2D_BUDGET = 3_000_000
 DIGITS_BUDGET = 512_000
@@ -97,7 +97,8 @@ PRESETS.add(
             Row("base", "digits", "base"),
             Row("dxmi/dxdp", "digits", "dxmi", QUICK_DIGITS_BUDGET, agent_settings={"agent": "dxdp"}),
             Row("dxmi/ppo", "digits", "dxmi", QUICK_DIGITS_BUDGET, agent_settings={"agent": "ppo"}),
-        )
+        ),
+        sizes=Sizes(draws=2, trajectories=50_000, curve_points=10),
     ),
 )
 PRESETS.add(
