@@ -200,7 +200,9 @@ def _train(agent: Agent, run: Run, keep_going: Callable[[], None]) -> list[dict[
         costs = agent.costs
         if costs.timesteps >= len(points) * run.row.budget / run.sizes.curve_points:
             keep_going()
-            scores = quick_scores(agent, seed=EVALUATION_SEED + 100 * run.seed, samples=run.sizes.samples)
+            # A draw of its own for every point, so that means over points average the evaluation's noise, too.
+            seed = EVALUATION_SEED + 100 * run.seed + len(points)
+            scores = quick_scores(agent, seed=seed, samples=run.sizes.samples)
             spent = {"timesteps": costs.timesteps, "seconds": costs.seconds, "energy_evals": costs.energy_evals}
             points.append(spent | scores)
 
