@@ -11,17 +11,25 @@ from dxmi_rl.checks import check_batch
 
 
 class FourierFeatures(nn.Module):
-    """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020)."""
+    """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020).
+
+    With ``fade`` the sines vanish where the mean square of x is well beyond ``fade``: far from the data, where nothing
+    trains it, a network should extrapolate as a plain perceptron does, not repeat itself.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, fade: float | None = None) -> None:
         super().__init__()
+        self.fade = fade
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(count))
 
     def forward(self, x: Tensor) -> Tensor:
         angles = (x[..., None] * self.frequencies).flatten(-2)
-        return torch.cat([x, angles.sin(), angles.cos()], dim=-1)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        if self.fade is not None:
+            waves = waves / (1 + (x.square().mean(-1, keepdim=True) / self.fade) ** 6)
+        return torch.cat([x, waves], dim=-1)
 
 
 class ResidualBlock(nn.Module):
@@ -45,6 +53,7 @@ class MLP(nn.Module):
         width: units per layer.
         depth: hidden layers, or residual blocks when ``residual``.
         fourier: number of Fourier frequencies of the input (0: none); sharp low-dimensional functions need them.
+        fade: mean square of the input beyond which the Fourier features vanish (None: nowhere).
         residual: pre-norm residual blocks instead of plain layers.
         zero: start at output zero.
     """
@@ -58,11 +67,12 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         fourier: int = 0,
+        fade: float | None = None,
         residual: bool = False,
         zero: bool = False,
     ) -> None:
         super().__init__()
-        self.features: nn.Module = FourierFeatures(fourier) if fourier else nn.Identity()
+        self.features: nn.Module = FourierFeatures(fourier, fade) if fourier else nn.Identity()
         size = inputs * (1 + 2 * fourier) + condition
         layers: list[nn.Module] = [nn.Linear(size, width)]
         if residual:
@@ -122,7 +132,8 @@ class EnergyMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, residual=residual)
+        # 1.8: data have mean square one in these units, and a mode at the rim not much more.
+        self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, fade=1.8, residual=residual)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x.flatten(1) / self.scale).squeeze(-1)
