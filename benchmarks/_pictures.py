@@ -88,7 +88,7 @@ def _samples_figure(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[
 
 
 def _median_panel(row: Row, own: Sequence[Result], runs: Sequence[Run], folder: Path) -> tuple[str, Tensor]:
-    key = main_score(row, own)
+    key = next((key for key in ("kl_bound_fit",) if key in own[0]["scores"]), main_score(row, own))
     ordered = sorted(own, key=lambda result: result["scores"][key] if key else result["seed"])
     median = ordered[(len(ordered) - 1) // 2]
     run = next(run for run in runs if run.key == median["key"])
@@ -146,9 +146,9 @@ def leading_digit(value: float) -> int:
 
 def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str, style: dict[str, Any]) -> float:
     """The curve of one row, or a level for an agent that does not train; the lowest value drawn."""
-    curves = [result["curve"] for result in own if result["curve"]]
+    curves = [result["curve"] for result in own if len(result["curve"]) > 1]
     if not curves:
-        levels = [result["scores"][key] for result in own if key in result["scores"]]
+        levels = [result["curve"][0][key] for result in own if key in result["curve"][0]]
         if not levels:
             return math.inf
         ax.axhline(float(np.median(levels)), linestyle=":", linewidth=1.6, **style)

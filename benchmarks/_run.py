@@ -164,7 +164,7 @@ def measure(run: Run, keep_going: Callable[[], None] = lambda: None) -> tuple[di
     with seeded(run.seed):  # a learned kernel's weights are the task's, not the agent's
         task = make_task(row.task, device=run.device, **row.task_settings)
     agent = make_agent(row.agent, task, seed=run.seed, **row.agent_settings)
-    curve = _train(agent, run, keep_going) if agent.trains else []
+    curve = _train(agent, run, keep_going)
     started = time.perf_counter()
     scores = evaluate(
         agent, seed=seed, samples=sizes.samples, draws=sizes.draws, trajectories=sizes.trajectories, fit=run.fits,
@@ -193,7 +193,10 @@ def measure(run: Run, keep_going: Callable[[], None] = lambda: None) -> tuple[di
 
 
 def _train(agent: Agent, run: Run, keep_going: Callable[[], None]) -> list[dict[str, float]]:
-    """Learn for the budget; the curve has a point before the first iteration and ``curve_points`` after."""
+    """Learn for the budget; the curve has a point before the first iteration and ``curve_points`` after.
+
+    An agent that does not train has the first point only.
+    """
     points: list[dict[str, float]] = []
 
     def note(agent: Agent) -> None:
@@ -207,7 +210,8 @@ def _train(agent: Agent, run: Run, keep_going: Callable[[], None]) -> list[dict[
             points.append(spent | scores)
 
     note(agent)
-    agent.learn(run.row.budget, callback=note)
+    if agent.trains:
+        agent.learn(run.row.budget, callback=note)
     return points
 
 

@@ -28,7 +28,7 @@ FD_SAMPLES = 5000
 
 
 def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0) -> Learned:
-    """A Learned kernel fitted to a finished policy by the fixed recipe of DESIGN.md section 2.
+    """A Learned kernel fitted to a finished policy by the fixed recipe of docs/method.md.
 
     ``steps`` Adam steps of fresh rollouts of 1,280 transitions each, cosine from 2e-3; the MDP's own kernel is left
     alone. Every policy gets the same ruler: the same network, seed and number of steps.
@@ -54,7 +54,7 @@ def evaluate(
     model: Any,
     task: str | Task | None = None,
     *,
-    coordinates: str = "noise",
+    coordinates: str | None = None,
     policy: nn.Module | None = None,
     seed: int = 0,
     samples: int = 10_000,
@@ -67,7 +67,9 @@ def evaluate(
 
     Args:
         model: an agent of this package, or an SB3 on-policy algorithm (then ``task`` is needed).
-        coordinates: action coordinates of the environment that an SB3 model was trained on.
+        task: needed for an SB3 model that has no environment of ours, such as a loaded one.
+        coordinates: action coordinates of the environment that an SB3 model was trained on; None: those of its
+            environment, else "noise". Its observations must be flat.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
         seed: seed of all draws.
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
@@ -94,7 +96,7 @@ def evaluate(
     with torch.no_grad():
         energy = _energy_to_score(model, task)
         if density is not None and energy is not None:
-            scores |= _log_weight_scores(mdp, density, target, energy, trajectories, seed, fit)
+            scores |= _log_weight_scores(task, density, energy, trajectories, seed, fit)
         generator = torch.Generator(mdp.device).manual_seed(seed + 1)
 
         def draw(n: int) -> Tensor:
@@ -102,7 +104,7 @@ def evaluate(
 
         if isinstance(target, Digits):
             scores |= _digit_scores(target, draw(FD_SAMPLES))
-        elif target.has_sampler:
+        elif target.has_sampler and not _aims_elsewhere(task):
             scores |= _sample_scores(target, draw, samples, draws, seed)
         if hasattr(model, "score"):
             scores["auc"] = _auc(model.score, target, samples, seed)
@@ -128,10 +130,11 @@ def quick_scores(
             final = agent.sample(number, seed=seed)
         if agent.has_density and energy is not None:
             elbo = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))["elbo"]
-            scores |= {"kl_bound": target.log_z - elbo} if target.log_z is not None else {"elbo": elbo}
+            log_z = None if task.energy_replaced else target.log_z
+            scores |= {"kl_bound": log_z - elbo} if log_z is not None else {"elbo": elbo}
         if isinstance(target, Digits):
             scores["fd"] = _frechet(target, final)
-        elif target.has_sampler:
+        elif target.has_sampler and not _aims_elsewhere(task):
             exact = _exact(target, samples, seed)
             scores["sliced_w2"] = metrics.sliced_w2(final, exact, projections=200, seed=seed)
         if hasattr(agent, "score"):
@@ -140,27 +143,39 @@ def quick_scores(
 
 
 def _resolve(
-    model: Any, task: str | Task | None, policy: nn.Module | None, coordinates: str
+    model: Any, task: str | Task | None, policy: nn.Module | None, coordinates: str | None
 ) -> tuple[Task, Policy | None]:
+    named = task.name if isinstance(task, Task) else task
     if isinstance(model, Agent):
-        if task is not None and make_task(task).name != model.task.name:
-            raise ValueError(f"the agent was built on task {model.task.name!r}, not on {task!r}.")
+        if named is not None and named != model.task.name:
+            raise ValueError(f"the agent was built on task {model.task.name!r}, not on {named!r}.")
         return model.task, model.density(policy) if model.has_density else None
     if not (hasattr(model, "policy") and hasattr(model.policy, "action_dist")):
         raise TypeError(f"model must be an agent or an SB3 on-policy algorithm, got {type(model).__name__}.")
-    if task is None:
-        raise ValueError("task must name the task that an SB3 model is scored on, got None.")
     from dxmi_rl.agents.sb3 import SB3Density
 
-    built = make_task(task)
-    return built, SB3Density(model.policy, built.mdp, coordinates)
+    home = getattr(getattr(model, "env", None), "venv", None)  # our adapter's, while the model still has one
+    own: Task | None = getattr(home, "task", None)
+    if own is not None and named is not None and named != own.name:
+        raise ValueError(f"the model's environment is on task {own.name!r}, not on {named!r}.")
+    if own is None and task is None:
+        raise ValueError("task must name the task that an SB3 model is scored on, got None.")
+    built = own if own is not None and not isinstance(task, Task) else make_task(task)  # type: ignore[arg-type]
+    return built, SB3Density(model.policy, built.mdp, coordinates or str(getattr(home, "coordinates", "noise")))
 
 
 def _energy_to_score(model: Any, task: Task) -> Any:
-    """The density's own energy; else a fixed reward model; a model that is still being trained is no yardstick."""
+    """The reward that was given; else the density's own; a model that is still being trained is no yardstick."""
+    if task.energy_replaced:
+        return task.mdp.energy
     if task.target.has_energy:
         return task.target.energy
     return task.mdp.energy if task.mdp.has_energy and not hasattr(model, "score") else None
+
+
+def _aims_elsewhere(task: Task) -> bool:
+    """An energy was put in place of the target's own, so its samples are no longer the aim; data sets remain one."""
+    return task.energy_replaced and task.config.reward is not None
 
 
 def _log_weights(mdp: DenoisingMDP, kernel: BackwardKernel, trajectory: Trajectory, energy: Any) -> Tensor:
@@ -171,21 +186,23 @@ def _log_weights(mdp: DenoisingMDP, kernel: BackwardKernel, trajectory: Trajecto
 
 
 def _log_weight_scores(
-    mdp: DenoisingMDP, density: Policy, target: Target, energy: Any, trajectories: int, seed: int, fit: bool
+    task: Task, density: Policy, energy: Any, trajectories: int, seed: int, fit: bool
 ) -> dict[str, float]:
+    mdp, target = task.mdp, task.target
+    log_z = None if task.energy_replaced else target.log_z
     trajectory = mdp.rollout(density, trajectories, torch.Generator(mdp.device).manual_seed(seed + 2))
     statistics = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))
     kernel: BackwardKernel = mdp.kernel
     scores: dict[str, float] = {}
-    if target.log_z is not None:
-        scores["kl_bound"] = target.log_z - statistics["elbo"]
+    if log_z is not None:
+        scores["kl_bound"] = log_z - statistics["elbo"]
     if fit:
         kernel = fit_kernel(mdp, density, seed=seed)
         statistics = metrics.log_weight_statistics(_log_weights(mdp, kernel, trajectory, energy))
-        if target.log_z is not None:
-            scores["kl_bound_fit"] = target.log_z - statistics["elbo"]
+        if log_z is not None:
+            scores["kl_bound_fit"] = log_z - statistics["elbo"]
     scores |= statistics
-    if target.has_sampler and target.has_energy:
+    if target.has_sampler and target.has_energy and not task.energy_replaced:
         generator = torch.Generator(mdp.device).manual_seed(seed + 3)
         other = copy.copy(mdp)
         other.kernel, other._energy = kernel, energy
@@ -245,10 +262,9 @@ def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str,
 
 
 def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
-    """Mean over 20 pairs of independent exact sets of sliced W2, MMD, modes and mode TV; cached for named targets."""
-    if target.name == "custom":
-        return _measure_floors(target, samples)
-    return dict(_cached_floors(target.name, samples, lambda: _measure_floors(target, samples)))
+    """Mean over 20 pairs of independent exact sets of sliced W2, MMD, modes and mode TV; cached on disk."""
+    name = f"{target.name}-{target.digest()}"
+    return dict(_cached_floors(name, samples, lambda: _measure_floors(target, samples)))
 
 
 @functools.cache

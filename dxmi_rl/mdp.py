@@ -60,7 +60,7 @@ class Trajectory:
 
 
 class DenoisingMDP:
-    """State (x_t, t), action x_{t+1}, deterministic transition; DESIGN.md section 2 is the definition.
+    """State (x_t, t), action x_{t+1}, deterministic transition; docs/method.md has the mathematics.
 
     Running reward r_t = tau log qb(x_t | x_{t+1}); the last step adds the terminal reward -E(x_T). ``base`` gives
     the noise coordinates x_{t+1} = mu_t(x_t) + sigma_t a. All functions are batched, stay on ``device`` and keep

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -99,6 +100,7 @@ def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mappin
                 return tensors
         except CheckpointError:
             path.unlink(missing_ok=True)
+    print(f"dxmi_rl: making {kind} of {key.get('target', key.get('task'))!r}, once; kept as {path}", file=sys.stderr)
     tensors = {name: tensor.detach().to("cpu") for name, tensor in build().items()}
     save_tensors(path, tensors, key)
     return tensors

@@ -108,13 +108,15 @@ class Task:
     config: TaskConfig
     target: Target
     mdp: DenoisingMDP
+    energy_replaced: bool
+    """The reward is not the target's own energy but one that was given."""
     spec: dict[str, Any] | None
     """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
 
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
         fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
-        return fields | {"target": repr(self.target.name)}
+        return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -156,14 +158,21 @@ def make_task(
             raise ValueError("a built task takes no further arguments; pass its name to change them.")
         return name
     if isinstance(name, Target):
-        config = TaskConfig(name, denoiser="exact" if isinstance(name, GaussianMixture) else "learned")
+        denoiser = "exact" if isinstance(name, GaussianMixture) else "learned"
+        config = TaskConfig(name, denoiser=denoiser, reward="target" if name.has_energy else None)
         label = name.name
-    else:
+    elif isinstance(name, str):
         config, label = TASKS[name], name
+    else:
+        raise TypeError(f"task must be a name, a Target or a Task, got {name!r}.")
     unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
     if unknown:
         raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
     if isinstance(changes.get("pretraining"), dict):
+        known = list(PretrainingConfig.__dataclass_fields__)
+        for key in changes["pretraining"]:
+            if key not in known:
+                raise UnknownNameError("pretraining setting", key, known)
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
     config = replace(config, **changes)
     spec = _spec(name, energy, changes)
@@ -172,7 +181,7 @@ def make_task(
     target = config.target if isinstance(config.target, Target) else make_target(config.target)
     with torch.random.fork_rng():  # a learned kernel is initialised here, and the caller's stream stays as it was
         mdp = _build_mdp(config, target.to(resolved), resolved)
-    task = Task(label, config, target, mdp, spec)
+    task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
         module, function = entry_point.split(":")
         task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))
@@ -227,6 +236,8 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
             raise ValueError(f"denoiser 'exact' needs a Gaussian mixture, not target {target.name!r}; use 'learned'.")
         denoiser: nn.Module = MixtureDenoiser(target)
     elif config.denoiser == "learned":
+        if not (target.has_data or target.has_sampler):
+            raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
         denoiser = pretrained_denoiser(target, config.pretraining)
     else:
         raise UnknownNameError("denoiser", config.denoiser, ["exact", "learned"])

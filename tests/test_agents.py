@@ -495,10 +495,18 @@ def test_dxdps_policy_step_touches_only_the_policy() -> None:
     assert all(p.requires_grad for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
 
 
+def test_dxdps_warm_up_leaves_most_of_a_small_budget() -> None:
+    agent = small("dxdp", warmup_iterations=100)
+    before = [p.clone() for p in agent.policy.parameters()]
+    agent.learn(5 * agent.timesteps_per_iteration)
+    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+
+
 def test_dxdps_warm_up_trains_only_the_value() -> None:
     agent = small("dxdp", warmup_iterations=3)
     before = [p.clone() for p in agent.policy.parameters()]
-    agent.learn(3 * agent.timesteps_per_iteration)
+    for _ in range(3):
+        agent.iterate()
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
     agent.learn(agent.timesteps_per_iteration, reset_num_timesteps=False)
     assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))

@@ -111,7 +111,7 @@ def test_cosine_is_nichol_and_dhariwals() -> None:
 
 
 def test_default_ladder() -> None:
-    """The levels of DESIGN.md section 2, alpha-bar = 1 / (1 + level^2), start N(0, I)."""
+    """The default levels, alpha-bar = 1 / (1 + level^2), start N(0, I)."""
     schedule = make_task("8gaussians").mdp.base.schedule
     assert schedule.levels.numpy() == pytest.approx([10, 5.347, 2.422, 0.823, 0.15, 0], abs=5e-4)
     assert (schedule.alpha**2).numpy() == pytest.approx(1 / (1 + schedule.levels.numpy() ** 2), rel=1e-5)

@@ -23,7 +23,7 @@ from dxmi_rl.progress import progress_columns
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from dxmi_rl.targets import Target
-from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.tasks import Task, TaskConfig, make_task
 
 Callback = Callable[["Agent"], bool | None]
 FinalStateHook = Callable[[Tensor], None]
@@ -92,6 +92,8 @@ class Agent(abc.ABC):
             raise TypeError(f"config of {self.name!r} must be a {self.Config.__qualname__}, got {config!r}.")
         known = [f.name for f in fields(config)]
         for key in settings:
+            if key == "energy" or key in TaskConfig.__dataclass_fields__:
+                raise TypeError(f"{key!r} belongs to the task: pass task=make_task({self.task.name!r}, {key}=...).")
             if key not in known:
                 raise UnknownNameError(f"setting of {self.name!r}", key, known)
         return replace(config, **settings)
@@ -128,6 +130,9 @@ class Agent(abc.ABC):
 
     # -- the verbs ---------------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(task={self.task.name!r}, seed={self.seed}, num_timesteps={self.num_timesteps})"
+
     @property
     def num_timesteps(self) -> int:
         """Rollout transitions so far."""
@@ -145,7 +150,8 @@ class Agent(abc.ABC):
     ) -> Self:
         """Train for ``total_timesteps`` more rollout transitions (rounded up to whole iterations).
 
-        Learning-rate schedules span the whole of ``num_timesteps + total_timesteps``; continuing a loaded checkpoint
+        Learning rates fall to zero over the whole of ``num_timesteps + total_timesteps``, so one long call learns more
+        than many short ones (``anneal=False`` keeps them constant); continuing a loaded checkpoint
         with ``reset_num_timesteps=False`` and the remaining steps gives the same numbers as not having stopped.
 
         Args:

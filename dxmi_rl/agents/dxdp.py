@@ -13,6 +13,9 @@ from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
 
+MAX_WARMUP = 0.1
+"""Largest part of a budget that goes into warming up."""
+
 
 @dataclass(frozen=True)
 class DxDPConfig(GaussianConfig):
@@ -29,7 +32,7 @@ class DxDPConfig(GaussianConfig):
     policy_steps: int = 4
     """Policy steps per rollout, each with fresh next states."""
     warmup_iterations: int = 20
-    """First rollouts that train only the value, on the base sampler's states."""
+    """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 10
     """Value regressions per warm-up rollout."""
 
@@ -66,7 +69,7 @@ class DxDP(GaussianAgent):
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         rollout = self.collect(on_final)
         targets = self.value_targets(rollout)
-        warming = self.warmup_left > 0
+        warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         for _ in range(self.config.warmup_value_steps if warming else self.config.value_steps):
             value_loss = self.update_value(rollout.x, rollout.t, targets)
         if warming:

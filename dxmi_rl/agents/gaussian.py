@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder
 from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.mdp import Trajectory
+from dxmi_rl.mdp import EnergyError, Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
@@ -79,6 +79,11 @@ class GaussianAgent(Agent):
         for key in ("policy_learning_rate", "sigma_learning_rate", "value_learning_rate"):
             check_real(key, getattr(config, key))
         check_real("clip_gradient", config.clip_gradient, strict=True)
+        if not self.mdp.has_energy:
+            raise EnergyError(
+                f"task {self.task.name!r} has no energy to learn from: pass task=make_task({self.task.name!r}, "
+                "energy=...), or learn one with dxmi_rl.DxMI."
+            )
         if config.policy not in POLICIES:
             raise UnknownNameError("policy", config.policy, POLICIES)
         kind = config.policy

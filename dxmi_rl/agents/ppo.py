@@ -31,7 +31,7 @@ class PPOConfig(GaussianConfig):
 
 
 class PPO(GaussianAgent):
-    """Clipped policy gradient on the soft return of DESIGN.md section 2.
+    """Clipped policy gradient on the soft return of docs/method.md.
 
     Soft reward of a step: r_t - tau log pi_old(x_{t+1} | x_t). Its sampled log pi stands for the entropy: at the
     optimum the advantages vanish on every path. The surrogate is E[min(rho A, clip(rho) A)] - tau KL(pi || pi_old);

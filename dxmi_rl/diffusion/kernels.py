@@ -87,7 +87,7 @@ class Brownian(BackwardKernel):
 
 
 class Forward(BackwardKernel):
-    """The noising kernel of the schedule: N(a_t x_{t+1}, v_t I), a_t = alpha_t / alpha_{t+1} (DESIGN.md section 2)."""
+    """The noising kernel of the schedule: N(a_t x_{t+1}, v_t I), a_t = alpha_t / alpha_{t+1} (docs/method.md)."""
 
     gain: Tensor
     log_std: Tensor

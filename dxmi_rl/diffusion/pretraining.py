@@ -50,7 +50,7 @@ def pretrained_denoiser(
     c tan(pi u / 2), u uniform: the cosine schedule in continuous time. Raises DivergenceError on a non-finite loss.
     """
     config = config or PretrainingConfig()
-    key = {"target": target.name, "version": 3, **asdict(config)}
+    key = {"target": target.name, "data": target.digest(), "version": 3, **asdict(config)}
     denoiser = _build(target, config)
     tensors = cached_tensors("denoiser", key, lambda: _train(target, config).state_dict())
     denoiser.load_state_dict(tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.registry import Registry
+from dxmi_rl.registry import Registry, UnknownNameError
 
 
 class Schedule(nn.Module):
@@ -46,7 +47,7 @@ class Schedule(nn.Module):
         return self.s / self.alpha
 
     def forward_kernel(self) -> tuple[Tensor, Tensor]:
-        """Coefficients of q(x_t | x_{t+1}) = N(a_t x_{t+1}, v_t I), both ``[T]`` (DESIGN.md section 2, Forward)."""
+        """Coefficients of q(x_t | x_{t+1}) = N(a_t x_{t+1}, v_t I), both ``[T]`` (docs/method.md, Forward)."""
         a = self.alpha[:-1] / self.alpha[1:]
         return a, self.s[:-1] ** 2 - a**2 * self.s[1:] ** 2
 
@@ -138,11 +139,13 @@ SCHEDULES.add("geometric", geometric)
 def make_schedule(name: str, horizon: int, **options: float) -> Schedule:
     """Build the schedule ``name`` with T = ``horizon`` steps.
 
-    Raises UnknownNameError for an unknown name, ValueError for horizon < 1 or options out of range, and TypeError
-    for an option that the schedule does not have.
+    Raises UnknownNameError for an unknown name or option, ValueError for horizon < 1 or options out of range.
     """
     builder = SCHEDULES[name]
     check_integer("horizon", horizon)
+    known = [p.name for p in inspect.signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key, value in options.items():
+        if key not in known:
+            raise UnknownNameError(f"option of schedule {name!r}", key, known)
         check_real(key, value, strict=True)
     return builder(horizon, **options)

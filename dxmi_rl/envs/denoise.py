@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from dxmi_rl.envs.episodes import DEFAULT_TASK, RENDER_MODES, Episodes, Observation, TaskLike
+from dxmi_rl.envs.episodes import RENDER_MODES, Episodes, Observation, TaskLike
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.tasks import Task
 
@@ -72,7 +72,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
 
     def __init__(
         self,
-        task: TaskLike = DEFAULT_TASK,
+        task: TaskLike | None = None,
         *,
         target: TaskLike | None = None,
         coordinates: str = "noise",

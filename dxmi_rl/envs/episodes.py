@@ -44,7 +44,7 @@ class Episodes:
     def __init__(
         self,
         count: int,
-        task: TaskLike = DEFAULT_TASK,
+        task: TaskLike | None = None,
         *,
         target: TaskLike | None = None,
         coordinates: str = "noise",
@@ -213,7 +213,7 @@ _FAILURES: list[tuple[type[ValueError], str]] = [
 
 
 def _build_task(
-    task: TaskLike,
+    task: TaskLike | None,
     target: TaskLike | None,
     energy: Energy | str | None,
     device: str | torch.device | None,
@@ -221,13 +221,14 @@ def _build_task(
 ) -> Task:
     """``make_task`` in an environment's words: ``target=`` for ``task``, a bare MDP, and a reward there must be."""
     if target is not None:
-        if task != DEFAULT_TASK:
+        if task is not None:
             raise ValueError("task and target are two names of one argument: pass one of them.")
         task = target
+    task = DEFAULT_TASK if task is None else task
     known = list(TaskConfig.__dataclass_fields__)
     for key in changes:
         if key not in known:
-            raise UnknownNameError("environment argument", key, [*_own_arguments(), *known])
+            raise UnknownNameError("environment argument", key, ["task", *dict.fromkeys([*_own_arguments(), *known])])
     if isinstance(task, DenoisingMDP):
         task = _task_of(task)
     # Asked before the task is built, because building one may train a denoiser for minutes.
@@ -255,4 +256,4 @@ def _task_of(mdp: DenoisingMDP) -> Task:
     """A task around a bare MDP: all that is known of its target is a shape and a scale."""
     target = Target(mdp.event_shape, scale=mdp.scale, plot_range=(-4 * mdp.scale, 4 * mdp.scale))
     config = TaskConfig(target, horizon=mdp.horizon, tau=mdp.tau, reward=None)
-    return Task(target.name, config, target, mdp, spec=None)
+    return Task(target.name, config, target, mdp, energy_replaced=mdp.has_energy, spec=None)

@@ -16,7 +16,7 @@ from dxmi_rl.targets import Target
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DEPTH = 10.0
+DEPTH = 6.0
 """Contours are drawn up to this many nats above the lowest energy."""
 MAX_IMAGES = 64
 GRID = 128

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from dxmi_rl.envs.episodes import DEFAULT_TASK, RENDER_MODES, Episodes, TaskLike
+from dxmi_rl.envs.episodes import RENDER_MODES, Episodes, TaskLike
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
 
@@ -48,7 +48,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        task: TaskLike = DEFAULT_TASK,
+        task: TaskLike | None = None,
         *,
         num_envs: int = 1,
         to_numpy: bool = False,
@@ -70,6 +70,11 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def task(self) -> Task:
         """The task: target, configuration, MDP."""
         return self._episodes.task
+
+    @property
+    def coordinates(self) -> str:
+        """The action coordinates."""
+        return self._episodes.coordinates
 
     @property
     def mdp(self) -> DenoisingMDP:

@@ -8,12 +8,13 @@ from typing import Any
 from dxmi_rl.irl.config import DxMIConfig
 
 # The sampler moves slower than the energy, and both come to rest: constant rates leave the game circling.
-_PLANE = DxMIConfig(energy_fourier=3, anneal=True, ema=0.995)
+_PLANE = DxMIConfig(energy_steps=3, energy_fourier=3, anneal=True, ema=0.995)
 _PLANE_AGENT: dict[str, Any] = {
     "batch_size": 512,
+    "width": 128,
     "fourier": 2,
-    "policy_learning_rate": 5e-4,
-    "sigma_learning_rate": 3e-3,
+    "policy_learning_rate": 3e-4,
+    "sigma_learning_rate": 2e-3,
 }
 _IMAGES = DxMIConfig(
     energy_learning_rate=3e-4,
