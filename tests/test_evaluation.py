@@ -161,6 +161,10 @@ def test_an_sb3_model_is_scored_on_a_task() -> None:
     base = quick(Base("8gaussians"))
     assert scores.keys() == base.keys()
     assert scores["kl_bound"] == pytest.approx(base["kl_bound"], rel=0.3), "untrained it is nearly the base sampler"
+    assert quick(model) == scores, "the task is its environment's"
+    with pytest.raises(ValueError, match="environment is on task '8gaussians', not on 'gmm25'"):
+        quick(model, task="gmm25")
+    model.env = None
     with pytest.raises(ValueError, match="task must name the task"):
         quick(model)
 
@@ -199,3 +203,11 @@ def test_floors_are_those_of_exact_samples() -> None:
     assert floors["modes"] == 8
     assert 0 < floors["sliced_w2"] < 0.5
     assert exact_floors(make_target("8gaussians"), 400) == floors
+
+
+def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
+    """Its log Z is unknown and the target's samples are not its own: no bound, no distances."""
+    task = make_task("8gaussians", energy=lambda x: x.square().sum(1))
+    scores = quick(Base(task))
+    assert {"elbo", "log_z", "ess"} <= scores.keys()
+    assert not {"kl_bound", "sliced_w2", "modes", "eubo"} & scores.keys()

@@ -207,3 +207,12 @@ def test_registry_refuses_a_second_entry_and_keeps_the_order() -> None:
     )
     with pytest.raises(UnknownNameError, match=r"unknown number 'zzz'\. Known: one, two"):
         registry["zzz"]
+
+
+def test_targets_of_one_name_are_told_apart_by_their_data() -> None:
+    """Caches and checkpoints go by it: two rings of different radius must not share a denoiser."""
+    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    near, far = (GaussianMixture(scale * means, 0.3, plot_range=(-4, 4)) for scale in (1.0, 2.0))
+    assert near.name == far.name
+    assert near.digest() != far.digest()
+    assert near.digest() == GaussianMixture(means, 0.3, plot_range=(-4, 4)).digest()

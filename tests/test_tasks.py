@@ -144,7 +144,7 @@ def _base_policy(task: Task) -> Any:
     ("name", "changes", "error", "text"),
     [
         ("8gausians", {}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
-        (None, {}, UnknownNameError, "unknown task None"),
+        (None, {}, TypeError, "task must be a name, a Target or a Task, got None"),
         ("8gaussians", {"horizn": 3}, UnknownNameError, "unknown task argument 'horizn'. Did you mean 'horizon'"),
         ("8gaussians", {"target": "gmm26"}, UnknownNameError, "Did you mean 'gmm25'"),
         ("8gaussians", {"schedule": "karass"}, UnknownNameError, "Did you mean 'karras'"),
@@ -161,12 +161,12 @@ def _base_policy(task: Task) -> Any:
         ("8gaussians", {"eta": -1.0}, ValueError, "eta must be finite"),
         ("8gaussians", {"reward": "tarqet"}, ValueError, "reward must be 'target' or None"),
         ("8gaussians", {"track": "sample"}, ValueError, "base must be None"),
-        ("8gaussians", {"schedule_options": {"rhoo": 1.0}}, TypeError, "rhoo"),
+        ("8gaussians", {"schedule_options": {"rhoo": 1.0}}, UnknownNameError, "Did you mean 'rho'"),
         ("8gaussians", {"backward_options": {"steps": 1}}, TypeError, "steps"),
         ("8gaussians", {"device": "gpu"}, ValueError, "device must name a torch device"),
         ("8gaussians", {"energy": 3}, TypeError, "energy must be a module or function"),
         ("digits", {"denoiser": "exact"}, ValueError, "denoiser 'exact' needs a Gaussian mixture"),
-        ("8gaussians-data", {"pretraining": {"iteration": 5}}, TypeError, "iteration"),
+        ("8gaussians-data", {"pretraining": {"iteration": 5}}, UnknownNameError, "Did you mean 'iterations'"),
     ],
 )
 def test_bad_arguments_are_refused(name: Any, changes: dict[str, Any], error: type[Exception], text: str) -> None:
