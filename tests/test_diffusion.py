@@ -154,7 +154,7 @@ def test_var_linear_is_ddpms_own_at_a_thousand_steps() -> None:
         ("karras", {"level_min": 0.0}, ValueError, "level_min must be finite and > 0"),
         ("karras", {"level_max": float("nan")}, ValueError, "level_max"),
         ("karras", {"level_max": 0.1}, ValueError, "fall strictly"),
-        ("karras", {"rhp": 1.0}, TypeError, "rhp"),
+        ("karras", {"rhp": 1.0}, UnknownNameError, "rho"),
         ("geometric", {"level_min": 9.0}, ValueError, "fall strictly"),
         ("cosine", {"alpha_bar_min": 1.5}, ValueError, "alpha_bar_min must lie in"),
     ],
