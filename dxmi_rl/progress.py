@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,13 +20,23 @@ def progress_columns() -> list[object]:
     ]  # fmt: skip
 
 
-def track(items: Sequence[T], description: str, *, show: bool | None = None) -> Iterator[T]:
-    """Iterate with a bar; ``show=None`` shows it only when standard error is a terminal."""
-    if not (sys.stderr.isatty() if show is None else show and sys.stderr.isatty()):
-        yield from items
+@contextlib.contextmanager
+def progress(description: str, total: int, *, completed: int = 0, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar that is told how much is done; silent unless ``show`` and standard error is a terminal."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda done: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(*progress_columns(), console=Console(stderr=True), transient=True) as bar:  # type: ignore[arg-type]
-        yield from bar.track(items, description=description)
+    with Progress(*progress_columns(), console=Console(stderr=True)) as bar:  # type: ignore[arg-type]
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda done: bar.update(task, completed=min(done, total))
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Iterate with a bar."""
+    with progress(description, len(items)) as advance:
+        for index, item in enumerate(items, 1):
+            yield item
+            advance(index)

@@ -237,3 +237,15 @@ def test_the_fixed_energy_is_trained_once_and_is_everyones_reward(
     assert float(first.energy(x).std()) > 0
     with pytest.raises(UnknownNameError, match="'fixed'"):
         make_task(name, energy="fixd")
+
+
+def test_replayed_samples_double_what_the_energy_sees() -> None:
+    plain, replayed = dxmi(data_task()), dxmi(data_task(), replay=2)
+    for built in (plain, replayed):
+        for _ in range(4):
+            built.iterate()
+    batch = plain.agent.config.batch_size
+    steps = 4 * plain.config.energy_steps
+    assert replayed.costs.energy_evals - plain.costs.energy_evals == 2 * batch * steps
+    assert len(replayed.past) == 2 * batch
+    assert len(plain.past) == batch

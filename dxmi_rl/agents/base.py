@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer
 from dxmi_rl.mdp import Trajectory
-from dxmi_rl.progress import progress_columns
+from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from dxmi_rl.targets import Target
@@ -169,7 +169,8 @@ class Agent(abc.ABC):
         if not self.trains:
             self.costs.timesteps = end
             return self
-        with self._bar(end, progress_bar) as advance:
+        title = f"{self.name} on {self.task.name}"
+        with progress(title, end, completed=self.costs.timesteps, show=progress_bar) as advance:
             iteration = 0
             while self.costs.timesteps < end:
                 self._set_progress(self.costs.timesteps / end)
@@ -353,20 +354,6 @@ class Agent(abc.ABC):
         flat = flat.reshape(-1, dim + 1)
         t = ((1 - flat[:, -1]) * horizon).round().long().clamp(0, horizon - 1)
         return flat[:, :-1].reshape(-1, *self.mdp.event_shape), t, single
-
-    @contextlib.contextmanager
-    def _bar(self, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-        import sys
-
-        if not (show and sys.stderr.isatty()):
-            yield lambda done: None
-            return
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(*progress_columns(), console=Console(stderr=True)) as bar:  # type: ignore[arg-type]
-            task = bar.add_task(f"{self.name} on {self.task.name}", total=total, completed=self.costs.timesteps)
-            yield lambda done: bar.update(task, completed=min(done, total))
 
 
 @contextlib.contextmanager
