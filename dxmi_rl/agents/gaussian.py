@@ -39,10 +39,10 @@ class GaussianConfig:
     """Residual blocks in the value network."""
     state_dependent_sigma: bool = True
     """The correction network also shapes sigma, per dimension."""
-    policy_learning_rate: float = 1e-3
-    """Peak rate of the policy's mean."""
-    sigma_learning_rate: float = 3e-3
-    """Peak rate of log sigma."""
+    policy_learning_rate: float | None = None
+    """Peak rate of the policy's mean; None: 1e-3 for a correction, 3e-5 for a fine-tuned network."""
+    sigma_learning_rate: float | None = None
+    """Peak rate of log sigma; None: 3e-3 for a correction, 3e-4 for a fine-tuned network."""
     value_learning_rate: float = 2e-3
     """Peak rate of the value network."""
     clip_gradient: float = 1.0
@@ -76,8 +76,7 @@ class GaussianAgent(Agent):
         config = self.config
         for key in ("batch_size", "width", "depth"):
             check_integer(key, getattr(config, key))
-        for key in ("policy_learning_rate", "sigma_learning_rate", "value_learning_rate"):
-            check_real(key, getattr(config, key))
+        check_real("value_learning_rate", config.value_learning_rate)
         check_real("clip_gradient", config.clip_gradient, strict=True)
         if not self.mdp.has_energy:
             raise EnergyError(
@@ -106,11 +105,15 @@ class GaussianAgent(Agent):
         # Sigma of a deterministic base is 0 and cannot be learned in log space.
         if not bool(torch.isfinite(self.policy.log_sigma.detach()).all()):
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+        # A pretrained network is moved gently; a correction starts at zero and has everything to learn.
+        rates = (3e-5, 3e-4) if self.owns_denoiser else (1e-3, 3e-3)
+        given = (config.policy_learning_rate, config.sigma_learning_rate)
+        names = ("policy_learning_rate", "sigma_learning_rate")
+        mean_rate, sigma_rate = (
+            rate if own is None else check_real(name, own) for name, own, rate in zip(names, given, rates, strict=True)
+        )
         self.policy_optimizer = adam(
-            [
-                (self.policy.mean_parameters(), config.policy_learning_rate),
-                ([self.policy.log_sigma], config.sigma_learning_rate),
-            ]
+            [(self.policy.mean_parameters(), mean_rate), ([self.policy.log_sigma], sigma_rate)]
         )
         self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
 
