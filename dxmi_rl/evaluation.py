@@ -158,9 +158,12 @@ def _resolve(
     own: Task | None = getattr(home, "task", None)
     if own is not None and named is not None and named != own.name:
         raise ValueError(f"the model's environment is on task {own.name!r}, not on {named!r}.")
-    if own is None and task is None:
+    if isinstance(task, Task) or (own is None and task is not None):
+        built = make_task(task)
+    elif own is not None:
+        built = own
+    else:
         raise ValueError("task must name the task that an SB3 model is scored on, got None.")
-    built = own if own is not None and not isinstance(task, Task) else make_task(task)  # type: ignore[arg-type]
     return built, SB3Density(model.policy, built.mdp, coordinates or str(getattr(home, "coordinates", "noise")))
 
 
