@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import operator
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -25,12 +27,16 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, of another format, of another agent or of another task."""
 
 
-def check_integer(name: str, value: object, minimum: int = 1) -> int:
+def check_integer(name: str, value: Any, minimum: int | None = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``; raises TypeError or ValueError."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer >= {minimum}, got {value!r}.")
-    number = value.__index__()
-    if number < minimum:
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # also arrays of several integers
+        number = None
+    if number is None:
+        allowed = "an integer" if minimum is None else f"an integer >= {minimum}"
+        raise TypeError(f"{name} must be {allowed}, got {value!r}.")
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {number}.")
     return number
 
@@ -52,9 +58,10 @@ def check_batch(
     event_shape: tuple[int, ...],
     *,
     device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
     batch: int | None = None,
 ) -> torch.Tensor:
-    """Return ``x`` when it is a floating tensor ``[batch, *event_shape]`` on ``device``; no device synchronisation.
+    """Return ``x`` when it is a floating tensor ``[batch, *event_shape]`` of ``dtype`` on ``device``, without waiting.
 
     Raises TypeError for another type or dtype and ValueError for another shape or device.
     """
@@ -62,6 +69,8 @@ def check_batch(
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} must have a floating dtype, got {x.dtype}.")
+    if dtype is not None and x.dtype != dtype:
+        raise TypeError(f"{name} must have dtype {dtype}, got {x.dtype}.")
     if x.dim() != 1 + len(event_shape) or tuple(x.shape[1:]) != tuple(event_shape):
         wanted = ", ".join(["batch" if batch is None else str(batch), *map(str, event_shape)])
         raise ValueError(f"{name} must have shape [{wanted}], got {list(x.shape)}.")
@@ -72,14 +81,27 @@ def check_batch(
     return x
 
 
+def all_finite(value: torch.Tensor, *more: torch.Tensor) -> bool:
+    """True when no number is NaN or infinite; waits for the device once or twice."""
+    # A sum is ten times cheaper than isfinite; finite numbers whose sum overflows are looked at one by one.
+    total = value.detach().sum()
+    for other in more:
+        total = total + other.detach().sum()
+    return math.isfinite(total.item()) or all(bool(torch.isfinite(x).all()) for x in (value, *more))
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return the torch.device: the CPU for None; raises ValueError for an unknown or absent one."""
+    """Return the torch.device: the CPU for None; raises ValueError for one that is unknown or cannot compute here."""
     try:
         resolved = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', got {device!r}.") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device; use device='cpu'.")
+    try:
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch built without it
+        raise ValueError(f"device {str(device)!r} cannot compute here; use device='cpu'.") from error
     return resolved
 
 

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import NonFiniteError, check_batch, check_integer, check_real
-from dxmi_rl.diffusion.kernels import BackwardKernel, gaussian_log_prob, per_step
+from dxmi_rl.checks import NonFiniteError, all_finite, check_batch, check_integer, check_real, resolve_device
+from dxmi_rl.diffusion.kernels import BackwardKernel, gaussian_log_prob
 from dxmi_rl.diffusion.samplers import BaseSampler
+from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.rollout import Policy, fast_loop, log_prob, play
+from dxmi_rl.targets.custom import evaluation_mode
 
 Energy = Callable[[Tensor], Tensor]
 COORDINATES = ["noise", "next_state"]
 
 
 class EnergyError(ValueError):
-    """There is no energy, or it returned the wrong shape or a non-finite value."""
-
-
-class Policy(Protocol):
-    """What ``rollout`` needs: a Gaussian over the next state."""
-
-    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean (shape of x) and log standard deviation (broadcastable) of x_{t+1} given x_t."""
+    """There is no energy, or it fails: an exception of its own, another shape or dtype, a non-finite value."""
 
 
 @dataclass
@@ -85,7 +79,7 @@ class DenoisingMDP:
         self.scale = check_real("scale", scale, strict=True)
         if kernel.horizon != self.horizon:
             raise ValueError(f"the kernel's horizon must be the base sampler's {self.horizon}, got {kernel.horizon}.")
-        self.device = device or torch.device("cpu")
+        self.device = resolve_device(device)
         self.event_shape = tuple(event_shape)
         self.base, self.kernel = base.to(self.device), kernel.to(self.device)
         self.start_std = base.schedule.start_std
@@ -97,6 +91,11 @@ class DenoisingMDP:
     def dim(self) -> int:
         """Number of coordinates d of one state."""
         return math.prod(self.event_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of states, actions and rewards: torch's default one when the MDP was built."""
+        return self.base.sigma.dtype
 
     @property
     def state_scale(self) -> Tensor:
@@ -114,39 +113,55 @@ class DenoisingMDP:
     def set_energy(self, energy: Energy) -> None:
         """Swap the reward model: a module or function ``[batch, *event_shape] -> [batch]``, held by reference.
 
-        It is tried on two points; raises EnergyError for a wrong shape and TypeError when it is not callable.
+        It is tried on a batch of 2 zeros: raises EnergyError when it fails there or returns another shape or dtype, and
+        TypeError when it is not callable.
         """
         if not callable(energy):
             raise TypeError(f"energy must be a module or function, got {energy!r}.")
         previous, self._energy = self._energy, energy
+        points = torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device)
         try:
             with torch.no_grad():
-                self.energy(torch.zeros(2, *self.event_shape, device=self.device))
-        except Exception:
+                self.energy(points)
+        except Exception as error:
             self._energy = previous
-            raise
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise EnergyError(
+                f"the energy was tried on a batch of 2 zeros, shape {list(points.shape)}, for which it must return "
+                f"shape [2]; but {reason}"
+            ) from error
 
     def energy_parameters(self) -> list[nn.Parameter]:
         """Parameters of the reward model; empty for a function."""
         return list(self._energy.parameters()) if isinstance(self._energy, nn.Module) else []
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x): ``[batch]``, modules in eval mode; gradients flow when autograd is on. Raises EnergyError."""
+        """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
+
+        Raises EnergyError when there is none or it returns another shape, device or kind of numbers.
+        """
         if self._energy is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
-        with _evaluation_mode(self._energy):
+        with evaluation_mode(self._energy):
             value = self._energy(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
-        return value
+        if not value.dtype.is_floating_point or value.device != x.device:
+            raise EnergyError(
+                f"the energy must return floating numbers on {str(x.device)!r}, got {value.dtype} on "
+                f"{str(value.device)!r}."
+            )
+        return value.to(x.dtype)
 
     # -- dynamics ----------------------------------------------------------------------------------------------
 
     def reset(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """x_0 ~ N(0, s0^2 I): ``[n, *event_shape]``. Raises ValueError for n < 1."""
+        """x_0 ~ N(0, s0^2 I): ``[n, *event_shape]``. Raises ValueError for n < 1, TypeError for a seed as generator."""
         check_integer("n", n)
-        return self.start_std * torch.randn(n, *self.event_shape, generator=generator, device=self.device)
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}.")
+        return self.start_std * self._noise(n, generator)
 
     def start_log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x_0): ``[batch]``."""
@@ -157,7 +172,7 @@ class DenoisingMDP:
         if coordinates == "next_state":
             return action
         self.check_coordinates(coordinates)
-        return self.base.mean(x, t) + per_step(self.base.sigma, t, x) * action
+        return self.base.step(x, t, action)
 
     def action(self, x: Tensor, t: Tensor | int, x_next: Tensor, coordinates: str = "noise") -> Tensor:
         """The action that leads from x_t to x_{t+1}: the inverse of ``next_state``."""
@@ -190,45 +205,127 @@ class DenoisingMDP:
 
         With t a LongTensor ``[batch]`` the energy is evaluated on every row and used where t = T - 1. Rewards and
         next states carry gradients only when ``differentiable``. Raises TypeError or ValueError for wrong shapes,
-        dtypes, devices or t outside 0..T-1 (an int).
+        dtypes, devices or t outside 0..T-1 (a LongTensor's numbers are looked at on the CPU only). States and actions
+        are not looked at: where they are NaN, so are the next state and its reward. The environments raise then.
         """
-        check_batch("x", x, self.event_shape, device=self.device)
-        check_batch("action", action, self.event_shape, device=self.device, batch=len(x))
-        if isinstance(t, int) and not 0 <= t < self.horizon:
-            raise ValueError(f"t must lie in 0..{self.horizon - 1}, got {t}.")
+        x_next, reward, terminal = self.transition(x, t, action, coordinates, differentiable)
+        return x_next, reward if terminal is None else reward + terminal
+
+    def transition(
+        self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str = "noise", differentiable: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``step`` with its reward in two parts: (x_{t+1}, running reward, terminal reward or None before the end)."""
+        dtype = self.dtype
+        check_batch("x", x, self.event_shape, device=self.device, dtype=dtype)
+        check_batch("action", action, self.event_shape, device=self.device, dtype=dtype, batch=len(x))
+        t = self._check_t(t, len(x))
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             x_next = self.next_state(x, t, action, coordinates)
             if not differentiable:
                 x_next = x_next.detach()  # in next-state coordinates it is the caller's own tensor
-            reward = self.running_reward(x, x_next, t)
-            if isinstance(t, int):
-                if t == self.horizon - 1:
-                    reward = reward + self.terminal_reward(x_next)
-            else:
-                reward = reward + torch.where(t == self.horizon - 1, self.terminal_reward(x_next), 0.0)
-        return x_next, reward
+            terminal: Tensor | None = None
+            if not isinstance(t, int):
+                terminal = torch.where(t == self.horizon - 1, self.terminal_reward(x_next), 0.0)
+            elif t == self.horizon - 1:
+                terminal = self.terminal_reward(x_next)
+            return x_next, self.running_reward(x, x_next, t), terminal
+
+    def _check_t(self, t: object, batch: int) -> Tensor | int:
+        if not isinstance(t, Tensor):
+            step = check_integer("t", t, minimum=None)
+            if not 0 <= step < self.horizon:
+                raise ValueError(f"t must lie in 0..{self.horizon - 1}, got {step}.")
+            return step
+        if t.dtype != torch.int64:
+            raise TypeError(f"t must be an integer or an int64 tensor, got {t.dtype}.")
+        if t.shape != (batch,) or t.device.type != self.device.type:
+            raise ValueError(
+                f"t must have shape [{batch}] on device {str(self.device)!r}, got {list(t.shape)} on {str(t.device)!r}."
+            )
+        if t.device.type == "cpu" and not bool(((t >= 0) & (t < self.horizon)).all()):
+            raise ValueError(f"t must lie in 0..{self.horizon - 1}, got {int(t.min())}..{int(t.max())}.")
+        return t
 
     # -- whole episodes ----------------------------------------------------------------------------------------
 
     def rollout(
-        self, policy: Policy, n: int, generator: torch.Generator | None = None, *, differentiable: bool = False
+        self,
+        policy: Policy,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        differentiable: bool = False,
+        compile: bool = False,
+        graph: bool = False,
     ) -> Trajectory:
-        """n episodes of ``policy``, batched; path-wise differentiable in the policy when ``differentiable``.
+        """n whole episodes of ``policy`` in one batch, without work or waiting per episode or step.
 
-        Raises NonFiniteError when a state is NaN or infinite, checked once at the end.
+        Args:
+            policy: anything with ``moments(x, t)`` (a Gaussian over the next state) or ``transport(x, t, noise)``.
+            n: number of episodes.
+            generator: source of x_0 and of the noise, on the MDP's device; None is torch's global one.
+            differentiable: path-wise gradients in the policy's parameters.
+            compile: run the loop through torch.compile: the first call takes tens of seconds, later ones less than
+                without. The noise is drawn outside, so the numbers are the same up to rounding.
+            graph: replay the loop as one CUDA graph (captured once per policy and n); no gradients.
+
+        Raises NonFiniteError when a state is NaN or infinite, checked once at the end; TypeError for what is no policy
+        or states of another dtype; ValueError for n < 1, states or log-probabilities of another shape, a graph without
+        CUDA or with gradients.
         """
+        if graph and differentiable:
+            raise ValueError("graph=True replays a recorded loop, which has no gradients: use differentiable=False.")
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            states, log_probs = [self.reset(n, generator)], list[Tensor]()
-            for t in range(self.horizon):
-                x = states[-1]
-                mean, log_std = policy.moments(x, t)
-                noise = torch.randn(x.shape, generator=generator, device=self.device, dtype=x.dtype)
-                states.append(mean + log_std.exp() * noise)
-                log_probs.append(gaussian_log_prob(states[-1], mean, log_std))
+            states, log_probs = self._play(policy, n, generator, whole=True, compile=compile, graph=graph)
             trajectory = Trajectory(torch.stack(states), torch.stack(log_probs))
-        if not bool(torch.isfinite(trajectory.log_prob.sum() + trajectory.final.sum())):
-            raise NonFiniteError("the policy left the finite numbers during a rollout: its states are NaN or infinite.")
+        self._require_finite(trajectory.x, trajectory.log_prob)
         return trajectory
+
+    def sample(
+        self,
+        policy: Policy,
+        n: int,
+        generator: torch.Generator | None = None,
+        *,
+        compile: bool = False,
+        graph: bool = False,
+    ) -> Tensor:
+        """x_T of n episodes, ``[n, *event_shape]``: ``rollout(...).final``, in memory that does not grow with T."""
+        with torch.no_grad():
+            (x,), _ = self._play(policy, n, generator, whole=False, compile=compile, graph=graph)
+        self._require_finite(x)
+        return x
+
+    def _play(
+        self, policy: Policy, n: int, generator: torch.Generator | None, *, whole: bool, compile: bool, graph: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if not (hasattr(policy, "moments") or hasattr(policy, "transport")):
+            raise TypeError(f"policy must have moments(x, t) or transport(x, t, noise), got {policy!r}.")
+        start, noises = self.reset(n, generator), self._noises(n, generator)
+        if compile or graph:
+            loop = fast_loop(policy, start, self.horizon, whole=whole, compile=compile, graph=graph)
+            states, log_probs = loop(start, noises)
+        else:
+            states, log_probs = play(policy, start, noises, whole=whole)
+        for name, values, shape in (("states", states, start.shape), ("log-probabilities", log_probs, start.shape[:1])):
+            for value in values:
+                if value.shape != shape:
+                    raise ValueError(f"the policy's {name} must have shape {list(shape)}, got {list(value.shape)}.")
+                if value.dtype != self.dtype:
+                    raise TypeError(f"the policy's {name} must have dtype {self.dtype}, got {value.dtype}.")
+        return states, log_probs
+
+    def _noises(self, n: int, generator: torch.Generator | None) -> Iterable[Tensor]:
+        for _ in range(self.horizon):
+            yield self._noise(n, generator)
+
+    def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randn(n, *self.event_shape, generator=generator, device=self.device, dtype=self.dtype)
+
+    @staticmethod
+    def _require_finite(*values: Tensor) -> None:
+        if not all_finite(*values):
+            raise NonFiniteError("the policy left the finite numbers during a rollout: its states are NaN or infinite.")
 
     def backward_rollout(self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None) -> Trajectory:
         """Chains drawn backwards from x_T by the kernel, with the policy's log-probabilities (for the EUBO)."""
@@ -237,22 +334,26 @@ class DenoisingMDP:
             for t in reversed(range(self.horizon)):
                 x_next = states[0]
                 x = self.kernel.sample(x_next, t, generator)
-                log_probs.insert(0, gaussian_log_prob(x_next, *policy.moments(x, t)))
+                log_probs.insert(0, log_prob(policy, x, x_next, t))
                 states.insert(0, x)
             return Trajectory(torch.stack(states), torch.stack(log_probs))
 
     def rewards(self, trajectory: Trajectory) -> Tensor:
         """All T rewards of the episodes, ``[T, n]``; the last includes -E(x_T). Raises EnergyError when not finite.
 
-        They carry gradients when the trajectory does (``rollout(differentiable=True)``).
+        They carry gradients when the trajectory does (``rollout(differentiable=True)``). Raises ValueError for episodes
+        of another length.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trajectory.x.requires_grad):
-            x, x_next, t = trajectory.transitions()
-            rewards = self.running_reward(x, x_next, t).view(self.horizon, -1)
-            rewards = torch.cat([rewards[:-1], rewards[-1:] + self.terminal_reward(trajectory.final)])
-        if not bool(torch.isfinite(rewards.detach().sum())):
+        x = trajectory.x
+        if trajectory.horizon != self.horizon:
+            raise ValueError(f"the episodes must have {self.horizon} steps, got {trajectory.horizon}.")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+            rewards = [self.running_reward(x[t], x[t + 1], t) for t in range(self.horizon)]
+            rewards[-1] = rewards[-1] + self.terminal_reward(trajectory.final)
+            stacked = torch.stack(rewards)
+        if not all_finite(stacked.detach()):
             raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
-        return rewards
+        return stacked
 
     def soft_return(self, trajectory: Trajectory) -> Tensor:
         """Sampled soft return sum_t r_t - tau log pi(x_{t+1} | x_t): ``[n]``."""
@@ -264,16 +365,3 @@ class DenoisingMDP:
         log_backward = self.kernel.log_prob(x, x_next, t).view(self.horizon, -1)
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
         return self.terminal_reward(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio
-
-
-@contextlib.contextmanager
-def _evaluation_mode(energy: Energy) -> Iterator[None]:
-    """Put a module into eval mode and back: rewards must not depend on dropout or batch statistics."""
-    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

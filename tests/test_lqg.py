@@ -182,7 +182,7 @@ def test_weights_are_constant_for_an_exact_policy_and_its_posterior() -> None:
     task.mdp.kernel = Posterior(policy)
     generator = torch.Generator().manual_seed(0)
     forwards = task.mdp.log_weights(task.mdp.rollout(policy, 2000, generator))
-    chains = task.mdp.backward_rollout(policy, task.target.sample(2000, generator), generator)
+    chains = task.mdp.backward_rollout(policy, Quadratic().sample(2000, generator), generator)
     backwards = task.mdp.log_weights(chains)
     for log_weights in (forwards, backwards):
         assert float(log_weights.std()) < 1e-7

@@ -21,6 +21,7 @@ from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.rollout import draw
 from dxmi_rl.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
@@ -190,16 +191,17 @@ class Agent(abc.ABC):
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
-        return self.sample_trajectory(n, seed=seed).final
+        return self.mdp.sample(self.density(), n, self._generator(seed))
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n whole episodes with their log-probabilities."""
-        check_integer("n", n)
-        generator = self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
-        return self.mdp.rollout(self.density(policy), n, generator)
+        return self.mdp.rollout(self.density(policy), n, self._generator(seed))
+
+    def _generator(self, seed: int | None) -> torch.Generator:
+        return self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
 
     def density(self, policy: nn.Module | None = None) -> Any:
-        """The policy, or a copy with other weights, as an object with ``moments(x, t)`` in next-state coordinates."""
+        """The policy, or a copy with other weights, as a density over the next state (rollout.Policy)."""
         return self.policy if policy is None else policy
 
     def predict(
@@ -213,17 +215,17 @@ class Agent(abc.ABC):
     ) -> tuple[np.ndarray, Any]:
         """Action for observations of the environment (flat ``[x, 1 - t / T]`` or ``{"x", "t"}``), single or batched.
 
-        Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` gives the mean, which
-        is not a sampler. Raises ValueError for observations of another shape.
+        Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` takes the
+        noise as zero, which is not a sampler. Raises ValueError for observations of another shape.
         """
         x, t, single = self._parse(observation)
         with torch.no_grad():
-            mean, log_std = self.density().moments(x, t)
-            x_next = mean
-            if not deterministic:
-                noise = torch.randn(x.shape, generator=self.generator, device=x.device)
-                x_next = mean + log_std.exp() * noise
-            action = self.mdp.action(x, t, x_next, coordinates)
+            noise = (
+                torch.zeros_like(x)
+                if deterministic
+                else torch.randn(x.shape, generator=self.generator, device=x.device)
+            )
+            action = self.mdp.action(x, t, draw(self.density(), x, t, noise), coordinates)
         flat = not isinstance(observation, dict)
         result = (action.flatten(1) if flat else action).cpu().numpy()
         return (result[0] if single else result), state

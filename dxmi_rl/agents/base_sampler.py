@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook
@@ -37,8 +36,7 @@ class Base(Agent):
         if self.has_density:
             return super().sample(n, seed=seed)
         check_integer("n", n)
-        generator = self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
-        return sample_base(self.mdp.base, n, self.mdp.event_shape, generator, last_noise=False)
+        return sample_base(self.mdp.base, n, self.mdp.event_shape, self._generator(seed), last_noise=False)
 
     def _set_progress(self, progress: float) -> None:
         self.progress = progress

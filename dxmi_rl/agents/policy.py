@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.diffusion.kernels import per_step
 from dxmi_rl.diffusion.samplers import ReverseSampler
+from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
 
@@ -102,12 +102,15 @@ class FineTunedPolicy(GaussianPolicy):
 class BasePolicy(GaussianPolicy):
     """The base sampler as a policy: mu_t and sigma_t, nothing trained."""
 
+    log_std: Tensor
+
     def __init__(self, mdp: DenoisingMDP) -> None:
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
+        self.register_buffer("log_std", self.base.sigma.log(), persistent=False)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.base.mean(x, t), per_step(self.base.sigma.log(), t, x)
+        return self.base.mean(x, t), per_step(self.log_std, t, x)
 
 
 class Recorder:

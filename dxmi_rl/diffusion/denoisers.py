@@ -1,4 +1,7 @@
-"""Denoisers D(x, alpha, s) = E[x_clean | x = alpha x_clean + s eps]: exact for mixtures, or an epsilon network."""
+"""Denoisers D(x, alpha, s) = E[x_clean | x = alpha x_clean + s eps]: exact for mixtures, or an epsilon network.
+
+alpha and s are one number each (floats: no work on the device) or tensors ``[batch]``.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,13 @@ from torch import Tensor, nn
 
 from dxmi_rl.networks import MLP
 from dxmi_rl.targets import GaussianMixture
-from dxmi_rl.targets.mixtures import squared_distances
+
+Level = float | Tensor
 
 
-def _column(value: Tensor, x: Tensor) -> Tensor:
-    """A scalar or ``[batch]`` tensor, shaped to multiply ``x``."""
-    return value if value.dim() == 0 else value.view(-1, *[1] * (x.dim() - 1))
+def _column(value: Level, x: Tensor) -> Level:
+    """A number as it is, a tensor ``[batch]`` shaped to multiply ``x``."""
+    return value.view(-1, *[1] * (x.dim() - 1)) if isinstance(value, Tensor) else value
 
 
 class MixtureDenoiser(nn.Module):
@@ -31,14 +35,18 @@ class MixtureDenoiser(nn.Module):
         self.register_buffer("means", mixture.means.clone())
         self.std = mixture.std
 
-    def forward(self, x: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
-        """``[batch, dim]`` and scalars or ``[batch]`` -> ``[batch, dim]``."""
-        alpha, s = _column(alpha, x), _column(s, x)
+    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
+        """``[batch, dim]``, and numbers or ``[batch]`` -> ``[batch, dim]``."""
         variance = alpha**2 * self.std**2 + s**2
-        # Dividing by alpha keeps the centres fixed while x moves.
-        weights = torch.softmax(-squared_distances(x / alpha, self.means) * alpha**2 / (2 * variance), dim=1)
-        gain = alpha * self.std**2 / variance
-        return gain * x + (1 - gain * alpha) * (weights @ self.means)
+        # Components first, ``[K, batch]``: softmax over the first dimension is ten times faster on a CPU. What the
+        # components share, |x|^2, is left out of the squares.
+        products = torch.addmm(-0.5 * alpha * self.means.square().sum(1, keepdim=True), self.means, x.T)
+        exponents = products * (alpha / variance)
+        # Weights below e^-80 change nothing, and arithmetic on denormal numbers is ten times slower.
+        weights = torch.softmax(torch.maximum(exponents, exponents.detach().amax(0) - 80.0), dim=0)
+        gain = _column(alpha * self.std**2 / variance, x)
+        posterior = (1 - gain * _column(alpha, x)) * (weights.T @ self.means)
+        return torch.add(posterior, x, alpha=gain) if isinstance(gain, float) else posterior + gain * x
 
 
 class DenoiserMLP(nn.Module):
@@ -59,13 +67,15 @@ class DenoiserMLP(nn.Module):
             dim, dim, condition=1 + 2 * len(self.frequencies), width=width, depth=depth, residual=residual, zero=True
         )
 
-    def forward(self, x: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
-        """``[batch, *event]`` and scalars or ``[batch]`` -> ``[batch, *event]``."""
-        level, z = s / alpha, x / _column(alpha, x)
+    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
+        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
+        z = x / _column(alpha, x)
+        ratio = s / alpha
+        level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         log_level = level.log().reshape(-1, 1)
         angles = log_level * self.frequencies
         code = torch.cat([log_level / 4, angles.sin(), angles.cos()], dim=1).expand(len(x), -1)
-        level = _column(level, x)
+        level = level.view(-1, *[1] * (x.dim() - 1))
         total = (level**2 + self.scale**2).sqrt()
         out = self.net((z / total).flatten(1), code).view_as(x)
         return (self.scale / total) ** 2 * z + level * self.scale / total * out

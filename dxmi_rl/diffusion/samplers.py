@@ -8,22 +8,48 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.checks import check_real
-from dxmi_rl.diffusion.schedules import Schedule
+from dxmi_rl.diffusion.schedules import Schedule, per_step
 
 
-class ReverseSampler(nn.Module):
+class BaseSampler(nn.Module):
+    """N(mu_t(x), sigma_t^2 I); subclasses give ``mean`` and call ``_set_sigma``.
+
+    Attributes:
+        schedule: the noise levels.
+        sigma: ``[T]``.
+        deterministic: True when some sigma_t is 0 (DDIM with eta = 0): no density, no noise coordinates.
+        denoiser_calls: denoiser evaluations per step and sample.
+    """
+
+    schedule: Schedule
+    sigma: Tensor
+    deterministic: bool = False
+    denoiser_calls: int = 0
+
+    def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """mu_t(x): ``[batch, *event]``, t an int or LongTensor ``[batch]``."""
+        raise TypeError(f"{type(self).__name__} must define mean.")
+
+    def step(self, x: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """mu_t(x) + sigma_t noise."""
+        if isinstance(t, int):
+            return torch.add(self.mean(x, t), noise, alpha=self._sigmas[t])
+        return self.mean(x, t) + per_step(self.sigma, t, x) * noise
+
+    def _set_sigma(self, sigma: Tensor) -> None:
+        self.register_buffer("sigma", sigma)
+        self._sigmas: list[float] = sigma.tolist()  # numbers cost no work on the device
+
+
+class ReverseSampler(BaseSampler):
     """DDIM(eta) reverse kernels (Song et al. 2021, arXiv 2010.02502, equations 12 and 16); eta = 1 is DDPM.
 
     With a = alpha_t / alpha_{t+1}, v = s_t^2 - a^2 s_{t+1}^2 and D = D(x_t, t):
     sigma_t^2 = eta^2 s_{t+1}^2 v / s_t^2,  mu_t = alpha_{t+1} D + sqrt(s_{t+1}^2 - sigma_t^2) (x_t - alpha_t D) / s_t.
     The last sigma, which is 0 there, is ``sigma_last``.
-
-    Attributes:
-        sigma: ``[T]``.
-        deterministic: True when some sigma_t is 0 (eta = 0): no density, no noise coordinates.
     """
 
-    sigma: Tensor
+    denoiser_calls = 1
     mean_denoised: Tensor
     mean_x: Tensor
 
@@ -38,47 +64,31 @@ class ReverseSampler(nn.Module):
         sigma = eta * s[1:] * v.sqrt() / s[:-1]
         direction = (s[1:] ** 2 - sigma**2).clamp_min(0).sqrt() / s[:-1]
         sigma[-1] = sigma_last
-        self.register_buffer("sigma", sigma)
+        self.deterministic = eta == 0
+        self._set_sigma(sigma)
         self.register_buffer("mean_x", direction)
         self.register_buffer("mean_denoised", alpha[1:] - direction * alpha[:-1])
-
-    @property
-    def deterministic(self) -> bool:
-        """True when the kernels have no density."""
-        return self.eta == 0
-
-    @property
-    def denoiser_calls(self) -> int:
-        """Denoiser evaluations per step and sample."""
-        return 1
+        self._factors = list(zip(self.mean_denoised.tolist(), self.mean_x.tolist(), strict=True))
 
     def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
-        """mu_t(x): ``[batch, *event]``, t an int or LongTensor ``[batch]``."""
-        shape = () if isinstance(t, int) else (-1, *[1] * (x.dim() - 1))
-        denoised = self.denoiser(x, self.schedule.alpha[t], self.schedule.s[t])
-        return self.mean_denoised[t].reshape(shape) * denoised + self.mean_x[t].reshape(shape) * x
+        denoised = self.denoiser(x, *self.schedule.at(t))
+        if isinstance(t, int):
+            factor, factor_x = self._factors[t]
+            return torch.add(factor * denoised, x, alpha=factor_x)
+        return per_step(self.mean_denoised, t, x) * denoised + per_step(self.mean_x, t, x) * x
 
 
-class IdentitySampler(nn.Module):
+class IdentitySampler(BaseSampler):
     """``base=None``: mu_t(x) = x on a variance-exploding ladder, sigma_t^2 = level_t^2 - level_{t+1}^2."""
-
-    sigma: Tensor
-    deterministic = False
-    denoiser_calls = 0
 
     def __init__(self, schedule: Schedule) -> None:
         super().__init__()
         self.schedule = schedule
         levels = schedule.levels
-        sigma = (levels[:-1] ** 2 - levels[1:] ** 2).sqrt()
-        self.register_buffer("sigma", sigma)
+        self._set_sigma((levels[:-1] ** 2 - levels[1:] ** 2).sqrt())
 
     def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
-        """x itself."""
         return x
-
-
-BaseSampler = ReverseSampler | IdentitySampler
 
 
 def mixture_sigma_last(mode_std: float, level_min: float) -> float:

@@ -32,6 +32,7 @@ class Schedule(nn.Module):
         if not (np.isfinite(levels).all() and (alpha > 0).all() and (np.diff(levels) < 0).all() and levels[-1] >= 0):
             raise ValueError(f"noise levels s / alpha must be finite and fall strictly, got {levels}.")
         self.start_std = start_std
+        self._numbers = list(zip(alpha.tolist(), s.tolist(), strict=True))
         dtype = torch.get_default_dtype()
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=dtype))
         self.register_buffer("s", torch.as_tensor(s, dtype=dtype))
@@ -46,15 +47,34 @@ class Schedule(nn.Module):
         """Noise levels s_t / alpha_t, ``[T + 1]``."""
         return self.s / self.alpha
 
+    def at(self, t: Tensor | int) -> tuple[float | Tensor, float | Tensor]:
+        """alpha_t and s_t: numbers for an int t, which costs no work on the device, tensors ``[batch]`` otherwise."""
+        return self._numbers[t] if isinstance(t, int) else (self.alpha[t], self.s[t])
+
     def forward_kernel(self) -> tuple[Tensor, Tensor]:
         """Coefficients of q(x_t | x_{t+1}) = N(a_t x_{t+1}, v_t I), both ``[T]`` (docs/method.md, Forward)."""
         a = self.alpha[:-1] / self.alpha[1:]
         return a, self.s[:-1] ** 2 - a**2 * self.s[1:] ** 2
 
 
+def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
+    """``table[t]`` shaped to broadcast against ``x``: a scalar for an int t, ``[batch, 1, ...]`` for a LongTensor."""
+    return table[t] if isinstance(t, int) else table[t].view(-1, *[1] * (x.dim() - 1))
+
+
 def _variance_preserving(levels: np.ndarray, scale: float) -> Schedule:
     alpha = 1 / np.sqrt(1 + (levels / scale) ** 2)
     return Schedule(alpha, levels * alpha, start_std=scale)
+
+
+def variance_exploding(schedule: Schedule) -> Schedule:
+    """The same noise levels with alpha = 1, as EDM's samplers run: x_t = x_clean + level_t eps, x_0 of std level_0.
+
+    With it DDIM(eta) is the Euler ancestral sampler that EDM's and consistency models' users know, sigma_up =
+    eta level_{t+1} sqrt(level_t^2 - level_{t+1}^2) / level_t (Karras et al. 2022, arXiv 2206.00364, in k-diffusion).
+    """
+    levels = schedule.levels.double().cpu().numpy()
+    return Schedule(np.ones_like(levels), levels, start_std=float(levels[0]))
 
 
 def _from_betas(betas: np.ndarray) -> Schedule:

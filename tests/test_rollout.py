@@ -1,0 +1,184 @@
+"""Whole episodes: one loop gives the same numbers eager, compiled and step by step, in memory that is what is kept."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dxmi_rl import rollout
+from dxmi_rl.agents.policy import BasePolicy, CorrectionPolicy
+from dxmi_rl.checks import NonFiniteError
+from dxmi_rl.diffusion.kernels import gaussian_log_prob, standard_log_prob
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.tasks import make_task
+
+
+@pytest.fixture(name="mdp")
+def default_mdp() -> DenoisingMDP:
+    return make_task("8gaussians", horizon=4).mdp
+
+
+def trained_policy(mdp: DenoisingMDP) -> CorrectionPolicy:
+    torch.manual_seed(0)
+    policy = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    with torch.no_grad():
+        for parameter in policy.net.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return policy
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Shifted(nn.Module):
+    """A policy by transport alone: x + |noise|, whose density is a half normal's."""
+
+    def transport(self, x: Tensor, t: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        x_next = x + noise.abs()
+        return x_next, self.log_prob(x, x_next, t)
+
+    def log_prob(self, x: Tensor, x_next: Tensor, t: Any) -> Tensor:
+        return gaussian_log_prob(x_next - x, torch.zeros_like(x), torch.zeros(())) + x.shape[1] * math.log(2)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1), (5, 1), (5, 3)])
+def test_standard_log_prob_is_torch_distributions(shape: tuple[int, ...]) -> None:
+    log_std = 0.5 * torch.randn(shape)
+    mean, x = torch.randn(5, 3), torch.randn(5, 3)
+    normal = torch.distributions.Normal(mean, log_std.exp().expand(5, 3))
+    wanted = normal.log_prob(x).sum(1)
+    torch.testing.assert_close(gaussian_log_prob(x, mean, log_std), wanted)
+    torch.testing.assert_close(standard_log_prob((x - mean) / log_std.exp(), log_std), wanted)
+
+
+def test_log_probs_of_a_rollout_are_those_of_its_transitions(mdp: DenoisingMDP) -> None:
+    for policy in (trained_policy(mdp), Shifted()):
+        trajectory = mdp.rollout(policy, 32, rng())
+        for t in range(4):
+            x, x_next = trajectory.x[t], trajectory.x[t + 1]
+            wanted = rollout.log_prob(policy, x, x_next, t)
+            torch.testing.assert_close(trajectory.log_prob[t], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_sample_is_the_end_of_a_rollout(mdp: DenoisingMDP) -> None:
+    for policy in (BasePolicy(mdp), trained_policy(mdp), Shifted()):
+        assert torch.equal(mdp.sample(policy, 16, rng()), mdp.rollout(policy, 16, rng()).final)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The largest number of bytes that are alive at once, among tensors made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, Any] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        import weakref
+
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        self.alive = {key: pair for key, pair in self.alive.items() if pair[0]() is not None}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+def peak_bytes(horizon: int, whole: bool) -> int:
+    mdp = make_task("8gaussians", horizon=horizon).mdp
+    policy = BasePolicy(mdp)
+    with LiveBytes() as mode:
+        (mdp.rollout if whole else mdp.sample)(policy, 1000, rng())
+    return mode.peak
+
+
+def test_memory_of_samples_does_not_grow_with_the_horizon() -> None:
+    # One state is 8,000 bytes; the tables of the schedule, seen through views, grow by 28 numbers each.
+    assert abs(peak_bytes(32, whole=False) - peak_bytes(4, whole=False)) < 1000
+    assert peak_bytes(32, whole=True) > 4 * peak_bytes(4, whole=True), "the meter sees what a whole rollout keeps"
+
+
+def test_compiled_rollouts_give_the_same_numbers(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor takes 20 s; the eager backend traces the same graph, which is what can go wrong here.
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="eager", fullgraph=True))
+    for policy in (trained_policy(mdp), Shifted()):
+        eager, compiled = mdp.rollout(policy, 16, rng()), mdp.rollout(policy, 16, rng(), compile=True)
+        torch.testing.assert_close(compiled.x, eager.x)
+        torch.testing.assert_close(compiled.log_prob, eager.log_prob)
+        torch.testing.assert_close(mdp.sample(policy, 16, rng(), compile=True), eager.final)
+
+
+def test_compiled_rollouts_see_training_and_carry_gradients(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="aot_eager", fullgraph=True))
+    policy = trained_policy(mdp)
+
+    def gradient(**how: bool) -> Tensor:
+        trajectory = mdp.rollout(policy, 16, rng(), differentiable=True, **how)
+        (value,) = torch.autograd.grad(mdp.rewards(trajectory).sum(), policy.log_sigma)
+        return value
+
+    torch.testing.assert_close(gradient(compile=True), gradient(), rtol=1e-3, atol=1e-3)
+    before = mdp.sample(policy, 16, rng(), compile=True)
+    with torch.no_grad():
+        policy.log_sigma.add_(0.5)
+    after = mdp.sample(policy, 16, rng(), compile=True)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, mdp.sample(policy, 16, rng()))
+
+
+def test_few_compiled_loops_are_kept(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or function)
+    policies = [BasePolicy(mdp) for _ in range(rollout.CACHE_SIZE + 1)]
+    for policy in [*policies, policies[-1]]:
+        mdp.sample(policy, 4, rng(), compile=True)
+    assert len(made) == len(policies) and len(rollout._CACHE) == rollout.CACHE_SIZE
+    rollout._CACHE.clear()
+
+
+def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
+    policy = BasePolicy(mdp)
+    with pytest.raises(ValueError, match=r"graph=True needs the MDP on a CUDA device, it is on 'cpu'"):
+        mdp.rollout(policy, 4, graph=True)
+    with pytest.raises(ValueError, match="no gradients"):
+        mdp.rollout(policy, 4, graph=True, differentiable=True)
+    for n in (0, -1):
+        with pytest.raises(ValueError, match="n must be >= 1"):
+            mdp.sample(policy, n)
+
+    class Lost(BasePolicy):
+        def moments(self, x: Tensor, t: Any, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            mean, log_std = super().moments(x, t, reference)
+            return mean / 0, log_std
+
+    for call in (mdp.rollout, mdp.sample):
+        with pytest.raises(NonFiniteError, match="states are NaN or infinite"):
+            call(Lost(mdp), 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_give_the_same_numbers_without_waiting() -> None:
+    mdp = make_task("8gaussians", horizon=4, device="cuda").mdp
+    policy = trained_policy(mdp).cuda()
+    generator = torch.Generator("cuda")
+    eager = mdp.rollout(policy, 64, generator.manual_seed(0))
+    for compile in (False, True):
+        for _ in range(2):
+            graph = mdp.rollout(policy, 64, generator.manual_seed(0), graph=True, compile=compile)
+            torch.testing.assert_close(graph.x, eager.x)
+            torch.testing.assert_close(graph.log_prob, eager.log_prob)
+    with torch.no_grad():
+        policy.log_sigma.add_(0.5)
+    moved = mdp.sample(policy, 64, generator.manual_seed(0), graph=True)
+    torch.testing.assert_close(moved, mdp.sample(policy, 64, generator.manual_seed(0)))
+    assert not torch.allclose(moved, eager.final)
