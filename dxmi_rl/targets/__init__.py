@@ -1,19 +1,59 @@
-"""Targets: densities with exact constants and data sets. One file and one registry line each."""
+"""Targets: densities with exact constants and data sets. One file per family and one registry line each."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any, cast, get_type_hints
 
-from dxmi_rl.registry import Registry
+from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.targets.cox import LogGaussianCox
+from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
-from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm25
+from dxmi_rl.targets.funnel import Funnel
+from dxmi_rl.targets.manywell import ManyWell, manywell32
+from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40
+from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget
+from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
+from dxmi_rl.targets.student import StudentMixture, mos10
 
-__all__ = ["TARGETS", "Digits", "GaussianMixture", "Target", "TargetError", "list_targets", "make_target"]
+__all__ = [
+    "TARGETS",
+    "DataTarget",
+    "Digits",
+    "DoubleWell4",
+    "EnergyTarget",
+    "Funnel",
+    "GaussianMixture",
+    "LennardJones13",
+    "LogGaussianCox",
+    "ManyWell",
+    "ParticleTarget",
+    "PlanarSet",
+    "StudentMixture",
+    "Target",
+    "TargetError",
+    "list_targets",
+    "make_target",
+    "target_class",
+]
 
-TARGETS: Registry[Callable[[], Target]] = Registry("target")
+TARGETS: Registry[Callable[..., Target]] = Registry("target")
 TARGETS.add("8gaussians", eight_gaussians)
+TARGETS.add("gmm9", gmm9)
 TARGETS.add("gmm25", gmm25)
+TARGETS.add("gmm40", gmm40)
+TARGETS.add("mos10", mos10)
+TARGETS.add("funnel10", Funnel)
+TARGETS.add("manywell32", manywell32)
+TARGETS.add("dw4", DoubleWell4)
+TARGETS.add("lj13", LennardJones13)
+TARGETS.add("lgcp40", LogGaussianCox)
+TARGETS.add("checkerboard", checkerboard)
+TARGETS.add("2spirals", two_spirals)
+TARGETS.add("rings", rings)
+TARGETS.add("moons", moons)
 TARGETS.add("digits", Digits)
 
 
@@ -22,8 +62,23 @@ def list_targets() -> list[str]:
     return TARGETS.names()
 
 
-def make_target(name: str) -> Target:
-    """Build the target ``name``; raises UnknownNameError (a ValueError) with the near names for an unknown one."""
-    target = TARGETS[name]()
-    target.name = name
+def target_class(name: str) -> type[Target]:
+    """The class of a target, which says what it has, without building it: its builder, or what that returns."""
+    builder = TARGETS[name]
+    return cast(type[Target], builder if inspect.isclass(builder) else get_type_hints(builder)["return"])
+
+
+def make_target(name: str, **options: Any) -> Target:
+    """Build the target ``name`` with ``options`` of its builder, such as ``linear_below`` of "lj13".
+
+    Raises UnknownNameError (a ValueError) with the near names for an unknown target or option, and TypeError or
+    ValueError for values that the builder does not allow.
+    """
+    builder = TARGETS[name]
+    known = list(inspect.signature(builder).parameters)
+    for key in options:
+        if key not in known:
+            raise UnknownNameError(f"option of target {name!r}", key, known)
+    target = builder(**options)
+    target.name, target.options = name, dict(options)
     return target

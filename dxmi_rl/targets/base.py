@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,16 +26,21 @@ class Target(nn.Module):
 
     Attributes:
         event_shape: shape of one x, ``(dim,)`` or ``(channels, height, width)``.
-        scale: typical standard deviation of one coordinate; networks divide their inputs by it.
+        scale: typical standard deviation of one coordinate (root mean square over coordinates); networks divide their
+            inputs by it. Heavy tails (funnel10, mos10): half the width of the central 68.27 % interval instead.
         smallest_scale: standard deviation of the narrowest mode, or None when unknown.
-        plot_range: (low, high) of every coordinate in pictures.
+        plot_range: (low, high) of every coordinate in pictures; typical coordinates where there are more than two.
         log_z: log of the normaliser Z, or None when it is unknown.
+        options: the options that ``make_target`` passed to the builder.
+        finite_variance: False when the second moments are infinite: no W2 and no moments, only MMD and quantiles.
     """
 
     name: str = "custom"
     has_energy: ClassVar[bool] = False
     has_sampler: ClassVar[bool] = False
     has_data: ClassVar[bool] = False
+    finite_variance: ClassVar[bool] = True
+    anchor: Tensor
 
     def __init__(
         self,
@@ -52,6 +57,14 @@ class Target(nn.Module):
         self.smallest_scale = smallest_scale
         self.plot_range = plot_range
         self.log_z = log_z
+        self.options: dict[str, Any] = {}
+        # A tensor that every target has, so that it knows its device and dtype after .to(...).
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where energies are computed and samples are drawn."""
+        return self.anchor.device
 
     @property
     def dim(self) -> int:
@@ -81,11 +94,23 @@ class Target(nn.Module):
         return self.sample(n, generator) if self.has_sampler else self.data(n, generator)
 
     def digest(self) -> str:
-        """Sixteen hex digits of 64 training rows at a fixed seed: tells targets of one name apart in caches."""
-        if not (self.has_data or self.has_sampler):
+        """Sixteen hex digits that tell targets of one name apart in caches and checkpoints.
+
+        They are those of 64 training rows at a fixed seed; without data or a sampler, of the energies (three
+        significant digits, so that machines agree) at 64 normal points with standard deviation ``scale``. Empty for a
+        target that has nothing.
+        """
+        generator = torch.Generator().manual_seed(0)
+        if self.has_data or self.has_sampler:
+            content = copy.deepcopy(self).to("cpu").data(64, generator).double().numpy().tobytes()
+        elif self.has_energy:
+            x = self.scale * torch.randn(64, *self.event_shape, generator=generator)
+            with torch.no_grad():
+                values = self.energy(x.to(self.anchor)).tolist()
+            content = " ".join(f"{value:.2e}" for value in values).encode()
+        else:
             return ""
-        rows = copy.deepcopy(self).to("cpu").data(64, torch.Generator().manual_seed(0))
-        return hashlib.sha256(rows.double().numpy().tobytes()).hexdigest()[:16]
+        return hashlib.sha256(content).hexdigest()[:16]
 
     def _energy(self, x: Tensor) -> Tensor:
         raise TargetError(f"target {self.name!r} has no energy.")

@@ -1,0 +1,139 @@
+"""Targets of the user: an energy of their own, or a data set of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.checks import NonFiniteError, check_integer, check_real
+from dxmi_rl.targets.base import Target, TargetError
+
+TEST_FROM = 100
+"""Data sets of at least this many rows keep a tenth of them for testing."""
+
+
+class EnergyTarget(Target):
+    """The density exp(-E(x)) / Z of an energy of your own; log Z is unknown, there are no samples.
+
+    Args:
+        energy: module or function ``[batch, *event_shape] -> [batch]`` in nats, differentiable for agents that need
+            its gradient. A module becomes a submodule, moves with ``.to(device)`` and is called in eval mode.
+        event_shape: shape of one x.
+        scale: typical standard deviation of one coordinate of samples.
+        plot_range: (low, high) of typical coordinates; None: four times ``scale`` about 0.
+        smallest_scale: standard deviation of the narrowest mode, where ladders from scratch end; None when unknown.
+
+    Raises TypeError or ValueError for arguments of another kind. Calling ``energy`` raises TargetError when it does
+    not return ``[batch]``.
+    """
+
+    has_energy: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        energy: Callable[[Tensor], Tensor],
+        event_shape: Sequence[int],
+        *,
+        scale: float = 1.0,
+        plot_range: tuple[float, float] | None = None,
+        smallest_scale: float | None = None,
+    ) -> None:
+        if not callable(energy):
+            raise TypeError(f"energy must be a module or function, got {energy!r}.")
+        if isinstance(event_shape, str) or not isinstance(event_shape, Sequence) or not event_shape:
+            raise TypeError(f"event_shape must be a tuple of positive integers, got {event_shape!r}.")
+        shape = tuple(check_integer("every entry of event_shape", size) for size in event_shape)
+        scale = check_real("scale", scale, strict=True)
+        if smallest_scale is not None:
+            smallest_scale = check_real("smallest_scale", smallest_scale, strict=True)
+        low, high = (-4 * scale, 4 * scale) if plot_range is None else plot_range
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"plot_range must be finite (low, high) with low < high, got {plot_range!r}.")
+        super().__init__(shape, scale=scale, smallest_scale=smallest_scale, plot_range=(float(low), float(high)))
+        self.function = energy
+
+    def _energy(self, x: Tensor) -> Tensor:
+        with evaluation_mode(self.function):
+            value = self.function(x)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TargetError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
+        return value
+
+
+class DataTarget(Target):
+    """A data set of your own: rows ``[rows, *event_shape]``, without an energy.
+
+    From 100 rows on, a tenth of them, drawn once with a fixed seed, is kept for ``test_data`` and never trained on;
+    below, training and test rows are the same. ``scale`` is the standard deviation over all training values (for
+    vectors: the root mean square over coordinates of theirs), ``plot_range`` spans the central 99.8 % of the values,
+    a tenth wider at both ends for vectors.
+
+    Args:
+        data: floating tensor or array ``[rows, *event_shape]``, finite, two rows or more. Copied, in the default
+            dtype (float64 is narrowed to float32 unless that is the default).
+
+    Raises TypeError for other types and dtypes, ValueError for other shapes and for rows that are all the same,
+    NonFiniteError for NaN or infinite values.
+    """
+
+    has_data: ClassVar[bool] = True
+    train_rows: Tensor
+    test_rows: Tensor
+
+    def __init__(self, data: Tensor | np.ndarray) -> None:
+        if not isinstance(data, (Tensor, np.ndarray)):
+            raise TypeError(f"data must be a torch.Tensor or numpy array, got {type(data).__name__}.")
+        rows = data.detach().cpu().clone() if isinstance(data, Tensor) else torch.from_numpy(np.array(data))
+        if not rows.dtype.is_floating_point:
+            raise TypeError(f"data must have a floating dtype, got {rows.dtype}.")
+        if rows.dim() < 2 or len(rows) < 2 or rows[0].numel() == 0:
+            raise ValueError(f"data must have shape [rows, *event_shape] with 2 rows or more, got {list(rows.shape)}.")
+        rows = rows.to(torch.get_default_dtype())
+        if not bool(rows.isfinite().all()):
+            raise NonFiniteError(f"data must be finite: {int((~rows.isfinite()).sum())} of its values are not.")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        kept = len(rows) // 10 if len(rows) >= TEST_FROM else 0
+        train, test = rows[order[kept:]], rows[order[:kept]] if kept else rows
+        vectors = rows.dim() == 2
+        values = train.double()
+        scale = float(values.var(0, correction=0).mean().sqrt() if vectors else values.std(correction=0))
+        if scale == 0:
+            raise ValueError("data must not be copies of one row: its standard deviation is 0.")
+        low, high = np.quantile(values.numpy(), [0.001, 0.999])
+        margin = 0.1 * (high - low) if vectors else 0.0
+        super().__init__(tuple(rows.shape[1:]), scale=scale, plot_range=(float(low - margin), float(high + margin)))
+        self.register_buffer("train_rows", train)
+        self.register_buffer("test_rows", test)
+
+    def _data(self, n: int, generator: torch.Generator | None) -> Tensor:
+        index = torch.randint(len(self.train_rows), (n,), generator=generator, device=self.train_rows.device)
+        return self.train_rows[index]
+
+    def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """The first ``n`` rows of the test split, or all of it where it has fewer; always the same ones."""
+        return self.test_rows[:n]
+
+    def digest(self) -> str:
+        """Sixteen hex digits of all training rows."""
+        return hashlib.sha256(self.train_rows.cpu().double().numpy().tobytes()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def evaluation_mode(energy: object) -> Iterator[None]:
+    """Put a module into eval mode and back: energies must not depend on dropout or batch statistics."""
+    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
