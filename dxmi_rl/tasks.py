@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dxmi_rl.checks import check_integer, check_real, resolve_device
 from dxmi_rl.diffusion import (
@@ -24,12 +26,25 @@ from dxmi_rl.diffusion import (
     mixture_sigma_last,
     pretrained_denoiser,
 )
+from dxmi_rl.diffusion.schedules import variance_exploding
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.registry import Registry, UnknownNameError
-from dxmi_rl.targets import TARGETS, GaussianMixture, Target, make_target
+from dxmi_rl.targets import (
+    TARGETS,
+    DataTarget,
+    EnergyTarget,
+    GaussianMixture,
+    Target,
+    TargetError,
+    make_target,
+    target_class,
+)
 
 TRACKS = ["fine-tune", "sample"]
-BASES = ["ddpm", "ddim"]
+BASES = ["ddpm", "ddim", "edm"]
+
+TargetLike = str | Target | Energy | Tensor | np.ndarray
+"""A name, a Target, an energy ``[batch, *event_shape] -> [batch]``, or data ``[rows, *event_shape]``."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class TaskConfig:
 
     target: str | Target
     """Name of a target, or a Target of your own."""
+    target_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the target's builder; for an energy of your own those of EnergyTarget: scale, plot_range, ..."""
     horizon: int = 5
     """Number of denoising steps T."""
     schedule: str = "karras"
@@ -45,9 +62,9 @@ class TaskConfig:
     schedule_options: dict[str, float] = field(default_factory=dict)
     """Options of the schedule."""
     base: str | None = "ddpm"
-    """Base sampler: "ddpm", "ddim" (with eta), or None for training from scratch."""
+    """Base sampler: "ddpm", "ddim" and "edm" (with eta), or None for training from scratch."""
     eta: float = 1.0
-    """Stochasticity of DDIM; 1 is DDPM."""
+    """Stochasticity of "ddim" and "edm"; 1 is DDPM's."""
     sigma_last: float | None = None
     """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
     denoiser: str = "exact"
@@ -63,7 +80,8 @@ class TaskConfig:
     reward: str | None = "target"
     """"target" (the target's own energy) or None (data only: an energy must be given or learned)."""
     track: str = "fine-tune"
-    """"fine-tune" (a denoiser is given) or "sample" (only the energy is given)."""
+    """"fine-tune" (a denoiser is given) or "sample" (only the energy is given: base is None and the target, as the task
+    has it, refuses to give samples or data)."""
 
 
 TASKS: Registry[TaskConfig] = Registry("task")
@@ -72,7 +90,9 @@ ENERGIES: Registry[str] = Registry("energy")
 ENERGIES.add("fixed", "dxmi_rl.irl.fixed:fixed_energy")
 
 TASKS.add("8gaussians", TaskConfig("8gaussians"))
+TASKS.add("gmm9", TaskConfig("gmm9", schedule_options={"level_max": 12.0, "level_min": 0.5, "scale": 4.0}))
 TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 20.0, "level_min": 0.5, "scale": 7.0}))
+TASKS.add("gmm40", TaskConfig("gmm40", schedule_options={"level_max": 65.0, "level_min": 1.2, "scale": 23.0}))
 TASKS.add(
     "8gaussians-data",
     TaskConfig(
@@ -135,8 +155,9 @@ def list_tasks() -> list[str]:
 
 
 def make_task(
-    name: str | Target | Task = "8gaussians",
+    name: TargetLike | Task = "8gaussians",
     *,
+    dim: int | tuple[int, ...] | None = None,
     energy: Energy | str | None = None,
     device: str | torch.device | None = None,
     **changes: Any,
@@ -144,43 +165,47 @@ def make_task(
     """Build a task.
 
     Args:
-        name: a task's or target's name, a Target of your own, or a built Task (returned as it is; no other arguments).
+        name: a task's or target's name; a Target of your own; an energy of your own, a function or module
+            ``[batch, dim] -> [batch]`` (sampled from scratch; ``target_options={"scale": ...}`` says how wide it is);
+            a data tensor ``[rows, *event_shape]``; or a built Task (returned as it is; no other arguments).
+        dim: dimension (or event shape) of an energy of your own.
         energy: reward model of a data-only task: a module or function ``[batch, *event_shape] -> [batch]``, or the
             name of a registered one; it also replaces the energy of a target that has one.
         device: torch device, "cpu" by default (a built Task keeps its own).
         changes: fields of TaskConfig that differ from the task's defaults, such as horizon, tau, backward, base.
+            ``track="sample"`` alone also sets ``base=None``.
 
     Raises UnknownNameError for unknown names and fields (with the near names), ValueError and TypeError for values
     that are not allowed, MissingExtraError when the data of the target cannot be had here.
     """
     if isinstance(name, Task):
-        if energy is not None or changes or (device is not None and resolve_device(device).type != name.device.type):
+        given = energy is not None or dim is not None or changes
+        if given or (device is not None and resolve_device(device).type != name.device.type):
             raise ValueError("a built task takes no further arguments; pass its name to change them.")
         return name
-    if isinstance(name, Target):
-        denoiser = "exact" if isinstance(name, GaussianMixture) else "learned"
-        config = TaskConfig(name, denoiser=denoiser, reward="target" if name.has_energy else None)
-        label = name.name
-    elif isinstance(name, str):
-        config, label = TASKS[name], name
-    else:
-        raise TypeError(f"task must be a name, a Target or a Task, got {name!r}.")
     unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
     if unknown:
         raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
+    config, label = _starting_point(name, dim, changes.get("target_options", {}))
     if isinstance(changes.get("pretraining"), dict):
         known = list(PretrainingConfig.__dataclass_fields__)
         for key in changes["pretraining"]:
             if key not in known:
                 raise UnknownNameError("pretraining setting", key, known)
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
-    config = replace(config, **changes)
     spec = _spec(name, energy, changes)
+    if changes.get("track") == "sample":
+        changes.setdefault("base", None)
+    config = replace(config, **changes)
+    if config.track not in TRACKS:
+        raise UnknownNameError("track", config.track, TRACKS)
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
-    target = config.target if isinstance(config.target, Target) else make_target(config.target)
+    target = reference_target(config).to(resolved)
+    if config.track == "sample":
+        target = _without_samples(target)
     with torch.random.fork_rng():  # a learned kernel is initialised here, and the caller's stream stays as it was
-        mdp = _build_mdp(config, target.to(resolved), resolved)
+        mdp = _build_mdp(config, target, resolved)
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
         module, function = entry_point.split(":")
@@ -192,8 +217,58 @@ def make_task(
     return task
 
 
-def _spec(name: str | Target, energy: Energy | str | None, changes: dict[str, Any]) -> dict[str, Any] | None:
-    if isinstance(name, Target) or not (energy is None or isinstance(energy, str)):
+def reference_target(config: TaskConfig) -> Target:
+    """The target of a configuration with all that it has; scoring uses it on both tracks."""
+    if isinstance(config.target, Target):
+        return config.target
+    if not isinstance(config.target, str):
+        raise TypeError(f"target must be a target's name or a Target, got {config.target!r}.")
+    return make_target(config.target, **config.target_options)
+
+
+def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: dict[str, Any]) -> tuple[TaskConfig, str]:
+    """The default configuration for whatever ``make_task`` was given, and the task's name."""
+    own_energy = callable(name) and not isinstance(name, (Target, Tensor))
+    if dim is not None and not own_energy:
+        raise ValueError(f"dim belongs to an energy of your own; this target's shape is known, got dim={dim!r}.")
+    if isinstance(name, str):
+        return TASKS[name], name
+    if isinstance(name, (Tensor, np.ndarray)):
+        name = DataTarget(name, **options)
+    elif own_energy:
+        if dim is None:
+            raise ValueError("dim must say the dimension of an energy of your own, for example dim=2.")
+        shape = dim if isinstance(dim, tuple) else (check_integer("dim", dim),)
+        name = EnergyTarget(cast(Energy, name), shape, **options)
+    if not isinstance(name, Target):
+        raise TypeError(f"task must be a name, a Target, an energy, a data tensor or a Task, got {name!r}.")
+    return _default_config(name, type(name)), name.name
+
+
+def _default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
+    """An exact denoiser for a Gaussian mixture, from scratch for another energy, a learned denoiser for data."""
+    if issubclass(kind, GaussianMixture):
+        return TaskConfig(target)
+    if kind.has_energy:
+        return TaskConfig(target, base=None, track="sample")
+    return TaskConfig(target, denoiser="learned", reward=None)
+
+
+def _without_samples(target: Target) -> Target:
+    """A copy that gives its energy, and neither samples nor data: what the sample track may see."""
+    if not (target.has_sampler or target.has_data):
+        return target
+    hidden = copy.deepcopy(target)
+    vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
+    return hidden
+
+
+def _refuse(*_: object) -> Tensor:
+    raise TargetError("track 'sample' gives the energy only: no samples or data of the target.")
+
+
+def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> dict[str, Any] | None:
+    if not isinstance(name, str) or not (energy is None or isinstance(energy, str)):
         return None
     plain = {key: vars(value) if isinstance(value, PretrainingConfig) else value for key, value in changes.items()}
     spec = {"name": name, "energy": energy, **plain}
@@ -205,8 +280,6 @@ def _spec(name: str | Target, energy: Energy | str | None, changes: dict[str, An
 
 
 def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> DenoisingMDP:
-    if config.track not in TRACKS:
-        raise UnknownNameError("track", config.track, TRACKS)
     if config.reward not in ("target", None):
         raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
     check_integer("horizon", config.horizon)
@@ -226,7 +299,9 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     check_real("eta", config.eta)
     if base == "none" or config.track == "sample":
         if base != "none":
-            raise ValueError(f"track 'sample' gives no denoiser: base must be None, got {config.base!r}.")
+            raise ValueError(
+                f"track 'sample' gives no denoiser: base must be None, got {config.base!r} (or track='fine-tune')."
+            )
         named = config.schedule == "geometric"
         options = config.schedule_options if named else _ladder(target)
         return IdentitySampler(make_schedule("geometric", config.horizon, **options).to(device))
@@ -246,7 +321,10 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
         known = config.denoiser == "exact" and target.smallest_scale is not None
         last_level = float(schedule.levels[-2])
         sigma_last = mixture_sigma_last(target.smallest_scale, last_level) if known else 0.05  # type: ignore[arg-type]
-    sampler = ReverseSampler(schedule, denoiser, eta=config.eta if base == "ddim" else 1.0, sigma_last=sigma_last)
+    if base == "edm":
+        schedule = variance_exploding(schedule)
+    eta = 1.0 if base == "ddpm" else config.eta
+    sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
 
 
@@ -256,6 +334,6 @@ def _ladder(target: Target) -> dict[str, float]:
     return {"level_max": max(1.25 * target.scale, 2 * low), "level_min": low}
 
 
-for _name in TARGETS:
+for _name in TARGETS:  # a target without an entry above is a task of its own name, too
     if _name not in TASKS:
-        TASKS.add(_name, TaskConfig(_name))
+        TASKS.add(_name, _default_config(_name, target_class(_name)))

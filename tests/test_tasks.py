@@ -15,7 +15,7 @@ from dxmi_rl import list_tasks, make_task
 from dxmi_rl.diffusion import Brownian, Forward, IdentitySampler, Learned, PretrainingConfig, ReverseSampler
 from dxmi_rl.mdp import DenoisingMDP, EnergyError
 from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.targets import TARGETS, GaussianMixture, make_target
+from dxmi_rl.targets import TARGETS, GaussianMixture, TargetError, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig
 
 QUICK = {"iterations": 20, "batch_size": 32, "width": 16}
@@ -129,6 +129,61 @@ def test_a_target_of_your_own() -> None:
     assert task.mdp.energy(torch.zeros(2, 3)).tolist() == mixture.energy(torch.zeros(2, 3)).tolist()
 
 
+def test_an_energy_of_your_own_as_target() -> None:
+    module = Bowl()
+    for energy, dim in ((module, 3), (lambda x: x.square().flatten(1).sum(1), (1, 2, 2))):
+        task = make_task(energy, dim=dim, horizon=3, target_options={"scale": 2.0})
+        assert task.config.track == "sample" and isinstance(task.mdp.base, IdentitySampler)
+        assert task.mdp.start_std == pytest.approx(2.5) and task.spec is None
+        x = torch.randn(4, *task.event_shape)
+        assert torch.equal(task.mdp.energy(x), x.square().flatten(1).sum(1))
+
+
+def test_data_of_your_own_as_target() -> None:
+    data = 3 + torch.randn(200, 2)
+    task = make_task(data, pretraining=QUICK, energy=Bowl())
+    assert task.config.track == "fine-tune" and task.target.has_data
+    known = {tuple(row) for row in data.tolist()}
+    assert all(tuple(row) in known for row in task.target.data(32).tolist())
+    assert task.mdp.rollout(_base_policy(task), 5).final.shape == (5, 2)
+    assert not make_task(data.numpy(), pretraining=QUICK).mdp.has_energy
+
+
+def test_the_sample_track_cannot_reach_samples() -> None:
+    """Nothing that hangs on the task gives them, and its energy is the target's."""
+    open_target = make_target("8gaussians")
+    for name in ("8gaussians", open_target):
+        task = make_task(name, track="sample")
+        assert task.config.base is None and not (task.target.has_sampler or task.target.has_data)
+        for draw in (task.target.sample, task.target.data, task.target.test_data):
+            with pytest.raises(TargetError, match=r"energy only|no exact sampler"):
+                draw(3)
+        x = torch.randn(5, 2)
+        assert torch.equal(task.mdp.energy(x), open_target.energy(x))
+    assert open_target.has_sampler and open_target.sample(2).shape == (2, 2), "the user's own object is left alone"
+    assert make_task("8gaussians", base=None).target.has_sampler, "from scratch on the fine-tune track it may"
+
+
+def test_edm_is_ancestral_euler_in_exploding_coordinates() -> None:
+    """k-diffusion's Euler ancestral step, by hand; and DDIM(eta)'s law after a change of variables."""
+    for eta in (1.0, 0.6):
+        edm, ddim = (make_task("8gaussians", base=base, eta=eta).mdp for base in ("edm", "ddim"))
+        levels = ddim.base.schedule.levels
+        assert torch.allclose(edm.base.schedule.alpha, torch.ones(6)) and edm.start_std == pytest.approx(10.0)
+        z = 3 * torch.randn(50, 2)
+        for t in range(4):
+            now, then = float(levels[t]), float(levels[t + 1])
+            up = min(then, eta * (then**2 * (now**2 - then**2) / now**2) ** 0.5)
+            down = (then**2 - up**2) ** 0.5
+            denoised = edm.base.denoiser(z, 1.0, now)
+            euler = z + (z - denoised) / now * (down - now)
+            torch.testing.assert_close(edm.base.mean(z, t), euler, rtol=1e-4, atol=1e-4)
+            assert float(edm.base.sigma[t]) == pytest.approx(up, rel=1e-5)
+            alpha, alpha_next = ddim.base.schedule.alpha[t], ddim.base.schedule.alpha[t + 1]
+            torch.testing.assert_close(ddim.base.mean(alpha * z, t) / alpha_next, euler, rtol=1e-4, atol=1e-4)
+            assert float(ddim.base.sigma[t] / alpha_next) == pytest.approx(up, rel=1e-4)
+
+
 def bowl_for(task: Task) -> nn.Module:
     assert task.name == "8gaussians" and not task.mdp.has_energy
     return Bowl()
@@ -144,7 +199,13 @@ def _base_policy(task: Task) -> Any:
     ("name", "changes", "error", "text"),
     [
         ("8gausians", {}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
-        (None, {}, TypeError, "task must be a name, a Target or a Task, got None"),
+        (None, {}, TypeError, "task must be a name, a Target, an energy, a data tensor or a Task, got None"),
+        ("8gaussians", {"dim": 2}, ValueError, "dim belongs to an energy of your own"),
+        (lambda x: x.sum(1), {}, ValueError, "dim must say the dimension"),
+        (lambda x: x.sum(1), {"dim": 0}, ValueError, "dim must be >= 1"),
+        (lambda x: x, {"dim": 2}, EnergyError, r"must return a tensor of shape \[2\]"),
+        (lambda x: x.sum(1), {"dim": 2, "base": "ddpm"}, ValueError, "base must be None"),
+        ("gmm25", {"target_options": {"st": 1}}, UnknownNameError, "option of target 'gmm25'"),
         ("8gaussians", {"horizn": 3}, UnknownNameError, "unknown task argument 'horizn'. Did you mean 'horizon'"),
         ("8gaussians", {"target": "gmm26"}, UnknownNameError, "Did you mean 'gmm25'"),
         ("8gaussians", {"schedule": "karass"}, UnknownNameError, "Did you mean 'karras'"),
@@ -160,7 +221,7 @@ def _base_policy(task: Task) -> Any:
         ("8gaussians", {"tau": -0.1}, ValueError, "tau must be finite and >= 0"),
         ("8gaussians", {"eta": -1.0}, ValueError, "eta must be finite"),
         ("8gaussians", {"reward": "tarqet"}, ValueError, "reward must be 'target' or None"),
-        ("8gaussians", {"track": "sample"}, ValueError, "base must be None"),
+        ("8gaussians", {"track": "sample", "base": "ddpm"}, ValueError, "base must be None"),
         ("8gaussians", {"schedule_options": {"rhoo": 1.0}}, UnknownNameError, "Did you mean 'rho'"),
         ("8gaussians", {"backward_options": {"steps": 1}}, TypeError, "steps"),
         ("8gaussians", {"device": "gpu"}, ValueError, "device must name a torch device"),
