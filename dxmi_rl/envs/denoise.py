@@ -46,7 +46,9 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
     Terminates after exactly T steps; never truncates. The last info has `energy`, E(x_T).
 
     ## Arguments
-    - `task`: a task's or target's name, a Target, a built Task or DenoisingMDP. `target` is another word for it.
+    - `task`: a task's or target's name, a Target, a built Task or DenoisingMDP; or your own energy, a function or
+      module ``[batch, dim] -> [batch]``, with its `dim`; or your own data, a tensor ``[rows, *event_shape]`` (with an
+      `energy`). `target` is another word for `task`.
     - `coordinates`, `observation`, `action_bound`: see above.
     - `energy`: reward model, a module or function ``[batch, *event_shape] -> [batch]``, or a registered name such as
       "fixed". Data-only targets need it. ``env.unwrapped.mdp.set_energy(module)`` swaps it at any time, and a module
@@ -75,6 +77,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
         task: TaskLike | None = None,
         *,
         target: TaskLike | None = None,
+        dim: int | tuple[int, ...] | None = None,
         coordinates: str = "noise",
         observation: str = "flat",
         action_bound: float = 25.0,
@@ -84,10 +87,17 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
         device: str | torch.device | None = None,
         **task_changes: Any,
     ) -> None:
+        for name in ("num_envs", "to_numpy"):
+            if name in task_changes:
+                raise ValueError(
+                    f"{name} belongs to many episodes at once and this environment plays one: "
+                    f"gym.make_vec('DxMIDenoise-v0', {name}={task_changes[name]!r})."
+                )
         self._episodes = Episodes(
             1,
             task,
             target=target,
+            dim=dim,
             coordinates=coordinates,
             observation=observation,
             action_bound=action_bound,

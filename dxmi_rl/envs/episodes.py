@@ -10,19 +10,20 @@ import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from torch import Tensor
+from torch.nn.functional import pad
 
-from dxmi_rl.checks import NonFiniteError, check_integer, check_real
+from dxmi_rl.checks import NonFiniteError, all_finite, check_integer, check_real
 from dxmi_rl.envs.rendering import check_renderable, is_renderable, render_samples
 from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError, Trajectory
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import Target
-from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig, make_task
+from dxmi_rl.tasks import ENERGIES, TASKS, TargetLike, Task, TaskConfig, make_task
 
 DEFAULT_TASK = "8gaussians"
 OBSERVATIONS = ["flat", "dict"]
 RENDER_MODES = ["rgb_array"]
 
-TaskLike = str | Target | Task | DenoisingMDP
+TaskLike = TargetLike | Task | DenoisingMDP
 Observation = Tensor | dict[str, Tensor]
 
 
@@ -47,6 +48,7 @@ class Episodes:
         task: TaskLike | None = None,
         *,
         target: TaskLike | None = None,
+        dim: int | tuple[int, ...] | None = None,
         coordinates: str = "noise",
         observation: str = "flat",
         action_bound: float = 25.0,
@@ -61,8 +63,9 @@ class Episodes:
             raise UnknownNameError("observation", observation, OBSERVATIONS)
         if render_mode not in [None, *RENDER_MODES]:
             raise UnknownNameError("render mode", render_mode, ["None", *RENDER_MODES])
-        check_real("action_bound", action_bound, strict=True)
-        self.task = _build_task(task, target, energy, device, task_changes)
+        if check_real("action_bound", action_bound, strict=True) > np.finfo(np.float32).max:
+            raise ValueError(f"action_bound must be a float32 number, got {action_bound!r}.")
+        self.task = build_task(task, target, dim, energy, device, task_changes)
         self.mdp = self.task.mdp
         self.mdp.check_coordinates(coordinates)
         if render_mode is not None:
@@ -111,8 +114,12 @@ class Episodes:
         return self.t == self.mdp.horizon
 
     def reset(self, np_random: np.random.Generator) -> None:
-        """Start new episodes; every number of theirs follows from one draw of ``np_random``."""
+        """Start new episodes; all numbers of theirs and of those that follow come from one draw of ``np_random``."""
         self._generator.manual_seed(int(np_random.integers(2**63 - 1)))
+        self.start()
+
+    def start(self) -> None:
+        """Start new episodes from the running stream of random numbers."""
         self._x, self.t = self.mdp.reset(self.count, self._generator), 0
         self._visited = [self._x] if self.fit_backward else []
         self.returns = torch.zeros(self.count, device=self.mdp.device)
@@ -127,28 +134,23 @@ class Episodes:
 
         Raises ResetNeeded, NonFiniteError for actions and running rewards, EnergyError for the energy.
         """
-        x, t = self.x, self.t
-        if self.done:
+        x, t, horizon = self.x, self.t, self.mdp.horizon
+        if t == horizon:
             raise ResetNeeded(f"the episode is over (t = {t} = T): call reset().")
-        self._require_finite(action, 0)
-        x_next, reward = self.mdp.step(x, t, action, coordinates=self.coordinates)
-        if t < self.mdp.horizon - 1:
-            self._require_finite(reward, 1)
-        else:
-            # The energy is what the last reward has beside the running one; evaluating it again could be dear.
-            with torch.no_grad():
-                running = self.mdp.running_reward(x, x_next, t)
-            self._require_finite(running, 1)
-            self._require_finite(reward, 2)
-            self.energy = running - reward
-        self._x, self.t, self.returns = x_next, t + 1, self.returns + reward
-        if self.done:
+        x_next, running, terminal = self.mdp.transition(x, t, action, self.coordinates)
+        # In float32, which is what observations and rewards leave in: a larger double becomes infinite there.
+        reward = (running if terminal is None else running + terminal).float()
+        self._check_finite(action, x_next, running, reward)
+        self._x, self.t = x_next, t + 1
+        self.returns += reward
+        if terminal is not None:
+            self.energy = -terminal
             self._raise_noted()
         if self.fit_backward:
             self._visited.append(x_next)
-            if self.done:
+            if terminal is not None:
                 self.mdp.kernel.fit(*Trajectory(torch.stack(self._visited), torch.empty(0)).transitions())
-        return reward.float()
+        return reward
 
     def observe(self) -> Observation:
         """The observations of all episodes, freshly copied: ``[count, d + 1]``, or a dict of ``x`` and ``t``."""
@@ -156,8 +158,7 @@ class Episodes:
         if self.layout == "dict":
             steps = torch.full((self.count,), t, dtype=torch.int64, device=x.device)
             return {"x": x.to(torch.float32, copy=True), "t": steps}
-        time_left = torch.full((self.count, 1), 1 - t / self.mdp.horizon, device=x.device)
-        return torch.cat([x.flatten(1).float(), time_left], dim=1)
+        return pad(x.flatten(1).float(), (0, 1), value=1 - t / self.mdp.horizon)
 
     def parse_action(self, action: object, batch_shape: tuple[int, ...]) -> Tensor:
         """A numpy array or tensor ``[*batch_shape, d]`` or ``[*batch_shape, *event_shape]`` as a state-like tensor.
@@ -167,18 +168,20 @@ class Episodes:
         wanted, event_shape = (*batch_shape, self.mdp.dim), self.mdp.event_shape
         if not isinstance(action, (np.ndarray, Tensor)):
             raise TypeError(f"action must be a numpy array or a torch tensor, got {type(action).__name__}.")
-        floating = action.dtype.is_floating_point if isinstance(action, Tensor) else action.dtype.kind == "f"
-        if not floating:
-            raise TypeError(f"action must have a floating dtype, got {action.dtype}.")
+        known = action.dtype.is_floating_point if isinstance(action, Tensor) else action.dtype.type in _NUMPY_FLOATS
+        if not known:
+            raise TypeError(f"action must have a floating dtype of at most 64 bits, got {action.dtype}.")
         if tuple(action.shape) not in (wanted, (*batch_shape, *event_shape)):
             raise ValueError(f"action must have shape {list(wanted)}, got {list(action.shape)}.")
         if isinstance(action, np.ndarray):
-            parsed = torch.tensor(action, dtype=self.x.dtype, device=self.mdp.device)
+            # A copy in native byte order: torch knows no other, and no negative strides.
+            native = action.astype(action.dtype.type, order="C", subok=False)
+            parsed = torch.from_numpy(native).to(device=self.mdp.device, dtype=self.mdp.dtype)
         elif action.device.type != self.mdp.device.type:
             raise ValueError(f"action must be on device {str(self.mdp.device)!r}, got {str(action.device)!r}.")
         else:
             # In next-state coordinates the action becomes the state: it must not change with the caller's tensor.
-            parsed = action.detach().to(self.x.dtype, copy=self.coordinates == "next_state")
+            parsed = action.detach().to(self.mdp.dtype, copy=self.coordinates == "next_state")
         return parsed.reshape(self.count, *event_shape)
 
     def render(self, x: Tensor, t: int) -> np.ndarray:
@@ -187,16 +190,21 @@ class Episodes:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
-    def _require_finite(self, value: Tensor, failure: int) -> None:
+    def _check_finite(self, action: Tensor, x_next: Tensor, running: Tensor, reward: Tensor) -> None:
         """Raise at once on the CPU; elsewhere note it for the end of the episode, without a synchronisation."""
-        finite = torch.isfinite(value).all()
+        suspects = (action, x_next, running, reward)
         if self.mdp.device.type != "cpu":
-            self._finite[failure].logical_and_(finite)
-        elif not finite:
-            error, message = _FAILURES[failure]
-            raise error(message)
+            for failure, value in enumerate(suspects):
+                self._finite[failure].logical_and_(torch.isfinite(value).all())
+        # Whatever is not finite shows in the reward, which holds log qb(x_t | x_{t+1}) unless tau = 0.
+        elif not all_finite(reward, *((x_next.float(),) if self.mdp.tau == 0 else ())):
+            for value, (error, message) in zip(suspects, _FAILURES, strict=True):
+                if not all_finite(value.float()):
+                    raise error(message)
 
     def _raise_noted(self) -> None:
+        if self.mdp.device.type == "cpu":
+            return  # nothing is noted there
         noted = self._finite.tolist()
         if not all(noted):
             self.clear()
@@ -204,17 +212,20 @@ class Episodes:
             raise error(message)
 
 
+_NUMPY_FLOATS = (np.float16, np.float32, np.float64)
 _FAILURES: list[tuple[type[ValueError], str]] = [
     (NonFiniteError, "action must be finite, it holds NaN or infinite numbers."),
+    (NonFiniteError, "the next state is NaN or infinite: the actions led too far away."),
     (NonFiniteError, "the running reward is NaN or infinite: the actions led too far away, or the kernel diverged."),
     (EnergyError, "the energy of the final states is NaN or infinite: check the energy."),
 ]
 """What can be non-finite, in the order of ``_finite``."""
 
 
-def _build_task(
+def build_task(
     task: TaskLike | None,
     target: TaskLike | None,
+    dim: int | tuple[int, ...] | None,
     energy: Energy | str | None,
     device: str | torch.device | None,
     changes: dict[str, Any],
@@ -236,15 +247,18 @@ def _build_task(
         silent = not task.mdp.has_energy
     elif isinstance(task, Target):
         silent = energy is None and not task.has_energy
-    else:
+    elif isinstance(task, str):
         silent = energy is None and changes.get("reward", TASKS[task].reward) is None
+    else:
+        silent = energy is None and isinstance(task, (np.ndarray, Tensor))
     if silent:
         names = ", ".join(map(repr, ENERGIES)) or "none are known yet"
+        what = repr(task) if isinstance(task, str) else repr(getattr(task, "name", "a tensor"))
         raise EnergyError(
-            f"{task if isinstance(task, str) else task.name!r} has data but no energy, so there is no reward: pass "
+            f"{what} has data but no energy, so there is no reward: pass "
             f"energy=, a module or function [batch, *event_shape] -> [batch], or a registered name ({names})."
         )
-    return make_task(task, energy=energy, device=device, **changes)
+    return make_task(task, dim=dim, energy=energy, device=device, **changes)
 
 
 def _own_arguments() -> list[str]:

@@ -79,7 +79,8 @@ def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = 
         energy = target.energy
     if energy is not None:
         _draw_energy(axes, energy, low, high, x)
-    radius = min(4.0, max(1.3, 90 / math.sqrt(max(1, len(x)))))
+    # One point alone is drawn large enough to be found at a glance.
+    radius = 9.0 if len(x) == 1 else min(4.0, max(1.3, 90 / math.sqrt(max(1, len(x)))))
     points = x.cpu().numpy()
     # Vermilion on light blue: told apart by lightness and by hue in every common colour blindness.
     axes.plot(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import NoAsyncCallError
 
 from dxmi_rl.checks import require
 from dxmi_rl.envs.episodes import DEFAULT_TASK, TaskLike
@@ -65,8 +66,11 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> Any:
-        """(observations, rewards, dones, infos)."""
-        observation, reward, terminated, _, info = self.venv.step(self._actions)
+        """(observations, rewards, dones, infos). Raises NoAsyncCallError unless ``step_async`` was called before."""
+        actions, self._actions = self._actions, None
+        if actions is None:
+            raise NoAsyncCallError("step_wait() has no actions: call step_async(actions) before each of it.", "step")
+        observation, reward, terminated, _, info = self.venv.step(actions)
         infos = self._final_infos(info) if info else self._no_infos
         return observation, reward, terminated, infos
 
@@ -102,14 +106,20 @@ class SB3VecEnv(VecEnv):
         final, length = info["final_obs"], self.mdp.horizon
         elapsed = round(time.perf_counter() - self._began, 6)
         returns, energies = (info["final_info"][key] for key in ("episode", "energy"))
-        infos: list[dict[str, Any]] = []
-        for i, (total, energy) in enumerate(zip(returns["r"].tolist(), energies.tolist(), strict=True)):
-            row = {key: part[i] for key, part in final.items()} if isinstance(final, dict) else final[i]
-            episode = {"r": total, "l": length, "t": elapsed}
-            infos.append(
-                {"terminal_observation": row, "episode": episode, "TimeLimit.truncated": False, "energy": energy}
-            )
-        return infos
+        rows = (
+            [dict(zip(final, row, strict=True)) for row in zip(*final.values(), strict=True)]
+            if isinstance(final, dict)
+            else final
+        )
+        return [
+            {
+                "terminal_observation": row,
+                "episode": {"r": total, "l": length, "t": elapsed},
+                "TimeLimit.truncated": False,
+                "energy": energy,
+            }
+            for row, total, energy in zip(rows, returns["r"].tolist(), energies.tolist(), strict=True)
+        ]
 
 
 def make_sb3_env(task: TaskLike = DEFAULT_TASK, num_envs: int = 64, **kwargs: Any) -> SB3VecEnv:

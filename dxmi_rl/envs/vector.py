@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
@@ -33,8 +34,9 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         num_envs: number of samples made at once.
         to_numpy: numpy arrays out instead of tensors; needed by gymnasium's wrappers that compute in numpy.
         render_mode: None or "rgb_array": one picture of all samples.
-        arguments: all other arguments of DenoiseEnv: ``target``, ``coordinates``, ``observation``, ``action_bound``,
-            ``energy``, ``fit_backward`` (on whole batches of episodes), ``device`` and the fields of TaskConfig.
+        arguments: all other arguments of DenoiseEnv: ``target``, ``dim``, ``coordinates``, ``observation``,
+            ``action_bound``, ``energy``, ``fit_backward`` (on whole batches of episodes), ``device`` and the fields of
+            TaskConfig.
 
     Actions ``[num_envs, d]`` may be numpy arrays or tensors on the same device. Raises what DenoiseEnv raises; on
     CUDA non-finite numbers are found at the end of the episode, so that no step waits for the device.
@@ -86,11 +88,17 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
         Raises ValueError for ``options["reset_mask"]`` unless it resets everything: the episodes run in lockstep.
         """
+        if not (options is None or isinstance(options, dict)):
+            raise TypeError(f"options must be a dict or None, got {options!r}.")
+        mask = (options or {}).get("reset_mask")
+        if mask is not None and not (np.shape(mask) == (self.num_envs,) and all(mask)):
+            raise ValueError(
+                f"options['reset_mask'] must be all True, [{self.num_envs}]: these episodes start and end together."
+            )
         super().reset(seed=seed)
-        if options and not all(options.get("reset_mask", [True])):
-            raise ValueError("options['reset_mask'] must be all True: these episodes start and end together.")
-        self._finished = None
-        self._start()
+        self._finished, self.closed = None, False
+        self._episodes.reset(self.np_random)
+        self._started = time.perf_counter()
         return self._out(self._episodes.observe()), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -104,7 +112,8 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         if episodes.done:
             info = self._final_info(observation)
             self._finished = episodes.x
-            self._start()
+            episodes.start()
+            self._started = time.perf_counter()
             observation = episodes.observe()
         return self._out((observation, reward, terminated, self._full(False), info))
 
@@ -125,10 +134,6 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """Forget the states."""
         self._episodes.clear()
         self._finished = None
-
-    def _start(self) -> None:
-        self._episodes.reset(self.np_random)
-        self._started = time.perf_counter()
 
     def _full(self, value: float, dtype: torch.dtype = torch.bool) -> Tensor:
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.mdp.device)
