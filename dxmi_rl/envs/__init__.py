@@ -1,4 +1,4 @@
-"""Environments over the DenoisingMDP: Gymnasium (scalar and vector), Stable-Baselines3, pictures. Imported lazily."""
+"""Environments over the DenoisingMDP: Gymnasium, vector, Stable-Baselines3, TorchRL; pictures. Imported lazily."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dxmi_rl.envs.denoise import DenoiseEnv
     from dxmi_rl.envs.rendering import draw_samples, render_samples
     from dxmi_rl.envs.sb3 import SB3VecEnv, make_sb3_env
+    from dxmi_rl.envs.torchrl import TorchRLEnv
     from dxmi_rl.envs.vector import DenoiseVectorEnv
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "DenoiseEnv",
     "DenoiseVectorEnv",
     "SB3VecEnv",
+    "TorchRLEnv",
     "draw_samples",
     "make_sb3_env",
     "register_envs",
@@ -28,6 +30,7 @@ _HOMES = {
     "DenoiseEnv": "denoise",
     "DenoiseVectorEnv": "vector",
     "SB3VecEnv": "sb3",
+    "TorchRLEnv": "torchrl",
     "make_sb3_env": "sb3",
     "draw_samples": "rendering",
     "render_samples": "rendering",
