@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from dxmi_rl import metrics
 from dxmi_rl.agents import Agent
+from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_density
 from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import BackwardKernel, Learned
 from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import GaussianMixture, Target
 from dxmi_rl.targets.digits import Digits
-from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.tasks import Task, make_task, reference_target
 
 FIT_STEPS = 4000
 FIT_TRANSITIONS = 1280
@@ -66,9 +67,11 @@ def evaluate(
     """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; nothing is trained or adapted.
 
     Args:
-        model: an agent of this package, or an SB3 on-policy algorithm (then ``task`` is needed).
-        task: needed for an SB3 model that has no environment of ours, such as a loaded one.
-        coordinates: action coordinates of the environment that an SB3 model was trained on; None: those of its
+        model: an agent of this package, an SB3 algorithm (PPO, A2C, SAC, TD3, ...) or a TorchRL ProbabilisticActor with
+            IndependentNormal or TanhNormal. What the environment clips is not clipped here; squashed actions are
+            accounted for; deterministic policies get the sample metrics only.
+        task: needed for a TorchRL actor, and for an SB3 model that has no environment of ours, such as a loaded one.
+        coordinates: action coordinates that a model of another library was trained in; None: those of its
             environment, else "noise". Its observations must be flat.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
         seed: seed of all draws.
@@ -83,28 +86,32 @@ def evaluate(
         A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
         1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``sliced_w2``,
         ``mmd``, ``modes``, ``mode_tv``, ``auc`` (of a learned energy, data against uniform noise over the plotting
-        range; its ``auc_floor`` is the exact energy's), ``fd``, ``precision``, ``recall`` (digits), ``denoiser_calls``
-        (per sample). Keys that do not apply are absent.
+        range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models of other libraries: fraction of action
+        coordinates beyond the box that training clipped to), ``quantile_error`` (in place of ``sliced_w2`` where the
+        variance is infinite; in units of the target's scale), ``fd``, ``precision``, ``recall`` (digits),
+        ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
-    Raises TypeError for a model that is neither, ValueError for a missing task or bad sizes.
+    Raises TypeError for another model, ValueError for a missing task or bad sizes.
     """
     for name, value in {"samples": samples, "draws": draws, "trajectories": trajectories}.items():
         check_integer(name, value)
     task, density = _resolve(model, task, policy, coordinates)
-    mdp, target = task.mdp, task.target
+    mdp, target = task.mdp, _scoring_target(task)
     scores: dict[str, float] = {}
     with torch.no_grad():
         energy = _energy_to_score(model, task)
-        if density is not None and energy is not None:
-            scores |= _log_weight_scores(task, density, energy, trajectories, seed, fit)
+        if density is not None and energy is not None and getattr(density, "has_density", True):
+            scores |= _log_weight_scores(task, target, density, energy, trajectories, seed, fit)
+        if isinstance(density, ActionDensity) and density.bounds is not None:
+            scores["beyond_box"] = _beyond_box(density, samples, seed)
         generator = torch.Generator(mdp.device).manual_seed(seed + 1)
 
         def draw(n: int) -> Tensor:
-            return mdp.rollout(density, n, generator).final if density is not None else model.sample(n)
+            return mdp.sample(density, n, generator) if density is not None else model.sample(n)
 
         if isinstance(target, Digits):
             scores |= _digit_scores(target, draw(FD_SAMPLES))
-        elif target.has_sampler and not _aims_elsewhere(task):
+        elif _has_samples(target) and not _aims_elsewhere(task):
             scores |= _sample_scores(target, draw, samples, draws, seed)
         if hasattr(model, "score"):
             scores["auc"] = _auc(model.score, target, samples, seed)
@@ -118,7 +125,7 @@ def quick_scores(
     agent: Agent, *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None
 ) -> dict[str, float]:
     """Cheap scores for learning curves: one draw, 200 projections, the kernel of training, no floors."""
-    task, target, mdp = agent.task, agent.task.target, agent.mdp
+    task, target, mdp = agent.task, _scoring_target(agent.task), agent.mdp
     scores: dict[str, float] = {}
     with torch.no_grad():
         number = FD_SAMPLES if isinstance(target, Digits) else samples
@@ -134,9 +141,9 @@ def quick_scores(
             scores |= {"kl_bound": log_z - elbo} if log_z is not None else {"elbo": elbo}
         if isinstance(target, Digits):
             scores["fd"] = _frechet(target, final)
-        elif target.has_sampler and not _aims_elsewhere(task):
-            exact = _exact(target, samples, seed)
-            scores["sliced_w2"] = metrics.sliced_w2(final, exact, projections=200, seed=seed)
+        elif _has_samples(target) and target.finite_variance and not _aims_elsewhere(task):
+            exact = _exact(target, samples, seed).flatten(1)
+            scores["sliced_w2"] = metrics.sliced_w2(final.flatten(1), exact, projections=200, seed=seed)
         if hasattr(agent, "score"):
             scores["auc"] = _auc(agent.score, target, samples, seed)
     return scores
@@ -150,11 +157,8 @@ def _resolve(
         if named is not None and named != model.task.name:
             raise ValueError(f"the agent was built on task {model.task.name!r}, not on {named!r}.")
         return model.task, model.density(policy) if model.has_density else None
-    if not (hasattr(model, "policy") and hasattr(model.policy, "action_dist")):
-        raise TypeError(f"model must be an agent or an SB3 on-policy algorithm, got {type(model).__name__}.")
-    from dxmi_rl.agents.sb3 import SB3Density
-
-    home = getattr(getattr(model, "env", None), "venv", None)  # our adapter's, while the model still has one
+    kind = _kind(model)
+    home = getattr(getattr(model, "env", None), "venv", None)  # our adapter's, while an SB3 model still has one
     own: Task | None = getattr(home, "task", None)
     if own is not None and named is not None and named != own.name:
         raise ValueError(f"the model's environment is on task {own.name!r}, not on {named!r}.")
@@ -163,8 +167,48 @@ def _resolve(
     elif own is not None:
         built = own
     else:
-        raise ValueError("task must name the task that an SB3 model is scored on, got None.")
-    return built, SB3Density(model.policy, built.mdp, coordinates or str(getattr(home, "coordinates", "noise")))
+        raise ValueError("task must name the task that a model of SB3 or TorchRL is scored on, got None.")
+    coordinates = coordinates or str(getattr(home, "coordinates", "noise"))
+    if kind == "sb3":
+        return built, sb3_density(model.policy, built.mdp, coordinates)
+    return built, torchrl_density(model, built.mdp, coordinates)
+
+
+def _kind(model: Any) -> str:
+    if hasattr(getattr(model, "policy", None), "observation_space"):
+        return "sb3"
+    if hasattr(model, "get_dist") and hasattr(model, "in_keys"):
+        return "torchrl"
+    raise TypeError(
+        "model must be an agent, an algorithm of Stable-Baselines3 or a ProbabilisticActor of TorchRL, got "
+        f"{type(model).__name__}."
+    )
+
+
+def _scoring_target(task: Task) -> Target:
+    """The target with its samples, which a task of the sample track keeps from its policies."""
+    if task.config.track == "sample":
+        return reference_target(task.config).to(task.device)
+    return task.target
+
+
+def _has_samples(target: Target) -> bool:
+    return target.has_sampler or target.has_data
+
+
+def _beyond_box(density: ActionDensity, n: int, seed: int) -> float:
+    """Fraction of action coordinates, over n episodes, that the training environment would have clipped."""
+    assert density.bounds is not None
+    mdp, (low, high) = density.mdp, density.bounds
+    generator = torch.Generator(mdp.device).manual_seed(seed + 5)
+    x, beyond = mdp.reset(n, generator), torch.zeros((), device=mdp.device)
+    for t in range(mdp.horizon):
+        noise = torch.randn(x.shape, generator=generator, device=mdp.device)
+        x_next, _ = density.transport(x, t, noise)
+        action = mdp.action(x, t, x_next, density.coordinates).flatten(1)
+        beyond += ((action < low) | (action > high)).float().mean()
+        x = x_next
+    return float(beyond) / mdp.horizon
 
 
 def _energy_to_score(model: Any, task: Task) -> Any:
@@ -189,9 +233,9 @@ def _log_weights(mdp: DenoisingMDP, kernel: BackwardKernel, trajectory: Trajecto
 
 
 def _log_weight_scores(
-    task: Task, density: Policy, energy: Any, trajectories: int, seed: int, fit: bool
+    task: Task, target: Target, density: Policy, energy: Any, trajectories: int, seed: int, fit: bool
 ) -> dict[str, float]:
-    mdp, target = task.mdp, task.target
+    mdp = task.mdp
     log_z = None if task.energy_replaced else target.log_z
     trajectory = mdp.rollout(density, trajectories, torch.Generator(mdp.device).manual_seed(seed + 2))
     statistics = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))
@@ -205,7 +249,9 @@ def _log_weight_scores(
         if log_z is not None:
             scores["kl_bound_fit"] = log_z - statistics["elbo"]
     scores |= statistics
-    if target.has_sampler and target.has_energy and not task.energy_replaced:
+    # A squashed policy cannot reach everything: its EUBO is infinite.
+    bounded = isinstance(density, ActionDensity) and density.squashed is not None
+    if target.has_sampler and target.has_energy and not task.energy_replaced and not bounded:
         generator = torch.Generator(mdp.device).manual_seed(seed + 3)
         other = copy.copy(mdp)
         other.kernel, other._energy = kernel, energy
@@ -215,19 +261,21 @@ def _log_weight_scores(
 
 
 def _exact(target: Target, n: int, seed: int) -> Tensor:
-    """Fixed exact samples, disjoint in seed from everything a policy draws."""
-    device = next(target.buffers()).device
-    return target.sample(n, torch.Generator(device).manual_seed(1_000_003 + seed))
+    """Fixed exact samples, disjoint in seed from everything a policy draws; test rows of a data set."""
+    if not target.has_sampler:
+        return target.test_data(n)
+    return target.sample(n, torch.Generator(target.device).manual_seed(1_000_003 + seed))
 
 
 def _sample_scores(target: Target, draw: Any, samples: int, draws: int, seed: int) -> dict[str, float]:
-    distances = []
-    for index in range(draws):
-        x = draw(samples)
-        exact = _exact(target, samples, seed + index)
-        distances.append(metrics.sliced_w2(x, exact, seed=seed + index))
-    scores = {"sliced_w2": sum(distances) / draws}
-    scores["mmd"] = metrics.mmd(x[:MMD_SAMPLES], exact[:MMD_SAMPLES])
+    pairs = [(draw(samples).flatten(1), _exact(target, samples, seed + i).flatten(1)) for i in range(draws)]
+    x, exact = pairs[-1]
+    scores = {"mmd": metrics.mmd(x[:MMD_SAMPLES], exact[:MMD_SAMPLES])}
+    if target.finite_variance:
+        distances = [metrics.sliced_w2(*pair, seed=seed + i) for i, pair in enumerate(pairs)]
+        scores["sliced_w2"] = sum(distances) / draws
+    else:
+        scores["quantile_error"] = metrics.quantile_error(x, exact) / target.scale
     if isinstance(target, GaussianMixture):
         scores |= metrics.mode_statistics(x, target.means, target.std, target.weights)
     return scores
@@ -256,7 +304,7 @@ def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str,
     """Floors of the metrics in ``scores``: exact samples against exact samples, or train against test digits."""
     if isinstance(target, Digits):
         return {f"{key}_floor": value for key, value in _digit_scores(target, target.train_images).items()}
-    if not target.has_sampler:
+    if not _has_samples(target):
         return {}
     floors = exact_floors(target, samples)
     if "auc" in scores and target.has_energy:
@@ -287,16 +335,21 @@ def _cached_floors(name: str, samples: int, measure: Any) -> dict[str, float]:
 
 
 def _measure_floors(target: Target, samples: int) -> dict[str, float]:
-    device = next(target.buffers()).device
-    generator = torch.Generator(device).manual_seed(2_000_003)
-    pair_metrics = {
-        "sliced_w2": (metrics.sliced_w2, samples),
-        "mmd": (metrics.mmd, min(samples, MMD_SAMPLES)),
-    }
-    floors = {
-        name: metrics.exact_floor(metric, target.sample, n, FLOOR_PAIRS, generator)
-        for name, (metric, n) in pair_metrics.items()
-    }
+    generator = torch.Generator(target.device).manual_seed(2_000_003)
+
+    def draw(n: int, generator: torch.Generator | None) -> Tensor:
+        return target.data(n, generator).flatten(1)
+
+    def floor(metric: Any, n: int) -> float:
+        if target.has_sampler:
+            return metrics.exact_floor(metric, draw, n, FLOOR_PAIRS, generator)
+        test = target.test_data(n).flatten(1)
+        return metrics.exact_floor(lambda x, _: metric(x, test), draw, n, FLOOR_PAIRS, generator)
+
+    floors = {"sliced_w2": floor(metrics.sliced_w2, samples)} if target.finite_variance else {}
+    floors["mmd"] = floor(metrics.mmd, min(samples, MMD_SAMPLES))
+    if not target.finite_variance:
+        floors["quantile_error"] = floor(metrics.quantile_error, samples) / target.scale
     if isinstance(target, GaussianMixture):
         sets = [
             metrics.mode_statistics(target.sample(samples, generator), target.means, target.std, target.weights)

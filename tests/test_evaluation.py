@@ -159,7 +159,8 @@ def test_an_sb3_model_is_scored_on_a_task() -> None:
     model = stable_baselines3.PPO("MlpPolicy", make_sb3_env("8gaussians", num_envs=8), n_steps=5, batch_size=40, seed=0)
     scores = quick(model, task="8gaussians")
     base = quick(Base("8gaussians"))
-    assert scores.keys() == base.keys()
+    assert scores.keys() == {*base, "beyond_box"}
+    assert scores["beyond_box"] == 0, "N(0, 1) does not leave +-25"
     assert scores["kl_bound"] == pytest.approx(base["kl_bound"], rel=0.3), "untrained it is nearly the base sampler"
     assert quick(model) == scores, "the task is its environment's"
     with pytest.raises(ValueError, match="environment is on task '8gaussians', not on 'gmm25'"):

@@ -12,43 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents.action_density import ActionDensity, sb3_density
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.checks import check_integer, check_real, require
-from dxmi_rl.diffusion.kernels import per_step
-from dxmi_rl.mdp import DenoisingMDP
-
-
-class SB3Density:
-    """The Gaussian of an SB3 on-policy actor-critic, in next-state coordinates, before SB3 clips the action.
-
-    With an action a ~ N(m, diag e^{2l}) in noise coordinates, x_{t+1} ~ N(mu_t(x) + sigma_t m, sigma_t^2 e^{2l}).
-    Raises TypeError for a policy that is not a plain diagonal Gaussian.
-    """
-
-    def __init__(self, policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> None:
-        distributions = require("stable_baselines3.common.distributions", "sb3")
-        kind = type(getattr(policy, "action_dist", None))
-        if kind is not distributions.DiagGaussianDistribution:
-            raise TypeError(f"only SB3 policies with a diagonal Gaussian have a density here, got {kind.__name__}.")
-        mdp.check_coordinates(coordinates)
-        if getattr(policy.observation_space, "shape", None) != (mdp.dim + 1,):
-            raise TypeError(
-                f"only SB3 policies on flat observations [{mdp.dim + 1}] of this task have a density here, got "
-                f"{policy.observation_space}."
-            )
-        self.policy, self.mdp, self.coordinates = policy, mdp, coordinates
-
-    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean and log standard deviation of x_{t+1}."""
-        steps = torch.full((len(x),), t, device=x.device) if isinstance(t, int) else t
-        time_left = 1 - steps.to(x.dtype) / self.mdp.horizon
-        observation = torch.cat([x.flatten(1), time_left[:, None]], dim=1)
-        gaussian = self.policy.get_distribution(observation).distribution
-        mean, log_std = gaussian.mean.view_as(x), gaussian.stddev.log().view_as(x)
-        if self.coordinates == "next_state":
-            return mean, log_std
-        sigma = per_step(self.mdp.base.sigma, t, x)
-        return self.mdp.base.mean(x, t) + sigma * mean, log_std + sigma.log()
 
 
 @dataclass(frozen=True)
@@ -133,8 +99,8 @@ class SB3PPO(Agent):
         values = self.model.logger.name_to_value
         return {"policy_loss": values["train/policy_gradient_loss"], "value_loss": values["train/value_loss"]}
 
-    def density(self, policy: nn.Module | None = None) -> SB3Density:
-        return SB3Density(self.policy if policy is None else policy, self.mdp)
+    def density(self, policy: nn.Module | None = None) -> ActionDensity:
+        return sb3_density(self.policy if policy is None else policy, self.mdp)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.model.policy.optimizer}

@@ -1,0 +1,174 @@
+"""Policies of other libraries, over an environment's actions, as densities over the next state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from dxmi_rl.checks import require
+from dxmi_rl.diffusion.kernels import standard_log_prob
+from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.mdp import DenoisingMDP
+
+Gaussian = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Flat observations ``[batch, d + 1]`` -> mean and log standard deviation of the action, both ``[batch, d]``."""
+
+
+class ActionDensity:
+    """a ~ N(m(o), diag e^{2 l(o)}), or a = centre + half tanh(u) with u of that law, pushed through x_{t+1}(x_t, a).
+
+    In noise coordinates x_{t+1} = mu_t(x) + sigma_t a, so log pi(x_{t+1} | x_t) = log pi(a | x_t) - d log sigma_t; a
+    squashed action adds -sum log half_i - sum log(1 - tanh^2 u_i) (Haarnoja et al. 2018, arXiv 1801.01290, app. C).
+
+    Attributes:
+        squashed: (low, high) of a squashed action, ``[d]`` each, or None.
+        bounds: (low, high) that the environment's clipping or squashing imposed in training, or None when unknown.
+        has_density: False for deterministic policies; ``transport`` then gives NaN for the log-density.
+    """
+
+    def __init__(
+        self,
+        gaussian: Gaussian,
+        mdp: DenoisingMDP,
+        coordinates: str = "noise",
+        *,
+        squashed: tuple[Tensor, Tensor] | None = None,
+        bounds: tuple[Tensor, Tensor] | None = None,
+        has_density: bool = True,
+    ) -> None:
+        mdp.check_coordinates(coordinates)
+        self.gaussian, self.mdp, self.coordinates = gaussian, mdp, coordinates
+        self.squashed, self.has_density = squashed, has_density
+        self.bounds = bounds if squashed is None else squashed
+
+    def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_{t+1} and log pi(x_{t+1} | x_t), as ``DenoisingMDP.rollout`` asks for."""
+        mean, log_std = self.gaussian(self._observe(x, t))
+        u = mean + log_std.exp() * noise.flatten(1)
+        log_density = standard_log_prob(noise.flatten(1), log_std)
+        action = u
+        if self.squashed is not None:
+            low, high = self.squashed
+            action = (low + high) / 2 + (high - low) / 2 * torch.tanh(u)
+            log_density = log_density - self._log_squash(u)
+        x_next = self.mdp.next_state(x, t, action.view_as(x), self.coordinates)
+        return x_next, log_density - self._log_stretch(x, t)
+
+    def log_prob(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
+        """log pi(x_{t+1} | x_t): ``[batch]``; minus infinity where a squashed policy cannot go."""
+        action = self.mdp.action(x, t, x_next, self.coordinates).flatten(1)
+        mean, log_std = self.gaussian(self._observe(x, t))
+        if self.squashed is None:
+            return standard_log_prob((action - mean) * torch.exp(-log_std), log_std) - self._log_stretch(x, t)
+        low, high = self.squashed
+        unit = (2 * action - low - high) / (high - low)
+        inside = (unit.abs() < 1).all(1)
+        u = torch.atanh(torch.where(inside[:, None], unit, 0.0))
+        log_density = standard_log_prob((u - mean) * torch.exp(-log_std), log_std) - self._log_squash(u)
+        return torch.where(inside, log_density - self._log_stretch(x, t), -math.inf)
+
+    def _observe(self, x: Tensor, t: Tensor | int) -> Tensor:
+        rows = x.flatten(1)
+        steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+        return torch.cat([rows, (1 - steps.to(x.dtype) / self.mdp.horizon)[:, None]], dim=1)
+
+    def _log_squash(self, u: Tensor) -> Tensor:
+        """log |da / du|, with log(1 - tanh^2 u) = 2 (log 2 - u - softplus(-2 u)) that never underflows."""
+        assert self.squashed is not None
+        low, high = self.squashed
+        return (((high - low) / 2).log() + 2 * (math.log(2) - u - softplus(-2 * u))).sum(1)
+
+    def _log_stretch(self, x: Tensor, t: Tensor | int) -> Tensor | float:
+        """log |dx_{t+1} / da|."""
+        if self.coordinates == "next_state":
+            return 0.0
+        return self.mdp.dim * per_step(self.mdp.base.sigma, t, x).log().flatten()
+
+
+def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:
+    """The policy of an SB3 algorithm (PPO, A2C, SAC, TD3, ...) before SB3 clips its action.
+
+    Raises TypeError for other distributions than a diagonal Gaussian and for other observations than the flat ones.
+    """
+    distributions = require("stable_baselines3.common.distributions", "sb3")
+    if getattr(policy.observation_space, "shape", None) != (mdp.dim + 1,):
+        raise TypeError(
+            f"only SB3 policies on flat observations [{mdp.dim + 1}] of this task have a density here, got "
+            f"{policy.observation_space}."
+        )
+    box = policy.action_space
+    limits = tuple(torch.as_tensor(bound, device=mdp.device).flatten() for bound in (box.low, box.high))
+    bounds = (limits[0], limits[1])
+    actor = getattr(policy, "actor", None)
+    if actor is None:  # on-policy: PPO, A2C
+        kind = type(policy.action_dist)
+        if kind is not distributions.DiagGaussianDistribution:
+            raise TypeError(f"only SB3 policies with a diagonal Gaussian have a density here, got {kind.__name__}.")
+
+        def gaussian(observation: Tensor) -> tuple[Tensor, Tensor]:
+            dist = policy.get_distribution(observation).distribution
+            return dist.mean, dist.stddev.log()
+
+        return ActionDensity(gaussian, mdp, coordinates, bounds=bounds)
+    if hasattr(actor, "get_action_dist_params"):  # SAC and its relatives
+        if actor.use_sde:
+            raise TypeError("only SB3 policies with a diagonal Gaussian have a density here, got use_sde=True.")
+
+        def squashed(observation: Tensor) -> tuple[Tensor, Tensor]:
+            mean, log_std, _ = actor.get_action_dist_params(observation)
+            return mean, log_std
+
+        return ActionDensity(squashed, mdp, coordinates, squashed=bounds)
+    low, high = bounds
+
+    def deterministic(observation: Tensor) -> tuple[Tensor, Tensor]:  # TD3, DDPG: actions in [-1, 1]
+        action = low + (actor(observation) + 1) / 2 * (high - low)
+        return action, torch.full_like(action, -math.inf)
+
+    return ActionDensity(deterministic, mdp, coordinates, bounds=bounds, has_density=False)
+
+
+def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:
+    """A TorchRL ProbabilisticActor with IndependentNormal or TanhNormal, reading "observation".
+
+    Raises TypeError for other distributions or inputs.
+    """
+    tensordict = require("tensordict", "torchrl")
+    distributions = require("torchrl.modules.distributions", "torchrl")
+    if "observation" not in actor.in_keys:
+        raise TypeError(f'a TorchRL actor must read "observation", it reads {actor.in_keys}.')
+
+    def distribution(observation: Tensor) -> Any:
+        return actor.get_dist(tensordict.TensorDict({"observation": observation}, [len(observation)]))
+
+    with torch.no_grad():
+        example = distribution(torch.zeros(1, mdp.dim + 1, device=mdp.device))
+
+    if isinstance(example, distributions.TanhNormal):
+
+        def squashed(observation: Tensor) -> tuple[Tensor, Tensor]:
+            dist = distribution(observation)
+            return dist.loc, dist.scale.log()
+
+        low, high = (bound.expand(mdp.dim) for bound in (example.low, example.high))
+        return ActionDensity(squashed, mdp, coordinates, squashed=(low, high))
+    if not isinstance(example, distributions.IndependentNormal):
+        raise TypeError(
+            "only TorchRL actors with IndependentNormal or TanhNormal have a density here, got "
+            f"{type(example).__name__}."
+        )
+
+    def gaussian(observation: Tensor) -> tuple[Tensor, Tensor]:
+        dist = distribution(observation)
+        return dist.mean, dist.stddev.log()
+
+    space = getattr(actor.spec["action"] if actor.spec is not None else None, "space", None)
+    bounds = None
+    if space is not None and hasattr(space, "low"):
+        bounds = (space.low.reshape(-1)[-mdp.dim :], space.high.reshape(-1)[-mdp.dim :])
+    return ActionDensity(gaussian, mdp, coordinates, bounds=bounds)
