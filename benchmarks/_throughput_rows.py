@@ -92,7 +92,7 @@ def _sync_vector(task: Task, n: int, seed: int) -> Episodes:
     return run
 
 
-def _sb3(task: Task, n: int, seed: int) -> Episodes:
+def _sb3(task: Task, n: int, seed: int, read: bool = False) -> Episodes:
     from dxmi_rl.envs.sb3 import make_sb3_env
 
     env, draw = make_sb3_env(task, num_envs=n), _actions(task, n, seed)
@@ -101,9 +101,15 @@ def _sb3(task: Task, n: int, seed: int) -> Episodes:
 
     def run() -> None:
         for _ in range(task.mdp.horizon):
-            env.step(draw().cpu().numpy())
+            infos = env.step(draw().cpu().numpy())[3]
+            for info in infos if read else ():  # as Stable-Baselines3's algorithms do
+                info.get("episode")
 
     return run
+
+
+def _sb3_read(task: Task, n: int, seed: int) -> Episodes:
+    return _sb3(task, n, seed, read=True)
 
 
 def _torchrl_env(task: Task, n: int, seed: int) -> Any:
@@ -160,6 +166,7 @@ VECTOR = Row("VectorEnv.step", _vector)
 TORCHRL_STEP = Row("TorchRL env.step", _torchrl_step)
 TORCHRL_ROLLOUT = Row("TorchRL env.rollout", _torchrl_rollout)
 SB3 = Row("SB3 VecEnv.step", _sb3)
+SB3_READ = Row("SB3 VecEnv.step, infos read", _sb3_read)
 SYNC = Row("SyncVectorEnv.step", _sync_vector, 1_024, "steps one after another would take minutes")
 REWARDS = Row("mdp.rollout + rewards", _rollout_with_rewards)
 ROLLOUT = Row("mdp.rollout", _rollout)
@@ -167,7 +174,7 @@ SAMPLE = Row("mdp.sample", _sample)
 COMPILED = Row("mdp.rollout, compiled", _compiled)
 GRAPH = Row("mdp.rollout, CUDA graph", _graph)
 
-ROWS = (BARE, SCALAR, VECTOR, TORCHRL_STEP, TORCHRL_ROLLOUT, SB3, SYNC, REWARDS, ROLLOUT, SAMPLE)
+ROWS = (BARE, SCALAR, VECTOR, TORCHRL_STEP, TORCHRL_ROLLOUT, SB3, SB3_READ, SYNC, REWARDS, ROLLOUT, SAMPLE)
 TIME_ROWS = (BARE, VECTOR, REWARDS, ROLLOUT, SAMPLE)
 """Rows whose time is measured against N, T and d."""
 MEMORY_ROWS = (ROLLOUT, SAMPLE)

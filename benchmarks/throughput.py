@@ -85,6 +85,7 @@ from _throughput_rows import (
     ROWS,
     SAMPLE,
     SB3,
+    SB3_READ,
     SCALAR,
     TIME_ROWS,
     TORCHRL_ROLLOUT,
@@ -316,7 +317,7 @@ def _missing_extras() -> dict[Row, str]:
     """Rows whose package is not installed."""
     missing: dict[Row, str] = {}
     for rows, module, extra in (
-        ((SB3,), "stable_baselines3", "sb3"),
+        ((SB3, SB3_READ), "stable_baselines3", "sb3"),
         ((TORCHRL_STEP, TORCHRL_ROLLOUT), "torchrl", "torchrl"),
     ):
         try:

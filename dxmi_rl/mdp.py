@@ -218,7 +218,12 @@ class DenoisingMDP:
         dtype = self.dtype
         check_batch("x", x, self.event_shape, device=self.device, dtype=dtype)
         check_batch("action", action, self.event_shape, device=self.device, dtype=dtype, batch=len(x))
-        t = self._check_t(t, len(x))
+        return self.checked_transition(x, self._check_t(t, len(x)), action, coordinates, differentiable)
+
+    def checked_transition(
+        self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str, differentiable: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``transition`` for arguments that the caller has looked at."""
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             x_next = self.next_state(x, t, action, coordinates)
             if not differentiable:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.networks import MLP
 from dxmi_rl.targets import GaussianMixture
+from dxmi_rl.targets.mixtures import in_blocks
 
 Level = float | Tensor
 
@@ -37,11 +38,16 @@ class MixtureDenoiser(nn.Module):
 
     def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
         """``[batch, dim]``, and numbers or ``[batch]`` -> ``[batch, dim]``."""
+        if isinstance(alpha, Tensor) and isinstance(s, Tensor):
+            return in_blocks(self._block, len(self.means), x, alpha, s)
+        return in_blocks(lambda rows: self._block(rows, alpha, s), len(self.means), x)
+
+    def _block(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
         variance = alpha**2 * self.std**2 + s**2
         # Components first, ``[K, batch]``: softmax over the first dimension is ten times faster on a CPU. What the
         # components share, |x|^2, is left out of the squares.
         products = torch.addmm(-0.5 * alpha * self.means.square().sum(1, keepdim=True), self.means, x.T)
-        exponents = products * (alpha / variance)
+        exponents = products.mul_(alpha / variance)
         # Weights below e^-80 change nothing, and arithmetic on denormal numbers is ten times slower.
         weights = torch.softmax(torch.maximum(exponents, exponents.detach().amax(0) - 80.0), dim=0)
         gain = _column(alpha * self.std**2 / variance, x)

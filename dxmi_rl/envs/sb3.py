@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,10 @@ class SB3VecEnv(VecEnv):
         if actions is None:
             raise NoAsyncCallError("step_wait() has no actions: call step_async(actions) before each of it.", "step")
         observation, reward, terminated, _, info = self.venv.step(actions)
-        infos = self._final_infos(info) if info else self._no_infos
-        return observation, reward, terminated, infos
+        if not info:
+            return observation, reward, terminated, self._no_infos
+        seconds = round(time.perf_counter() - self._began, 6)
+        return observation, reward, terminated, FinalInfos(info, self.mdp.horizon, seconds)
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -102,24 +104,46 @@ class SB3VecEnv(VecEnv):
     def _count(self, indices: Any) -> int:
         return len(list(self._get_indices(indices)))
 
-    def _final_infos(self, info: dict[str, Any]) -> list[dict[str, Any]]:
-        final, length = info["final_obs"], self.mdp.horizon
-        elapsed = round(time.perf_counter() - self._began, 6)
-        returns, energies = (info["final_info"][key] for key in ("episode", "energy"))
+
+class FinalInfos(Sequence[dict[str, Any]]):
+    """The info dicts of episodes that ended, one per environment, made when they are first looked at.
+
+    Thousands of dicts cost more than the denoising step, and not everybody reads them.
+    """
+
+    def __init__(self, info: dict[str, Any], length: int, seconds: float) -> None:
+        self._info, self._length, self._seconds = info, length, seconds
+        self._infos: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._info["_final_obs"])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._made()[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self._made())
+
+    def _made(self) -> list[dict[str, Any]]:
+        if self._infos:
+            return self._infos
+        final, length, seconds = self._info["final_obs"], self._length, self._seconds
+        returns, energies = (self._info["final_info"][key] for key in ("episode", "energy"))
         rows = (
             [dict(zip(final, row, strict=True)) for row in zip(*final.values(), strict=True)]
             if isinstance(final, dict)
             else final
         )
-        return [
+        self._infos = [
             {
                 "terminal_observation": row,
-                "episode": {"r": total, "l": length, "t": elapsed},
+                "episode": {"r": total, "l": length, "t": seconds},
                 "TimeLimit.truncated": False,
                 "energy": energy,
             }
             for row, total, energy in zip(rows, returns["r"].tolist(), energies.tolist(), strict=True)
         ]
+        return self._infos
 
 
 def make_sb3_env(task: TaskLike = DEFAULT_TASK, num_envs: int = 64, **kwargs: Any) -> SB3VecEnv:

@@ -9,7 +9,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from dxmi_rl.checks import check_integer, require
-from dxmi_rl.envs.episodes import Episodes, TaskLike
+from dxmi_rl.envs.episodes import Episodes, TaskLike, append_column
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
 
@@ -117,7 +117,7 @@ class TorchRLEnv(EnvBase):
         done = torch.zeros(*batch, 1, dtype=torch.bool, device=self.device)
         entries = self._entries(x, 0, batch) | {"done": done, "terminated": done}
         self._remember(entries["t"], 0, 0)
-        return TensorDict(entries, batch_size=batch, device=self.device)
+        return _tensordict(entries, batch_size=batch, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if tensordict.get("_step", None) is not None:
@@ -149,7 +149,11 @@ class TorchRLEnv(EnvBase):
         entries["reward"] = reward.to(self._dtype).reshape(*batch, 1)
         entries["done"] = entries["terminated"] = done
         self._remember(entries["t"], first + 1, last + 1)
-        return TensorDict(entries, batch_size=batch, device=self.device)
+        return _tensordict(entries, batch_size=batch, device=self.device)
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        """EnvBase completes shapes and done entries here; ``_step`` gives all of them already."""
+        return next_tensordict_out
 
     # -- inside ------------------------------------------------------------------------------------------------
 
@@ -174,8 +178,12 @@ class TorchRLEnv(EnvBase):
         entries = {"x": x.reshape(*batch, *self.mdp.event_shape)}
         entries["t"] = torch.full(batch, t, device=self.device) if isinstance(t, int) else t
         if self._setup.layout == "flat":
-            time_left = self._time_left[t].expand(*batch, 1)
-            entries["observation"] = torch.cat([x.reshape(*batch, self.mdp.dim), time_left], dim=-1)
+            rows = x.reshape(-1, self.mdp.dim)
+            if isinstance(t, int):
+                rows = append_column(rows, 1 - t / self.mdp.horizon)
+            else:
+                rows = torch.cat([rows, self._time_left[t.reshape(-1)]], dim=-1)
+            entries["observation"] = rows.reshape(*batch, self.mdp.dim + 1)
         return entries
 
     def _parse_action(self, action: Tensor | None, batch: torch.Size) -> Tensor:
@@ -240,6 +248,10 @@ class TorchRLEnv(EnvBase):
         result.set("done", done).set("terminated", done.clone())
         result[rows] = self._step(tensordict.exclude("_step")[rows])
         return result
+
+
+_tensordict = getattr(TensorDict, "_new_unsafe", TensorDict)
+"""TensorDict of entries that need no validation."""
 
 
 def _move(task: Task, device: torch.device) -> None:
