@@ -110,7 +110,7 @@ def sample_base(
     x = base.schedule.start_std * torch.randn(n, *event_shape, generator=generator, device=sigma.device)
     steps = len(sigma)
     for t in range(steps):
-        x = base.mean(x, t)
-        if t < steps - 1 or last_noise:
-            x = x + sigma[t] * torch.randn(x.shape, generator=generator, device=x.device)
+        if t == steps - 1 and not last_noise:
+            return base.mean(x, t)
+        x = base.step(x, t, torch.randn(x.shape, generator=generator, device=x.device))
     return x
