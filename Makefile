@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test bench lint clean
+.PHONY: help install test bench docs lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test: install ## run the tests on two cores
 bench: install ## run the quick comparison of all agents
 	$(BIN)/python benchmarks/compare.py --preset quick --name quick
 
+docs: install ## write the pages of the environment and the targets, and their pictures
+	$(BIN)/python docs/make_pages.py
+
 lint: install ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -33,4 +36,4 @@ lint: install ## check style, format and types
 
 clean: ## remove caches and build output; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find dxmi_rl tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find dxmi_rl tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

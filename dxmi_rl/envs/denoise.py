@@ -43,7 +43,10 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
     x_0 ~ N(0, s_0^2 I), s_0 of the task's noise schedule.
 
     ## Episode End
-    Terminates after exactly T steps; never truncates. The last info has `energy`, E(x_T).
+    Terminates after exactly T steps; never truncates.
+
+    ## Information
+    Empty after ``reset`` and after every step but the last, which has `energy`, E(x_T) in nats, a float.
 
     ## Arguments
     - `task`: a task's or target's name, a Target, a built Task or DenoisingMDP; or your own energy, a function or
