@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_batch
+from dxmi_rl.checks import check_batch, check_integer, check_real
 
 
 class TargetError(ValueError):
@@ -33,6 +34,9 @@ class Target(nn.Module):
         log_z: log of the normaliser Z, or None when it is unknown.
         options: the options that ``make_target`` passed to the builder.
         finite_variance: False when the second moments are infinite: no W2 and no moments, only MMD and quantiles.
+
+    Raises TypeError or ValueError for an empty event_shape or one with other than positive integers, scales that are
+    not positive and a plot_range that is not a finite (low, high).
     """
 
     name: str = "custom"
@@ -44,7 +48,7 @@ class Target(nn.Module):
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
+        event_shape: Sequence[int],
         *,
         scale: float,
         plot_range: tuple[float, float],
@@ -52,10 +56,14 @@ class Target(nn.Module):
         log_z: float | None = None,
     ) -> None:
         super().__init__()
-        self.event_shape = tuple(event_shape)
-        self.scale = scale
+        if isinstance(event_shape, str) or not isinstance(event_shape, Sequence) or not event_shape:
+            raise TypeError(f"event_shape must be a tuple of positive integers, got {event_shape!r}.")
+        self.event_shape = tuple(check_integer("every entry of event_shape", size) for size in event_shape)
+        self.scale = check_real("scale", scale, strict=True)
+        if smallest_scale is not None:
+            smallest_scale = check_real("smallest_scale", smallest_scale, strict=True)
         self.smallest_scale = smallest_scale
-        self.plot_range = plot_range
+        self.plot_range = _check_range("plot_range", plot_range)
         self.log_z = log_z
         self.options: dict[str, Any] = {}
         # A tensor that every target has, so that it knows its device and dtype after .to(...).
@@ -72,21 +80,27 @@ class Target(nn.Module):
         return math.prod(self.event_shape)
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x) in nats: ``[batch, *event_shape] -> [batch]``. Raises TargetError when there is no energy."""
+        """E(x) in nats and the dtype of x: ``[batch, *event_shape] -> [batch]``.
+
+        Raises TargetError when there is no energy, TypeError or ValueError for what is no such batch.
+        """
         if not self.has_energy:
             raise TargetError(f"target {self.name!r} is a data set and has no energy; train one (dxmi_rl.irl.DxMI).")
         return self._energy(check_batch("x", x, self.event_shape))
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Exact independent samples ``[n, *event_shape]``. Raises TargetError when there is no exact sampler."""
+        """Exact independent samples ``[n, *event_shape]``, in no order. Raises TargetError when there is no sampler.
+
+        ``generator`` lives on the target's device; None is torch's global one.
+        """
         if not self.has_sampler:
             raise TargetError(f"target {self.name!r} has no exact sampler.")
-        return self._sample(n, generator)
+        return self._sample(check_integer("n", n), _check_generator(generator))
 
     def data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """A training batch ``[n, *event_shape]``: rows of the training set with replacement, or exact samples."""
         if self.has_data:
-            return self._data(n, generator)
+            return self._data(check_integer("n", n), _check_generator(generator))
         return self.sample(n, generator)
 
     def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -96,21 +110,21 @@ class Target(nn.Module):
     def digest(self) -> str:
         """Sixteen hex digits that tell targets of one name apart in caches and checkpoints.
 
-        They are those of 64 training rows at a fixed seed; without data or a sampler, of the energies (three
-        significant digits, so that machines agree) at 64 normal points with standard deviation ``scale``. Empty for a
-        target that has nothing.
+        They are those of 64 training rows or samples at a fixed seed; without both, of the energies at 64 normal points
+        with standard deviation ``scale``. What is computed counts with three significant digits, so that machines
+        whose last bits differ agree. Empty for a target that has nothing.
         """
         generator = torch.Generator().manual_seed(0)
         if self.has_data or self.has_sampler:
-            content = copy.deepcopy(self).to("cpu").data(64, generator).double().numpy().tobytes()
+            values = copy.deepcopy(self).to("cpu").data(64, generator).double()
         elif self.has_energy:
             x = self.scale * torch.randn(64, *self.event_shape, generator=generator)
             with torch.no_grad():
-                values = self.energy(x.to(self.anchor)).tolist()
-            content = " ".join(f"{value:.2e}" for value in values).encode()
+                values = self.energy(x.to(self.anchor))
         else:
             return ""
-        return hashlib.sha256(content).hexdigest()[:16]
+        text = " ".join(f"{value:.2e}" for value in values.flatten().tolist())
+        return hashlib.sha256(values.numpy().tobytes() if self.has_data else text.encode()).hexdigest()[:16]
 
     def _energy(self, x: Tensor) -> Tensor:
         raise TargetError(f"target {self.name!r} has no energy.")
@@ -120,3 +134,19 @@ class Target(nn.Module):
 
     def _data(self, n: int, generator: torch.Generator | None) -> Tensor:
         raise TargetError(f"target {self.name!r} has no data set.")
+
+
+def _check_range(name: str, value: object) -> tuple[float, float]:
+    try:
+        low, high = map(float, value)  # type: ignore[call-overload]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be two numbers (low, high), got {value!r}.") from error
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{name} must be finite (low, high) with low < high, got {value!r}.")
+    return low, high
+
+
+def _check_generator(generator: object) -> torch.Generator | None:
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}.")
+    return generator

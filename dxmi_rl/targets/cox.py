@@ -72,5 +72,5 @@ class LogGaussianCox(Target):
     def _energy(self, x: Tensor) -> Tensor:
         white = (x - MEAN) @ self.whitening.T.to(x.dtype)
         log_prior = -0.5 * white.square().sum(1) - self.half_log_det - self.dim / 2 * math.log(2 * math.pi)
-        log_likelihood = (x * self.counts - exp_below(x, self.linear_above) / self.dim).sum(1)
+        log_likelihood = (x * self.counts.to(x.dtype) - exp_below(x, self.linear_above) / self.dim).sum(1)
         return -log_prior - log_likelihood

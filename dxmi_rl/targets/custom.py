@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -31,7 +30,7 @@ class EnergyTarget(Target):
         smallest_scale: standard deviation of the narrowest mode, where ladders from scratch end; None when unknown.
 
     Raises TypeError or ValueError for arguments of another kind. Calling ``energy`` raises TargetError when it does
-    not return ``[batch]``.
+    not return floating numbers ``[batch]``.
     """
 
     has_energy: ClassVar[bool] = True
@@ -47,16 +46,10 @@ class EnergyTarget(Target):
     ) -> None:
         if not callable(energy):
             raise TypeError(f"energy must be a module or function, got {energy!r}.")
-        if isinstance(event_shape, str) or not isinstance(event_shape, Sequence) or not event_shape:
-            raise TypeError(f"event_shape must be a tuple of positive integers, got {event_shape!r}.")
-        shape = tuple(check_integer("every entry of event_shape", size) for size in event_shape)
         scale = check_real("scale", scale, strict=True)
-        if smallest_scale is not None:
-            smallest_scale = check_real("smallest_scale", smallest_scale, strict=True)
-        low, high = (-4 * scale, 4 * scale) if plot_range is None else plot_range
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(f"plot_range must be finite (low, high) with low < high, got {plot_range!r}.")
-        super().__init__(shape, scale=scale, smallest_scale=smallest_scale, plot_range=(float(low), float(high)))
+        if plot_range is None:
+            plot_range = (-4 * scale, 4 * scale)
+        super().__init__(event_shape, scale=scale, smallest_scale=smallest_scale, plot_range=plot_range)
         self.function = energy
 
     def _energy(self, x: Tensor) -> Tensor:
@@ -65,7 +58,9 @@ class EnergyTarget(Target):
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise TargetError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
-        return value
+        if not value.dtype.is_floating_point:
+            raise TargetError(f"the energy must return floating numbers, got {value.dtype}.")
+        return value.to(x.dtype)
 
 
 class DataTarget(Target):
@@ -91,9 +86,9 @@ class DataTarget(Target):
     def __init__(self, data: Tensor | np.ndarray) -> None:
         if not isinstance(data, (Tensor, np.ndarray)):
             raise TypeError(f"data must be a torch.Tensor or numpy array, got {type(data).__name__}.")
-        rows = data.detach().cpu().clone() if isinstance(data, Tensor) else torch.from_numpy(np.array(data))
-        if not rows.dtype.is_floating_point:
-            raise TypeError(f"data must have a floating dtype, got {rows.dtype}.")
+        if not (data.dtype.is_floating_point if isinstance(data, Tensor) else data.dtype.kind == "f"):
+            raise TypeError(f"data must have a floating dtype, got {data.dtype}.")
+        rows = data.detach().cpu().clone() if isinstance(data, Tensor) else torch.from_numpy(np.array(data, float))
         if rows.dim() < 2 or len(rows) < 2 or rows[0].numel() == 0:
             raise ValueError(f"data must have shape [rows, *event_shape] with 2 rows or more, got {list(rows.shape)}.")
         rows = rows.to(torch.get_default_dtype())
@@ -108,6 +103,8 @@ class DataTarget(Target):
         if scale == 0:
             raise ValueError("data must not be copies of one row: its standard deviation is 0.")
         low, high = np.quantile(values.numpy(), [0.001, 0.999])
+        if low == high:  # nearly all values are the same, as in images with few lit pixels
+            low, high = float(values.min()), float(values.max())
         margin = 0.1 * (high - low) if vectors else 0.0
         super().__init__(tuple(rows.shape[1:]), scale=scale, plot_range=(float(low - margin), float(high + margin)))
         self.register_buffer("train_rows", train)
@@ -119,7 +116,7 @@ class DataTarget(Target):
 
     def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """The first ``n`` rows of the test split, or all of it where it has fewer; always the same ones."""
-        return self.test_rows[:n]
+        return self.test_rows[: check_integer("n", n)]
 
     def digest(self) -> str:
         """Sixteen hex digits of all training rows."""

@@ -37,7 +37,7 @@ class Digits(Target):
     test_images: Tensor
 
     def __init__(self) -> None:
-        train, _, test, _ = load_digits_split()
+        train, test = (part.to(torch.get_default_dtype()) for part in load_digits_split()[::2])
         super().__init__((1, 8, 8), scale=float(train.std()), plot_range=(-1.0, 1.0))
         self.register_buffer("train_images", train)
         self.register_buffer("test_images", test)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 
 def exp_below(x: Tensor, limit: float) -> Tensor:
     """exp(x) up to ``limit``, beyond it the tangent ``exp(limit) (1 + x - limit)``: same shape, once differentiable."""
     inside = x.clamp(max=limit)
-    return inside.exp() + math.exp(limit) * (x - inside)
+    # As a sum with exp(limit) (x - inside) the gradient of exp(x) would drown in exp(limit) - exp(limit).
+    return inside.exp() * (1 + (x - inside))

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dxmi_rl.checks import check_real
 from dxmi_rl.targets.base import Target
 
 BLOCK = 65_536
@@ -18,7 +19,8 @@ BLOCK = 65_536
 class GaussianMixture(Target):
     """Mixture of K isotropic Gaussians with one standard deviation and equal weights.
 
-    ``E(x) = -log sum_k N(x; m_k, std^2 I) / K``, normalised, so log Z = 0.
+    ``E(x) = -log sum_k N(x; m_k, std^2 I) / K``, normalised, so log Z = 0. ``means`` is ``[K, dim]``. Raises ValueError
+    for means of another shape or not finite and for std <= 0.
     """
 
     has_energy: ClassVar[bool] = True
@@ -26,7 +28,7 @@ class GaussianMixture(Target):
     means: Tensor
 
     def __init__(self, means: Tensor, std: float, *, plot_range: tuple[float, float]) -> None:
-        means = torch.as_tensor(means, dtype=torch.get_default_dtype())
+        means, std = check_means(means), check_real("std", std, strict=True)
         scale = float((means.var(0, correction=0).mean() + std**2).sqrt())
         super().__init__((means.shape[1],), scale=scale, smallest_scale=std, plot_range=plot_range, log_z=0.0)
         self.std = std
@@ -43,8 +45,9 @@ class GaussianMixture(Target):
     def _block_energy(self, x: Tensor) -> Tensor:
         constant = self.dim / 2 * math.log(2 * math.pi * self.std**2) + math.log(len(self.means))
         # Components first, ``[K, batch]``, which is faster on a CPU; E = constant + |x|^2 / 2 std^2 - logsumexp(...).
-        half_norms = self.means.square().sum(1, keepdim=True) / 2
-        exponents = torch.addmm(-half_norms, self.means, x.T) / self.std**2
+        means = self.means.to(x.dtype)
+        half_norms = means.square().sum(1, keepdim=True) / 2
+        exponents = torch.addmm(-half_norms, means, x.T) / self.std**2
         top = exponents.detach().amax(0)
         # Below e^-80 nothing changes the sum, and arithmetic on denormal numbers is twenty times slower.
         total = (exponents - top).clamp_min(-80.0).exp().sum(0)
@@ -66,6 +69,16 @@ def in_blocks(function: Callable[..., Tensor], components: int, *rows: Tensor) -
     if rows[0].device.type != "cpu" or len(rows[0]) <= size or torch.compiler.is_compiling():
         return function(*rows)
     return torch.cat([function(*block) for block in zip(*(part.split(size) for part in rows), strict=True)])
+
+
+def check_means(means: Tensor) -> Tensor:
+    """Centres ``[K, dim]`` of a mixture in the default dtype; raises ValueError for others, NaN and infinities."""
+    means = torch.as_tensor(means, dtype=torch.get_default_dtype())
+    if means.dim() != 2 or means.numel() == 0:
+        raise ValueError(f"means must have shape [components, dim], got {list(means.shape)}.")
+    if not bool(means.isfinite().all()):
+        raise ValueError("means must be finite.")
+    return means
 
 
 def eight_gaussians() -> GaussianMixture:

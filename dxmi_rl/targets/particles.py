@@ -116,5 +116,5 @@ class LennardJones13(ParticleTarget):
         potential = inverse * (inverse - 2)
         if limit is not None:
             slope = 12 * (limit**-7 - limit**-13)
-            potential = potential + slope * (distances - r)
+            potential = potential - slope * (limit - distances).relu()
         return 2 * potential.sum(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.targets.base import Target
+from dxmi_rl.targets.mixtures import check_means
 
 
 class StudentMixture(Target):
@@ -17,7 +18,8 @@ class StudentMixture(Target):
     ``E(x) = -log 1/K sum_k prod_i f(x_i - m_ki)``, ``f(t) = (1 + t^2 / 2)^(-3/2) / (2 sqrt(2))``, normalised, so
     log Z = 0. The variance is infinite: compare by MMD and quantiles, never by W2 or moments.
 
-    ``means`` is ``[K, dim]``; ``scale`` a robust width of one coordinate (see Target).
+    ``means`` is ``[K, dim]``; ``scale`` a robust width of one coordinate (see Target). Raises ValueError for means of
+    another shape or not finite.
     """
 
     has_energy: ClassVar[bool] = True
@@ -26,12 +28,12 @@ class StudentMixture(Target):
     means: Tensor
 
     def __init__(self, means: Tensor, *, scale: float, plot_range: tuple[float, float]) -> None:
-        means = torch.as_tensor(means, dtype=torch.get_default_dtype())
+        means = check_means(means)
         super().__init__((means.shape[1],), scale=scale, smallest_scale=1.0, plot_range=plot_range, log_z=0.0)
         self.register_buffer("means", means)
 
     def _energy(self, x: Tensor) -> Tensor:
-        distances = x[:, None, :] - self.means
+        distances = x[:, None, :] - self.means.to(x.dtype)
         log_density = -1.5 * torch.log1p(distances.square() / 2).sum(-1)
         constant = self.dim * 1.5 * math.log(2) + math.log(len(self.means))
         return constant - torch.logsumexp(log_density, dim=1)
