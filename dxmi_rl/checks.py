@@ -63,7 +63,7 @@ def check_batch(
 ) -> torch.Tensor:
     """Return ``x`` when it is a floating tensor ``[batch, *event_shape]`` of ``dtype`` on ``device``, without waiting.
 
-    Raises TypeError for another type or dtype and ValueError for another shape or device.
+    Raises TypeError for another type or dtype and ValueError for another shape, device or layout.
     """
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}.")
@@ -78,6 +78,8 @@ def check_batch(
         raise ValueError(f"{name} must have {batch} rows, got {x.shape[0]}.")
     if device is not None and x.device.type != device.type:
         raise ValueError(f"{name} must be on device {str(device)!r}, got {str(x.device)!r}.")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}.")
     return x
 
 

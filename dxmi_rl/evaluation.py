@@ -68,8 +68,9 @@ def evaluate(
 
     Args:
         model: an agent of this package, an SB3 algorithm (PPO, A2C, SAC, TD3, ...) or a TorchRL ProbabilisticActor with
-            IndependentNormal or TanhNormal. What the environment clips is not clipped here; squashed actions are
-            accounted for; deterministic policies get the sample metrics only.
+            IndependentNormal or TanhNormal, or an ActionDensity that you made on ``task.mdp`` of the built ``task``.
+            What the environment clips is not clipped here; squashed actions are accounted for; deterministic policies
+            get the sample metrics only.
         task: needed for a TorchRL actor, and for an SB3 model that has no environment of ours, such as a loaded one.
         coordinates: action coordinates that a model of another library was trained in; None: those of its
             environment, else "noise". Its observations must be flat.
@@ -157,6 +158,10 @@ def _resolve(
         if named is not None and named != model.task.name:
             raise ValueError(f"the agent was built on task {model.task.name!r}, not on {named!r}.")
         return model.task, model.density(policy) if model.has_density else None
+    if isinstance(model, ActionDensity):
+        if not isinstance(task, Task) or task.mdp is not model.mdp:
+            raise ValueError(f"task must be the built Task whose mdp the ActionDensity was made on, got {named!r}.")
+        return task, model
     kind = _kind(model)
     home = getattr(getattr(model, "env", None), "venv", None)  # our adapter's, while an SB3 model still has one
     own: Task | None = getattr(home, "task", None)

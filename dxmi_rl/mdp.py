@@ -168,14 +168,21 @@ class DenoisingMDP:
         return gaussian_log_prob(x, torch.zeros_like(x), torch.full((), math.log(self.start_std), device=x.device))
 
     def next_state(self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str = "noise") -> Tensor:
-        """x_{t+1} for an action in ``coordinates``: mu_t(x) + sigma_t a (``noise``) or a itself (``next_state``)."""
+        """x_{t+1} for an action in ``coordinates``: mu_t(x) + sigma_t a (``noise``) or a itself (``next_state``).
+
+        Raises what ``step`` does.
+        """
+        return self._next_state(x, self._check_arguments(x, t, action), action, coordinates)
+
+    def _next_state(self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str) -> Tensor:
         if coordinates == "next_state":
             return action
         self.check_coordinates(coordinates)
         return self.base.step(x, t, action)
 
     def action(self, x: Tensor, t: Tensor | int, x_next: Tensor, coordinates: str = "noise") -> Tensor:
-        """The action that leads from x_t to x_{t+1}: the inverse of ``next_state``."""
+        """The action that leads from x_t to x_{t+1}: the inverse of ``next_state``. Raises what ``step`` does."""
+        t = self._check_arguments(x, t, x_next, "x_next")
         if coordinates == "next_state":
             return x_next
         self.check_coordinates(coordinates)
@@ -183,7 +190,7 @@ class DenoisingMDP:
 
     def check_coordinates(self, coordinates: str) -> None:
         """Raises UnknownNameError for unknown coordinates, ValueError for noise on a deterministic base sampler."""
-        if coordinates not in COORDINATES:
+        if not isinstance(coordinates, str) or coordinates not in COORDINATES:
             raise UnknownNameError("action coordinates", coordinates, COORDINATES)
         if coordinates == "noise" and self.base.deterministic:
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) has no noise coordinates: use eta > 0.")
@@ -206,7 +213,8 @@ class DenoisingMDP:
         With t a LongTensor ``[batch]`` the energy is evaluated on every row and used where t = T - 1. Rewards and
         next states carry gradients only when ``differentiable``. Raises TypeError or ValueError for wrong shapes,
         dtypes, devices or t outside 0..T-1 (a LongTensor's numbers are looked at on the CPU only). States and actions
-        are not looked at: where they are NaN, so are the next state and its reward. The environments raise then.
+        are not looked at: in rows where they are NaN or infinite, the reward is NaN or infinite, too; at tau = 0, where
+        only the energy is a reward, the next state that is made from them is. The environments raise then.
         """
         x_next, reward, terminal = self.transition(x, t, action, coordinates, differentiable)
         return x_next, reward if terminal is None else reward + terminal
@@ -215,17 +223,14 @@ class DenoisingMDP:
         self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str = "noise", differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``step`` with its reward in two parts: (x_{t+1}, running reward, terminal reward or None before the end)."""
-        dtype = self.dtype
-        check_batch("x", x, self.event_shape, device=self.device, dtype=dtype)
-        check_batch("action", action, self.event_shape, device=self.device, dtype=dtype, batch=len(x))
-        return self.checked_transition(x, self._check_t(t, len(x)), action, coordinates, differentiable)
+        return self.checked_transition(x, self._check_arguments(x, t, action), action, coordinates, differentiable)
 
     def checked_transition(
         self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """``transition`` for arguments that the caller has looked at."""
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            x_next = self.next_state(x, t, action, coordinates)
+            x_next = self._next_state(x, t, action, coordinates)
             if not differentiable:
                 x_next = x_next.detach()  # in next-state coordinates it is the caller's own tensor
             terminal: Tensor | None = None
@@ -234,6 +239,13 @@ class DenoisingMDP:
             elif t == self.horizon - 1:
                 terminal = self.terminal_reward(x_next)
             return x_next, self.running_reward(x, x_next, t), terminal
+
+    def _check_arguments(self, x: Tensor, t: object, action: Tensor, name: str = "action") -> Tensor | int:
+        """t, as an int where it is one number."""
+        dtype = self.dtype
+        check_batch("x", x, self.event_shape, device=self.device, dtype=dtype)
+        check_batch(name, action, self.event_shape, device=self.device, dtype=dtype, batch=len(x))
+        return self._check_t(t, len(x))
 
     def _check_t(self, t: object, batch: int) -> Tensor | int:
         if not isinstance(t, Tensor):
@@ -275,8 +287,8 @@ class DenoisingMDP:
             graph: replay the loop as one CUDA graph (captured once per policy and n); no gradients.
 
         Raises NonFiniteError when a state is NaN or infinite, checked once at the end; TypeError for what is no policy
-        or states of another dtype; ValueError for n < 1, states or log-probabilities of another shape, a graph without
-        CUDA or with gradients.
+        or answers with another dtype; ValueError for n < 1, answers of another shape or on another device, a graph
+        without CUDA or with gradients.
         """
         if graph and differentiable:
             raise ValueError("graph=True replays a recorded loop, which has no gradients: use differentiable=False.")
@@ -309,16 +321,8 @@ class DenoisingMDP:
         start, noises = self.reset(n, generator), self._noises(n, generator)
         if compile or graph:
             loop = fast_loop(policy, start, self.horizon, whole=whole, compile=compile, graph=graph)
-            states, log_probs = loop(start, noises)
-        else:
-            states, log_probs = play(policy, start, noises, whole=whole)
-        for name, values, shape in (("states", states, start.shape), ("log-probabilities", log_probs, start.shape[:1])):
-            for value in values:
-                if value.shape != shape:
-                    raise ValueError(f"the policy's {name} must have shape {list(shape)}, got {list(value.shape)}.")
-                if value.dtype != self.dtype:
-                    raise TypeError(f"the policy's {name} must have dtype {self.dtype}, got {value.dtype}.")
-        return states, log_probs
+            return loop(start, noises)
+        return play(policy, start, noises, whole=whole)
 
     def _noises(self, n: int, generator: torch.Generator | None) -> Iterable[Tensor]:
         for _ in range(self.horizon):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -15,7 +15,11 @@ class UnknownNameError(ValueError):
     def __init__(self, kind: str, name: object, known: list[str]) -> None:
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}.")
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # From its message: rebuilt from ``args``, as exceptions are, it would fail and hang a pool of workers.
+        return type(self).__new__, (type(self), str(self))
 
 
 class Registry(Generic[T]):

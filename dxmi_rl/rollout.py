@@ -55,21 +55,44 @@ def draw(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
 
 
 def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -> Episodes:
-    """All T + 1 states and T log-probabilities; without ``whole`` only [x_T], so that memory does not grow with T."""
+    """All T + 1 states and T log-probabilities; without ``whole`` only [x_T], so that memory does not grow with T.
+
+    Raises TypeError or ValueError for a policy's answer of another type, dtype, shape or device.
+    """
     transported = hasattr(policy, "transport")
     log_probs: list[Tensor] = []
     x, states = start, [start]
     for t, noise in enumerate(noises):
         if transported:
             x, log_density = policy.transport(x, t, noise)
+            _check_answer("log-probabilities", log_density, start.shape[:1], start)
         else:
             mean, log_std = policy.moments(x, t)
+            _check_answer("means", mean, start.shape, start)
+            _check_answer("log standard deviations", log_std, None, start)
             x = mean + log_std.exp() * noise
             log_density = standard_log_prob(noise, log_std) if whole else x
+        _check_answer("states", x, start.shape, start)
         if whole:
             states.append(x)
             log_probs.append(log_density)
     return (states, log_probs) if whole else ([x], [])
+
+
+def _check_answer(name: str, value: object, shape: torch.Size | None, start: Tensor) -> None:
+    """Raise TypeError or ValueError for an answer of the policy unlike ``start``; shape None: what broadcasts to it."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        raise TypeError(f"the policy's {name} must be a dense tensor, got {value!r}.")
+    if shape is None:
+        sizes = zip(reversed(value.shape), reversed(start.shape), strict=False)
+        if value.dim() > start.dim() or any(size not in (1, full) for size, full in sizes):
+            raise ValueError(f"the policy's {name} must broadcast to {list(start.shape)}, got {list(value.shape)}.")
+    elif value.shape != shape:
+        raise ValueError(f"the policy's {name} must have shape {list(shape)}, got {list(value.shape)}.")
+    elif value.dtype != start.dtype:
+        raise TypeError(f"the policy's {name} must have dtype {start.dtype}, got {value.dtype}.")
+    if value.device != start.device:
+        raise ValueError(f"the policy's {name} must be on device {str(start.device)!r}, got {str(value.device)!r}.")
 
 
 def fast_loop(policy: Policy, start: Tensor, horizon: int, *, whole: bool, compile: bool, graph: bool) -> Loop:

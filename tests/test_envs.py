@@ -1,8 +1,11 @@
-"""The Gymnasium and Stable-Baselines3 faces of the MDP: thin, exact, and strict about what they are given."""
+"""The Gymnasium and Stable-Baselines3 faces of the MDP: how they are made, thin and exact, with live rewards.
+
+What every interface must do on every task is in test_envs_conformance.py, bad input in test_envs_errors.py and
+test_envs_fuzz.py.
+"""
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import warnings
@@ -14,8 +17,7 @@ import pytest
 import torch
 from env_cases import ID, Bowl, every_task, is_base_sampler, play, small_cache  # noqa: F401
 from gymnasium.utils import seeding
-from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
 import dxmi_rl
@@ -24,31 +26,7 @@ from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv, make_sb3_env, register_en
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.tasks import make_task
 
-# -- Gymnasium's contract --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layout", ["flat", "dict"])
-@pytest.mark.parametrize("coordinates", ["noise", "next_state"])
-def test_gymnasium_check_env(task: dict[str, Any], coordinates: str, layout: str) -> None:
-    env = gym.make(ID, **task, coordinates=coordinates, observation=layout).unwrapped
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        # States are unbounded and actions are in natural units: both are meant.
-        warnings.filterwarnings("ignore", ".*A Box observation space m.* value is -?infinity")
-        warnings.filterwarnings("ignore", ".*we recommend using a symmetric and normalized space")
-        check_env(env)
-
-
-@pytest.mark.parametrize("layout", ["flat", "dict"])
-def test_sb3_check_env(task: dict[str, Any], layout: str) -> None:
-    checker = pytest.importorskip("stable_baselines3.common.env_checker")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "We recommend you to use a symmetric and normalized Box action space")
-        # In dict observations an image is a float state, noise included, not a picture of bytes.
-        warnings.filterwarnings("ignore", "It seems that your observation (space )?x is an image but")
-        warnings.filterwarnings("ignore", "The minimal resolution for an image is 36x36")
-        checker.check_env(DenoiseEnv(**task, observation=layout))
+# -- how they are made -------------------------------------------------------------------------------------------------
 
 
 def test_made_by_id_with_and_without_the_module_and_twice() -> None:
@@ -110,33 +88,6 @@ def test_scalar_vector_and_mdp_agree_exactly(task: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.tensor(rewards), total[:, 0])
     torch.testing.assert_close(info["final_info"]["energy"], mdp.energy(x).detach())
     assert float(info["final_info"]["episode"]["r"]) == pytest.approx(float(total.sum()), rel=1e-5)
-
-
-def test_same_step_autoreset_starts_new_episodes(task: dict[str, Any]) -> None:
-    venv = DenoiseVectorEnv(**task, num_envs=4)
-    assert venv.autoreset_mode is venv.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
-    start, info = venv.reset(seed=0)
-    assert info == {} and start.shape == (4, venv.mdp.dim + 1)
-    for _ in range(2):
-        for t in range(venv.mdp.horizon):
-            observation, _, terminated, truncated, info = venv.step(torch.zeros(4, venv.mdp.dim))
-            last = t == venv.mdp.horizon - 1
-            assert terminated.tolist() == [last] * 4 and truncated.tolist() == [False] * 4 and bool(info) == last
-        assert (info["final_obs"][:, -1] == 0).all() and (observation[:, -1] == 1).all()
-        assert info["_final_obs"].all() and info["final_info"]["episode"]["l"].tolist() == [venv.mdp.horizon] * 4
-        assert not torch.equal(observation, start)
-
-
-@pytest.mark.parametrize("kind", ["scalar", "vector"])
-def test_seeds_fix_everything(task: dict[str, Any], kind: str) -> None:
-    def first_states(seed: int | None, env: Any) -> np.ndarray:
-        return np.stack([np.asarray(env.reset(seed=seed)[0]), np.asarray(env.reset()[0])])
-
-    env = DenoiseEnv(**task) if kind == "scalar" else DenoiseVectorEnv(**task, num_envs=3)
-    one, again, other = first_states(1, env), first_states(1, env), first_states(2, env)
-    np.testing.assert_array_equal(one, again)
-    assert not np.array_equal(one, other) and not np.array_equal(one[0], one[1])
-    assert not np.array_equal(first_states(None, copy.deepcopy(env)), first_states(3, env))
 
 
 def test_next_state_coordinates_are_the_same_mdp(task: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import gymnasium as gym
@@ -46,6 +47,14 @@ from dxmi_rl.tasks import make_task
 def test_bad_arguments(make: Any, kwargs: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "error", [UnknownNameError("task", "gmm24", ["gmm25"]), NonFiniteError("too large"), EnergyError("no energy")]
+)
+def test_errors_come_back_from_other_processes(error: Exception) -> None:
+    other = pickle.loads(pickle.dumps(error))
+    assert type(other) is type(error) and str(other) == str(error)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True])

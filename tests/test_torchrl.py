@@ -511,17 +511,6 @@ def test_one_update_of_every_algorithm(loss_name: str) -> None:
 # -- devices ---------------------------------------------------------------------------------------------------------
 
 
-def test_moving_reaches_every_tensor() -> None:
-    env = TorchRLEnv(num_envs=2, backward="learned", energy=Bowl())
-    assert env.to("cpu") is env
-    module._move(env.task, torch.device("meta"))
-    mdp = env.mdp
-    assert mdp.device.type == "meta"
-    for part in (env.task.target, mdp.base, mdp.kernel, mdp._energy):
-        assert isinstance(part, nn.Module)
-        assert {tensor.device.type for tensor in part.state_dict().values()} == {"meta"}
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_steps_do_not_wait_for_the_gpu() -> None:
     env = TorchRLEnv("8gaussians", num_envs=64, backward="learned", fit_backward=True).to("cuda")

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.checks import NonFiniteError, check_integer, check_real
 from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import Registry
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_LOST = "the backward kernel cannot be fitted to these transitions, which are too large (or all zero)"
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -56,7 +57,10 @@ class BackwardKernel(nn.Module):
         return mean + log_std.exp() * noise
 
     def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
-        """Adapt to transitions ``[batch, *event]`` at steps t ``[batch]``; kernels without parameters do nothing."""
+        """Adapt to transitions ``[batch, *event]`` at steps t ``[batch]``; kernels without parameters do nothing.
+
+        Raises NonFiniteError for transitions so large that the fit is not finite; the kernel is then as it was.
+        """
 
     def set_progress(self, progress: float) -> None:
         """Told by agents: the fraction of training that is done, 0..1, for learning-rate schedules."""
@@ -88,7 +92,10 @@ class Brownian(BackwardKernel):
         total = torch.zeros_like(self.variance).index_add_(0, t, squared)
         count = torch.zeros_like(self.variance).index_add_(0, t, torch.ones_like(squared))
         fitted = torch.where(count > 0, total / count.clamp_min(1), self.variance)
-        self.variance.lerp_(fitted, 1 - self.rate)
+        variance = self.variance.lerp(fitted, 1 - self.rate)
+        if not bool(((variance > 0) & (variance < math.inf)).all()):
+            raise NonFiniteError(f"{_LOST}: its variances would be {variance.tolist()}.")
+        self.variance.copy_(variance)
 
 
 class Forward(BackwardKernel):
@@ -148,7 +155,9 @@ class Learned(BackwardKernel):
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = -self.log_prob(x, x_next, t).mean()
                 loss.backward()
-                nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
+                norm = nn.utils.clip_grad_norm_(self.net.parameters(), 10.0)
+                if not math.isfinite(norm):  # one such step would leave NaN for good
+                    raise NonFiniteError(f"{_LOST}: its loss is {loss.item():g} and the gradient's norm {float(norm)}.")
                 self.optimizer.step()
 
     def set_progress(self, progress: float) -> None:

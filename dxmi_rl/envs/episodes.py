@@ -59,12 +59,14 @@ class Episodes:
         **task_changes: Any,
     ) -> None:
         self.count = check_integer("num_envs", count)
-        if observation not in OBSERVATIONS:
+        if not isinstance(observation, str) or observation not in OBSERVATIONS:
             raise UnknownNameError("observation", observation, OBSERVATIONS)
-        if render_mode not in [None, *RENDER_MODES]:
+        if not (render_mode is None or (isinstance(render_mode, str) and render_mode in RENDER_MODES)):
             raise UnknownNameError("render mode", render_mode, ["None", *RENDER_MODES])
-        if check_real("action_bound", action_bound, strict=True) > np.finfo(np.float32).max:
-            raise ValueError(f"action_bound must be a float32 number, got {action_bound!r}.")
+        if not 1e-30 <= check_real("action_bound", action_bound, strict=True) <= 1e30:
+            raise ValueError(f"action_bound must lie in [1e-30, 1e30], within float32, got {action_bound!r}.")
+        if not isinstance(fit_backward, bool):
+            raise TypeError(f"fit_backward must be True or False, got {fit_backward!r}.")
         self.task = build_task(task, target, dim, energy, device, task_changes)
         self.mdp = self.task.mdp
         self.mdp.check_coordinates(coordinates)
@@ -103,9 +105,9 @@ class Episodes:
 
     @property
     def x(self) -> Tensor:
-        """x_t, ``[count, *event_shape]``. Raises ResetNeeded before the first reset."""
+        """x_t, ``[count, *event_shape]``. Raises ResetNeeded before the first reset and after ``clear``."""
         if self._x is None:
-            raise ResetNeeded("there is no state yet: call reset() first.")
+            raise ResetNeeded("no episode is running (before a reset, or after close): call reset() first.")
         return self._x
 
     @property
@@ -123,7 +125,7 @@ class Episodes:
         self._x, self.t = self.mdp.reset(self.count, self._generator), 0
         self._visited = [self._x] if self.fit_backward else []
         self.returns = torch.zeros(self.count, device=self.mdp.device)
-        if self.mdp.device.type != "cpu":  # nothing is noted there
+        if not self._checks_at_once:
             self._finite.fill_(True)
 
     def clear(self) -> None:
@@ -142,15 +144,17 @@ class Episodes:
         # In float32, which is what observations and rewards leave in: a larger double becomes infinite there.
         reward = (running if terminal is None else running + terminal).float()
         self._check_finite(action, x_next, running, reward)
+        if terminal is not None:
+            self._raise_noted()
+            if self.fit_backward:
+                visited = torch.stack([*self._visited, x_next])
+                self.mdp.kernel.fit(*Trajectory(visited, torch.empty(0)).transitions())
+            self.energy = -terminal
+        elif self.fit_backward:
+            self._visited.append(x_next)
+        # Only now: a step that fails changes nothing.
         self._x, self.t = x_next, t + 1
         self.returns += reward
-        if terminal is not None:
-            self.energy = -terminal
-            self._raise_noted()
-        if self.fit_backward:
-            self._visited.append(x_next)
-            if terminal is not None:
-                self.mdp.kernel.fit(*Trajectory(torch.stack(self._visited), torch.empty(0)).transitions())
         return reward
 
     def observe(self) -> Observation:
@@ -176,6 +180,8 @@ class Episodes:
             raise TypeError(f"action must have a floating dtype of at most 64 bits, got {action.dtype}.")
         if tuple(action.shape) not in (wanted, (*batch_shape, *event_shape)):
             raise ValueError(f"action must have shape {list(wanted)}, got {list(action.shape)}.")
+        if isinstance(action, Tensor) and action.layout != torch.strided:
+            raise ValueError(f"action must be a dense tensor, got layout {action.layout}.")
         if isinstance(action, np.ndarray):
             # A copy in native byte order: torch knows no other, and no negative strides.
             native = action.astype(action.dtype.type, order="C", subok=False)
@@ -204,12 +210,17 @@ class Episodes:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    @property
+    def _checks_at_once(self) -> bool:
+        """On the CPU, where looking at a number waits for nothing."""
+        return self.mdp.device.type == "cpu"
+
     def _check_finite(self, action: Tensor, x_next: Tensor, running: Tensor, reward: Tensor) -> None:
         """Raise at once on the CPU; elsewhere note it for the end of the episode, without a synchronisation."""
         suspects = (action, x_next, running, reward)
-        if self.mdp.device.type != "cpu":
+        if not self._checks_at_once:
             for failure, value in enumerate(suspects):
-                self._finite[failure].logical_and_(torch.isfinite(value).all())
+                self._finite[failure].logical_and_(torch.isfinite(value.float()).all())
         # Whatever is not finite shows in the reward, which holds log qb(x_t | x_{t+1}) unless tau = 0.
         elif not all_finite(reward, *((x_next.float(),) if self.mdp.tau == 0 else ())):
             for value, (error, message) in zip(suspects, _FAILURES, strict=True):
@@ -217,8 +228,8 @@ class Episodes:
                     raise error(message)
 
     def _raise_noted(self) -> None:
-        if self.mdp.device.type == "cpu":
-            return  # nothing is noted there
+        if self._checks_at_once:
+            return  # nothing is noted
         noted = self._finite.tolist()
         if not all(noted):
             self.clear()
@@ -228,7 +239,7 @@ class Episodes:
 
 _NUMPY_FLOATS = (np.float16, np.float32, np.float64)
 _FAILURES: list[tuple[type[ValueError], str]] = [
-    (NonFiniteError, "action must be finite, it holds NaN or infinite numbers."),
+    (NonFiniteError, "action must be finite in float32, it holds NaN, infinite or larger numbers."),
     (NonFiniteError, "the next state is NaN or infinite: the actions led too far away."),
     (NonFiniteError, "the running reward is NaN or infinite: the actions led too far away, or the kernel diverged."),
     (EnergyError, "the energy of the final states is NaN or infinite: check the energy."),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium.error import NoAsyncCallError
 
-from dxmi_rl.checks import require
+from dxmi_rl.checks import check_integer, require
 from dxmi_rl.envs.episodes import DEFAULT_TASK, TaskLike
 from dxmi_rl.envs.vector import DenoiseVectorEnv
 from dxmi_rl.mdp import DenoisingMDP
@@ -54,11 +54,18 @@ class SB3VecEnv(VecEnv):
         """The task: target, configuration, MDP."""
         return self.venv.task
 
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed the next reset: seed, seed + 1, ... Raises TypeError or ValueError unless it is an integer >= 0."""
+        return super().seed(None if seed is None else check_integer("seed", seed, minimum=0))
+
     def reset(self) -> Any:
         """Start all episodes: the observations. The first of ``seed``'s numbers seeds the whole batch."""
-        observation, _ = self.venv.reset(seed=self._seeds[0], options=self._options[0])
+        seed, options = self._seeds[0], self._options[0]
+        # Before they are used: bad ones must not stay for all resets to come.
         self._reset_seeds()
         self._reset_options()
+        self._actions = None
+        observation, _ = self.venv.reset(seed=seed, options=options)
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:

@@ -45,7 +45,8 @@ class TorchRLEnv(EnvBase):
             to every finished batch of episodes, whose rows must make the steps t = 0..T-1 in order and together.
 
     ``set_seed`` fixes the starting states, whatever torch's global generator does; without it they differ from run to
-    run. Gamma, lambda and entropy coefficients are those of the other interfaces: 1, 1 and tau.
+    run. ``close`` has nothing to let go of: a closed environment still steps. Gamma, lambda and entropy coefficients
+    are those of the other interfaces: 1, 1 and tau.
 
     Raises what DenoiseEnv raises, and MissingExtraError when torchrl is absent. ``step`` raises ResetNeeded without a
     state or at t = T; TypeError or ValueError for entries of another dtype, shape or device; NonFiniteError and
@@ -106,7 +107,7 @@ class TorchRLEnv(EnvBase):
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(check_integer("seed", seed, minimum=0))
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
         """New episodes for all rows; EnvBase keeps those that a "_reset" mask asks for."""
@@ -131,6 +132,7 @@ class TorchRLEnv(EnvBase):
         action = self._parse_action(tensordict.get("action", None), batch)
         first, last = self._steps(t, batch)
         lockstep = first == last
+        _require_tensor("'x'", x)
         if x.shape != (*batch, *mdp.event_shape):
             raise ValueError(f"'x' must have shape {[*batch, *mdp.event_shape]}, got {list(x.shape)}.")
         x = x.reshape(-1, *mdp.event_shape)
@@ -189,6 +191,7 @@ class TorchRLEnv(EnvBase):
     def _parse_action(self, action: Tensor | None, batch: torch.Size) -> Tensor:
         if action is None:
             raise ValueError("the tensordict has no 'action'.")
+        _require_tensor("action", action)
         if not action.dtype.is_floating_point:
             raise TypeError(f"action must have a floating dtype, got {action.dtype}.")
         wanted = (*batch, self.mdp.dim)
@@ -202,8 +205,12 @@ class TorchRLEnv(EnvBase):
         """The first and the last step at which rows are."""
         if self._known is not None and t is self._known[0] and t._version == self._known[1]:
             first, last = self._known[2:]
+        elif _require_tensor("'t'", t).device.type != self.device.type:
+            raise ValueError(f"'t' must be on device {str(self.device)!r}, got {str(t.device)!r}.")
         elif t.dtype != torch.int64 or t.shape != batch:
             raise TypeError(f"'t' must be int64 of shape {list(batch)}, got {t.dtype} of shape {list(t.shape)}.")
+        elif not t.numel():
+            raise ValueError(f"a step needs at least one row, got batch size {list(batch)}.")
         else:
             first, last = (int(end) for end in torch.aminmax(t))
         if last == self.mdp.horizon:
@@ -231,16 +238,20 @@ class TorchRLEnv(EnvBase):
         follows = first == last == len(self._transitions)
         if not follows or (self._transitions and len(x) != len(self._transitions[0][0])):
             raise ValueError("fit_backward=True needs whole episodes: all rows at one step, t = 0..T-1 in order.")
-        self._transitions.append((x, x_next))
+        transitions = [*self._transitions, (x, x_next)]
         if last == self.mdp.horizon - 1:
-            before, after = (torch.cat(states) for states in zip(*self._transitions, strict=True))
+            before, after = (torch.cat(states) for states in zip(*transitions, strict=True))
             t = torch.arange(self.mdp.horizon, device=self.device).repeat_interleave(len(x))
             self.mdp.kernel.fit(before, after, t)
-            self._transitions = []
+            transitions = []
+        self._transitions = transitions
 
     def _step_some(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step the rows of the mask "_step"; the others stay where they are, with no reward."""
         names = ["x", "t", "observation"] if self._setup.layout == "flat" else ["x", "t"]
+        for name in names:  # the rows that stay keep theirs
+            if tensordict.get(name, None) is None:
+                raise ResetNeeded(f"a step of some rows needs {names}, the tensordict has no {name!r}: env.reset().")
         rows = tensordict.get("_step").reshape(tensordict.batch_size)
         result = tensordict.select(*names).clone()
         done = (result.get("t") == self.mdp.horizon).unsqueeze(-1)
@@ -252,6 +263,13 @@ class TorchRLEnv(EnvBase):
 
 _tensordict = getattr(TensorDict, "_new_unsafe", TensorDict)
 """TensorDict of entries that need no validation."""
+
+
+def _require_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        found = f"layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must be a dense tensor, got {found}.")
+    return value
 
 
 def _move(task: Task, device: torch.device) -> None:

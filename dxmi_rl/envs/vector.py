@@ -57,6 +57,8 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
         **arguments: Any,
     ) -> None:
+        if not isinstance(to_numpy, bool):
+            raise TypeError(f"to_numpy must be True or False, got {to_numpy!r}.")
         self._episodes = Episodes(num_envs, task, render_mode=render_mode, **arguments)
         self.metadata = self.metadata | self._episodes.metadata
         self.autoreset_mode = AutoresetMode.SAME_STEP
