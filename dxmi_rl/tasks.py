@@ -105,6 +105,26 @@ TASKS.add(
         tau=0.05,
     ),
 )
+# Found on a grid: the overlap with the data's histogram, and sliced W2, of the base sampler at T = 5 and 10.
+for _name, _level_max, _level_min, _sigma_last in (
+    ("checkerboard", 3.5, 0.25, 0.1),
+    ("2spirals", 2.4, 0.2, 0.07),
+    ("rings", 2.2, 0.17, 0.07),
+    ("moons", 2.3, 0.25, 0.15),
+):
+    TASKS.add(
+        _name,
+        TaskConfig(
+            _name,
+            schedule_options={"level_max": _level_max, "level_min": _level_min},
+            denoiser="learned",
+            reward=None,
+            sigma_last=_sigma_last,
+            backward="learned",
+            tau=0.05,
+            pretraining=PretrainingConfig(batch_size=512, learning_rate=2e-3, depth=2, fourier=4),
+        ),
+    )
 TASKS.add(
     "digits",
     TaskConfig(

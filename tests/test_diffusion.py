@@ -30,6 +30,7 @@ from dxmi_rl.diffusion import (
     sample_base,
 )
 from dxmi_rl.diffusion.schedules import var_betas
+from dxmi_rl.networks import FourierFeatures
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import GaussianMixture, Target, make_target
 from dxmi_rl.tasks import list_tasks, make_task
@@ -301,6 +302,12 @@ def test_pretraining_approaches_the_exact_denoiser(empty_cache: Path) -> None:
     level = s / alpha
     linear = target.scale**2 / (target.scale**2 + level**2) * x / alpha  # the best for a Gaussian of the same variance
     assert float(error) < 0.2 * float((linear - exact).square().mean())
+
+
+def test_fourier_features_are_a_setting_of_pretraining(empty_cache: Path) -> None:
+    network = pretrained_denoiser(make_target("rings"), replace(QUICK, fourier=3))
+    assert isinstance(network.net.features, FourierFeatures) and len(network.net.features.frequencies) == 3
+    assert not isinstance(pretrained_denoiser(make_target("rings"), QUICK).net.features, FourierFeatures)
 
 
 # Base samplers --------------------------------------------------------------------------------------------------------

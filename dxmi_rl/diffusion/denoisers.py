@@ -64,13 +64,29 @@ class DenoiserMLP(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, event_shape: tuple[int, ...], scale: float, *, width: int, depth: int, residual: bool) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        scale: float,
+        *,
+        width: int,
+        depth: int,
+        residual: bool,
+        fourier: int = 0,
+    ) -> None:
         super().__init__()
         self.scale = scale
         dim = math.prod(event_shape)
         self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 2) * math.pi / 8)
         self.net = MLP(
-            dim, dim, condition=1 + 2 * len(self.frequencies), width=width, depth=depth, residual=residual, zero=True
+            dim,
+            dim,
+            condition=1 + 2 * len(self.frequencies),
+            width=width,
+            depth=depth,
+            residual=residual,
+            fourier=fourier,
+            zero=True,
         )
 
     def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:

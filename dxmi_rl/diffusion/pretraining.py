@@ -34,6 +34,8 @@ class PretrainingConfig:
     """Residual blocks, or hidden layers."""
     residual: bool = True
     """Residual blocks; plain layers stay long at the linear denoiser."""
+    fourier: int = 0
+    """Fourier frequencies of the input (0: none); sharp shapes in the plane need them."""
     ema: float = 0.999
     """Decay of the averaged weights that are returned."""
     seed: int = 0
@@ -61,7 +63,12 @@ def _build(target: Target, config: PretrainingConfig) -> DenoiserMLP:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return DenoiserMLP(
-            target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual
+            target.event_shape,
+            target.scale,
+            width=config.width,
+            depth=config.depth,
+            residual=config.residual,
+            fourier=config.fourier,
         )
 
 

@@ -27,6 +27,9 @@ class DxMI(Agent):
     over the last iterations, ``policy`` and ``average_energy``, are what is used: the two players circle around the
     equilibrium.
 
+    The energy stays within about +-1 / (2 gamma), so the temperature must be well below 1: tau = 0.1 / d, the paper's,
+    in the tasks that have only data. Say so for data of your own: ``DxMI(make_task(data, tau=0.1 / d))``.
+
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
 
