@@ -235,8 +235,28 @@ def test_the_fixed_energy_is_trained_once_and_is_everyones_reward(
     x = torch.randn(100, 2)
     assert torch.equal(first.energy(x), second.energy(x))
     assert float(first.energy(x).std()) > 0
+    assert float(first.energy(1e4 * torch.ones(1, 2))) > 1e6, "confined"
     with pytest.raises(UnknownNameError, match="'fixed'"):
         make_task(name, energy="fixd")
+
+
+def test_a_fixed_energy_has_a_normaliser() -> None:
+    """Also one that falls without end outside of the data, as networks do; where it was trained it stays as it is."""
+
+    class Falling(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return -0.3 * x.abs().sum(1)
+
+    confined = fixed.ConfinedEnergy(Falling(), plot_range=(-4.0, 4.0), scale=2.0, tau=0.05)
+    inside = 10 * torch.rand(500, 2) - 5
+    assert torch.equal(confined(inside), Falling()(inside))
+    assert float(confined(torch.tensor([[6.0, 0.0]]))) == pytest.approx(-1.5 + 0.05 * 0.5 * (1 / 0.2) ** 2)
+    log_z = []
+    for reach in (8.0, 64.0):
+        axis = torch.arange(-reach, reach, 0.05)
+        energies = confined(torch.cartesian_prod(axis, axis))
+        log_z.append(float(torch.logsumexp(-energies / 0.05, 0)))
+    assert log_z[0] == pytest.approx(log_z[1], abs=1e-3)
 
 
 def test_replayed_samples_double_what_the_energy_sees() -> None:

@@ -16,11 +16,31 @@ FIXED_TIMESTEPS = 500_000
 FIXED_SEED = 0
 
 
+class ConfinedEnergy(nn.Module):
+    """E(clip(x)) + tau |x - clip(x)|^2 / (2 s^2): a learned energy, continued beyond the box where it was trained.
+
+    Out there a network says anything, also "ever lower", and a policy that is trained on it for long finds out: then
+    exp(-E / tau) has no normaliser and the task no solution. The box is ``plot_range`` widened by c / 2 on each side,
+    s = c / 10, with c the data's standard deviation.
+    """
+
+    def __init__(self, energy: nn.Module, plot_range: tuple[float, float], scale: float, tau: float) -> None:
+        super().__init__()
+        self.energy = energy
+        self.low, self.high = plot_range[0] - scale / 2, plot_range[1] + scale / 2
+        self.stiffness = tau / (scale / 10) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, *event_shape] -> [batch]``."""
+        inside = x.clamp(self.low, self.high)
+        return self.energy(inside) + 0.5 * self.stiffness * (x - inside).square().flatten(1).sum(1)
+
+
 def fixed_energy(task: Task) -> nn.Module:
     """The energy that DxMI learns on the named task with its recipe, seed 0 and 500,000 transitions; minutes, once.
 
-    It depends on the task's name only: two tasks that differ in horizon or kernel get the same reward. Raises
-    ValueError for a task of your own objects, whose data no cache key can name.
+    It depends on the task's name only: two tasks that differ in horizon or kernel get the same reward. It is confined
+    (``ConfinedEnergy``). Raises ValueError for a task of your own objects, whose data no cache key can name.
     """
     if task.spec is None:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
@@ -48,4 +68,5 @@ def fixed_energy(task: Task) -> nn.Module:
         residual=config.energy_residual,
     )
     energy.load_state_dict(tensors)
-    return energy.requires_grad_(False).eval()
+    confined = ConfinedEnergy(energy, task.target.plot_range, task.target.scale, TASKS[task.name].tau)
+    return confined.requires_grad_(False).eval()
