@@ -37,8 +37,8 @@ def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, see
     check_integer("steps", steps)
     batch = math.ceil(FIT_TRANSITIONS / mdp.horizon)
     generator = torch.Generator(mdp.device).manual_seed(seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # networks are initialised on the CPU
+        torch.default_generator.manual_seed(seed)
         kernel = Learned(mdp.base.schedule, mdp.event_shape, mdp.scale).to(mdp.device)
     at_once = 16  # rollouts are cheaper in large batches
     for step in range(steps):
@@ -163,8 +163,7 @@ def _resolve(
             raise ValueError(f"task must be the built Task whose mdp the ActionDensity was made on, got {named!r}.")
         return task, model
     kind = _kind(model)
-    home = getattr(getattr(model, "env", None), "venv", None)  # our adapter's, while an SB3 model still has one
-    own: Task | None = getattr(home, "task", None)
+    own, found = _home(model)
     if own is not None and named is not None and named != own.name:
         raise ValueError(f"the model's environment is on task {own.name!r}, not on {named!r}.")
     if isinstance(task, Task) or (own is None and task is not None):
@@ -173,10 +172,25 @@ def _resolve(
         built = own
     else:
         raise ValueError("task must name the task that a model of SB3 or TorchRL is scored on, got None.")
-    coordinates = coordinates or str(getattr(home, "coordinates", "noise"))
+    coordinates = coordinates or found or "noise"
     if kind == "sb3":
         return built, sb3_density(model.policy, built.mdp, coordinates)
     return built, torchrl_density(model, built.mdp, coordinates)
+
+
+def _home(model: Any) -> tuple[Task | None, str | None]:
+    """Task and action coordinates of an SB3 model's environment, where it still has one and it is one of ours.
+
+    Raises TypeError for observations that a wrapper has normalised: the policy is no function of the state alone.
+    """
+    env = getattr(model, "env", None)
+    if getattr(env, "norm_obs", False):  # SB3's wrappers hand on the attributes of what they wrap
+        raise TypeError("a policy on VecNormalize's observations has no density here: use norm_obs=False.")
+    while env is not None and not isinstance(getattr(env, "task", None), Task):
+        if hasattr(env, "remotes"):  # SubprocVecEnv: the task stays in its process
+            return None, str(env.get_attr("coordinates")[0])
+        env = env.venv if hasattr(env, "venv") else env.envs[0].unwrapped if hasattr(env, "envs") else None
+    return (None, None) if env is None else (env.task, str(env.coordinates))
 
 
 def _kind(model: Any) -> str:
@@ -204,6 +218,8 @@ def _has_samples(target: Target) -> bool:
 def _beyond_box(density: ActionDensity, n: int, seed: int) -> float:
     """Fraction of action coordinates, over n episodes, that the training environment would have clipped."""
     assert density.bounds is not None
+    if density.squashed is not None:
+        return 0.0  # by construction; recovered from the next state, an action at the edge may round beyond it
     mdp, (low, high) = density.mdp, density.bounds
     generator = torch.Generator(mdp.device).manual_seed(seed + 5)
     x, beyond = mdp.reset(n, generator), torch.zeros((), device=mdp.device)

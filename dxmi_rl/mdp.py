@@ -165,7 +165,7 @@ class DenoisingMDP:
 
     def start_log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x_0): ``[batch]``."""
-        return gaussian_log_prob(x, torch.zeros_like(x), torch.full((), math.log(self.start_std), device=x.device))
+        return gaussian_log_prob(x, torch.zeros_like(x), x.new_full((), math.log(self.start_std)))
 
     def next_state(self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str = "noise") -> Tensor:
         """x_{t+1} for an action in ``coordinates``: mu_t(x) + sigma_t a (``noise``) or a itself (``next_state``).

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.diffusion.kernels import gaussian_log_prob, standard_log_prob
 
@@ -108,10 +108,16 @@ def fast_loop(policy: Policy, start: Tensor, horizon: int, *, whole: bool, compi
     if compile:
         loop = _kept(("compiled", id(policy), whole), policy, lambda: _compiled(policy, whole))
     if graph:
-        name = ("graph", id(policy), whole, compile, horizon, tuple(start.shape), start.dtype, start.device)
+        name = ("graph", id(policy), *_places(policy), whole, compile, horizon, start.shape, start.dtype, start.device)
         plain = loop
         loop = _kept(name, policy, lambda: _CapturedLoop(plain, start, horizon))
     return loop
+
+
+def _places(policy: Any) -> list[int]:
+    """Where the policy's numbers lie: a graph reads them there, so replaced ones need another graph."""
+    module = policy if isinstance(policy, nn.Module) else getattr(policy, "module", None)
+    return [] if module is None else [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
 
 
 _CACHE: OrderedDict[tuple[object, ...], tuple[Policy, Loop]] = OrderedDict()
@@ -135,7 +141,7 @@ def _compiled(policy: Policy, whole: bool) -> Loop:
         try:
             return inner(start, list(noises))
         except Exception as error:
-            if "compiler" in str(error).lower():
+            if "c++ compiler" in str(error).lower():
                 raise RuntimeError("compile=True needs a C++ compiler (g++ or clang) for torch.compile.") from error
             raise
 
@@ -143,12 +149,16 @@ def _compiled(policy: Policy, whole: bool) -> Loop:
 
 
 class _CapturedLoop:
-    """The whole loop as one CUDA graph on static buffers; parameters are read where they lie, so training is seen."""
+    """The whole loop as one CUDA graph on static buffers; parameters are read where they lie, so training is seen.
+
+    Python numbers on the policy are those of the capture. Raises RuntimeError for a policy that cannot be captured.
+    """
 
     def __init__(self, loop: Loop, start: Tensor, horizon: int) -> None:
-        self.start = start.clone()
-        self.noises = [torch.zeros_like(start) for _ in range(horizon)]
-        with torch.no_grad():
+        # Buffers made in inference mode could not be filled outside of it.
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(start.device):
+            self.start = start.clone()
+            self.noises = [torch.zeros_like(self.start) for _ in range(horizon)]
             # Warm-up on a side stream, as capturing asks for (lazy initialisation must not be recorded).
             stream = torch.cuda.Stream(start.device)
             stream.wait_stream(torch.cuda.current_stream(start.device))
@@ -157,8 +167,14 @@ class _CapturedLoop:
                     loop(self.start, self.noises)
             torch.cuda.current_stream(start.device).wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.states, self.log_probs = loop(self.start, self.noises)
+            try:
+                with torch.cuda.graph(self.graph, stream=stream):
+                    self.states, self.log_probs = loop(self.start, self.noises)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    "graph=True could not capture the policy: it must neither wait for the device nor draw random "
+                    "numbers of its own."
+                ) from error
 
     def __call__(self, start: Tensor, noises: Iterable[Tensor]) -> Episodes:
         self.start.copy_(start)

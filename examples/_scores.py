@@ -65,12 +65,9 @@ Trainer = Callable[[argparse.Namespace, Task, int], tuple[Any, int]]
 
 
 def make_parser(description: str, budgets: Mapping[str, Budget]) -> argparse.ArgumentParser:
-    """The options that all examples have; ``--algorithm`` only where there is a choice."""
+    """The options that all examples have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if len(budgets) > 1:
-        parser.add_argument("--algorithm", choices=list(budgets), default=next(iter(budgets)))
-    else:
-        parser.set_defaults(algorithm=next(iter(budgets)))
+    parser.add_argument("--algorithm", choices=list(budgets), default=next(iter(budgets)))
     each = ", ".join(f"{name} {budget.timesteps:,}" for name, budget in budgets.items())
     parser.add_argument("--timesteps", type=int, help=f"transitions to train for ({each}), rounded up to whole batches")
     each = ", ".join(f"{name} {budget.num_envs:,}" for name, budget in budgets.items())

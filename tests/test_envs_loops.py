@@ -118,3 +118,16 @@ def test_sb3_learns_on_every_task(task: dict[str, Any], algorithm: str, layout: 
     model = getattr(sb3, algorithm)(policy, env, gamma=1.0, device="cpu", batch_size=8, **size)
     model.learn(64)
     assert model.num_timesteps >= 64
+
+
+def test_environments_run_in_processes() -> None:
+    envs = gym.make_vec(ID, num_envs=2, vectorization_mode="async")
+    try:
+        observation, _ = envs.reset(seed=0)
+        alone, _ = gym.make(ID).reset(seed=0)
+        np.testing.assert_array_equal(observation[0], alone)
+        for _ in range(6):
+            _, reward, *_ = envs.step(envs.action_space.sample())
+            assert np.isfinite(reward).all()
+    finally:
+        envs.close()

@@ -6,11 +6,13 @@ import copy
 import math
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.agents import Base
+from dxmi_rl.agents.action_density import ActionDensity
 from dxmi_rl.agents.base import seeded
 from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
 from dxmi_rl.irl import AGENTS
@@ -212,3 +214,36 @@ def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
     scores = quick(Base(task))
     assert {"elbo", "log_z", "ess"} <= scores.keys()
     assert not {"kl_bound", "sliced_w2", "modes", "eubo"} & scores.keys()
+
+
+def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
+    """SB3 wraps environments in many layers; a policy read in other coordinates would get another score in silence."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+    from dxmi_rl.envs import ENV_ID, make_sb3_env
+
+    def scores(env: Any) -> dict[str, float]:
+        return quick(sb3.PPO("MlpPolicy", env, n_steps=5, batch_size=40, seed=0), task="8gaussians", draws=1)
+
+    def made() -> Any:
+        return make_sb3_env("8gaussians", num_envs=8, coordinates="next_state")
+
+    plain = scores(made())
+    assert plain["kl_bound"] > 10, "N(0, 1) over next states is far from the base sampler"
+    assert scores(VecMonitor(made())) == plain
+    assert scores(VecNormalize(made(), norm_obs=False)) == plain
+    assert scores(gym.make(ENV_ID, coordinates="next_state")) == plain
+    with pytest.raises(TypeError, match="norm_obs=False"):
+        scores(VecNormalize(made()))
+
+
+def test_a_saturated_squashed_policy_is_never_beyond_its_box() -> None:
+    task = make_task("8gaussians")
+    box = (torch.full((2,), -5.0), torch.full((2,), 5.0))
+
+    def saturated(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = torch.full_like(observation[:, :2], 12.0)
+        return mean, torch.zeros_like(mean)
+
+    assert quick(ActionDensity(saturated, task.mdp, squashed=box), task=task)["beyond_box"] == 0

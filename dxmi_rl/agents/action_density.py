@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dxmi_rl.checks import require
@@ -28,7 +28,8 @@ class ActionDensity:
     Attributes:
         squashed: (low, high) of a squashed action, ``[d]`` each, or None.
         bounds: (low, high) that the environment's clipping or squashing imposed in training, or None when unknown.
-        has_density: False for deterministic policies; ``transport`` then gives NaN for the log-density.
+        has_density: False for deterministic policies; ``transport`` then gives infinity for the log-density.
+        module: the network behind it, or None.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class ActionDensity:
         squashed: tuple[Tensor, Tensor] | None = None,
         bounds: tuple[Tensor, Tensor] | None = None,
         has_density: bool = True,
+        module: nn.Module | None = None,
     ) -> None:
         mdp.check_coordinates(coordinates)
         self.gaussian, self.mdp, self.coordinates = gaussian, mdp, coordinates
-        self.squashed, self.has_density = squashed, has_density
+        self.squashed, self.has_density, self.module = squashed, has_density, module
         self.bounds = bounds if squashed is None else squashed
 
     def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,10 +113,12 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
             raise TypeError(f"only SB3 policies with a diagonal Gaussian have a density here, got {kind.__name__}.")
 
         def gaussian(observation: Tensor) -> tuple[Tensor, Tensor]:
-            dist = policy.get_distribution(observation).distribution
-            return dist.mean, dist.stddev.log()
+            # Not by get_distribution: torch's Normal looks at its numbers, for which a GPU must wait.
+            features = policy.extract_features(observation, policy.pi_features_extractor)
+            mean = policy.action_net(policy.mlp_extractor.forward_actor(features))
+            return mean, policy.log_std.expand_as(mean)
 
-        return ActionDensity(gaussian, mdp, coordinates, bounds=bounds)
+        return ActionDensity(_at(policy.device, gaussian), mdp, coordinates, bounds=bounds, module=policy)
     if hasattr(actor, "get_action_dist_params"):  # SAC and its relatives
         if actor.use_sde:
             raise TypeError("only SB3 policies with a diagonal Gaussian have a density here, got use_sde=True.")
@@ -123,14 +127,25 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
             mean, log_std, _ = actor.get_action_dist_params(observation)
             return mean, log_std
 
-        return ActionDensity(squashed, mdp, coordinates, squashed=bounds)
-    low, high = bounds
+        return ActionDensity(_at(policy.device, squashed), mdp, coordinates, squashed=bounds, module=policy)
+    low, high = (bound.to(policy.device) for bound in bounds)
 
     def deterministic(observation: Tensor) -> tuple[Tensor, Tensor]:  # TD3, DDPG: actions in [-1, 1]
         action = low + (actor(observation) + 1) / 2 * (high - low)
         return action, torch.full_like(action, -math.inf)
 
-    return ActionDensity(deterministic, mdp, coordinates, bounds=bounds, has_density=False)
+    place = _at(policy.device, deterministic)
+    return ActionDensity(place, mdp, coordinates, bounds=bounds, has_density=False, module=policy)
+
+
+def _at(device: torch.device, gaussian: Gaussian) -> Gaussian:
+    """``gaussian``, which computes on ``device``, for observations on any: SB3 puts small networks where it likes."""
+
+    def moved(observation: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = gaussian(observation.to(device))
+        return mean.to(observation.device), log_std.to(observation.device)
+
+    return moved
 
 
 def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:
@@ -146,8 +161,9 @@ def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -
     def distribution(observation: Tensor) -> Any:
         return actor.get_dist(tensordict.TensorDict({"observation": observation}, [len(observation)]))
 
+    device = next((parameter.device for parameter in actor.parameters()), mdp.device)
     with torch.no_grad():
-        example = distribution(torch.zeros(1, mdp.dim + 1, device=mdp.device))
+        example = distribution(torch.zeros(1, mdp.dim + 1, device=device))
 
     if isinstance(example, distributions.TanhNormal):
 
@@ -155,8 +171,8 @@ def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -
             dist = distribution(observation)
             return dist.loc, dist.scale.log()
 
-        low, high = (bound.expand(mdp.dim) for bound in (example.low, example.high))
-        return ActionDensity(squashed, mdp, coordinates, squashed=(low, high))
+        low, high = (bound.expand(mdp.dim).to(mdp.device) for bound in (example.low, example.high))
+        return ActionDensity(_at(device, squashed), mdp, coordinates, squashed=(low, high), module=actor)
     if not isinstance(example, distributions.IndependentNormal):
         raise TypeError(
             "only TorchRL actors with IndependentNormal or TanhNormal have a density here, got "
@@ -170,5 +186,6 @@ def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -
     space = getattr(actor.spec["action"] if actor.spec is not None else None, "space", None)
     bounds = None
     if space is not None and hasattr(space, "low"):
-        bounds = (space.low.reshape(-1)[-mdp.dim :], space.high.reshape(-1)[-mdp.dim :])
-    return ActionDensity(gaussian, mdp, coordinates, bounds=bounds)
+        low, high = (bound.reshape(-1)[-mdp.dim :].to(mdp.device) for bound in (space.low, space.high))
+        bounds = (low, high)
+    return ActionDensity(_at(device, gaussian), mdp, coordinates, bounds=bounds, module=actor)

@@ -345,11 +345,11 @@ class Agent(abc.ABC):
     def _parse(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Tensor, Tensor, bool]:
         horizon, device, dim = self.mdp.horizon, self.mdp.device, self.mdp.dim
         if isinstance(observation, dict):
-            x = torch.as_tensor(np.asarray(observation["x"]), dtype=torch.float32, device=device)
-            t = torch.as_tensor(np.asarray(observation["t"]), device=device).long().reshape(-1)
+            x = torch.as_tensor(_plain(observation["x"]), dtype=torch.float32, device=device)
+            t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)
             single = x.dim() == len(self.mdp.event_shape)
             return x.reshape(-1, *self.mdp.event_shape), t, single
-        flat = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)
+        flat = torch.as_tensor(_plain(observation), dtype=torch.float32, device=device)
         single = flat.dim() == 1
         if flat.shape[-1] != dim + 1 or flat.dim() > 2:
             raise ValueError(f"observation must have shape [{dim + 1}] or [batch, {dim + 1}], got {list(flat.shape)}.")
@@ -358,11 +358,16 @@ class Agent(abc.ABC):
         return flat[:, :-1].reshape(-1, *self.mdp.event_shape), t, single
 
 
+def _plain(value: Any) -> Tensor | np.ndarray:
+    """What torch.as_tensor takes: tensors stay, on their device, and lists become arrays."""
+    return value if isinstance(value, Tensor) else np.asarray(value)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Fix torch's global generators inside, leave them untouched outside (for module initialisation)."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    """Fix torch's generator of the CPU inside, leave it untouched outside (modules are initialised on the CPU)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
 
 

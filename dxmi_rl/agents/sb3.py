@@ -50,6 +50,7 @@ class SB3PPO(Agent):
     Config: ClassVar[type] = SB3PPOConfig
     config: SB3PPOConfig
     _torch_state: Tensor
+    _cuda_state: Tensor | None = None
     _numpy_state: Any
 
     def _build(self) -> None:
@@ -113,19 +114,24 @@ class SB3PPO(Agent):
     def _own_randomness(self, fresh: bool = False) -> Iterator[None]:
         """SB3 draws from the global generators of torch and numpy: lend it this agent's and give the user's back."""
         numpy_state: Any = np.random.get_state()
-        with torch.random.fork_rng():
+        device = self.mdp.device
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
             if not fresh:
                 torch.set_rng_state(self._torch_state)
+                if self._cuda_state is not None:
+                    torch.cuda.set_rng_state(self._cuda_state, device)
                 np.random.set_state(self._numpy_state)
             try:
                 yield
             finally:
                 self._torch_state, self._numpy_state = torch.get_rng_state(), np.random.get_state()
+                self._cuda_state = torch.cuda.get_rng_state(device) if cuda else None
                 np.random.set_state(numpy_state)
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         _, keys, position, _, _ = self._numpy_state
-        return {
+        return ({} if self._cuda_state is None else {"cuda_state": self._cuda_state}) | {
             "torch_state": self._torch_state,
             "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
             "numpy_position": torch.tensor(position),
@@ -133,6 +139,8 @@ class SB3PPO(Agent):
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self._torch_state = tensors["torch_state"]
+        if self.mdp.device.type == "cuda":  # a checkpoint from a CPU has none: then the fresh one goes on
+            self._cuda_state = tensors.get("cuda_state", self._cuda_state)
         keys = tensors["numpy_keys"].numpy().astype(np.uint32)
         self._numpy_state = ("MT19937", keys, int(tensors["numpy_position"]), 0, 0.0)
         self.model.num_timesteps = self.costs.timesteps

@@ -116,6 +116,11 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
         self.action_space = self._episodes.action_space
 
     @property
+    def coordinates(self) -> str:
+        """The action coordinates."""
+        return self._episodes.coordinates
+
+    @property
     def task(self) -> Task:
         """The task: target, configuration, MDP."""
         return self._episodes.task

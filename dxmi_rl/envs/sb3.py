@@ -54,6 +54,11 @@ class SB3VecEnv(VecEnv):
         """The task: target, configuration, MDP."""
         return self.venv.task
 
+    @property
+    def coordinates(self) -> str:
+        """The action coordinates."""
+        return self.venv.coordinates
+
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed the next reset: seed, seed + 1, ... Raises TypeError or ValueError unless it is an integer >= 0."""
         return super().seed(None if seed is None else check_integer("seed", seed, minimum=0))

@@ -135,8 +135,11 @@ class TorchRLEnv(EnvBase):
         _require_tensor("'x'", x)
         if x.shape != (*batch, *mdp.event_shape):
             raise ValueError(f"'x' must have shape {[*batch, *mdp.event_shape]}, got {list(x.shape)}.")
-        x = x.reshape(-1, *mdp.event_shape)
-        x_next, running, terminal = mdp.transition(x, first if lockstep else t.reshape(-1), action, self.coordinates)
+        x = _shaped(x, (batch.numel(), *mdp.event_shape))
+        # Shapes and steps are known to be right; all else is left to ``transition``, which raises.
+        right = x.dtype == action.dtype and x.device == action.device == self._time_left.device
+        transition = mdp.checked_transition if right else mdp.transition
+        x_next, running, terminal = transition(x, first if lockstep else t.reshape(-1), action, self.coordinates)
         reward = running if terminal is None else running + terminal
         ended = last + 1 == mdp.horizon
         self._require_finite(action, x_next, running, reward, ended)
@@ -177,15 +180,15 @@ class TorchRLEnv(EnvBase):
 
     def _entries(self, x: Tensor, t: int | Tensor, batch: torch.Size) -> dict[str, Tensor]:
         """The observation's entries for states x, one per row, at the step t that all rows share, or ``[*batch]``."""
-        entries = {"x": x.reshape(*batch, *self.mdp.event_shape)}
+        entries = {"x": _shaped(x, (*batch, *self.mdp.event_shape))}
         entries["t"] = torch.full(batch, t, device=self.device) if isinstance(t, int) else t
         if self._setup.layout == "flat":
-            rows = x.reshape(-1, self.mdp.dim)
+            rows = _shaped(x, (batch.numel(), self.mdp.dim))
             if isinstance(t, int):
                 rows = append_column(rows, 1 - t / self.mdp.horizon)
             else:
                 rows = torch.cat([rows, self._time_left[t.reshape(-1)]], dim=-1)
-            entries["observation"] = rows.reshape(*batch, self.mdp.dim + 1)
+            entries["observation"] = _shaped(rows, (*batch, self.mdp.dim + 1))
         return entries
 
     def _parse_action(self, action: Tensor | None, batch: torch.Size) -> Tensor:
@@ -199,7 +202,7 @@ class TorchRLEnv(EnvBase):
             raise ValueError(f"action must have shape {list(wanted)}, got {list(action.shape)}.")
         # In next-state coordinates the action becomes the state: it must not change with the caller's tensor.
         parsed = action.detach().to(self._dtype, copy=self.coordinates == "next_state")
-        return parsed.reshape(-1, *self.mdp.event_shape)
+        return _shaped(parsed, (batch.numel(), *self.mdp.event_shape))
 
     def _steps(self, t: Tensor, batch: torch.Size) -> tuple[int, int]:
         """The first and the last step at which rows are."""
@@ -263,6 +266,11 @@ class TorchRLEnv(EnvBase):
 
 _tensordict = getattr(TensorDict, "_new_unsafe", TensorDict)
 """TensorDict of entries that need no validation."""
+
+
+def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``x.reshape(shape)``, which costs a microsecond also where there is nothing to do."""
+    return x if x.shape == shape else x.reshape(shape)
 
 
 def _require_tensor(name: str, value: object) -> Tensor:
