@@ -60,8 +60,8 @@ def actions(face: Face) -> st.SearchStrategy[tuple[Any, Any]]:
 
 
 def as_array(action: Any, shape: tuple[int, ...]) -> np.ndarray:
-    value = action.detach().float().numpy() if isinstance(action, Tensor) else np.asarray(action, np.float32)
-    return value.reshape(shape)
+    value = action.detach().float().numpy() if isinstance(action, Tensor) else action
+    return np.array(value, np.float32, order="C").reshape(shape)
 
 
 def good(face: Face) -> np.ndarray:

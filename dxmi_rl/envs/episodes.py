@@ -197,6 +197,7 @@ class Episodes:
         """The common case, for which ``parse_action`` would change nothing."""
         return (
             action.dtype == self.mdp.dtype
+            and action.layout == torch.strided
             and action.device == self._generator.device
             and not action.requires_grad
             and self.coordinates == "noise"
