@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dxmi_rl import evaluate
 from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_density
+from dxmi_rl.diffusion.kernels import gaussian_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task
 
@@ -207,3 +208,13 @@ def test_torchrl_actors_that_are_refused(mdp: DenoisingMDP) -> None:
         torchrl_density(torchrl_actor("TruncatedNormal"), mdp)
     with pytest.raises(ValueError, match="task must name the task"):
         evaluate(torchrl_actor("IndependentNormal"))
+
+
+@pytest.mark.parametrize("coordinates", ["noise", "next_state"])
+def test_moments_are_those_of_log_prob(mdp: DenoisingMDP, coordinates: str) -> None:
+    policy, x, x_next = density(mdp, coordinates, squash=False), torch.randn(50, 2), torch.randn(50, 2)
+    for t in (1, torch.full((50,), 1)):
+        mean, log_std = policy.moments(x, t)
+        torch.testing.assert_close(gaussian_log_prob(x_next, mean, log_std), policy.log_prob(x, x_next, t))
+    with pytest.raises(TypeError, match="squashed"):
+        density(mdp, coordinates, squash=True).moments(x, 1)

@@ -27,6 +27,8 @@ import _report  # noqa: E402
 import _run  # noqa: E402
 import compare  # noqa: E402
 
+from dxmi_rl import make_agent  # noqa: E402
+from dxmi_rl.irl import AGENTS  # noqa: E402
 from dxmi_rl.registry import Registry  # noqa: E402
 
 BATCH = {"batch_size": 32}
@@ -349,3 +351,9 @@ def test_unreliable_log_z_is_flagged() -> None:
 @pytest.mark.parametrize(("value", "digit"), [(0.2, 2), (50, 5), (3e-5, 3)])
 def test_leading_digit(value: float, digit: int) -> None:
     assert _pictures.leading_digit(value) == digit
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "dxmi"])
+def test_sigma_ratios_of_every_agent(name: str) -> None:
+    agent = make_agent(name, task="8gaussians", seed=0)
+    assert _run.sigma_ratios(agent, seed=0, n=50) == pytest.approx([1.0] * 5, rel=0.01), "untrained: the base sampler's"

@@ -48,6 +48,15 @@ class ActionDensity:
         self.squashed, self.has_density, self.module = squashed, has_density, module
         self.bounds = bounds if squashed is None else squashed
 
+    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean and log standard deviation of x_{t+1}, in the shape of x. Raises TypeError for a squashed policy."""
+        if self.squashed is not None:
+            raise TypeError("a squashed policy is no Gaussian over the next state: use transport and log_prob.")
+        mean, log_std = (moment.view_as(x) for moment in self.gaussian(self._observe(x, t)))
+        if self.coordinates == "noise":
+            log_std = log_std + per_step(self.mdp.base.sigma, t, x).log()
+        return self.mdp.next_state(x, t, mean, self.coordinates), log_std
+
     def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_{t+1} and log pi(x_{t+1} | x_t), as ``DenoisingMDP.rollout`` asks for."""
         mean, log_std = self.gaussian(self._observe(x, t))
