@@ -224,9 +224,8 @@ def make_task(
     target = reference_target(config).to(resolved)
     if config.track == "sample":
         target = _without_samples(target)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # a learned kernel is initialised here, and the caller's stream stays as it was
+    # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
+    with torch.random.fork_rng(devices=[]):
         mdp = _build_mdp(config, target, resolved)
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
