@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _pictures import COLOURS, MARKERS
-from _report import Table, compact, number
 from _throughput_measure import Cell, Growth
 from _throughput_rows import BARE, COMPILED, GRAPH, MEMORY_ROWS, ROWS, TIME_ROWS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
+from dxmi_rl.benchmark.tables import Table, compact, number
 from dxmi_rl.storage import write_atomically
 
 Verdict = dict[str, Any]

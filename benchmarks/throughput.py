@@ -64,8 +64,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _report import Table, print_tables
-from _run import machine, versions
 from _throughput_measure import Cell, Growth, Sweep, clock, measure_cells, measure_growth
 from _throughput_report import (
     Verdict,
@@ -96,6 +94,8 @@ from _throughput_rows import (
 )  # fmt: skip
 
 from dxmi_rl import make_task
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.tables import Table, print_tables
 from dxmi_rl.checks import MissingExtraError, check_integer, check_real, require
 from dxmi_rl.progress import track
 from dxmi_rl.storage import write_atomically, write_json

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dxmi_rl.envs import register_envs
 
 if TYPE_CHECKING:
-    from dxmi_rl.agents import Agent, list_agents, make_agent
+    from dxmi_rl.agents import Agent, list_agents, load_agent, make_agent
     from dxmi_rl.evaluation import evaluate
     from dxmi_rl.irl import DxMI
     from dxmi_rl.mdp import DenoisingMDP
@@ -30,6 +30,7 @@ _HOMES = {
     "list_agents": "dxmi_rl.irl",
     "list_targets": "dxmi_rl.targets",
     "list_tasks": "dxmi_rl.tasks",
+    "load_agent": "dxmi_rl.irl",
     "make_agent": "dxmi_rl.irl",
     "make_target": "dxmi_rl.targets",
     "make_task": "dxmi_rl.tasks",
@@ -37,7 +38,7 @@ _HOMES = {
 
 __all__ = [
     "Agent", "DenoisingMDP", "DxMI", "Task", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",
-    "make_agent", "make_target", "make_task", "register_envs",
+    "load_agent", "make_agent", "make_target", "make_task", "register_envs",
 ]  # fmt: skip
 
 

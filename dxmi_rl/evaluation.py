@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dxmi_rl import metrics
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_density
+from dxmi_rl.annealing import annealed_importance_sampling
 from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import BackwardKernel, Learned
 from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
@@ -85,7 +86,9 @@ def evaluate(
 
     Returns:
         A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
-        1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``sliced_w2``,
+        1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
+        of exp(-E / tau), which a task of another temperature than 1 asks for; with ``energy="fixed"`` its
+        ``elbo_tau_floor`` is that density's log Z by annealed importance sampling, minutes, once), ``sliced_w2``,
         ``mmd``, ``modes``, ``mode_tv``, ``auc`` (of a learned energy, data against uniform noise over the plotting
         range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models of other libraries: fraction of action
         coordinates beyond the box that training clipped to), ``quantile_error`` (in place of ``sliced_w2`` where the
@@ -118,6 +121,8 @@ def evaluate(
             scores["auc"] = _auc(model.score, target, samples, seed)
         if floors:
             scores |= _floors(target, samples, scores)
+    if floors and "elbo_tau" in scores and _has_named_energy(task):
+        scores["elbo_tau_floor"] = tempered_log_z(task)
     scores["denoiser_calls"] = float(mdp.horizon * mdp.base.denoiser_calls)
     return scores
 
@@ -140,6 +145,7 @@ def quick_scores(
             elbo = metrics.log_weight_statistics(_log_weights(mdp, mdp.kernel, trajectory, energy))["elbo"]
             log_z = None if task.energy_replaced else target.log_z
             scores |= {"kl_bound": log_z - elbo} if log_z is not None else {"elbo": elbo}
+            scores |= _tempered(task, elbo, energy, final)
         if isinstance(target, Digits):
             scores["fd"] = _frechet(target, final)
         elif _has_samples(target) and target.finite_variance and not _aims_elsewhere(task):
@@ -253,6 +259,49 @@ def _log_weights(mdp: DenoisingMDP, kernel: BackwardKernel, trajectory: Trajecto
     return other.log_weights(trajectory)
 
 
+def _tempered(task: Task, elbo: float, energy: Any, final: Tensor) -> dict[str, float]:
+    """``elbo_tau``, the ELBO of exp(-E / tau), of the same trajectories.
+
+    Nothing at temperatures 0 and 1, nor where agents are not given this energy but learn one from data.
+    """
+    tau = task.mdp.tau
+    if tau in (0.0, 1.0) or not (task.energy_replaced or task.config.reward):
+        return {}
+    return {"elbo_tau": elbo + (1 - 1 / tau) * float(energy(final).double().mean())}
+
+
+def _has_named_energy(task: Task) -> bool:
+    return task.spec is not None and task.spec["energy"] is not None
+
+
+def tempered_log_z(task: Task) -> float:
+    """log of the integral of exp(-E / tau) for a task with a named energy, such as "fixed": what ELBOs are bounded by.
+
+    An estimate by annealed importance sampling (dxmi_rl.annealing), measured once and cached on disk. Raises ValueError
+    for a task whose energy has no name.
+    """
+    if not _has_named_energy(task):
+        raise ValueError(f"task must have a named energy, such as make_task({task.name!r}, energy='fixed').")
+    energy = task.mdp._energy
+    assert task.spec is not None and energy is not None
+    key = {"task": task.name, "energy": task.spec["energy"], "task_config": task.fingerprint(), "version": 1}
+
+    def estimate() -> dict[str, Tensor]:
+        mdp, target = task.mdp, task.target
+        center: float | Tensor = 0.0
+        scale = mdp.scale
+        if target.has_data or target.has_sampler:  # from where the data are: annealing from elsewhere may miss them
+            data = target.data(4000, torch.Generator(mdp.device).manual_seed(4_000_003))
+            center = data.mean(0)
+            scale = float((data - center).square().mean().sqrt())
+        found = annealed_importance_sampling(
+            energy, mdp.event_shape, scale=scale, center=center, tau=mdp.tau, chains=1024, device=mdp.device
+        )
+        return {"log_z": torch.tensor([found.log_z, found.standard_error], dtype=torch.float64)}
+
+    return float(cached_tensors("log_z", key, estimate)["log_z"][0])
+
+
 def _log_weight_scores(
     task: Task, target: Target, density: Policy, energy: Any, trajectories: int, seed: int, fit: bool
 ) -> dict[str, float]:
@@ -269,7 +318,7 @@ def _log_weight_scores(
         statistics = metrics.log_weight_statistics(_log_weights(mdp, kernel, trajectory, energy))
         if log_z is not None:
             scores["kl_bound_fit"] = log_z - statistics["elbo"]
-    scores |= statistics
+    scores |= statistics | _tempered(task, statistics["elbo"], energy, trajectory.final)
     # A squashed policy cannot reach everything: its EUBO is infinite.
     bounded = isinstance(density, ActionDensity) and density.squashed is not None
     if target.has_sampler and target.has_energy and not task.energy_replaced and not bounded:

@@ -21,7 +21,9 @@ def progress_columns() -> list[object]:
 
 
 @contextlib.contextmanager
-def progress(description: str, total: int, *, completed: int = 0, show: bool = True) -> Iterator[Callable[[int], None]]:
+def progress(
+    description: str, total: float, *, completed: float = 0, show: bool = True
+) -> Iterator[Callable[[float], None]]:
     """A bar that is told how much is done; silent unless ``show`` and standard error is a terminal."""
     if not (show and sys.stderr.isatty()):
         yield lambda done: None
@@ -30,7 +32,7 @@ def progress(description: str, total: int, *, completed: int = 0, show: bool = T
     from rich.progress import Progress
 
     with Progress(*progress_columns(), console=Console(stderr=True)) as bar:  # type: ignore[arg-type]
-        task = bar.add_task(description, total=total, completed=completed)
+        task = bar.add_task(description, total=total, completed=completed)  # type: ignore[arg-type]
         yield lambda done: bar.update(task, completed=min(done, total))
 
 

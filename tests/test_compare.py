@@ -19,40 +19,63 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+from dxmi_rl import make_agent
+from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
+from dxmi_rl.benchmark import results as results_module
+from dxmi_rl.irl import AGENTS
 
-import _pictures  # noqa: E402
-import _report  # noqa: E402
-import _run  # noqa: E402
-import compare  # noqa: E402
-
-from dxmi_rl import make_agent  # noqa: E402
-from dxmi_rl.irl import AGENTS  # noqa: E402
-from dxmi_rl.registry import Registry  # noqa: E402
-
+ROOT = Path(__file__).parents[1]
 BATCH = {"batch_size": 32}
 PRETRAINING = {"iterations": 20, "width": 16, "batch_size": 32}
-ROWS = (
-    _run.Row("base", "8gaussians", "base"),
-    _run.Row("dxdp", "8gaussians", "dxdp", 4_000, agent_settings=BATCH | {"warmup_iterations": 2}),
-    _run.Row("ppo", "8gaussians", "ppo", 4_000, agent_settings=BATCH, task_settings={"backward": "learned"}),
-    _run.Row(
-        "dxmi", "8gaussians-data", "dxmi", 4_000, task_settings={"pretraining": PRETRAINING},
-        agent_settings={"agent_settings": BATCH | {"warmup_iterations": 2}},
-    ),
-)  # fmt: skip
-SIZES = _run.Sizes(samples=400, draws=2, trajectories=500, fit=False, curve_points=4, kept=100)
-TINY = compare.Preset(ROWS, seeds=(0, 1), sizes=SIZES)
+TINY = {
+    "seeds": [0, 1],
+    "sizes": {"samples": 400, "draws": 2, "trajectories": 500, "fit": False, "curve_points": 4, "kept": 100},
+    "group": [
+        {"tasks": ["8gaussians"], "agents": ["base"]},
+        {
+            "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 4_000,
+            "agent_settings": BATCH | {"warmup_iterations": 2},
+        },
+        {
+            "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 4_000, "agent_settings": BATCH,
+            "task_settings": {"backward": "learned"},
+        },
+        {
+            "tasks": ["8gaussians-data"], "agents": ["dxmi"], "budget": 4_000,
+            "task_settings": {"pretraining": PRETRAINING},
+            "agent_settings": {"agent_settings": BATCH | {"warmup_iterations": 2}},
+        },
+    ],
+}  # fmt: skip
+"""A preset whose runs take a second."""
 RUNS = 8
 
 
-def tiny_main(*arguments: str, preset: compare.Preset = TINY) -> int:
-    """compare.py with a preset of its own; its status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "PRESETS", Registry("preset"))
-        compare.PRESETS.add("tiny", preset)
-        return compare.main(["--preset", "tiny", *arguments])
+def tiny_main(*arguments: str, content: dict[str, Any] | None = None) -> int:
+    """Compare with a preset of its own in the current folder; its status."""
+    write_tiny(content=content)
+    return compare.main(["--preset", "tiny.toml", *arguments])
+
+
+def write_tiny(folder: Path = Path(), content: dict[str, Any] | None = None) -> Path:
+    """The preset's file."""
+    file = folder / "tiny.toml"
+    file.write_text(toml(TINY if content is None else content), encoding="utf-8")
+    return file
+
+
+def toml(content: dict[str, Any]) -> str:
+    """TOML of a preset: JSON's values are TOML's, but for inline tables."""
+
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {inline(entry)}" for key, entry in value.items()) + "}"
+        return json.dumps(value)
+
+    lines = [f"{key} = {inline(value)}" for key, value in content.items() if key != "group"]
+    for group in content["group"]:
+        lines += ["[[group]]", *(f"{key} = {inline(value)}" for key, value in group.items())]
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +112,7 @@ def results(folder: Path) -> dict[str, Any]:
 def test_results_say_what_ran(undisturbed: Path) -> None:
     everything = read(undisturbed / "results.json")
     assert read(undisturbed.parents[1] / "elsewhere" / "copy.json") == everything
-    assert everything["command"].endswith("compare.py --preset tiny --jobs 1 --json elsewhere/copy.json")
+    assert everything["command"].endswith("compare.py --preset tiny.toml --jobs 1 --json elsewhere/copy.json")
     assert len(everything["runs"]) == RUNS and not everything["failed"]
     for run in everything["runs"]:
         trained = run["agent"] != "base"
@@ -97,7 +120,7 @@ def test_results_say_what_ran(undisturbed: Path) -> None:
         assert run["costs"]["timesteps"] == (4_000 if trained else 0)
         assert len(run["curve"]) == (5 if trained else 1)  # one before training
         assert ("kl_bound_late" in run["scores"]) == trained
-        assert bool(run["last_iterate"]) == (run["agent"] == "dxmi")
+        assert bool(run["unaveraged"]) == (run["agent"] == "dxmi")
         assert len(run["sigma_ratios"]) == 5
         assert load_file(undisturbed / "results" / f"{run['key']}.safetensors")["x"].shape == (100, 2)
     dxmi = next(run for run in everything["runs"] if run["agent"] == "dxmi")
@@ -127,10 +150,11 @@ def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
     keys = [key for match in names if match for key in match[1].split(", ")]
     top = {key for key in keys if "." not in key}
     assert top == set(everything)
-    for part in ("summary", "runs"):
+    for part in ("tasks", "summary", "runs"):
         documented = {key.split(".")[1] for key in keys if key.startswith(f"{part}.")}
-        assert all(documented == set(entry) for entry in everything[part]), part
-    failure = compare._failure(_run.Outcome(_run.Run(ROWS[0], 0), "broken"))
+        entries = everything[part].values() if part == "tasks" else everything[part]
+        assert all(documented == set(entry) for entry in entries), part
+    failure = results_module._failure(sweep.Outcome(protocol.Run(a_row(), 0), "broken"))
     assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
 
 
@@ -140,11 +164,13 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
         section = report.split(f"## {task}\n", 1)[1].split("\n## ")[0]
         rows = [line for line in section.splitlines() if line.startswith("|")]
         assert len({line.count("|") for line in rows}) == 1
-        assert [line.split("|")[1].strip() for line in rows[2:]] == ["exact samples (floor)", *agents]
-        assert "energy grad evals" in rows[0] and "kernels do not compare" in section and "2 seeds" in section
+        assert [line.split("|")[1].strip() for line in rows[2:]] == [*agents, "exact sampler"]
         for kind in ("samples", "curves"):
-            picture = undisturbed / f"{kind}_{task}.png"
-            assert picture.name in section and picture.read_bytes().startswith(b"\x89PNG")
+            assert (undisturbed / f"{kind}_{task}.png").read_bytes().startswith(b"\x89PNG")
+    assert "2 seeds" in report and "<canvas" in (undisturbed / "report.html").read_text(encoding="utf-8")
+    assert "\\toprule" in (undisturbed / "report.tex").read_text(encoding="utf-8")
+    curves = (undisturbed / "curves.csv").read_text(encoding="utf-8").splitlines()
+    assert len(curves) == 1 + 2 * (1 + 3 * 5), "one point of the base sampler, five of the others"
     before = state(undisturbed)
     assert tiny_main("--jobs", "1", "--name", "tiny") == 0  # nothing left to do, and the table again
     printed = capsys.readouterr().out
@@ -155,7 +181,7 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
 def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 with two workers; the second start repeats no finished run, loses none and changes no number."""
     monkeypatch.chdir(tmp_path)
-    paths = [str(BENCHMARKS.parent), str(BENCHMARKS.parent / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     code = "import test_compare; test_compare.tiny_main('--jobs', '2')"
     process = subprocess.Popen(
@@ -186,14 +212,14 @@ def test_failed_runs_are_recorded_and_tried_again(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scoring = _run.evaluate
+    scoring = measure.evaluate
 
     def broken(agent: Any, **options: Any) -> dict[str, float]:
         if agent.name == "base" and agent.seed == 1:
             raise RuntimeError("the disk is on fire")
         return scoring(agent, **options)
 
-    monkeypatch.setattr(_run, "evaluate", broken)
+    monkeypatch.setattr(measure, "evaluate", broken)
     selection = ("--jobs", "1", "--agents", "base")
     assert tiny_main(*selection) == 1
     folder = tmp_path / "runs" / "tiny"
@@ -205,7 +231,7 @@ def test_failed_runs_are_recorded_and_tried_again(
     assert "Traceback" in trace.read_text(encoding="utf-8") and "in broken" in trace.read_text(encoding="utf-8")
     assert "FAILED 8gaussians  base  seed 1: RuntimeError: the disk is on fire" in capsys.readouterr().out
     before = state(folder)
-    monkeypatch.setattr(_run, "evaluate", scoring)
+    monkeypatch.setattr(measure, "evaluate", scoring)
     assert tiny_main(*selection) == 0
     assert not trace.exists() and len(read(folder / "results.json")["runs"]) == 2
     assert before.items() <= state(folder).items()
@@ -215,11 +241,14 @@ def test_divergence_is_a_failed_run(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ROWS[1].agent_settings | {"policy_learning_rate": 1e30, "anneal": False}
-    row = _run.Row("wild", "8gaussians", "dxdp", 4_000, agent_settings=settings)
-    assert tiny_main("--jobs", "1", "--seeds", "0", preset=compare.Preset((row, ROWS[0]), sizes=SIZES)) == 1
+    wild = BATCH | {"policy_learning_rate": 1e30, "anneal": False}
+    group = {"tasks": ["8gaussians"], "agents": ["dxdp"], "label": "wild", "budget": 4_000, "agent_settings": wild}
+    content = TINY | {"group": [group, TINY["group"][0]]}
+    assert tiny_main("--jobs", "1", "--seeds", "0", content=content) == 1
     failure = read(tmp_path / "runs" / "tiny" / "results.json")["failed"][0]
-    assert failure["label"] == "wild" and re.match(r"(Divergence|NonFinite|Energy)Error: .+", failure["error"])
+    assert failure["label"] == "wild" and re.match(r".*(Divergence|NonFinite|Energy)Error: .+", failure["error"])
+    trace = (tmp_path / "runs" / "tiny" / "results" / f"{failure['key']}.failed.txt").read_text(encoding="utf-8")
+    assert trace.count("Traceback") == 1, "the same seed would diverge again"
     assert "(0 of 1 runs)" in capsys.readouterr().out
 
 
@@ -253,61 +282,99 @@ def test_bad_arguments_end_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str, Any]:
+    return {"tasks": [task], "agents": [agent], "budget": budget, **more}
+
+
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("group", "message"),
     [
-        (_run.Row("a", "8gaussian", "base"), "unknown task '8gaussian'"),
-        (_run.Row("a", "8gaussians", "pppo", 100), "unknown agent 'pppo'"),
-        (_run.Row("a", "8gaussians", "ppo"), "budget of 'a' must be >= 1, got 0"),
-        (_run.Row("a", "8gaussians", "base", 100), "does not train"),
-        (_run.Row("base", "8gaussians", "base"), "label 'base' is used twice"),
-        (_run.Row("a", "8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
-        (_run.Row("a", "8gaussians", "ppo", 100, task_settings={"horizn": 3}), "Did you mean 'horizon'"),
+        (group_of("8gaussian", "base"), "unknown task '8gaussian'"),
+        (group_of("8gaussians", "pppo", 100), "unknown agent 'pppo'"),
+        (group_of("8gaussians", "ppo"), "budget of 'ppo' must be >= 1, got 0"),
+        (group_of("8gaussians", "ppo", 10.5), "budget of 'ppo' must be an integer >= 1, got 10.5"),
+        (group_of("8gaussians", "ppo", 0.0, unit="seconds"), "budget of 'ppo' must be finite and > 0"),
+        (group_of("8gaussians", "ppo", 9, unit="second"), "Did you mean 'seconds'"),
+        (group_of("8gaussians", "base"), "label 'base' is used twice"),
+        (group_of("8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
+        (group_of("8gaussians", "ppo", 100, task_settings={"horizn": 3}), "Did you mean 'horizon'"),
+        (group_of("8gaussians", "ppo", 100, task_setings={}), "Did you mean 'task_settings'"),
+        ({"tasks": ["8gaussians"]}, "must have a list 'agents'"),
     ],
 )
 def test_bad_presets_end_before_anything_runs(
-    undisturbed: Path, row: _run.Row, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    undisturbed: Path, group: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert tiny_main(preset=compare.Preset((ROWS[0], row), sizes=SIZES)) == 2
+    assert tiny_main(content=TINY | {"group": [TINY["group"][0], group]}) == 2
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.toml"]
 
 
-@pytest.mark.parametrize("name", compare.PRESETS.names())
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seeds = [0", "is not a TOML file"),
+        ("seeds = [0]", "at least one [[group]]"),
+        ("seed = [0]", "Did you mean 'seeds'"),
+        ("[sizes]\nsample = 3", "Did you mean 'samples'"),
+    ],
+)
+def test_bad_preset_files(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        presets.load_preset(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
-    preset = compare.PRESETS[name]
-    rows = compare.select(compare.Arguments(preset=name, budget=1_000))
-    assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows)
-    runs = _run.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
+    preset = presets.load_preset(name)
+    rows = compare.select(compare.Arguments(preset=name, budget=1_000), preset)
+    assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows) and preset.description
+    runs = protocol.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
     assert len({run.key for run in runs}) == len(runs) >= 5
 
 
-def test_the_key_holds_what_defines_a_run() -> None:
-    run = _run.Run(ROWS[1], 0)
+def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
+    rows = presets.load_preset("standard").rows
+    for task in ("8gaussians", "gmm25", "digits", "manywell32"):
+        assert [row.agent for row in rows if row.task == task] == [name for name in AGENTS if name != "dxmi"]
+
+
+def a_row(**changes: Any) -> protocol.Row:
+    plain = {"label": "dxdp", "task": "8gaussians", "agent": "dxdp", "budget": 4_000, "agent_settings": BATCH}
+    return protocol.Row(**plain | changes)
+
+
+def test_the_key_holds_what_defines_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = protocol.Run(a_row(), 0)
     others = [
-        _run.Run(ROWS[1], 1),
-        _run.Run(ROWS[2], 0),
-        _run.Run(ROWS[1], 0, sizes=SIZES),
-        _run.Run(_run.Row("dxdp", "8gaussians", "dxdp", 4_001, agent_settings=ROWS[1].agent_settings), 0),
-        _run.Run(_run.Row("dxdp", "8gaussians", "dxdp", 4_000, agent_settings=BATCH), 0),
+        protocol.Run(a_row(), 1),
+        protocol.Run(a_row(agent="ppo"), 0),
+        protocol.Run(a_row(), 0, sizes=protocol.Sizes(draws=2)),
+        protocol.Run(a_row(budget=4_001), 0),
+        protocol.Run(a_row(unit="energy_evals"), 0),
+        protocol.Run(a_row(agent_settings=BATCH | {"width": 3}), 0),
+        protocol.Run(a_row(task_settings={"tau": 0.5}), 0),
     ]
-    assert len({run.key, *(other.key for other in others)}) == 6
-    renamed = _run.Row("another label", "8gaussians", "dxdp", 4_000, agent_settings=ROWS[1].agent_settings)
-    assert _run.Run(renamed, 0).key == run.key
+    assert len({run.key, *(other.key for other in others)}) == len(others) + 1
+    assert protocol.Run(a_row(label="another label"), 0).key == run.key
+    monkeypatch.setattr(protocol, "code_digest", lambda modules: "other code")
+    assert protocol.Run(a_row(), 0).key != run.key
 
 
 def test_a_damaged_result_is_not_finished(tmp_path: Path) -> None:
-    run = _run.Run(ROWS[0], 0)
+    run = protocol.Run(a_row(), 0)
     assert run.load(tmp_path) is None
     run.result_file(tmp_path).write_text('{"scores": ', encoding="utf-8")
     assert run.load(tmp_path) is None
 
 
 def test_filters_take_agents_and_labels() -> None:
-    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)))
-    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")))
+    preset = presets.load_preset("digits")
+    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)), preset)
+    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset)
     assert [row.label for row in by_agent] == ["dxmi/dxdp", "dxmi/ppo"]
     assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
 
@@ -317,7 +384,7 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
         compare.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "runs/<name>/" in text
-    assert all(f"--{option}" in text for option in compare.Arguments.__dataclass_fields__)
+    assert all(f"--{option.replace('_', '-')}" in text for option in compare.Arguments.__dataclass_fields__)
     assert max(map(len, text.splitlines())) <= 100
 
 
@@ -326,12 +393,12 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     [(0, "0"), (8, "8"), (0.12345, "0.123"), (1234.5, "1234"), (-0.00012, "-0.00012"), (3e-7, "3.0e-07")],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert _report.number(value) == text
+    assert tables.number(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.5, "0.5"), (9_999, "9999"), (599_040, "599 k"), (4_000_000, "4 M")])
 def test_counts(value: float, text: str) -> None:
-    assert _report.compact(value) == text
+    assert tables.compact(value) == text
 
 
 def test_unreliable_log_z_is_flagged() -> None:
@@ -340,9 +407,9 @@ def test_unreliable_log_z_is_flagged() -> None:
         {"log_z": statistics, "ess": {"iqm": ess, "low": 0, "high": 1}, "denoiser_calls": statistics}
         for ess in (0.09, 0.11)
     )
-    costs = dict.fromkeys(_report.COSTS, 1.0)
+    costs = dict.fromkeys(tables.COSTS, 1.0)
     lines = [
-        _report._line({"label": "a", "runs": 3, "scores": scores, "costs": costs}, ["log_z"], 3)
+        tables._line({"label": "a", "runs": 3, "scores": scores, "costs": costs}, ["log_z"], 3)
         for scores in (poor, good)
     ]
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1]
@@ -350,10 +417,12 @@ def test_unreliable_log_z_is_flagged() -> None:
 
 @pytest.mark.parametrize(("value", "digit"), [(0.2, 2), (50, 5), (3e-5, 3)])
 def test_leading_digit(value: float, digit: int) -> None:
-    assert _pictures.leading_digit(value) == digit
+    assert pictures.leading_digit(value) == digit
 
 
 @pytest.mark.parametrize("name", [name for name in AGENTS if name != "dxmi"])
 def test_sigma_ratios_of_every_agent(name: str) -> None:
     agent = make_agent(name, task="8gaussians", seed=0)
-    assert _run.sigma_ratios(agent, seed=0, n=50) == pytest.approx([1.0] * 5, rel=0.01), "untrained: the base sampler's"
+    assert measure.sigma_ratios(agent, seed=0, n=50) == pytest.approx([1.0] * 5, rel=0.01), (
+        "untrained: the base sampler's"
+    )

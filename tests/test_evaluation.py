@@ -9,13 +9,15 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from torch import Tensor
 
-from dxmi_rl import evaluate, make_agent, make_task
+from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
 from dxmi_rl.agents import Base
 from dxmi_rl.agents.action_density import ActionDensity
 from dxmi_rl.agents.base import seeded
 from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
 from dxmi_rl.irl import AGENTS
+from dxmi_rl.registry import Registry
 from dxmi_rl.targets import GaussianMixture, make_target
 from dxmi_rl.tasks import Task
 
@@ -114,7 +116,39 @@ def test_the_bounds_close_with_the_number_of_steps() -> None:
 
 def test_evaluation_is_at_temperature_one() -> None:
     hot, cold = (quick(Base(task(tau=tau))) for tau in (0.1, 1.0))
-    assert hot == cold
+    assert {key: hot[key] for key in cold} == cold and hot.keys() - cold == {"elbo_tau"}
+
+
+def test_elbo_tau_is_the_soft_return_in_nats() -> None:
+    """ELBO of exp(-E / tau) = E[soft return] / tau - E[log p_0(x_0)]: what agents maximise, up to a constant."""
+    agent = Base(task(tau=0.1))
+    scores, mdp = quick(agent, fit=False, trajectories=3000), agent.mdp
+    trajectory = mdp.rollout(agent.policy, 3000, torch.Generator().manual_seed(2))
+    expected = (mdp.soft_return(trajectory) / 0.1 - mdp.start_log_prob(trajectory.x[0])).mean()
+    assert scores["elbo_tau"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_elbo_tau_of_a_fixed_energy_has_its_normaliser_as_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named energy: annealed importance sampling finds log Z of exp(-E / tau), once."""
+    monkeypatch.setattr(tasks, "ENERGIES", named := Registry("energy"))
+    named.add("bowl", f"{__name__}:bowl")
+    built = make_task("8gaussians-data", energy="bowl", tau=0.5, pretraining={"iterations": 2, "width": 8})
+    scores = quick(Base(built), floors=True, samples=200)
+    # exp(-|x|^2 / (2 s^2) / tau) in the plane: Z = 2 pi s^2 tau
+    assert scores["elbo_tau_floor"] == pytest.approx(math.log(2 * math.pi * 0.25 * 0.5), abs=0.1)
+    assert scores["elbo_tau"] < scores["elbo_tau_floor"]
+    monkeypatch.setattr(evaluation, "annealed_importance_sampling", None)  # from the cache now
+    assert evaluation.tempered_log_z(built) == scores["elbo_tau_floor"]
+    with pytest.raises(ValueError, match="named energy"):
+        evaluation.tempered_log_z(task())
+
+
+def bowl(built: Task) -> torch.nn.Module:
+    class Bowl(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().sum(1) / (2 * 0.25)
+
+    return Bowl()
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.policy import GaussianPolicy
-from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer
+from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer, check_real
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
@@ -46,6 +46,21 @@ class Costs:
     """Evaluations of the base or fine-tuned denoiser on one x."""
     seconds: float = 0.0
     """Wall-clock seconds inside ``learn``."""
+
+
+BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
+"""What a budget can be counted in: fields of Costs."""
+
+
+def check_budget(**budgets: float | None) -> tuple[str, float]:
+    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
+    given = {unit: amount for unit, amount in budgets.items() if amount is not None}
+    if len(given) != 1:
+        raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
+    unit, amount = next(iter(given.items()))
+    if unit == "seconds":
+        return unit, check_real(unit, amount, strict=True)
+    return unit, check_integer("total_timesteps" if unit == "timesteps" else unit, amount)
 
 
 class Agent(abc.ABC):
@@ -141,53 +156,64 @@ class Agent(abc.ABC):
 
     def learn(
         self,
-        total_timesteps: int,
+        total_timesteps: int | None = None,
         *,
+        energy_evals: int | None = None,
+        seconds: float | None = None,
         callback: Callback | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 50,
     ) -> Self:
-        """Train for ``total_timesteps`` more rollout transitions (rounded up to whole iterations).
+        """Train for one more budget: ``total_timesteps`` rollout transitions, or ``energy_evals``, or ``seconds``.
 
-        Learning rates fall to zero over the whole of ``num_timesteps + total_timesteps``, so one long call learns more
-        than many short ones (``anneal=False`` keeps them constant); continuing a loaded checkpoint
-        with ``reset_num_timesteps=False`` and the remaining steps gives the same numbers as not having stopped.
+        It is rounded up to whole iterations. Learning rates fall to zero over what was spent before and the budget
+        together, so one long call learns more than many short ones (``anneal=False`` keeps them constant); continuing
+        a loaded checkpoint with ``reset_num_timesteps=False`` and the rest of the budget gives the same numbers as not
+        having stopped. Budgets in seconds depend on the machine, and so do their numbers.
 
         Args:
             callback: called after each iteration with the agent; returning False stops.
+            reset_num_timesteps: count timesteps from 0 again.
             progress_bar: show a bar with the time left (silent when not a terminal).
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
 
-        Raises DivergenceError on a non-finite loss, before it reaches ``checkpoint``.
+        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive, DivergenceError
+        on a non-finite loss, before it reaches ``checkpoint``.
         """
-        check_integer("total_timesteps", total_timesteps)
+        unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
         check_integer("checkpoint_every", checkpoint_every)
         if reset_num_timesteps:
             self.costs.timesteps = 0
-        end = self.costs.timesteps + total_timesteps
+        end = self._spent(unit) + budget
         if not self.trains:
-            self.costs.timesteps = end
+            if unit == "timesteps":
+                self.costs.timesteps = end
             return self
         title = f"{self.name} on {self.task.name}"
-        with progress(title, end, completed=self.costs.timesteps, show=progress_bar) as advance:
+        with progress(title, end, completed=self._spent(unit), show=progress_bar) as advance:
             iteration = 0
-            while self.costs.timesteps < end:
-                self._set_progress(self.costs.timesteps / end)
+            while (before := self._spent(unit)) < end:
+                self._set_progress(before / end)
                 started = time.perf_counter()
                 log = self.iterate()
                 self.costs.seconds += time.perf_counter() - started
+                if (spent := self._spent(unit)) <= before:
+                    raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
-                due = checkpoint is not None and (iteration % checkpoint_every == 0 or self.costs.timesteps >= end)
-                if due or iteration % 50 == 0 or self.costs.timesteps >= end:
+                due = checkpoint is not None and (iteration % checkpoint_every == 0 or spent >= end)
+                if due or iteration % 50 == 0 or spent >= end:
                     self._note(log)
                 if due and checkpoint is not None:
                     self.save(checkpoint)
-                advance(self.costs.timesteps)
+                advance(spent)
                 if callback is not None and callback(self) is False:
                     break
         return self
+
+    def _spent(self, unit: str) -> Any:
+        return getattr(self.costs, unit)
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
@@ -330,7 +356,7 @@ class Agent(abc.ABC):
         return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
 
     def _note(self, log: dict[str, float | Tensor]) -> None:
-        self.log = {key: float(value) for key, value in log.items()}
+        self.log = {key: float(value.detach() if isinstance(value, Tensor) else value) for key, value in log.items()}
         bad = [key for key, value in self.log.items() if not math.isfinite(value)]
         # A loss is from before its update: the weights may have gone first.
         if not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters()):
@@ -400,4 +426,7 @@ def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
-__all__ = ["Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "frozen", "seeded"]
+__all__ = [
+    "BUDGET_UNITS", "Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "check_budget", "frozen",
+    "seeded",
+]  # fmt: skip

@@ -1,25 +1,23 @@
-"""Tables of a comparison: interquartile means with bootstrap intervals over seeds, for terminals and as markdown."""
+"""Tables of a comparison for terminals: interquartile means over seeds with intervals, and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from _run import Outcome, Row
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dxmi_rl.statistics import bootstrap_interval, interquartile_mean
-
-Result = dict[str, Any]
-Summary = dict[str, Any]
+from dxmi_rl.benchmark.measure import SELECTED_BY, first_score
+from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
 
 SCORES = {
-    "kl_bound": "↓", "kl_bound_fit": "↓", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑", "mode_tv": "↓",
-    "log_z": "", "ess": "↑", "auc": "↑", "auc_late": "↑", "fd": "↓", "fd_late": "↓", "precision": "↑", "recall": "↑",
+    "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
+    "mode_tv": "↓", "log_z": "", "ess": "↑", "auc": "↑", "auc_late": "↑", "fd": "↓", "fd_late": "↓", "precision": "↑",
+    "recall": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
 COSTS = {
@@ -32,47 +30,16 @@ MIN_ESS = 0.1
 FLOOR = "exact samples (floor)"
 
 
-def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows that share a table, in order."""
-    return {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
-
-
-def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
-    """Finished runs of one row."""
-    return [result for result in results if (result["task"], result["label"]) == (row.task, row.label)]
-
-
 def main_score(row: Row, results: Sequence[Result]) -> str | None:
-    """What curves show and the median seed is chosen by: kl_bound where an energy is given, else fd, else W2."""
-    order = [*(["kl_bound", "elbo"] if row.energy_given else []), "fd", "sliced_w2"]
-    return next((key for key in order if any(key in result["scores"] for result in results)), None)
+    """What curves show: a bound on the likelihood where an energy is given, else fd, else sliced W2."""
+    return first_score(SELECTED_BY, list({key for result in results for key in result["scores"]}), row.energy_given)
 
 
 def main_scores(result: Result) -> str:
     """A finished run's scores and seconds in one line."""
-    keys = ["kl_bound", "kl_bound_fit", "sliced_w2", "fd", "auc"]
+    keys = ["kl_bound", "kl_bound_fit", "elbo_tau", "sliced_w2", "fd", "auc"]
     scores = "  ".join(f"{key} {number(result['scores'][key])}" for key in keys if key in result["scores"])
     return f"{scores}  (train {result['costs']['seconds']:.0f} s, score {result['evaluation_seconds']:.0f} s)"
-
-
-def summarise(rows: Sequence[Row], results: Sequence[Result]) -> list[Summary]:
-    """One entry per row: ``scores[key] = {iqm, low, high, floor}``, ``costs[key]`` (mean) and the number of runs."""
-    summaries = []
-    for row in rows:
-        runs = results_of(row, results)
-        keys = [key for key in (runs[0]["scores"] if runs else {}) if not key.endswith("_floor")]
-        scores = {key: _statistics([run["scores"] for run in runs], key) for key in keys}
-        costs = {key: sum(run["costs"][key] for run in runs) / len(runs) for key in COSTS if runs}
-        summaries.append({"task": row.task, "label": row.label, "runs": len(runs), "scores": scores, "costs": costs})
-    return summaries
-
-
-def _statistics(scores: list[dict[str, float]], key: str) -> dict[str, float]:
-    values = [entry[key] for entry in scores if key in entry]
-    low, high = bootstrap_interval(values)
-    statistics = {"iqm": interquartile_mean(values), "low": low, "high": high}
-    floor = scores[0].get(f"{key.removesuffix('_late')}_floor")
-    return statistics if floor is None else statistics | {"floor": floor}
 
 
 @dataclass(frozen=True)
@@ -102,7 +69,9 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -
         }
         body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
         body += [_line(summary, keys, seeds) for summary in own]
-        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, _caption(keys, seeds, task_rows)))
+        methods = {entry["method"] for summary in own for entry in summary["scores"].values() if "method" in entry}
+        caption = _caption(keys, seeds, sorted(methods), task_rows)
+        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, caption))
     return tables
 
 
@@ -123,14 +92,16 @@ def _line(summary: Summary, keys: list[str], seeds: int) -> list[str]:
 
 
 def _cell(statistics: dict[str, float]) -> str:
-    value, low, high = (number(statistics[key]) for key in ("iqm", "low", "high"))
-    return value if low == high else f"{value}\n[{low}, {high}]"
+    value = number(statistics["iqm"])
+    if "low" not in statistics or statistics["low"] == statistics["high"]:
+        return value
+    return f"{value}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
 
 
-def _caption(keys: list[str], seeds: int, rows: Sequence[Row]) -> str:
+def _caption(keys: list[str], seeds: int, methods: list[str], rows: Sequence[Row]) -> str:
     text = f"Interquartile mean over {seeds} seed{'s' * (seeds > 1)}"
-    if seeds > 1:
-        text += " [95 % percentile-bootstrap interval; it covers less than that at 3-5 seeds]"
+    if methods:
+        text += f" [95 % {', '.join(methods)}]"
     text += "; costs are means of what training spent."
     if "kl_bound" in keys:
         text += (
@@ -141,6 +112,8 @@ def _caption(keys: list[str], seeds: int, rows: Sequence[Row]) -> str:
         taus = sorted({row.tau for row in rows})
         if taus != [1.0]:
             text += f" Trained at tau = {', '.join(map(number, taus))} nats; kl_bound uses the energy at temperature 1."
+    if "elbo_tau" in keys:
+        text += f" elbo_tau: of exp(-E / tau), tau = {number(rows[0].tau)} nats, which the agents are trained for."
     if "log_z" in keys:
         text += f" * log_z is unreliable: ess < {MIN_ESS}."
     if any(key.endswith("_late") for key in keys):
@@ -193,41 +166,3 @@ def _rich(table: Table, columns: list[int]) -> RichTable:
     for line in table.body:
         rich.add_row(*(Text(line[index]) for index in columns))
     return rich
-
-
-def markdown(
-    name: str, command: str, tables: Sequence[Table], pictures: Sequence[str], results: Sequence[Result],
-    failed: Sequence[Outcome],
-) -> str:  # fmt: skip
-    """The report: command, machine, a table and pictures per task, failures."""
-    lines = [f"# Comparison {name}", "", "```", command, "```", ""]
-    machines = {f"{_machine(result)}; {_versions(result)}": None for result in results}
-    lines += [*machines, ""]
-    for table in tables:
-        header = [cell.replace("-\n", "").replace("\n", " ") for cell in table.header]
-        lines += [
-            f"## {table.title}",
-            "",
-            _markdown_line(header),
-            _markdown_line(["---", *["---:"] * (len(header) - 1)]),
-        ]
-        lines += [_markdown_line([cell.replace("\n", " ") for cell in line]) for line in table.body]
-        lines += ["", table.caption.replace("* ", "\\* "), ""]
-        lines += [f"![{file}]({file})\n" for file in pictures if file.endswith(f"_{table.title}.png")]
-    if failed:
-        lines += ["## Failed runs", "", *(f"- {outcome.run.title}: {outcome.error}" for outcome in failed), ""]
-    return "\n".join(lines)
-
-
-def _machine(result: Result) -> str:
-    machine = result["machine"]
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    return f"{machine['processor']} ({machine['cores']} cores{gpu}), one thread per run"
-
-
-def _versions(result: Result) -> str:
-    return ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace(" *", " \\*") for cell in cells) + " |"

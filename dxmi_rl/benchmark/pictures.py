@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from _report import Result, main_score, number, results_of, rows_by_task
-from _run import EVALUATION_SEED, Row, Run
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 from torch import Tensor
 
+from dxmi_rl.benchmark.measure import EVALUATION_SEED
+from dxmi_rl.benchmark.protocol import Row, Run
+from dxmi_rl.benchmark.results import Result, results_of, rows_by_task
+from dxmi_rl.benchmark.tables import main_score, number
 from dxmi_rl.envs.rendering import MAX_IMAGES, draw_samples, is_image, is_renderable
 from dxmi_rl.storage import load_tensors, write_atomically
 
@@ -28,6 +30,7 @@ COLUMNS = 6
 NAMES = {
     "kl_bound": "KL bound [nats]",
     "elbo": "ELBO [nats]",
+    "elbo_tau": "ELBO of exp(-E / tau) [nats]",
     "fd": "Fréchet distance of features",
     "sliced_w2": "sliced W2 distance",
 }
@@ -53,7 +56,11 @@ def draw_pictures(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[Re
             files[f"curves_{task}.png"] = _curves_figure(own, results, key)
     for name, figure in files.items():
         FigureCanvasAgg(figure)
-        write_atomically(folder / name, lambda file, figure=figure: figure.savefig(file, format="png", dpi=110))
+
+        def save(file: Path, figure: Figure = figure) -> None:
+            figure.savefig(file, format="png", dpi=110)
+
+        write_atomically(folder / name, save)
     return list(files)
 
 
@@ -102,7 +109,7 @@ def _median_panel(row: Row, own: Sequence[Result], runs: Sequence[Run], folder: 
 def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> Figure:
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     axes = figure.subplots(1, len(AXES), sharey=True)
-    figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr]
+    figure.get_layout_engine().set(wspace=0.04)  # type: ignore[union-attr, call-arg]
     lowest = math.inf
     for ax, (cost, (label, formatter)) in zip(axes, AXES.items(), strict=True):
         for index, row in enumerate(rows):

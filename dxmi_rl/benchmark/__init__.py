@@ -1,0 +1,1 @@
+"""The benchmark as an instrument: protocol, resumable sweeps, results, reports. ``dxmi-rl compare`` runs it."""

@@ -1,0 +1,183 @@
+"""One run: train an agent, follow its learning curve, score its last iterate and its best checkpoint."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.evaluation import evaluate, quick_scores
+from dxmi_rl.tasks import make_task
+
+if TYPE_CHECKING:
+    from dxmi_rl.benchmark.protocol import Run
+
+# This module is part of every run's key (dxmi_rl.benchmark.code): it holds what numbers depend on, and nothing else.
+
+EVALUATION_SEED = 10_000
+"""Run s is scored on seeds from 10,000 + 100 s on: the same for every agent, and none that training uses."""
+CURVE_SEED = 500_000
+"""Learning curves, which choose the best checkpoint, use other seeds: 500,000 + 100 s on."""
+PATHS, IMAGE_PATHS = 300, 36
+"""Whole denoising paths kept for the report."""
+KEPT_IMAGES = 64
+"""Images kept for the pictures."""
+SELECTED_BY = {"kl_bound": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower", "sliced_w2": "lower"}
+"""Quick scores that choose the best checkpoint, the first that applies, and which direction is better."""
+LIKELIHOODS = ("kl_bound", "kl_bound_fit", "elbo", "elbo_tau")
+"""Scores that mean something only where agents are given the energy."""
+COSTS_OF_A_POINT = ("timesteps", "seconds", "energy_evals")
+"""Costs noted with every point of a learning curve."""
+
+Point = dict[str, float]
+OnPoint = Callable[[Agent, Point], None]
+State = dict[str, dict[str, Tensor]]
+
+
+def measure(
+    run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None
+) -> tuple[dict[str, Any], Tensor]:
+    """Train and score one agent: its part of the JSON-able result and its samples ``[kept, *event_shape]``.
+
+    ``on_point`` is called with every point of the learning curve; what it raises ends the run. ``device`` is which
+    one of the kind that the run asks for.
+    """
+    row, sizes, seed = run.row, run.sizes, EVALUATION_SEED + 100 * run.seed
+    device = run.device if device is None else device
+    with seeded(run.seed):  # a learned kernel's weights are the task's, not the agent's
+        task = make_task(row.task, device=device, **row.task_settings)
+    agent = row.build(task, run.seed)
+    curve, best_point, best_state = _train(agent, run, on_point)
+    started = time.perf_counter()
+    scores = _scores(agent, run, sizes.floors)
+    kept = agent.sample(KEPT_IMAGES if len(task.event_shape) == 3 else sizes.kept, seed=seed)
+    result: dict[str, Any] = {
+        "scores": scores | late_means(curve, row.unit, row.budget),
+        "best": {},
+        "unaveraged": _unaveraged(agent, seed, sizes.samples),
+        "sigma_ratios": sigma_ratios(agent, seed),
+        "costs": asdict(agent.costs),
+        "curve": curve,
+        "paths": paths(agent, seed),
+    }
+    if agent.trains and best_point is not None:
+        if best_state is not None:  # the last iterate otherwise, which has its scores
+            for name, module in agent.modules().items():
+                module.load_state_dict(best_state[name])
+            scores = _scores(agent, run, floors=False)
+        plain = {key: value for key, value in scores.items() if not key.endswith("_floor")}
+        result["best"] = {"timesteps": curve[best_point]["timesteps"], "scores": plain}
+    result["evaluation_seconds"] = time.perf_counter() - started
+    return result, kept
+
+
+def _scores(agent: Agent, run: Run, floors: bool) -> dict[str, float]:
+    sizes = run.sizes
+    return evaluate(
+        agent, seed=EVALUATION_SEED + 100 * run.seed, samples=sizes.samples, draws=sizes.draws,
+        trajectories=sizes.trajectories, fit=run.fits, floors=floors,
+    )  # fmt: skip
+
+
+def _unaveraged(agent: Agent, seed: int, samples: int) -> dict[str, float]:
+    """Quick scores of the policy that an averaging agent (DxMI) trains; nothing for others."""
+    inner = getattr(agent, "agent", None)
+    return quick_scores(agent, seed=seed, samples=samples, policy=inner.policy) if isinstance(inner, Agent) else {}
+
+
+def _train(agent: Agent, run: Run, on_point: OnPoint) -> tuple[list[Point], int | None, State | None]:
+    """Learn for the budget: the curve, the index of its best point, and the weights there (None: the last ones).
+
+    The curve has a point before the first iteration and ``curve_points`` after; an agent that does not train has the
+    first only. The best is chosen by quick scores on seeds that the final scores do not use.
+    """
+    row, points = run.row, list[Point]()
+    best: int | None = None
+    state: State | None = None
+
+    def note(agent: Agent) -> None:
+        nonlocal best, state
+        costs = agent.costs
+        if getattr(costs, row.unit) < len(points) * row.budget / run.sizes.curve_points:
+            return
+        # A draw of its own for every point, so that means over points average the evaluation's noise, too.
+        seed = CURVE_SEED + 100 * run.seed + len(points)
+        scores = quick_scores(agent, seed=seed, samples=run.sizes.samples)
+        points.append({key: getattr(costs, key) for key in COSTS_OF_A_POINT} | scores)
+        key = first_score(SELECTED_BY, list(scores), row.energy_given)
+        if key is not None and (best is None or _better(SELECTED_BY[key], scores[key], points[best][key])):
+            best = len(points) - 1
+            state = {name: copy.deepcopy(module.state_dict()) for name, module in agent.modules().items()}
+        on_point(agent, points[-1])
+
+    note(agent)
+    if agent.trains:
+        budget: dict[str, Any] = {"total_timesteps" if row.unit == "timesteps" else row.unit: row.budget}
+        agent.learn(**budget, callback=note)
+    return points, best, None if best == len(points) - 1 else state
+
+
+def first_score(order: dict[str, str], scores: Sequence[str], energy_given: bool) -> str | None:
+    """The first of ``order`` among ``scores``; likelihoods only where the energy is given, as data have none."""
+    return next((key for key in order if key in scores and (energy_given or key not in LIKELIHOODS)), None)
+
+
+def _better(direction: str, score: float, than: float) -> bool:
+    return score < than if direction == "lower" else score > than
+
+
+def late_means(curve: Sequence[Point], unit: str, budget: float) -> dict[str, float]:
+    """Means over the last quarter of training, ``<score>_late``: what an oscillating game is judged by."""
+    late = [point for point in curve if point[unit] > 0.75 * budget]
+    keys = [key for key in (late[0] if late else {}) if key not in COSTS_OF_A_POINT]
+    return {f"{key}_late": sum(point[key] for point in late) / len(late) for key in keys}
+
+
+@torch.no_grad()
+def sigma_ratios(agent: Agent, seed: int, n: int = 1000) -> list[float]:
+    """Geometric mean of the policy's sigma_t over its own states, over the base sampler's: one number per step.
+
+    Empty for agents without a Gaussian over the next state (deterministic or squashed ones, and agents of your own
+    without ``moments``) and for deterministic bases. Entropy that runs away shows here first.
+    """
+    sigma = agent.mdp.base.sigma
+    if not (agent.has_density and bool((sigma > 0).all())):
+        return []
+    density = agent.density()
+    if not hasattr(density, "moments") or getattr(density, "squashed", None) is not None:
+        return []
+    states = agent.sample_trajectory(n, seed=seed).x
+    log_stds = [density.moments(x, t)[1].mean() for t, x in enumerate(states[:-1])]
+    return [float((log_std - sigma[t].log()).exp()) for t, log_std in enumerate(log_stds)]
+
+
+@torch.no_grad()
+def paths(agent: Agent, seed: int) -> dict[str, Any]:
+    """Denoising paths for the report, in bytes: 300 of vectors (their first two coordinates), 36 of images.
+
+    ``{"shape": [T + 1, n, ...], "low", "high", "coordinates", "data"}`` with ``data`` in base64; a value is low +
+    byte / 255 (high - low), and what lies beyond is moved to the edge, outside of the plotting range. Agents without a
+    density have one frame, their samples.
+    """
+    low, high = agent.task.target.plot_range
+    image = len(agent.mdp.event_shape) == 3
+    n = IMAGE_PATHS if image else PATHS
+    states = agent.sample_trajectory(n, seed=seed).x if agent.has_density else agent.sample(n, seed=seed)[None]
+    if not image:
+        margin = 0.1 * (high - low)
+        low, high, states = low - margin, high + margin, states.flatten(2)[..., :2]
+    quantised = ((states - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    return {
+        "shape": list(quantised.shape),
+        "low": low,
+        "high": high,
+        "coordinates": None if image or agent.mdp.event_shape == (2,) else [0, 1],
+        "data": base64.b64encode(quantised.numpy().tobytes()).decode(),
+    }

@@ -1,0 +1,106 @@
+"""Presets: what a comparison compares, in TOML files; those in ``presets/`` by name, your own by path."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows
+from dxmi_rl.irl import AGENTS, DxMI
+from dxmi_rl.registry import UnknownNameError
+
+FOLDER = Path(__file__).with_name("presets")
+GROUP_KEYS = ["tasks", "agents", "label", "budget", "unit", "task_settings", "agent_settings"]
+EVERY_AGENT = "*"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Rows, and the seeds and evaluation sizes they have by default."""
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sizes: Sizes = field(default_factory=Sizes)
+    description: str = ""
+
+
+def list_presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    order = ["quick", "standard", "full"]
+    return [*order, *sorted(file.stem for file in FOLDER.glob("*.toml") if file.stem not in order)]
+
+
+def load_preset(name: str | Path) -> Preset:
+    """The preset of this name, or in the TOML file at this path (it ends in ".toml").
+
+    A file holds ``description``, ``seeds``, a table ``[sizes]`` of Sizes' fields and ``[[group]]`` tables: ``tasks``
+    and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy), ``budget`` and
+    ``unit`` (of agents that train), ``label`` (the agent's name by default; "{agent}" is replaced),
+    ``task_settings`` and ``agent_settings``.
+
+    Raises UnknownNameError for unknown names and keys, FileNotFoundError, ValueError for a file that is not sound.
+    """
+    if Path(name).suffix != ".toml":
+        if name not in list_presets():
+            raise UnknownNameError("preset", str(name), list_presets())
+        name = FOLDER / f"{name}.toml"
+    file = Path(name)
+    if not file.is_file():
+        raise FileNotFoundError(f"no preset at path {str(file)!r}.")
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"preset {str(file)!r} is not a TOML file: {error}") from error
+    return read_preset(content, str(file))
+
+
+def read_preset(content: dict[str, Any], source: str = "preset") -> Preset:
+    """The preset that a file's content describes; raises as ``load_preset``, naming ``source``."""
+    _check_keys(f"key of {source}", content, ["description", "seeds", "sizes", "group"])
+    _check_keys(f"size of {source}", content.get("sizes", {}), [one.name for one in fields(Sizes)])
+    rows: list[Row] = []
+    for group in content.get("group", []):
+        _check_keys(f"key of a group of {source}", group, GROUP_KEYS)
+        rows += _rows_of_group(group, source)
+    if not rows:
+        raise ValueError(f"{source} must have at least one [[group]] with tasks and agents.")
+    check_rows(rows)
+    seeds = tuple(content.get("seeds", Preset.seeds))
+    return Preset(tuple(rows), seeds, Sizes(**content.get("sizes", {})), content.get("description", ""))
+
+
+def _rows_of_group(group: dict[str, Any], source: str) -> list[Row]:
+    for key in ("tasks", "agents"):
+        if not isinstance(group.get(key), list) or not group[key]:
+            raise ValueError(f"a group of {source} must have a list {key!r}, got {group.get(key)!r}.")
+    agents: list[str] = []
+    for agent in group["agents"]:
+        agents += given_energy() if agent == EVERY_AGENT else [agent]
+    return [
+        make_row(
+            task, agent, group.get("budget", 0), label=group.get("label"), unit=group.get("unit", Row.unit),
+            task_settings=group.get("task_settings", {}), agent_settings=group.get("agent_settings", {}),
+        )
+        for task in group["tasks"]
+        for agent in agents
+    ]  # fmt: skip
+
+
+def make_row(task: str, agent: str, budget: float, *, label: str | None = None, **options: Any) -> Row:
+    """A row; the budget is 0 for an agent that does not train, and the label its name (``OwnAgent.label``)."""
+    row = Row(label or agent, task, agent, **options)
+    name = agent if row.own is None else row.own.label
+    return Row((label or "{agent}").replace("{agent}", name), task, agent, budget if row.trains else 0, **options)
+
+
+def given_energy() -> list[str]:
+    """All agents that learn from an energy they are given: every one but DxMI, which learns its own from data."""
+    return [name for name in AGENTS.names() if name != DxMI.name]
+
+
+def _check_keys(kind: str, table: dict[str, Any], known: list[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise UnknownNameError(kind, key, known)

@@ -1,0 +1,251 @@
+"""The protocol: what defines a run, the key of its result, and which score a task is ranked by."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dxmi_rl.agents.base import BUDGET_UNITS, Agent
+from dxmi_rl.benchmark.code import code_digest
+from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
+from dxmi_rl.checks import check_integer, check_real, resolve_device
+from dxmi_rl.irl import AGENTS, make_agent, recipe
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.targets import Target, make_target
+from dxmi_rl.tasks import ENERGIES, TASKS, Task
+
+SCORE_COST, FIT_COST = 100_000, 1_000_000
+"""What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
+TRANSITIONS_PER_SECOND = 30_000
+"""Rough speed of training in 2-D; it only orders the runs."""
+RANKED_BY = {
+    "kl_bound_fit": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower", "sliced_w2": "lower",
+    "quantile_error": "lower",
+}  # fmt: skip
+"""Scores that a task can be ranked by, the first that applies, and which direction is better."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a results table: an agent on a task with a budget."""
+
+    label: str
+    """Name in tables and pictures, unique within the task."""
+    task: str
+    """Name of the task; rows of one task share a table."""
+    agent: str
+    """Name of the agent, or "module:Class" or a checkpoint file of your own."""
+    budget: float = 0
+    """What to train for, in ``unit``; 0 for agents that do not train."""
+    unit: str = "timesteps"
+    """"timesteps" (rollout transitions), "energy_evals" or "seconds"."""
+    task_settings: dict[str, Any] = field(default_factory=dict)
+    """JSON-able arguments of ``make_task``."""
+    agent_settings: dict[str, Any] = field(default_factory=dict)
+    """JSON-able settings of the agent."""
+    trust_checkpoint: bool = False
+    """Open a checkpoint of your own although it holds pickles, which run code."""
+    folder: str = "."
+    """Where an agent of your own is looked for."""
+
+    @property
+    def own(self) -> OwnAgent | None:
+        """The agent when it is your own."""
+        return OwnAgent(self.agent, self.trust_checkpoint, self.folder) if is_own_agent(self.agent) else None
+
+    def plain(self) -> dict[str, Any]:
+        """The fields that results hold: what was run, not where it was found."""
+        return {key: value for key, value in asdict(self).items() if key not in ("trust_checkpoint", "folder")}
+
+    @property
+    def trains(self) -> bool:
+        """Whether the agent trains; raises for an unknown one."""
+        return AGENTS[self.agent].trains if self.own is None else self.own.trains
+
+    @property
+    def target(self) -> Target:
+        """The target, without the cost of building the task."""
+        target = self.task_settings.get("target", TASKS[self.task].target)
+        return target if isinstance(target, Target) else make_target(target)
+
+    @property
+    def energy(self) -> str:
+        """Where the reward comes from: "target", the name of a cached energy such as "fixed", or "learned"."""
+        named = self.task_settings.get("energy")
+        given = self.task_settings.get("reward", TASKS[self.task].reward) is not None
+        return named if named is not None else "target" if given else "learned"
+
+    @property
+    def energy_given(self) -> bool:
+        """Whether agents are given an energy; otherwise it is learned from data."""
+        return self.energy != "learned"
+
+    @property
+    def tau(self) -> float:
+        """Temperature of training, in nats."""
+        return float(self.task_settings.get("tau", TASKS[self.task].tau))
+
+    def build(self, task: Task, seed: int) -> Agent:
+        """The agent on a built task."""
+        if self.own is not None:
+            return self.own.build(task, seed, **self.agent_settings)
+        return make_agent(self.agent, task, seed=seed, **self.agent_settings)
+
+    @property
+    def code(self) -> str:
+        """Digest of the source that the numbers depend on."""
+        modules = {"dxmi_rl.benchmark.measure", "dxmi_rl.evaluation"}
+        classes: list[type] = [type(self.target)]
+        if self.own is None:
+            classes.append(AGENTS[self.agent])
+        else:
+            modules |= set(self.own.modules)
+        if self.agent == "dxmi":
+            classes.append(AGENTS[self.agent_settings.get("agent", recipe(self.task).agent)])
+        for one in classes:
+            modules |= {parent.__module__ for parent in one.__mro__}
+        if self.energy in ENERGIES:
+            modules.add(ENERGIES[self.energy].split(":")[0])
+        own = "" if self.own is None else f"+{self.own.digest[:12]}"
+        return code_digest(tuple(sorted(modules))) + own
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is spent on scoring a run."""
+
+    samples: int = 10_000
+    """Samples per draw of the sample metrics."""
+    draws: int = 8
+    """Draws that sliced W2 is averaged over."""
+    trajectories: int = 100_000
+    """Trajectories of the log-weights."""
+    fit: bool = True
+    """Fit a Learned kernel for ``kl_bound_fit`` where the energy is given; it takes longest."""
+    floors: bool = True
+    """Score exact samples, too."""
+    curve_points: int = 20
+    """Points of the learning curve after the one before training; checkpoints that can be the best."""
+    kept: int = 2_000
+    """Samples kept for the pictures; of images 64."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one row."""
+
+    row: Row
+    seed: int
+    device: str = "cpu"
+    sizes: Sizes = field(default_factory=Sizes)
+
+    @functools.cached_property
+    def code(self) -> str:
+        """Digest of the source that the numbers depend on, as it was when first asked for."""
+        return self.row.code
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Digest of all that defines the result.
+
+        The row without its label, the task's configuration, seed, sizes, kind of device, and the source that its
+        numbers depend on; computed once, so that workers do not read source that has changed meanwhile.
+        """
+        definition = asdict(self) | {
+            "task_config": repr(TASKS[self.row.task]),
+            "device": torch.device(self.device).type,
+            "code": self.code,
+        }
+        definition["row"] = self.row.plain()
+        for name in ("label", *(("agent",) if self.row.own else ())):  # an agent of your own is known by its code
+            del definition["row"][name]
+        return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a kernel is fitted for ``kl_bound_fit``: not where the energy is learned, as no agent aims at it."""
+        return self.sizes.fit and self.row.energy_given
+
+    @property
+    def cost(self) -> float:
+        """Estimated time in 2-D transitions of training; it only orders the runs."""
+        row = self.row
+        transitions = row.budget * (TRANSITIONS_PER_SECOND if row.unit == "seconds" else 1)
+        return transitions * math.sqrt(row.target.dim / 2) + (FIT_COST if self.fits else SCORE_COST)
+
+    @property
+    def title(self) -> str:
+        """For lines and messages."""
+        return f"{self.row.task}  {self.row.label}  seed {self.seed}"
+
+    def result_file(self, folder: Path) -> Path:
+        """Where the result lies once the run is finished."""
+        return folder / f"{self.key}.json"
+
+    def samples_file(self, folder: Path) -> Path:
+        """Where its samples lie."""
+        return folder / f"{self.key}.safetensors"
+
+    def failure_file(self, folder: Path) -> Path:
+        """Where the traceback lies when it failed."""
+        return folder / f"{self.key}.failed.txt"
+
+    def load(self, folder: Path) -> dict[str, Any] | None:
+        """The finished result under this row's label, or None."""
+        try:
+            result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return result | {"label": self.row.label}
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raises for unknown names, labels that are taken and budgets that are not allowed; costs nothing."""
+    for row in rows:
+        TASKS[row.task]
+        if row.own is not None:
+            row.own.check()
+        if row.unit not in BUDGET_UNITS:
+            raise UnknownNameError("budget unit", row.unit, list(BUDGET_UNITS))
+        name = f"budget of {row.label!r}"
+        if not row.trains and row.budget:
+            raise ValueError(f"agent {row.agent!r} does not train: {name} must be 0, got {row.budget}.")
+        if row.unit == "seconds":
+            check_real(name, row.budget, strict=row.trains)
+        else:
+            check_integer(name, row.budget, minimum=int(row.trains))
+        if sum(other.task == row.task and other.label == row.label for other in rows) > 1:
+            raise ValueError(f"label {row.label!r} is used twice on task {row.task!r}.")
+
+
+def make_runs(rows: Sequence[Row], seeds: Sequence[int], device: str, sizes: Sizes) -> list[Run]:
+    """All runs of a comparison, row by row."""
+    resolve_device(device)
+    numbers = [check_integer("seed", seed, minimum=0) for seed in seeds]
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds must be distinct and at least one, got {list(seeds)}.")
+    return [Run(row, seed, device, sizes) for row in rows for seed in numbers]
+
+
+# Ranking and normalisation --------------------------------------------------------------------------------------------
+
+
+def exact_score(scores: dict[str, float], key: str) -> float | None:
+    """What an exact sampler scores: a bound on the KL is 0, others have a floor beside them, or nothing is known."""
+    return 0.0 if key == "kl_bound_fit" else scores.get(f"{key}_floor")
+
+
+def normalise(score: float, base: float, floor: float) -> float:
+    """(score - base) / (floor - base): 0 for the base sampler, 1 for an exact sampler, negative when worse than base.
+
+    The same for scores where lower and where higher is better.
+    """
+    return (score - base) / (floor - base)

@@ -1,0 +1,100 @@
+"""The report of a comparison: one self-contained HTML page, and its tables in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from dxmi_rl.storage import write_atomically
+
+__all__ = ["check_results", "load_results", "write_report"]
+
+SCHEMA = 2
+TOP = ("name", "preset", "command", "devices", "seeds", "seconds", "date", "tasks", "summary", "runs", "failed")
+TASK = ("dim", "horizon", "tau", "event_shape", "track", "energy", "score", "better", "base", "floor")
+SUMMARY = (
+    "task", "label", "agent", "track", "runs", "budget", "unit", "scores", "best", "normalised", "costs", "command"
+)  # fmt: skip
+RUN = (
+    "key", "label", "task", "agent", "budget", "unit", "task_settings", "agent_settings", "seed", "scores",
+    "normalised", "costs", "curve", "versions", "machine", "command",
+)  # fmt: skip
+
+
+def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
+
+    Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "results.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no results at {str(file)!r}: give the folder of a comparison or its results.json.")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
+    try:
+        check_results(results)
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r}: {error}") from error
+    return dict(results)
+
+
+def check_results(results: object) -> None:
+    """Raises ValueError, naming what is missing, unless ``results`` has the form of schema 2."""
+    if not isinstance(results, dict):
+        raise ValueError(f"results must be a dict, got {type(results).__name__}.")
+    if results.get("schema") != SCHEMA:
+        raise ValueError(f"results must be of schema {SCHEMA}, got schema {results.get('schema')!r}.")
+    _check_keys("results", results, TOP)
+    for kind in ("summary", "runs", "failed"):
+        if not isinstance(results[kind], list):
+            raise ValueError(f"{kind} of results must be a list, got {type(results[kind]).__name__}.")
+    if not isinstance(results["tasks"], dict):
+        raise ValueError(f"tasks of results must be a dict, got {type(results['tasks']).__name__}.")
+    for name, task in results["tasks"].items():
+        _check_keys(f"task {name!r}", task, TASK)
+    for kind, keys in (("summary", SUMMARY), ("runs", RUN)):
+        for index, entry in enumerate(results[kind]):
+            _check_keys(f"{kind}[{index}]", entry, keys)
+            if entry["task"] not in results["tasks"]:
+                raise ValueError(f"task {entry['task']!r} of {kind}[{index}] is missing in tasks.")
+
+
+def _check_keys(name: str, value: object, keys: tuple[str, ...]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a dict, got {type(value).__name__}.")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(missing)}.")
+
+
+def write_report(results: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
+
+    Args:
+        results: results of one comparison (schema 2), as ``load_results`` returns them.
+        folder: made if need be. Every file is replaced as a whole or not at all.
+
+    Raises ValueError, naming what is missing, when ``results`` is not of schema 2.
+    """
+    check_results(results)
+    from dxmi_rl.benchmark.report.content import Comparison
+    from dxmi_rl.benchmark.report.page import page
+    from dxmi_rl.benchmark.report.text import latex, markdown
+
+    comparison = Comparison(results)
+    texts = {"report.html": page(comparison), "report.md": markdown(comparison), "report.tex": latex(comparison)}
+
+    def write(name: str, text: str) -> Path:
+        return write_atomically(Path(folder) / name, lambda file: _write_text(file, text))
+
+    return [write(name, text) for name, text in texts.items()]
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8", newline="\n")

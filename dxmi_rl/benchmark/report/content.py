@@ -1,0 +1,334 @@
+"""What a report says, apart from how it is written: rankings, differences, aggregates and sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
+from dxmi_rl.benchmark.tables import COSTS, SCORES, compact
+from dxmi_rl.statistics import (
+    interquartile_mean,
+    interval,
+    median,
+    optimality_gap,
+    probability_of_improvement,
+    welch_t_test,
+)
+
+ENERGIES = {
+    "target": "the target's own density, exact",
+    "fixed": "learned once from data, the same for all agents",
+    "learned": "learned from data together with the sampler (DxMI)",
+}
+MEANINGS = {
+    "kl_bound": "upper bound on the KL divergence from the target, in nats, with the kernel of training",
+    "kl_bound_fit": "upper bound on the KL divergence from the target, in nats, with a kernel fitted after training",
+    "elbo": "lower bound on log Z of exp(-E), in nats",
+    "elbo_tau": "lower bound on log Z of exp(-E / tau), in nats",
+    "fd": "Fréchet distance of the features of samples and test images",
+    "sliced_w2": "sliced Wasserstein-2 distance from exact samples",
+    "quantile_error": "error of quantiles, in units of the target's scale",
+}
+"""What ranking scores are."""
+TRACKS = {
+    "fine-tune": "a pretrained or exact denoiser is given",
+    "sample": "only the energy and its gradient are given",
+}
+STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
+    "IQM": interquartile_mean,
+    "median": median,
+    "optimality gap": optimality_gap,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much one row is ahead of another in the mean of the ranking score; positive is better."""
+
+    other: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+
+    @property
+    def clear(self) -> bool | None:
+        """Whether the interval excludes 0; None without an interval."""
+        return None if self.low is None or self.high is None else self.low > 0 or self.high < 0
+
+    @property
+    def short(self) -> str:
+        """``+0.02 vs dxdp``."""
+        return f"{show_signed(self.value)} vs {self.other}"
+
+    @property
+    def text(self) -> str:
+        """``+0.02 vs dxdp [0.01, 0.03]``."""
+        return f"{self.short} {show_range(self.low, self.high)}".strip()
+
+
+@dataclass(frozen=True)
+class Line:
+    """One agent on one task."""
+
+    task: str
+    label: str
+    summary: dict[str, Any]
+    score: str
+    better: str
+    best: bool
+    difference: Difference | None
+    """To the second where this is the best, to the best elsewhere."""
+
+    @property
+    def entry(self) -> dict[str, Any] | None:
+        """The ranking score's statistics."""
+        entry: dict[str, Any] | None = self.summary["scores"].get(self.score)
+        return entry
+
+    @property
+    def name(self) -> str:
+        """The ranking score with an arrow in the better direction."""
+        return f"{self.score} {'↓' if self.better == 'lower' else '↑'}" if self.score else MISSING
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Normalised scores over the tasks of one track."""
+
+    track: str
+    tasks: list[str]
+    seeds: list[int]
+    scores: dict[str, NDArray[np.float64]]
+    """``[runs, tasks]`` of every label that finished all tasks."""
+    left_out: list[str]
+    """Labels that lack a task."""
+    notes: list[str]
+    statistics: dict[str, dict[str, tuple[float, Any]]] = field(default_factory=dict)
+    """``[label][statistic]``: value and interval or None."""
+
+
+class Comparison:
+    """The results of one comparison, with what the report derives from them."""
+
+    def __init__(self, results: dict[str, Any]) -> None:
+        self.results = results
+        # A task without a score that all its runs share is not ranked: its score is "".
+        self.tasks: dict[str, dict[str, Any]] = {
+            name: task | {"score": task["score"] or "", "better": task["better"] or ""}
+            for name, task in results["tasks"].items()
+        }
+        self.runs: list[dict[str, Any]] = results["runs"]
+        self.failed: list[dict[str, Any]] = results["failed"]
+        self.summary: list[dict[str, Any]] = results["summary"]
+        self.labels = list(dict.fromkeys(entry["label"] for entry in self.summary))
+
+    @property
+    def tracks(self) -> list[str]:
+        """Tracks that are present, in order."""
+        return list(dict.fromkeys(task["track"] for task in self.tasks.values()))
+
+    def runs_of(self, task: str, label: str) -> list[dict[str, Any]]:
+        """Finished runs of one row."""
+        return [run for run in self.runs if run["task"] == task and run["label"] == label]
+
+    def values(self, task: str, label: str) -> list[float]:
+        """The ranking score of every run of one row."""
+        score = self.tasks[task]["score"]
+        values = [run["scores"].get(score) for run in self.runs_of(task, label)]
+        return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+    @cached_property
+    def _lines(self) -> dict[str, list[Line]]:
+        return {task: self._rank(task) for task in self.tasks}
+
+    def lines(self, task: str) -> list[Line]:
+        """Rows of one task, in the order of the summary."""
+        return self._lines[task]
+
+    def track_lines(self, track: str) -> list[Line]:
+        """Rows of all tasks of a track."""
+        return [line for name, task in self.tasks.items() if task["track"] == track for line in self.lines(name)]
+
+    def _rank(self, name: str) -> list[Line]:
+        task = self.tasks[name]
+        sign = -1.0 if task["better"] == "lower" else 1.0
+        entries = [entry for entry in self.summary if entry["task"] == name]
+
+        def rank(entry: dict[str, Any]) -> float:
+            value = (entry["scores"].get(task["score"]) or {}).get("iqm")
+            return -math.inf if value is None or not math.isfinite(value) else sign * value
+
+        order = sorted((entry for entry in entries if rank(entry) > -math.inf), key=rank, reverse=True)
+        lines = []
+        for entry in entries:
+            label, best = entry["label"], bool(order) and entry is order[0]
+            other = None
+            if best and len(order) > 1:
+                other = order[1]["label"]
+            elif not best and rank(entry) > -math.inf:
+                other = order[0]["label"]
+            difference = None if other is None else self._difference(name, label, other, sign)
+            lines.append(Line(name, label, entry, task["score"], task["better"], best, difference))
+        return lines
+
+    def _difference(self, task: str, label: str, other: str, sign: float) -> Difference | None:
+        own, others = np.array(self.values(task, label)), np.array(self.values(task, other))
+        if not (own.size and others.size):
+            return None
+        if min(own.size, others.size) > 1 and (np.ptp(own) > 0 or np.ptp(others) > 0):
+            test = welch_t_test(sign * own, sign * others)
+            return Difference(other, test.difference, test.low, test.high, test.p_value)
+        return Difference(other, float(sign * (own.mean() - others.mean())))
+
+    def incomplete(self, line: Line) -> list[str]:
+        """``(3 of 5 runs)`` for a row that lacks some, else nothing."""
+        runs, seeds = line.summary["runs"], len(self.results["seeds"])
+        return [f"({runs} of {seeds} runs)"] if runs < seeds else []
+
+    def best(self, task: str) -> Line | None:
+        """The first by interquartile mean of the ranking score."""
+        return next((line for line in self.lines(task) if line.best), None)
+
+    def score_keys(self, lines: Iterable[Line]) -> list[str]:
+        """Scores of these rows beside the ranking score: known ones in the order of the tables, then others."""
+        lines = list(lines)
+        present = dict.fromkeys(key for line in lines for key in line.summary["scores"] if not key.endswith("_floor"))
+        ranked = {line.score for line in lines}
+        if len(ranked) == 1:
+            present = {key: None for key in present if key not in ranked}
+        known = [key for key in SCORES if key in present]
+        return known + [key for key in present if key not in known and key not in COSTS]
+
+    # Sentences --------------------------------------------------------------------------------------------------------
+
+    def interval_methods(self) -> list[str]:
+        """Methods of the intervals in the summary, each once."""
+        entries = [entry for row in self.summary for entry in row["scores"].values()]
+        return list(dict.fromkeys(entry["method"] for entry in entries if entry.get("method")))
+
+    def intervals_sentence(self) -> str:
+        """How intervals are made, and how far to trust them."""
+        seeds = len(self.results["seeds"])
+        methods = self.interval_methods()
+        if not methods:
+            return "One run per row: there are no intervals, and no difference can be told from chance."
+        text = f"Values are interquartile means (IQM) over {seeds} seeds, with 95 % intervals in brackets "
+        text += f"({', '.join(methods)})."
+        if seeds < 10:
+            text += f" With {seeds} seeds such intervals are rough: overlapping ones call for more seeds."
+        return text
+
+    def facts(self, name: str) -> list[tuple[str, str]]:
+        """What a task is, as names and values."""
+        task = self.tasks[name]
+        shape = " x ".join(map(str, task["event_shape"])) if len(task["event_shape"]) > 1 else ""
+        score = task["score"]
+        meaning = f" ({MEANINGS[score]})" if score in MEANINGS else ""
+        ranked = f"{score}{meaning}, {task['better']} is better" if score else "nothing that all runs share"
+        return [
+            ("dimension", f"{task['dim']}{f' ({shape})' * bool(shape)}"),
+            ("horizon T", str(task["horizon"])),
+            ("tau", f"{show(task['tau'])} nats"),
+            ("track", f"{task['track']} ({TRACKS.get(task['track'], 'see DESIGN.md')})"),
+            ("energy", ENERGIES.get(task["energy"], str(task["energy"]))),
+            ("ranked by", ranked),
+            ("base sampler (0)", show(task["base"])),
+            ("exact sampler (1)", show(task["floor"])),
+        ]
+
+    def verdict(self, name: str) -> str:
+        """One sentence from the data: which agent is best, by how much, at what cost."""
+        line = self.best(name)
+        if line is None:
+            return f"No finished run has {self.tasks[name]['score'] or 'a ranking score'}: nothing to rank."
+        text = f"best: {line.label}, {line.score} {show_entry(line.entry)}"
+        difference = line.difference
+        if difference is None:
+            text += ", the only row"
+        else:
+            bounds, p = show_range(difference.low, difference.high), show_p(difference.p_value)
+            detail = f" ({p or 'no interval'})"
+            if difference.clear or difference.clear is None:
+                text += f", {show(difference.value)} {bounds}".rstrip() + f" better than {difference.other}{detail}"
+            else:
+                text += f", not clearly ahead of {difference.other}: {show_signed(difference.value)} {bounds}{detail}"
+        costs = line.summary["costs"]
+        parts = [f"{show(costs['energy_evals'], compact)} energy evaluations"] if "energy_evals" in costs else []
+        parts += [f"{show(costs['seconds'])} s"] if "seconds" in costs else []
+        return f"{text}, at {' and '.join(parts)} per run." if parts else f"{text}."
+
+    # Aggregates -------------------------------------------------------------------------------------------------------
+
+    def aggregate(self, track: str) -> Aggregate | None:
+        """Normalised scores of the labels that finished every normalised task of the track; None without any."""
+        normalised: dict[tuple[str, str], dict[int, float]] = {}
+        for run in self.runs:
+            value = run["normalised"]
+            if self.tasks[run["task"]]["track"] == track and value is not None and math.isfinite(value):
+                normalised.setdefault((run["task"], run["label"]), {})[run["seed"]] = float(value)
+        tasks = [task for task in self.tasks if any(task == key[0] for key in normalised)]
+        if not tasks:
+            return None
+        present = [label for label in self.labels if any(label == key[1] for key in normalised)]
+        complete = [label for label in present if all((task, label) in normalised for task in tasks)]
+        left_out = [label for label in present if label not in complete]
+        cells = [normalised[task, label] for task in tasks for label in complete]
+        seeds = sorted(set.intersection(*map(set, cells))) if cells else []
+        notes = []
+        if cells and any(set(cell) != set(seeds) for cell in cells):
+            notes.append(f"Seeds differ between rows: only the {len(seeds)} common ones are used ({_listed(seeds)}).")
+        if left_out:
+            notes.append(f"Left out, because a task of the track is missing: {_listed(left_out)}.")
+        other = [name for name, task in self.tasks.items() if task["track"] == track and name not in tasks]
+        if other:
+            notes.append(f"Not normalised (no base or exact value, or no gap between them): {_listed(other)}.")
+        scores = {}
+        if seeds:
+            scores = {
+                label: np.array([[normalised[task, label][seed] for task in tasks] for seed in seeds])
+                for label in complete
+            }
+        statistics = {
+            label: {name: (float(statistic(x)), interval(x, statistic=statistic)) for name, statistic in
+                    STATISTICS.items()}
+            for label, x in scores.items()
+        }  # fmt: skip
+        return Aggregate(track, tasks, seeds, scores, left_out, notes, statistics)
+
+    @cached_property
+    def aggregates(self) -> list[Aggregate]:
+        """One aggregate per track that has normalised scores."""
+        return [found for track in self.tracks if (found := self.aggregate(track)) is not None]
+
+    def improvements(self, task: str) -> dict[tuple[str, str], tuple[float, Any]]:
+        """Probability that a run of the first label is better than one of the second, on one task."""
+        values = {line.label: self.values(task, line.label) for line in self.lines(task)}
+        return improvements(
+            {label: np.array(x) for label, x in values.items() if x}, self.tasks[task]["better"] == "higher"
+        )
+
+
+def improvements(
+    scores: dict[str, NDArray[np.float64]], higher_is_better: bool = True
+) -> dict[tuple[str, str], tuple[float, Any]]:
+    """Probability of improvement for every ordered pair of labels, with its interval as (low, high) or None."""
+    found: dict[tuple[str, str], tuple[float, Any]] = {}
+    labels = list(scores)
+    for index, first in enumerate(labels):
+        for second in labels[index + 1 :]:
+            value, bounds = probability_of_improvement(scores[first], scores[second], higher_is_better=higher_is_better)
+            found[first, second] = value, None if bounds is None else (bounds.low, bounds.high)
+            found[second, first] = 1 - value, None if bounds is None else (1 - bounds.high, 1 - bounds.low)
+    return found
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,145 @@
+"""Results of a comparison: the one JSON file that reports, leaderboards and submissions are made from."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from dxmi_rl.benchmark.measure import first_score
+from dxmi_rl.benchmark.protocol import RANKED_BY, Row, exact_score, normalise
+from dxmi_rl.benchmark.sweep import Outcome
+from dxmi_rl.statistics import interquartile_mean, interval, median
+from dxmi_rl.tasks import TASKS
+
+Result = dict[str, Any]
+Summary = dict[str, Any]
+
+SCHEMA = 2
+BASE = "base"
+"""Name of the agent that normalised scores count from, in the first of its rows."""
+COSTS = ("timesteps", "energy_evals", "energy_grad_evals", "policy_draws", "denoiser_calls", "seconds")
+
+
+def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows that share a table, in order."""
+    return {task: [row for row in rows if row.task == task] for task in dict.fromkeys(row.task for row in rows)}
+
+
+def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
+    """Finished runs of one row."""
+    return [result for result in results if (result["task"], result["label"]) == (row.task, row.label)]
+
+
+def assemble(
+    rows: Sequence[Row], results: Sequence[Result], failed: Sequence[Outcome], command: str, header: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything about a comparison; ``header`` holds its name, preset, command, devices, seeds and seconds.
+
+    ``command`` is the command line without a selection; the commands of rows and runs add one to it.
+    """
+    tasks = {task: _describe(own, results) for task, own in rows_by_task(rows).items()}
+    runs = []
+    for row in rows:
+        for result in results_of(row, results):
+            extra = {"normalised": _normalised(result, tasks[row.task])}
+            runs.append(result | extra | {"command": f"{_row_command(command, row)} --seeds {result['seed']}"})
+    return {
+        "schema": SCHEMA,
+        **header,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "tasks": tasks,
+        "summary": [_summarise(row, runs, tasks[row.task], _row_command(command, row)) for row in rows],
+        "runs": runs,
+        "failed": [_failure(outcome) for outcome in failed],
+    }
+
+
+def _row_command(command: str, row: Row) -> str:
+    return f"{command} --tasks {shlex.quote(row.task)} --agents {shlex.quote(row.label)}"
+
+
+def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
+    """What a task is, and how its runs are ranked."""
+    row, target = rows[0], rows[0].target
+    own = [result for other in rows for result in results_of(other, results)]
+    scores: list[dict[str, float]] = [result["scores"] for result in own]
+    # Without a fitted kernel a bound says as much about the kernel of training as about the policy.
+    given = any(other.energy_given for other in rows) and all(result["sizes"]["fit"] for result in own)
+    shared = [key for key in RANKED_BY if scores and all(key in one for one in scores)]
+    key = first_score(RANKED_BY, shared, given)
+    zero = next((other for other in rows if other.agent == BASE), None)
+    base = [result["scores"][key] for result in results_of(zero, results)] if zero and key else []
+    floors = [floor for one in scores if key and (floor := exact_score(one, key)) is not None]
+    config = TASKS[row.task]
+    return {
+        "dim": target.dim,
+        "event_shape": list(target.event_shape),
+        "horizon": row.task_settings.get("horizon", config.horizon),
+        "tau": row.tau,
+        "track": row.task_settings.get("track", config.track),
+        "energy": row.energy,
+        "score": key,
+        "better": RANKED_BY[key] if key else None,
+        "base": fmean(base) if base else None,
+        "floor": fmean(floors) if floors else None,
+    }
+
+
+def _normalised(result: Result, task: dict[str, Any]) -> float | None:
+    key, base, floor = task["score"], task["base"], task["floor"]
+    if key is None or base is None or floor is None or base == floor:
+        return None
+    return normalise(result["scores"][key], base, floor)
+
+
+def _summarise(row: Row, runs: Sequence[Result], task: dict[str, Any], command: str) -> Summary:
+    """One row of the tables."""
+    own = results_of(row, runs)
+    normalised = [run["normalised"] for run in own if run["normalised"] is not None]
+    return {
+        "task": row.task,
+        "label": row.label,
+        "agent": row.agent,
+        "track": task["track"],
+        "budget": row.budget,
+        "unit": row.unit,
+        "runs": len(own),
+        "scores": _score_statistics([run["scores"] for run in own]),
+        "best": _score_statistics([run["best"]["scores"] for run in own if run["best"]]),
+        "normalised": score_statistics(normalised) if normalised else None,
+        "costs": {key: fmean(run["costs"][key] for run in own) for key in COSTS if own},
+        "command": command,
+    }
+
+
+def _score_statistics(scores: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    entries: dict[str, dict[str, Any]] = {}
+    for key in scores[0] if scores else {}:
+        if key.endswith("_floor"):
+            continue
+        entries[key] = score_statistics([one[key] for one in scores if key in one])
+        floor = scores[0].get(f"{key.removesuffix('_late')}_floor")
+        if floor is not None:
+            entries[key]["floor"] = floor
+    return entries
+
+
+def score_statistics(values: Sequence[float]) -> dict[str, Any]:
+    """``{"iqm", "median"}`` of one score over runs, and with two or more its 95 % interval and how it was made."""
+    statistics: dict[str, Any] = {"iqm": interquartile_mean(values), "median": median(values)}
+    found = interval(values)
+    return statistics if found is None else statistics | found._asdict()
+
+
+def _failure(outcome: Outcome) -> dict[str, Any]:
+    row = outcome.run.row
+    return {
+        "key": outcome.run.key,
+        "label": row.label,
+        "task": row.task,
+        "seed": outcome.run.seed,
+        "error": outcome.error,
+    }

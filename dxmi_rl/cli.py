@@ -1,0 +1,305 @@
+"""The command line ``dxmi-rl``: train, evaluate, sample, list, compare, report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from dxmi_rl.checks import require
+from dxmi_rl.registry import UnknownNameError
+
+if TYPE_CHECKING:
+    from dxmi_rl.agents import Agent
+
+tyro = require("tyro", "bench")
+
+HELP = """Few-step denoising as a reinforcement-learning benchmark.
+
+Every command has --help. Shell completion: dxmi-rl --tyro-write-completion bash FILE (also zsh, tcsh)."""
+SAMPLE_FORMATS = (".npy", ".csv", ".safetensors", ".png")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an agent on a task; log and checkpoint go to runs/<task>__<agent>__<seed>__<time>/."""
+
+    agent: Annotated[str, tyro.conf.Positional]
+    """Name of the agent (dxmi-rl list), or module:Class or file.py:Class of your own."""
+    task: str = "8gaussians"
+    """Name of the task."""
+    budget: float = 1_000_000
+    """How much to train for."""
+    unit: str = "timesteps"
+    """What the budget counts: timesteps (environment transitions), energy_evals or seconds."""
+    seed: int = 0
+    """The one seed."""
+    device: str = "cpu"
+    """Torch device."""
+    set: tuple[str, ...] = ()
+    """Settings of the agent, such as width=128 batch_size=512."""
+    task_set: tuple[str, ...] = ()
+    """Settings of the task, such as horizon=10 backward=learned energy=fixed."""
+    points: int = 20
+    """Points of the learning curve."""
+    runs: Path = Path("runs")
+    """Folder of all runs."""
+    tensorboard: bool = True
+    """Write TensorBoard logs."""
+    track: bool = False
+    """Track with Weights & Biases."""
+
+    def __call__(self, command: str) -> int:
+        """Train; the checkpoint is written during training, too."""
+        from dxmi_rl.agents.base import seeded
+        from dxmi_rl.benchmark.logs import RunLogger
+        from dxmi_rl.benchmark.presets import make_row
+        from dxmi_rl.benchmark.protocol import check_rows
+        from dxmi_rl.checks import check_integer
+        from dxmi_rl.evaluation import quick_scores
+        from dxmi_rl.tasks import make_task
+
+        check_integer("points", self.points)
+        budget = int(self.budget) if self.budget == int(self.budget) else self.budget
+        row = make_row(
+            self.task, self.agent, budget, unit=self.unit, task_settings=settings("task_set", self.task_set),
+            agent_settings=settings("set", self.set), folder=str(Path.cwd()),
+        )  # fmt: skip
+        check_rows([row])
+        with seeded(self.seed):
+            task = make_task(row.task, device=self.device, **row.task_settings)
+        agent = row.build(task, self.seed)
+        options = {"command": command, **row.plain()}
+        with RunLogger(self.runs, agent, settings=options, tensorboard=self.tensorboard, track=self.track) as logger:
+            noted = 0
+
+            def note(agent: Agent) -> None:
+                nonlocal noted
+                if getattr(agent.costs, self.unit) >= noted * budget / self.points:
+                    noted += 1
+                    logger.log(agent, quick_scores(agent, seed=500_000 + noted))
+
+            note(agent)
+            if agent.trains:
+                name = "total_timesteps" if self.unit == "timesteps" else self.unit
+                file = logger.folder / "checkpoint.safetensors"
+                amount: dict[str, Any] = {name: budget}
+                agent.learn(**amount, callback=note, progress_bar=True, checkpoint=file)
+                print(f"checkpoint: {file}")
+            scores = quick_scores(agent)
+        print("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
+        print(f"log: {logger.folder}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What evaluate and sample start from."""
+
+    agent: Annotated[str, tyro.conf.Positional]
+    """A checkpoint of ours (.safetensors) or of Stable-Baselines3 (.zip), or the name of an agent that does not train
+    (base)."""
+    task: str | None = None
+    """Name of the task; a .safetensors checkpoint knows its own."""
+    task_set: tuple[str, ...] = ()
+    """Settings of the task, such as horizon=10 backward=learned."""
+    trust_checkpoint: bool = False
+    """Open a .zip checkpoint, whose pickles can run code while it is loaded."""
+    seed: int = 0
+    """Seed of all draws."""
+    device: str = "cpu"
+    """Torch device."""
+
+    def load(self) -> Agent:
+        """The agent on its task. Raises ValueError, TypeError, OSError or ImportError."""
+        from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
+        from dxmi_rl.irl import AGENTS, load_agent, make_agent
+        from dxmi_rl.tasks import make_task
+
+        changes = settings("task_set", self.task_set)
+        if self.agent.endswith(".safetensors"):
+            if self.task is None and changes:
+                raise ValueError("task_set needs --task: the checkpoint's own task is as it was trained.")
+            task = None if self.task is None else make_task(self.task, device=self.device, **changes)
+            return load_agent(self.agent, task=task, device=self.device)
+        built = make_task(self.task or "8gaussians", device=self.device, **changes)
+        if is_own_agent(self.agent):
+            return OwnAgent(self.agent, self.trust_checkpoint).build(built, self.seed)
+        if AGENTS[self.agent].trains:
+            raise ValueError(f"agent {self.agent!r} is untrained: give a checkpoint that dxmi-rl train wrote.")
+        return make_agent(self.agent, built, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Evaluate(Checkpoint):
+    """Score a checkpoint on fixed seeds, with the score of exact samples beside each."""
+
+    samples: int = 10_000
+    """Samples per draw of the sample metrics."""
+    draws: int = 8
+    """Draws that sliced W2 is averaged over."""
+    trajectories: int = 100_000
+    """Trajectories of the log-weights."""
+    fit: bool = True
+    """Fit a backward kernel for kl_bound_fit; it takes longest."""
+    json: Path | None = None
+    """Also write the scores to this file."""
+
+    def __call__(self, command: str) -> int:
+        """Print the scores as a table."""
+        from rich.console import Console
+        from rich.table import Table
+
+        from dxmi_rl.evaluation import evaluate
+        from dxmi_rl.storage import write_json
+
+        agent = self.load()
+        scores = evaluate(
+            agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories, fit=self.fit
+        )
+        table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")
+        for key, value in scores.items():
+            if not key.endswith("_floor"):
+                floor = scores.get(f"{key}_floor")
+                table.add_row(key, f"{value:.4g}", "" if floor is None else f"{floor:.4g}")
+        Console().print(table)
+        if self.json is not None:
+            names = {"agent": agent.name, "task": agent.task.name}
+            write_json(self.json, {"command": command, **names, "seed": self.seed, "scores": scores})
+        return 0
+
+
+@dataclass(frozen=True)
+class Sample(Checkpoint):
+    """Draw samples from a checkpoint into a file."""
+
+    n: int = 10_000
+    """Number of samples."""
+    out: Path = Path("samples.npy")
+    """File to write; its ending says how: .npy, .csv (one flattened sample per line), .safetensors, or .png (a picture
+    of the first 2,000)."""
+
+    def __call__(self, command: str) -> int:
+        """Write the samples."""
+        if self.out.suffix not in SAMPLE_FORMATS:
+            raise UnknownNameError("ending of out", self.out.suffix, list(SAMPLE_FORMATS))
+        agent = self.load()
+        x = agent.sample(self.n, seed=self.seed).cpu()
+        write_samples(agent, x, self.out, command)
+        print(f"{list(x.shape)} samples of {agent.name} on {agent.task.name}: {self.out}")
+        return 0
+
+
+@dataclass(frozen=True)
+class List:
+    """List tasks, targets, agents, presets and what else has a name."""
+
+    def __call__(self, command: str) -> int:
+        """Print one line per kind."""
+        from dxmi_rl.benchmark.presets import list_presets
+        from dxmi_rl.diffusion import KERNELS, SCHEDULES
+        from dxmi_rl.irl import list_agents
+        from dxmi_rl.targets import list_targets
+        from dxmi_rl.tasks import ENERGIES, list_tasks
+
+        names = {
+            "tasks": list_tasks(), "targets": list_targets(), "agents": list_agents(), "presets": list_presets(),
+            "schedules": SCHEDULES.names(), "kernels": KERNELS.names(), "energies of data": ENERGIES.names(),
+        }  # fmt: skip
+        for kind, known in names.items():
+            print(f"{kind}: {', '.join(known)}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write report.html, report.md and report.tex of a comparison again."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """Folder of the comparison (runs/NAME), or a results.json."""
+    out: Path | None = None
+    """Folder to write to; by default where the results are."""
+
+    def __call__(self, command: str) -> int:
+        """Write the three files."""
+        from dxmi_rl.benchmark.report import load_results, write_report
+
+        results = load_results(self.results)
+        folder = self.out or (self.results if self.results.is_dir() else self.results.parent)
+        print("\n".join(map(str, write_report(results, folder))))
+        return 0
+
+
+def settings(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text. Raises ValueError without a "="."""
+    found = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not (key and sign):
+            raise ValueError(f"{name} must hold name=value, got {word!r}.")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found
+
+
+def write_samples(agent: Agent, x: Any, out: Path, command: str) -> None:
+    """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
+    import numpy as np
+
+    from dxmi_rl.storage import save_tensors, write_atomically
+
+    if out.suffix == ".safetensors":
+        save_tensors(out, {"x": x}, {"command": command, "task": agent.task.name, "agent": agent.name})
+        return
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            if out.suffix == ".npy":
+                np.save(stream, x.numpy())
+            elif out.suffix == ".csv":
+                np.savetxt(stream, x.flatten(1).numpy(), delimiter=",")
+            else:
+                from PIL import Image
+
+                from dxmi_rl.envs.rendering import render_samples
+
+                Image.fromarray(render_samples(agent.task.target, x[:2000], agent.mdp)).save(stream, format="png")
+
+    write_atomically(out, write)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 2 and one line for bad arguments, 130 after Ctrl-C."""
+    from dxmi_rl.benchmark.compare import HELP as COMPARE_HELP
+    from dxmi_rl.benchmark.compare import Arguments, compare
+
+    @dataclass(frozen=True)
+    class Compare(Arguments):
+        __doc__ = COMPARE_HELP
+
+        def __call__(self, command: str) -> int:
+            return compare(self, command)
+
+    commands = {
+        "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare, "report": Report,
+    }  # fmt: skip
+    chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
+    command = shlex.join(["dxmi-rl", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return chosen(command)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,479 @@
+"""The report of a comparison: its numbers are those of the runs, and whatever a label says stays text."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dxmi_rl.benchmark.report import load_results, write_report
+from dxmi_rl.benchmark.report.charts import make_styles
+from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.formatting import show, show_entry, show_range
+from dxmi_rl.benchmark.report.page import page
+from dxmi_rl.benchmark.report.scenes import make_scene, median_run
+from dxmi_rl.benchmark.report.text import latex, markdown
+from dxmi_rl.benchmark.tables import compact
+from dxmi_rl.statistics import interquartile_mean, interval, median, optimality_gap, welch_t_test
+
+# Synthetic results ----------------------------------------------------------------------------------------------------
+
+TASKS: dict[str, dict[str, Any]] = {
+    "8gaussians": dict(dim=2, horizon=5, tau=1.0, event_shape=[2], track="fine-tune", energy="target",
+                       score="kl_bound_fit", better="lower", base=2.0, floor=0.0, quick="kl_bound"),
+    "gmm25": dict(dim=2, horizon=5, tau=1.0, event_shape=[2], track="fine-tune", energy="target",
+                  score="kl_bound_fit", better="lower", base=4.0, floor=0.0, quick="kl_bound"),
+    "digits": dict(dim=64, horizon=4, tau=0.1 / 64, event_shape=[1, 8, 8], track="fine-tune", energy="fixed",
+                   score="elbo_tau", better="higher", base=-90.0, floor=None, quick="elbo_tau"),
+    "manywell32": dict(dim=32, horizon=5, tau=1.0, event_shape=[32], track="sample", energy="target",
+                       score="kl_bound_fit", better="lower", base=40.0, floor=0.0, quick="kl_bound"),
+}  # fmt: skip
+SKILL = {"base": 0.0, "dxdp": 0.93, "ppo": 0.9, "sb3-ppo": 0.6}
+SCALE = {"8gaussians": 4.0, "gmm25": 13.0, "digits": 1.0, "manywell32": 3.0}
+
+
+def make_results(
+    agents: dict[str, float] = SKILL, seeds: int = 5, tasks: tuple[str, ...] = tuple(TASKS), paths: bool = True
+) -> dict[str, Any]:
+    """A comparison as ``compare.py`` would write it; a label's skill is its normalised score, about."""
+    generator = np.random.default_rng(0)
+    runs = []
+    for task in tasks:
+        for label, skill in agents.items():
+            runs += [_run(task, label, skill, seed, generator, paths) for seed in range(seeds)]
+    entries = {name: {k: v for k, v in TASKS[name].items() if k != "quick"} for name in tasks}
+    results = {
+        "schema": 2, "name": "synthetic", "preset": "standard", "command": "dxmi-rl compare --preset standard",
+        "devices": ["cpu"], "seeds": list(range(seeds)), "seconds": 5400.0, "date": "2026-01-31T12:00:00+00:00",
+        "tasks": entries, "summary": [], "runs": runs, "failed": [],
+    }  # fmt: skip
+    return summarise(results)
+
+
+def summarise(results: dict[str, Any]) -> dict[str, Any]:
+    """Write the summary anew from the runs."""
+    rows = dict.fromkeys((run["task"], run["label"]) for run in results["runs"])
+    results["summary"] = [_summary(results, *row) for row in rows]
+    return results
+
+
+def _run(
+    task: str, label: str, skill: float, seed: int, generator: np.random.Generator, paths: bool
+) -> dict[str, Any]:  # fmt: skip
+    entry, trains = TASKS[task], label != "base"
+    exact = entry["floor"] if entry["floor"] is not None else -20.0
+    value = entry["base"] + (skill + 0.015 * generator.normal()) * (exact - entry["base"])
+    points = np.linspace(0, 1, 21 if trains else 1)
+    curve = []
+    for point in points:
+        reached = entry["base"] + skill * (1 - np.exp(-5 * point)) * (exact - entry["base"])
+        spent = {"timesteps": int(4e6 * point), "seconds": 128 * point, "energy_evals": int(8e5 * point)}
+        quick = {entry["quick"]: float(reached + 0.01 * abs(generator.normal())), "sliced_w2": 0.3 - 0.2 * skill}
+        curve.append(spent | quick)
+    scores = {entry["score"]: float(value), "sliced_w2": float(0.3 - 0.2 * skill + 0.01 * abs(generator.normal())),
+              "sliced_w2_floor": 0.048, "ess": float(0.5 * skill), "denoiser_calls": 5.0}  # fmt: skip
+    normalised = None if entry["floor"] is None else (value - entry["base"]) / (entry["floor"] - entry["base"])
+    costs = {"timesteps": 4e6, "seconds": 128.0 + seed, "policy_draws": 4e6, "energy_evals": 8e5,
+             "energy_grad_evals": 0.0, "denoiser_calls": 2e7}  # fmt: skip
+    return {
+        "key": f"{task}{label}{seed}".encode().hex()[:16], "code": "c0de", "label": label, "task": task,
+        "agent": label, "budget": 4_000_000 * trains, "unit": "timesteps", "task_settings": {},
+        "agent_settings": {"iterations": 4} if trains else {}, "seed": seed, "device": "cpu", "sizes": {},
+        "scores": scores, "best": {"timesteps": 3_000_000, "scores": {entry["quick"]: value}} if trains else {},
+        "unaveraged": {}, "normalised": normalised, "sigma_ratios": [1.0] * entry["horizon"],
+        "costs": costs if trains else dict.fromkeys(costs, 0.0), "curve": curve,
+        "paths": _paths(task, skill, generator) if paths else None, "evaluation_seconds": 20.0,
+        "versions": {"dxmi_rl": "0.2.0", "source": "abc", "torch": "2.13", "numpy": "2.3", "python": "3.12"},
+        "machine": {"system": "Linux", "processor": "Xeon <R> & co", "cores": 2, "gpu": None},
+        "command": f"dxmi-rl run --task {task} --agent {label} --seed {seed}",
+    }  # fmt: skip
+
+
+def _paths(task: str, skill: float, generator: np.random.Generator) -> dict[str, Any]:
+    """Straight lines from noise to modes, with errors that shrink with skill."""
+    image, high, horizon = task == "digits", SCALE[task], TASKS[task]["horizon"]
+    shape = (64, 1, 8, 8) if image else (400, 2)
+    start = high / 3 * generator.normal(size=shape)
+    if image:
+        end = np.tanh(3 * generator.normal(size=shape)) * skill
+    elif task == "8gaussians":
+        angle = generator.integers(8, size=400) * np.pi / 4
+        end = 2.83 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    elif task == "gmm25":
+        end = 5.0 * generator.integers(-2, 3, size=shape)
+    else:
+        end = np.stack([1.73 * generator.choice([-1, 1], size=400), np.zeros(400)], 1)
+    end = end + (0.02 + 0.3 * (1 - skill)) * high * generator.normal(size=shape) * (0.0 if image else 1.0)
+    part = np.linspace(0, 1, horizon + 1).reshape(-1, *[1] * len(shape))
+    steps = (1 - part) * start + part * end
+    low, top = float(steps.min()), float(steps.max())
+    data = np.round(255 * (steps - low) / (top - low)).astype(np.uint8)
+    return {"shape": list(steps.shape), "low": low, "high": top, "data": base64.b64encode(data.tobytes()).decode(),
+            "coordinates": [0, 1] if task == "manywell32" else None}  # fmt: skip
+
+
+def _statistics(values: list[float]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"iqm": interquartile_mean(values), "median": float(np.median(values))}
+    bounds = interval(values)
+    return entry if bounds is None else entry | {"low": bounds.low, "high": bounds.high, "method": bounds.method}
+
+
+def _summary(results: dict[str, Any], task: str, label: str) -> dict[str, Any]:
+    runs = [run for run in results["runs"] if (run["task"], run["label"]) == (task, label)]
+    keys = [key for key in runs[0]["scores"] if not key.endswith("_floor")]
+    scores = {key: _statistics([run["scores"][key] for run in runs]) for key in keys}
+    best = [run["best"]["scores"] for run in runs if run["best"]]
+    normalised = [run["normalised"] for run in runs]
+    return {
+        "task": task, "label": label, "agent": runs[0]["agent"], "track": results["tasks"][task]["track"],
+        "runs": len(runs), "budget": runs[0]["budget"], "unit": "timesteps", "scores": scores,
+        "best": {key: _statistics([entry[key] for entry in best]) for key in best[0]} if best else {},
+        "normalised": None if None in normalised else _statistics(normalised),
+        "costs": {key: float(np.mean([run["costs"][key] for run in runs])) for key in runs[0]["costs"]},
+        "command": f"dxmi-rl compare --tasks {task} --agents {label}",
+    }  # fmt: skip
+
+
+# Reading the page -----------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "link", "input", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Tables of a page as lists of rows of text, and all visible text; tags must nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tables: list[dict[str, Any]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "table":
+            self.tables.append({"class": dict(attrs)["class"] or "", "caption": "", "rows": []})
+        elif tag == "tr":
+            self.tables[-1]["rows"].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1]["rows"][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag, f"</{tag}> does not close what is open"
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.stack or "style" in self.stack:
+            return
+        self.text += data
+        if "caption" in self.stack:
+            self.tables[-1]["caption"] += data
+        elif "td" in self.stack or "th" in self.stack:
+            self.tables[-1]["rows"][-1][-1] += data
+
+    def rows(self, kind: str) -> list[list[str]]:
+        """Rows of all tables of a class, without the headers."""
+        return [row for table in self.tables if kind in table["class"].split() for row in table["rows"][1:]]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return make_results()
+
+
+@pytest.fixture(scope="module")
+def html(results: dict[str, Any]) -> str:
+    return page(Comparison(results))
+
+
+@pytest.fixture(scope="module")
+def reader(html: str) -> Reader:
+    return Reader(html)
+
+
+def cell(reader: Reader, task: str, label: str, column: str) -> str:
+    for table in reader.tables:
+        if "big" in table["class"]:
+            header = table["rows"][0]
+            for row in table["rows"][1:]:
+                if row[1] == task and row[0] == label + task:
+                    return row[header.index(column)]
+    raise AssertionError(f"no line for {task}, {label}")
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_runs(results: dict[str, Any], reader: Reader) -> None:
+    for task, entry in TASKS.items():
+        for label in SKILL:
+            runs = [run for run in results["runs"] if (run["task"], run["label"]) == (task, label)]
+            values = [run["scores"][entry["score"]] for run in runs]
+            bounds = interval(values)
+            best = " ★ best" * (label == "dxdp")
+            expected = f"{show(interquartile_mean(values))}{best} {show_range(bounds.low, bounds.high)}"
+            assert cell(reader, task, label, "last iterate") == expected
+            energy = np.mean([run["costs"]["energy_evals"] for run in runs])
+            assert cell(reader, task, label, "energy evals") == compact(energy)
+            seconds = np.mean([run["costs"]["seconds"] for run in runs])
+            assert cell(reader, task, label, "seconds") == show(seconds)
+    assert cell(reader, "digits", "ppo", "normalised") == "—"
+
+
+def test_difference_to_the_next_best(results: dict[str, Any], reader: Reader) -> None:
+    comparison = Comparison(results)
+    for task, sign in (("gmm25", -1.0), ("digits", 1.0)):
+        ours, theirs = (sign * np.array(comparison.values(task, label)) for label in ("dxdp", "ppo"))
+        test = welch_t_test(ours, theirs)
+        assert test.difference > 0
+        expected = f"+{show(test.difference)} vs ppo {show_range(test.low, test.high)}"
+        assert cell(reader, task, "dxdp", "ahead by") == expected
+        assert cell(reader, task, "ppo", "ahead by").startswith(f"-{show(test.difference)} vs dxdp")
+        assert f"{show(test.difference)} {show_range(test.low, test.high)} better than ppo" in comparison.verdict(task)
+
+
+def test_aggregates_keep_the_tracks_apart(results: dict[str, Any], reader: Reader) -> None:
+    captions = [table["caption"] for table in reader.tables if table["caption"].startswith("Normalised")]
+    assert ["2 tasks (8gaussians, gmm25)" in caption for caption in captions] == [True, False]
+    assert "1 task (manywell32)" in captions[1]
+    assert "never pooled" in reader.text
+    comparison = Comparison(results)
+    first = comparison.aggregates[0]
+    expected = np.array([
+        [run["normalised"] for run in results["runs"] if (run["task"], run["label"]) == (task, "ppo")]
+        for task in ("8gaussians", "gmm25")
+    ]).T  # fmt: skip
+    np.testing.assert_array_equal(first.scores["ppo"], expected)
+    table = next(table for table in reader.tables if table["caption"] == captions[0])
+    row = next(row for row in table["rows"] if row[0] == "ppo")
+    for text, statistic in zip(row[1:], (interquartile_mean, median, optimality_gap), strict=True):
+        bounds = interval(expected, statistic=statistic)
+        assert text == f"{show(statistic(expected))} {show_range(bounds.low, bounds.high)}"
+    big = [table for table in reader.tables if "big" in table["class"]]
+    assert [{row[1] for row in table["rows"][1:]} for table in big] == [
+        {"8gaussians", "gmm25", "digits"}, {"manywell32"}
+    ]  # fmt: skip
+
+
+def test_page_is_one_file_of_reasonable_size(html: str, reader: Reader) -> None:
+    assert len(html.encode()) < 2e6
+    for tag, attributes in reader.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    assert "url(http" not in html
+    assert "@import" not in html
+    names = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    targets = {a["href"] for _, a in reader.tags if (a.get("href") or "").startswith("#")}
+    assert targets <= {f"#{name}" for name in names}
+    assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
+
+
+def test_page_is_deterministic(results: dict[str, Any], html: str) -> None:
+    assert page(Comparison(copy.deepcopy(results))) == html
+
+
+def test_labels_stay_text() -> None:
+    bad = '</script><img src=x onerror=alert(1)>"&$x_1$ |*'
+    results = make_results({"base": 0.0, bad: 0.8}, seeds=2, tasks=("gmm25",))
+    results["name"] = results["command"] = bad
+    results["failed"] = [{"key": "k", "label": bad, "task": "gmm25", "seed": 9, "error": "ValueError: <b>no</b>"}]
+    comparison = Comparison(results)
+    text = page(comparison)
+    reader = Reader(text)
+    assert not any("onerror" in attributes for _, attributes in reader.tags)
+    assert bad in reader.text
+    assert text.count("</script>") == 2
+    assert latex(comparison).count("\\begin{tabular}") == 2
+    for line in markdown(comparison).splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 9)
+
+
+def test_one_run(tmp_path: Path) -> None:
+    results = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
+    files = write_report(results, tmp_path / "new")
+    assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
+    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(files)
+    text = Reader(files[0].read_text(encoding="utf-8")).text
+    assert "there are no intervals" in text
+    assert "the only row" in text
+
+
+def test_missing_paths_floor_and_base() -> None:
+    results = make_results(seeds=2, tasks=("gmm25",), paths=False)
+    results["tasks"]["gmm25"] |= {"floor": None, "base": None}
+    for run in results["runs"]:
+        run["normalised"] = None
+    text = Reader(page(Comparison(summarise(results)))).text
+    assert "kept no denoising paths" in text
+    assert "No task has normalised scores." in text
+    assert "nan" not in text.lower()
+
+
+def test_task_without_a_common_score() -> None:
+    results = make_results(seeds=2, tasks=("gmm25",))
+    results["tasks"]["gmm25"] |= {"score": None, "better": None, "base": None, "floor": None}
+    for run in results["runs"]:
+        run["normalised"] = None
+    for entry in results["summary"]:
+        entry["normalised"] = None
+    comparison = Comparison(results)
+    assert "nothing to rank" in Reader(page(comparison)).text
+    markdown(comparison)
+    latex(comparison)
+
+
+def test_nothing_finished() -> None:
+    results = make_results(seeds=1, tasks=("gmm25",)) | {"runs": [], "summary": []}
+    results["failed"] = [{"key": "k", "label": "ppo", "task": "gmm25", "seed": 0, "error": "boom"}]
+    comparison = Comparison(results)
+    text = Reader(page(comparison)).text
+    assert "1 failed run" in text
+    assert "nothing to rank" in text
+    assert "boom" in markdown(comparison)
+    latex(comparison)
+
+
+def test_failed_run_and_unequal_seeds() -> None:
+    results = make_results(seeds=4)
+    gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))
+    results["runs"].remove(gone)
+    results["failed"] = [{key: gone[key] for key in ("key", "label", "task", "seed")} | {"error": "NonFiniteError: x"}]
+    comparison = Comparison(summarise(results))
+    text = Reader(page(comparison)).text
+    assert text.index("1 failed run") < text.index("Summary", text.index("1 failed run"))
+    assert "NonFiniteError: x" in text
+    assert "ppo (3 of 4 runs)gmm25" in text
+    assert "ppo (3 of 4 runs)" in markdown(comparison)
+    assert comparison.aggregates[0].seeds == [0, 1, 3]
+    assert "only the 3 common ones are used (0, 1, 3)" in text
+
+
+def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
+    results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
+    results["runs"] = [run for run in results["runs"] if (run["task"], run["label"]) != ("gmm25", "sb3-ppo")]
+    comparison = Comparison(summarise(results))
+    assert list(comparison.aggregates[0].scores) == ["base", "dxdp", "ppo"]
+    text = Reader(page(comparison)).text
+    assert "Left out, because a task of the track is missing: sb3-ppo." in text
+
+
+def test_scene_shows_the_median_run(results: dict[str, Any]) -> None:
+    comparison = Comparison(results)
+    line = comparison.lines("gmm25")[2]
+    run = median_run(comparison, line)
+    assert run is not None
+    values = comparison.values("gmm25", line.label)
+    assert run["scores"]["kl_bound_fit"] == sorted(values)[2]
+    scene = make_scene(comparison, "gmm25", make_styles(comparison.labels))
+    assert scene is not None and scene.grid is not None
+    assert [panel.label for panel in scene.panels] == ["exact samples", *SKILL]
+    assert scene.grid.max() == 255 and scene.grid.min() == 0
+    path = scene.panels[3]
+    data = np.frombuffer(base64.b64decode(run["paths"]["data"]), np.uint8).reshape(run["paths"]["shape"])
+    expected = run["paths"]["low"] + data[-1] / 255 * (run["paths"]["high"] - run["paths"]["low"])
+    np.testing.assert_allclose(path.values(), expected)
+
+
+def test_scenes_of_images_and_high_dimensions(results: dict[str, Any]) -> None:
+    comparison = Comparison(results)
+    styles = make_styles(comparison.labels)
+    digits, wells = make_scene(comparison, "digits", styles), make_scene(comparison, "manywell32", styles)
+    assert digits is not None and wells is not None
+    assert (digits.kind, digits.panels[0].label, digits.panels[0].shape) == ("images", "test data", (1, 64, 1, 8, 8))
+    assert (wells.kind, wells.grid, wells.note) == ("points", None, "Coordinates x1 and x2 of 32.")
+    assert abs(np.abs(wells.panels[0].values()[:, 0]).mean() - 1.7) < 0.2
+
+
+def test_styles_tell_fourteen_agents_apart() -> None:
+    styles = make_styles([f"agent {i}" for i in range(14)])
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 14
+
+
+def test_many_agents() -> None:
+    agents = {f"agent {i} with $a$ rather long name": i / 14 for i in range(14)}
+    results = make_results(agents, seeds=2, tasks=("8gaussians", "gmm25"))
+    assert len(page(Comparison(results)).encode()) < 3e6
+
+
+def test_markdown_tables_are_well_formed(results: dict[str, Any]) -> None:
+    text = markdown(Comparison(results))
+    widths: list[int] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            widths.append(len(re.findall(r"(?<!\\)\|", line)))
+            assert line.endswith(" |")
+        elif widths:
+            assert len(set(widths)) == 1 and len(widths) > 2
+            widths = []
+    entry = next(s for s in results["summary"] if (s["task"], s["label"]) == ("gmm25", "ppo"))
+    assert show_entry(entry["scores"]["kl_bound_fit"]).replace("[", r"\[").replace("]", r"\]") in text
+    assert text.count("★ best") == 3 + 3 + 4  # three statistics of two tracks, four tasks
+
+
+def test_latex(results: dict[str, Any], tmp_path: Path) -> None:
+    text = latex(Comparison(results))
+    assert r"kl\_bound\_fit $\downarrow$" in text
+    assert not re.search(r"(?<!\\)_", text.split("\\begin{document}")[1])
+    if shutil.which("pdflatex"):
+        tmp_path.joinpath("report.tex").write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"], cwd=tmp_path, capture_output=True
+        )
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    plain = re.sub(r"\\\\|\\[{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert text.count("\\begin{") == text.count("\\end{")
+    for table in text.split("\\toprule")[1:]:
+        lines = [line for line in table.split("\\bottomrule")[0].splitlines() if line.endswith(r" \\")]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("kind", ["tasks", "runs", "summary", "command"])
+def test_missing_parts_are_named(results: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"results lacks {kind}"):
+        write_report({key: value for key, value in results.items() if key != kind}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_schemas_are_refused(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="schema 2, got schema 1"):
+        write_report(results | {"schema": 1}, tmp_path)
+    with pytest.raises(ValueError, match="must be a dict, got list"):
+        write_report([], tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"task 'gmm25' lacks score"):
+        task = {key: value for key, value in TASKS["gmm25"].items() if key != "score"}
+        write_report(results | {"tasks": {"gmm25": task}}, tmp_path)
+    with pytest.raises(ValueError, match=r"runs\[0\] lacks curve"):
+        write_report(results | {"runs": [{k: v for k, v in results["runs"][0].items() if k != "curve"}]}, tmp_path)
+
+
+def test_load_results(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        load_results(tmp_path)
+    file = tmp_path / "results.json"
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_results(file)
+    file.write_text(json.dumps({"schema": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match="schema 2"):
+        load_results(tmp_path)
+    file.write_text(json.dumps(results), encoding="utf-8")
+    assert load_results(tmp_path) == load_results(file) == json.loads(json.dumps(results))

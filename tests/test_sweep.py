@@ -1,0 +1,246 @@
+"""Sweeps: killed at any moment, on Ray, on several devices, they end with the numbers of an undisturbed one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from test_compare import ROOT, RUNS, read, results, tiny_main, write_tiny
+
+from dxmi_rl.benchmark import compare, sweep
+from dxmi_rl.benchmark.measure import measure
+from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.benchmark.protocol import Run, make_runs
+
+DISTURBANCES = 20
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a sweep that nothing happened to; later sweeps of this module share its caches."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
+        assert tiny_main("--jobs", "1") == 0
+        yield root / "runs" / "tiny"
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """The sweep as a process of its own, in a session of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = str(ROOT / "benchmarks" / "compare.py")
+    return subprocess.Popen(
+        [sys.executable, script, "--preset", "tiny.toml", *arguments], cwd=folder, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+
+def workers(session: int) -> list[int]:
+    """Processes of the session that execute runs: joblib's workers, told by their command line."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if os.getsid(int(folder.name)) == session:
+                command = (folder / "cmdline").read_bytes()
+                if b"loky" in command and b"resource_tracker" not in command:
+                    found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc")
+def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 of the sweep or of a worker at 20 random moments: every run is there in the end, and as it should be."""
+    chance = random.Random(0)
+    folder, kills, killed_sweeps, process = tmp_path / "runs" / "tiny", 0, 0, None
+    write_tiny(tmp_path)
+    try:
+        while kills < DISTURBANCES:
+            if process is None or process.poll() is not None:
+                if len(list((folder / "results").glob("*.json"))) == RUNS:  # all done: disturb what is done again
+                    for file in chance.sample(sorted((folder / "results").glob("*.json")), RUNS // 2):
+                        file.unlink()
+                process = start(tmp_path, "--jobs", "2")
+                while not workers(process.pid) and process.poll() is None:
+                    time.sleep(0.02)
+            time.sleep(chance.uniform(0.0, 1.5))
+            victims = workers(process.pid)
+            if victims and chance.random() < 0.6:
+                os.kill(chance.choice(victims), signal.SIGKILL)
+            elif process.poll() is None:
+                process.kill()
+                process.wait()
+                killed_sweeps += 1
+            else:
+                continue
+            kills += 1
+        assert 0 < killed_sweeps < DISTURBANCES
+        for _ in range(2):  # what died twice in one sweep is left to the next
+            process = start(tmp_path, "--jobs", "2")
+            status = process.wait(timeout=300)
+        assert status == 0
+    finally:
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert results(folder) == results(undisturbed) and len(results(folder)) == RUNS
+    for file in (undisturbed / "results").glob("*.safetensors"):
+        assert load_file(folder / "results" / file.name)["x"].equal(load_file(file)["x"])
+    summaries = [[entry["scores"] for entry in read(one / "results.json")["summary"]] for one in (folder, undisturbed)]
+    assert summaries[0] == summaries[1]
+    assert not [file.name for file in (folder / "results").iterdir() if file.suffix not in (".json", ".safetensors")]
+
+
+def tiny_runs() -> list[Run]:
+    preset = load_preset(write_tiny())
+    return make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
+
+
+def outcomes_of(stream: Iterator[sweep.Outcome]) -> dict[str, str | None]:
+    return {outcome.run.key: outcome.error for outcome in stream}
+
+
+def test_ray_gives_the_same_numbers(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DXMI_RL_CACHE", str(undisturbed.parents[1] / "cache"))
+    assert tiny_main("--jobs", "2", "--ray", "local") == 0
+    assert results(tmp_path / "runs" / "tiny") == results(undisturbed)
+
+
+def test_a_missing_cluster_is_one_clear_error(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert tiny_main("--ray", "auto") == 2
+    assert "ray" in (error := capsys.readouterr().err).lower() and error.startswith("error: ")
+
+
+def test_several_devices_have_one_process_each(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tiny_main("--device", "cpu", "cpu:0") == 0
+    found = results(tmp_path / "runs" / "tiny")
+    assert {run["device"] for run in found.values()} == {"cpu", "cpu:0"}
+    for run in found.values():
+        run["device"] = "cpu"
+    assert found == results(undisturbed)
+
+
+def test_a_device_is_lent_once(tmp_path: Path) -> None:
+    with sweep.borrowed_device(["a", "b"], tmp_path) as first, sweep.borrowed_device(["a", "b"], tmp_path) as second:
+        assert {first, second} == {"a", "b"}
+        waiting = Thread(target=lambda: lent.append(take()), daemon=True)
+        lent: list[str] = []
+
+        def take() -> str:
+            with sweep.borrowed_device(["a", "b"], tmp_path) as third:
+                return third
+
+        waiting.start()
+        waiting.join(0.2)
+        assert not lent
+    waiting.join(5)
+    assert lent == ["a"]
+
+
+def test_a_run_that_kills_its_worker_fails_alone(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried twice and reported; the others finish."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
+    assert tiny_main("--jobs", "2", "--agent", "killer:Killer", "--tasks", "8gaussians") == 1
+    everything = read(tmp_path / "runs" / "tiny" / "results.json")
+    assert len(everything["runs"]) == 6
+    assert [(run["label"], run["error"]) for run in everything["failed"]] == [("killer", sweep.DIED)] * 2
+
+
+KILLER = """
+import os, signal
+from dxmi_rl.agents import PPO
+
+class Killer(PPO):
+    name = "killer"
+
+    def iterate(self, on_final=None):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = [run for run in tiny_runs() if (run.row.label, run.seed) == ("base", 0)]
+    calls = []
+
+    def flaky(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise OSError("the disk was busy")
+        return measure(*arguments)
+
+    monkeypatch.setattr(sweep, "measure", flaky)
+    folder = tmp_path / "results"
+    assert outcomes_of(sweep.execute_all([run], folder, 1)) == {run.key: None} and len(calls) == 2
+    assert run.load(folder) is not None and not run.failure_file(folder).exists()
+
+
+def test_budgets_in_energy_evaluations_and_seconds(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    selection = ("--jobs", "1", "--tasks", "8gaussians", "--seeds", "0")
+    assert tiny_main(*selection, "--budget", "2000", "--unit", "energy_evals") == 0
+    runs = {run["label"]: run for run in read(tmp_path / "runs" / "tiny" / "results.json")["runs"]}
+    for label in ("dxdp", "ppo"):
+        costs, curve = runs[label]["costs"], runs[label]["curve"]
+        assert 2000 <= costs["energy_evals"] < 2200 and len(curve) == 5
+        assert [point["energy_evals"] >= 500 * index for index, point in enumerate(curve)] == [True] * 5
+    assert runs["ppo"]["costs"]["timesteps"] > 2 * runs["dxdp"]["costs"]["timesteps"], "it evaluates E once per path"
+    assert tiny_main(*selection, "--budget", "0.3", "--unit", "seconds", "--name", "clock") == 0
+    for run in read(tmp_path / "runs" / "clock" / "results.json")["runs"]:
+        assert run["agent"] == "base" or 0.3 <= run["costs"]["seconds"] < 1.5
+
+
+def test_best_checkpoint_and_last_iterate(undisturbed: Path) -> None:
+    for run in read(undisturbed / "results.json")["runs"]:
+        if run["agent"] == "base":
+            assert run["best"] == {}
+            continue
+        key = "kl_bound" if run["task"] == "8gaussians" else "sliced_w2"
+        best = min(run["curve"], key=lambda point: point[key])
+        assert run["best"]["timesteps"] == best["timesteps"]
+        same = best["timesteps"] == run["costs"]["timesteps"]
+        assert (run["best"]["scores"][key] == run["scores"][key]) == same
+
+
+def test_logs_in_cleanrls_naming(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tiny_main("--jobs", "1", "--tensorboard", "--agents", "ppo", "--seeds", "0") == 0
+    (folder,) = (tmp_path / "runs" / "tiny" / "logs").iterdir()
+    assert folder.name.startswith("8gaussians__ppo__0__") and list(folder.glob("events.*"))
+    lines = (folder / "progress.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 6 and "charts/kl_bound" in lines[0] and "losses/policy_loss" in lines[0]
+
+
+def test_other_code_is_another_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Finished runs of other source are left alone and not taken for the present one's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(undisturbed.parents[1])
+        patch.setattr("dxmi_rl.benchmark.protocol.code_digest", lambda modules: "other")
+        plan = compare.make_plan(compare.Arguments(preset="tiny.toml", agents=("base",)))
+    assert len(plan.missing) == len(plan.runs) == 2
+    assert "8 results there are of other settings, seeds or source code" in capsys.readouterr().out
