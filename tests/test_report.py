@@ -375,6 +375,22 @@ def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     assert "Left out, because a task of the track is missing: sb3-ppo." in text
 
 
+def test_mixed_source_code_is_pointed_out(results: dict[str, Any], reader: Reader) -> None:
+    assert "different source code" not in reader.text
+    other = copy.deepcopy(results)
+    other["runs"][0]["code"] = "0ld"
+    assert "different source code: base on 8gaussians." in Reader(page(Comparison(other))).text
+
+
+def test_wide_bands_do_not_squeeze_the_curves() -> None:
+    results = make_results({"base": 0.0, "ppo": 0.9}, seeds=3, tasks=("gmm25",))
+    for run in results["runs"][3:]:
+        run["curve"][10]["kl_bound"] = 2.0 + 100 * (run["seed"] == 0)
+    text = Reader(page(Comparison(results))).text
+    assert "logarithmic axis" in text
+    assert "What lies beyond the frame is cut." in text
+
+
 def test_scene_shows_the_median_run(results: dict[str, Any]) -> None:
     comparison = Comparison(results)
     line = comparison.lines("gmm25")[2]

@@ -81,7 +81,7 @@ def _tree(module: str) -> ast.Module:
 
 @functools.cache
 def _meaning(module: str) -> str:
-    return "\n".join(_plain(statement) for statement in _tree(module).body if not _registers(statement))
+    return _plain([statement for statement in _tree(module).body if not _registers(statement)])
 
 
 def _registers(statement: ast.stmt) -> bool:

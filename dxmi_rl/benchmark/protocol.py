@@ -17,7 +17,7 @@ from dxmi_rl.agents.base import BUDGET_UNITS, Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
 from dxmi_rl.checks import check_integer, check_real, resolve_device
-from dxmi_rl.irl import AGENTS, make_agent, recipe
+from dxmi_rl.irl import AGENTS, DxMI, make_agent, recipe
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
@@ -99,23 +99,27 @@ class Row:
             return self.own.build(task, seed, **self.agent_settings)
         return make_agent(self.agent, task, seed=seed, **self.agent_settings)
 
-    @property
-    def code(self) -> str:
-        """Digest of the source that the numbers depend on."""
-        modules = {"dxmi_rl.benchmark.measure", "dxmi_rl.evaluation"}
+    def modules(self) -> list[str]:
+        """Modules from which all source is reached by import that the numbers depend on."""
+        found = {"dxmi_rl.benchmark.measure", "dxmi_rl.evaluation"}
         classes: list[type] = [type(self.target)]
-        if self.own is None:
-            classes.append(AGENTS[self.agent])
+        if self.own is not None:
+            found |= set(self.own.modules)
         else:
-            modules |= set(self.own.modules)
-        if self.agent == "dxmi":
+            classes.append(AGENTS[self.agent])
+        if self.agent == DxMI.name:
             classes.append(AGENTS[self.agent_settings.get("agent", recipe(self.task).agent)])
         for one in classes:
-            modules |= {parent.__module__ for parent in one.__mro__}
+            found |= {parent.__module__ for parent in one.__mro__}
         if self.energy in ENERGIES:
-            modules.add(ENERGIES[self.energy].split(":")[0])
+            found.add(ENERGIES[self.energy].split(":")[0])
+        return sorted(found)
+
+    @property
+    def code(self) -> str:
+        """Digest of the source that the numbers depend on, and of an agent of your own."""
         own = "" if self.own is None else f"+{self.own.digest[:12]}"
-        return code_digest(tuple(sorted(modules))) + own
+        return code_digest(tuple(self.modules())) + own
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,12 @@ def _finite(value: float | None) -> float | None:
 def machines_list(comparison: Comparison) -> str:
     """Machines and versions that made the runs."""
     items = [*counted(comparison, machine), *counted(comparison, versions)]
-    codes = {run.get("code") for run in comparison.runs}
-    if len(codes) > 1:
-        items.append(f"The runs come from {len(codes)} versions of the source that their numbers depend on.")
+    codes: dict[tuple[str, str], set[str]] = {}
+    for run in comparison.runs:
+        codes.setdefault((run["task"], run["label"]), set()).add(str(run.get("code")))
+    mixed = [f"{label} on {task}" for (task, label), found in codes.items() if len(found) > 1]
+    if mixed:
+        items.append(f"Runs of one row come from different source code: {', '.join(mixed)}.")
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 

@@ -209,7 +209,7 @@ def curve_charts(comparison: Comparison, task: str, styles: dict[str, Style]) ->
     floor = entry["floor"] if same and _finite(entry["floor"]) else None
     if not levels and key == entry["score"] and _finite(entry["base"]):
         levels = {"": float(entry["base"])}
-    values = np.concatenate([np.concatenate(curve.band) for curve in curves] + [list(levels.values())])
+    values = np.concatenate([curve.band[0] for curve in curves] + [list(levels.values())])
     lowest, highest = float(values.min()), float(values.max())
     logarithmic = lowest > 0 and highest / lowest > LOG_RATIO
     caption = f"{key} while training: IQM over seeds and 95 % band"
@@ -223,7 +223,7 @@ def curve_charts(comparison: Comparison, task: str, styles: dict[str, Style]) ->
     if floor is not None:
         drawn = floor > 0 or not logarithmic
         caption += " Dashed: exact sampler." if drawn else f" The exact sampler's {floor:g} lies below the axis."
-    charts = []
+    charts, cut = [], False
     for cost, (label, formatter) in AXES.items():
         with mpl.rc_context(SETTINGS):
             figure = Figure(figsize=(3.7, 2.7), layout="constrained")
@@ -234,7 +234,7 @@ def curve_charts(comparison: Comparison, task: str, styles: dict[str, Style]) ->
                 axes.axhline(level, color=styles[name].colour if name else INK, linewidth=1.6, linestyle=(0, (1, 1.5)))
             for curve in curves:
                 _draw_curve(axes, curve, cost, styles[curve.label])
-            _scale(axes, curves, [*levels.values(), *([] if floor is None else [floor])], logarithmic)
+            cut = _scale(axes, curves, [*levels.values(), *([] if floor is None else [floor])], logarithmic)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(4))
             axes.xaxis.set_major_formatter(formatter)
@@ -242,7 +242,7 @@ def curve_charts(comparison: Comparison, task: str, styles: dict[str, Style]) ->
             axes.set(xlabel=label, ylabel=key)
             final = "; ".join(f"{curve.label} ends at {curve.band[0][-1]:.3g}" for curve in curves)
             charts.append(svg(figure, f"curve-{task}-{cost}", f"{key} of {task} against {label}: {final}"))
-    return charts, caption
+    return charts, caption + " What lies beyond the frame is cut." * cut
 
 
 def _draw_curve(axes: Axes, curve: _Curve, cost: str, style: Style) -> None:
@@ -255,10 +255,19 @@ def _draw_curve(axes: Axes, curve: _Curve, cost: str, style: Style) -> None:
     )  # fmt: skip
 
 
-def _scale(axes: Axes, curves: Sequence[_Curve], levels: Sequence[float], logarithmic: bool) -> None:
+def _scale(axes: Axes, curves: Sequence[_Curve], levels: Sequence[float], logarithmic: bool) -> bool:
+    """Axis and limits: all middle lines are seen whole, wide bands and the first points of a plunge may be cut.
+
+    True when something is.
+    """
+    middle = np.concatenate([curve.band[0] for curve in curves] + [list(levels)])
+    band = np.concatenate([part for curve in curves for part in curve.band[1:]] + [middle])
     if logarithmic:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
+        axes.set_yscale("log", nonpositive="clip")
+        middle = middle[middle > 0]
+        ratio = max(1.5, float(middle.max() / middle.min()) ** 0.2)
+        low, high = max(band.min(), middle.min() / ratio) / 1.05, min(band.max(), middle.max() * ratio) * 1.05
+        axes.set_ylim(low, high)
         if high / low < 12:  # decades alone would leave one or two labels
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_minor_locator(NullLocator())
@@ -266,12 +275,14 @@ def _scale(axes: Axes, curves: Sequence[_Curve], levels: Sequence[float], logari
         axes.yaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" and high / low < 200 else "")
         )
-        return
-    late = np.concatenate([part[len(part) // 5 :] for curve in curves for part in curve.band] + [levels])
-    low, high = axes.get_ylim()
-    span = float(np.ptp(late))
-    if span > 0 and high - low > 4 * span:  # the first points would squeeze all others into a line
-        axes.set_ylim(late.min() - 0.08 * span, late.max() + 0.08 * span)
+        return bool(band.min() < low or band.max() > high)
+    late = np.concatenate([part[len(part) // 5 :] for curve in curves for part in curve.band[:1]] + [list(levels)])
+    if np.ptp(late) > 0 and np.ptp(middle) > 4 * np.ptp(late):  # they would squeeze all others into a line
+        middle = late
+    span = float(np.ptp(middle)) or 1.0
+    low, high = max(band.min(), middle.min() - span / 3), min(band.max(), middle.max() + span / 3)
+    axes.set_ylim(low - 0.04 * span, high + 0.04 * span)
+    return bool(band.min() < low or band.max() > high)
 
 
 def _finite(value: object) -> bool:

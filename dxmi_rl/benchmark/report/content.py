@@ -261,6 +261,8 @@ class Comparison:
             else:
                 text += f", not clearly ahead of {difference.other}: {show_signed(difference.value)} {bounds}{detail}"
         costs = line.summary["costs"]
+        if costs and not any(costs.get(name) for name in ("timesteps", "energy_evals", "seconds")):
+            return f"{text}, without training."
         parts = [f"{show(costs['energy_evals'], compact)} energy evaluations"] if "energy_evals" in costs else []
         parts += [f"{show(costs['seconds'])} s"] if "seconds" in costs else []
         return f"{text}, at {' and '.join(parts)} per run." if parts else f"{text}."

@@ -9,11 +9,14 @@ from typing import Any
 from dxmi_rl.benchmark.tables import number
 
 MISSING = "—"
+ROUNDING = 1e-12
 
 
 def show(value: float | None, write: Callable[[float], str] = number) -> str:
-    """A number as every table has it, or a dash."""
-    return MISSING if value is None or not math.isfinite(value) else write(value)
+    """A number as every table has it, or a dash; what rounding alone keeps from 0 is 0."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return write(0.0 if abs(value) < ROUNDING else value)
 
 
 def show_range(low: float | None, high: float | None) -> str:

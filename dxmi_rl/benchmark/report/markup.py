@@ -96,10 +96,17 @@ def command(text: str | None) -> str:
     """A command line with a button that copies it."""
     if not text:
         return MISSING
+    words = re.sub(r"[^\s]+", _unbroken, text)
     return (
-        f'<span class="command"><code>{escape(text)}</code>'
+        f'<span class="command"><code>{words}</code>'
         '<button type="button" class="copy" aria-label="Copy the command">copy</button></span>'
     )
+
+
+def _unbroken(word: re.Match[str]) -> str:
+    """A word that does not end its line after a hyphen, unless it is long."""
+    text = escape(word[0])
+    return f'<span class="word">{text}</span>' if "-" in text and len(text) <= 24 else text
 
 
 def slug(text: str) -> str:

@@ -155,7 +155,7 @@ def _exact_panel(target: Target, kind: str, paths: dict[str, Any], low: float, h
     if not (target.has_sampler or target.has_data):
         return []
     generator = torch.Generator().manual_seed(SEED)
-    number = min(EXACT_SAMPLES, paths["shape"][1]) if kind == "points" else MAX_IMAGES
+    number = min(EXACT_SAMPLES if kind == "points" else MAX_IMAGES, paths["shape"][1])
     x = target.test_data(number, generator)[:number].double().numpy()
     if kind == "points":
         x = x.reshape(len(x), -1)[:, list(paths.get("coordinates") or (0, 1))]

@@ -1,0 +1,199 @@
+"""Rebuild docs/leaderboard.md and README's table from the submissions in benchmarks/results/.
+
+    python benchmarks/leaderboard.py            write both
+    python benchmarks/leaderboard.py --check    exit status 1 when one of them is not what the submissions give
+
+A submission is the ``results.json`` of one comparison (``dxmi-rl compare``), named after it, such as
+``benchmarks/results/standard.json``; this script trains nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dxmi_rl.benchmark.report import load_results
+from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.text import markdown
+from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.checks import require
+from dxmi_rl.storage import write_atomically
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- leaderboard: written by benchmarks/leaderboard.py -->", "<!-- leaderboard: end -->"
+SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
+"""What submissions must agree in for their rows to stand in one table."""
+ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    results: Path = ROOT / "benchmarks" / "results"
+    """Folder of submissions."""
+    readme: Path = ROOT / "README.md"
+    """File with the two marker lines, between which the table goes."""
+    page: Path = ROOT / "docs" / "leaderboard.md"
+    """The page."""
+    check: bool = False
+    """Write nothing; exit status 1 when a file is out of step."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a submission."""
+
+    submission: str
+    task: dict[str, Any]
+    row: dict[str, Any]
+
+    @property
+    def score(self) -> dict[str, Any]:
+        """Statistics of the score that the task is ranked by."""
+        found: dict[str, Any] = self.row["scores"][self.task["score"]]
+        return found
+
+
+def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Submissions by name. Raises FileNotFoundError when there is none, ValueError for a file that is not one."""
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"no submissions (*.json) in {str(folder)!r}.")
+    return {file.stem: load_results(file) for file in files}
+
+
+def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
+    """Rows of all submissions by task, the best first; finished rows with a ranking score only."""
+    tasks: dict[str, list[Entry]] = {}
+    for name, results in submissions.items():
+        for row in results["summary"]:
+            task = results["tasks"][row["task"]]
+            if task["score"] in row["scores"]:
+                title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
+                tasks.setdefault(title, []).append(Entry(name, task, row))
+    for title, entries in tasks.items():
+        first = entries[0].task
+        for entry in entries:
+            different = [key for key in SAME_TASK if entry.task[key] != first[key]]
+            if different:
+                raise ValueError(
+                    f"{entry.submission!r} and {entries[0].submission!r} differ on {title!r} in {', '.join(different)}: "
+                    "they do not compare."
+                )
+        entries.sort(key=lambda entry: entry.score["iqm"], reverse=first["better"] == "higher")
+    return tasks
+
+
+def page(submissions: dict[str, dict[str, Any]]) -> str:
+    """The leaderboard: a table per task over all submissions, then every submission's own tables."""
+    lines = [
+        "# Leaderboard",
+        "",
+        "Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they",
+        "agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json`",
+        "([your own agent](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals",
+        "([statistics](statistics.md)); *normalised* is 0 for the base sampler and 1 for an exact sampler; *best",
+        'checkpoint* is chosen on other draws than it is scored on. Tracks are never mixed: "sample" gives the energy',
+        'only, "fine-tune" a denoiser as well.',
+        "",
+    ]
+    for title, entries in ranked(submissions).items():
+        task = entries[0].task
+        floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
+        lines += [
+            f"## {title}",
+            "",
+            f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; ranked "
+            f"by `{task['score']}` ({task['better']} is better{floor}).",
+            "",
+            "| rank | agent | " + f"`{task['score']}` {ARROWS[task['better']]} | best checkpoint | normalised | runs | "
+            "budget | energy evaluations | seconds | submission |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        for rank, entry in enumerate(entries, 1):
+            lines.append(_line(rank, entry))
+        lines.append("")
+    for name, results in submissions.items():
+        text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
+        lines += [text, f"Written on {results['date']} from `benchmarks/results/{name}.json`.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _line(rank: int, entry: Entry) -> str:
+    row, costs = entry.row, entry.row["costs"]
+    best = row["best"].get(entry.task["score"])
+    normalised = row["normalised"]
+    budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
+    cells = [
+        str(rank), row["label"], interval_text(entry.score), interval_text(best), interval_text(normalised),
+        str(row["runs"]), budget, compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def interval_text(statistics: dict[str, Any] | None) -> str:
+    """``0.18 [0.17, 0.2]``, or nothing."""
+    if statistics is None:
+        return ""
+    text = number(statistics["iqm"])
+    return f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
+
+
+def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
+    """README's table: agents by tasks."""
+    tasks = ranked(submissions)
+    labels = list(dict.fromkeys(entry.row["label"] for entries in tasks.values() for entry in entries))
+    names = [
+        f"{title}, `{entries[0].task['score']}` {ARROWS[entries[0].task['better']]}" for title, entries in tasks.items()
+    ]
+    lines = ["| agent | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    floors = [entries[0].task["floor"] for entries in tasks.values()]
+    lines.append("| exact sampler | " + " | ".join("" if floor is None else number(floor) for floor in floors) + " |")
+    for label in labels:
+        cells = []
+        for entries in tasks.values():
+            own = next((entry for entry in entries if entry.row["label"] == label), None)
+            text = "" if own is None else interval_text(own.score)
+            cells.append(f"**{text}**" if own is entries[0] else text)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def between_markers(text: str, table: str) -> str:
+    """``text`` with ``table`` between the marker lines. Raises ValueError when it lacks them."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"the file must hold the lines {START!r} and {END!r} once.")
+    head, rest = text.split(START)
+    return f"{head}{START}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or check; exit status 1 when a file is out of step, 2 for bad input."""
+    tyro = require("tyro", "bench")
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        submissions = load_submissions(arguments.results)
+        readme = arguments.readme.read_text(encoding="utf-8")
+        wanted = {
+            arguments.readme: between_markers(readme, readme_table(submissions)),
+            arguments.page: page(submissions),
+        }
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
+    for file in stale:
+        if arguments.check:
+            print(f"{file} is out of step with {arguments.results}: run python benchmarks/leaderboard.py")
+        else:
+            write_atomically(file, lambda part, text=wanted[file]: part.write_text(text, encoding="utf-8"))
+            print(f"wrote {file}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
