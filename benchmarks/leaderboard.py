@@ -26,6 +26,12 @@ ROOT = Path(__file__).parents[1]
 START, END = "<!-- leaderboard: written by benchmarks/leaderboard.py -->", "<!-- leaderboard: end -->"
 SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
 """What submissions must agree in for their rows to stand in one table."""
+INTRODUCTION = """\
+Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they agree.
+To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an agent of
+your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md));
+*normalised* is 0 for the base sampler, 1 for an exact sampler; the *best checkpoint* is chosen on other draws than it
+is scored on. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -80,35 +86,23 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
         for entry in entries:
             different = [key for key in SAME_TASK if entry.task[key] != first[key]]
             if different:
-                raise ValueError(
-                    f"{entry.submission!r} and {entries[0].submission!r} differ on {title!r} in {', '.join(different)}: "
-                    "they do not compare."
-                )
+                pair = f"{entry.submission!r} and {entries[0].submission!r}"
+                raise ValueError(f"{pair} differ on {title!r} in {', '.join(different)}: they do not compare.")
         entries.sort(key=lambda entry: entry.score["iqm"], reverse=first["better"] == "higher")
     return tasks
 
 
 def page(submissions: dict[str, dict[str, Any]]) -> str:
     """The leaderboard: a table per task over all submissions, then every submission's own tables."""
-    lines = [
-        "# Leaderboard",
-        "",
-        "Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they",
-        "agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json`",
-        "([your own agent](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals",
-        "([statistics](statistics.md)); *normalised* is 0 for the base sampler and 1 for an exact sampler; *best",
-        'checkpoint* is chosen on other draws than it is scored on. Tracks are never mixed: "sample" gives the energy',
-        'only, "fine-tune" a denoiser as well.',
-        "",
-    ]
+    lines = ["# Leaderboard", "", INTRODUCTION, ""]
     for title, entries in ranked(submissions).items():
         task = entries[0].task
         floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
         lines += [
             f"## {title}",
             "",
-            f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; ranked "
-            f"by `{task['score']}` ({task['better']} is better{floor}).",
+            f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; "
+            f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
             "",
             "| rank | agent | " + f"`{task['score']}` {ARROWS[task['better']]} | best checkpoint | normalised | runs | "
             "budget | energy evaluations | seconds | submission |",

@@ -1,4 +1,4 @@
-"""Agents: every one in AGENTS learns, samples, predicts, saves and loads; PPO and DxDP against algebra by hand."""
+"""Agents: every one in AGENTS learns, samples, predicts, saves and loads."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from agent_cases import PRETRAINING, same, small, state, task_for
 from safetensors.torch import save_file
-from torch import Tensor
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
-from dxmi_rl.agents import PPO, Agent, Base, DxDP
-from dxmi_rl.agents.base import seeded
+from dxmi_rl.agents import PPO, Agent, Base
 from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy
 from dxmi_rl.checks import CheckpointError, DivergenceError
 from dxmi_rl.diffusion import sample_base
@@ -25,40 +24,7 @@ from dxmi_rl.mdp import EnergyError
 from dxmi_rl.metrics import log_weight_statistics
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import GaussianMixture
-from dxmi_rl.tasks import TASKS, Task, TaskConfig
-
-BATCH = 32
-PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
-SMALL = {"batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2}
-SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2, "agent_settings": SMALL}
-
-
-def task_for(name: str, **changes: Any) -> Task:
-    """A task on which the agent works: the learned kernel, so that it has a state to keep as well."""
-    with seeded(0):  # the kernel's network
-        if name == "dxmi":
-            return make_task("8gaussians-data", pretraining=PRETRAINING, **changes)
-        return make_task("8gaussians", **{"backward": "learned", **changes})
-
-
-def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
-    """The agent with those of the small settings that it has."""
-    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-    chosen = {key: value for key, value in {**SMALL, **SMALL_ENERGY}.items() if key in known}
-    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
-
-
-def state(agent: Agent) -> dict[str, Tensor]:
-    """All tensors of the agent's modules, copied."""
-    return {
-        f"{name}.{key}": value.clone()
-        for name, module in agent.modules().items()
-        for key, value in module.state_dict().items()
-    }
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+from dxmi_rl.tasks import TASKS, TaskConfig
 
 
 @pytest.fixture(name="name", params=list_agents())
@@ -377,142 +343,6 @@ def test_the_base_denoiser_is_paid_for_once() -> None:
 
 
 # PPO against reference algebra ----------------------------------------------------------------------------------------
-
-
-def collected(agent: Any, seed: int = 0) -> Any:
-    """A rollout of a policy that has moved away from its start."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in (*agent.policy.net.parameters(), *agent.value.parameters()):
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return agent.collect(None)
-
-
-def test_ppos_ratio_is_one_before_the_first_update() -> None:
-    agent = small("ppo")
-    assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    mean, log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
-    again = torch.distributions.Normal(mean, log_std.exp()).log_prob(rollout.x_next).sum(1).detach()
-    assert float(((again - rollout.log_prob).exp() - 1).abs().max()) < 1e-4
-    assert float(((again - rollout.log_prob).exp() - 1).abs().mean()) < 1e-5
-
-
-def test_ppos_advantages_by_hand() -> None:
-    agent = small("ppo", task_for("ppo", tau=0.6), gae_lambda=0.8)
-    assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    advantages, returns = (part.view(5, BATCH) for part in agent.advantages(rollout))
-    rewards = agent.mdp.rewards(rollout.trajectory).detach()
-    for i in range(0, BATCH, 7):
-        values = [float(agent.values(rollout.trajectory.x[t][i : i + 1], t).detach()) for t in range(5)] + [0.0]
-        soft = [float(rewards[t, i]) - 0.6 * float(rollout.trajectory.log_prob[t, i]) for t in range(5)]
-        errors = [soft[t] + values[t + 1] - values[t] for t in range(5)]
-        for t in range(5):
-            wanted = sum(0.8 ** (k - t) * errors[k] for k in range(t, 5))
-            assert float(advantages[t, i]) == pytest.approx(wanted, rel=1e-3, abs=1e-3)
-            assert float(returns[t, i]) == pytest.approx(wanted + values[t], rel=1e-3, abs=1e-3)
-
-
-def test_ppos_loss_by_hand() -> None:
-    """-E[min(rho A, clip(rho, 1 - e, 1 + e) A)] + tau KL(pi || pi_old), row by row."""
-    agent = small("ppo", task_for("ppo", tau=0.6), clip_ratio=0.1)
-    assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    advantages = torch.randn(len(rollout.x), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        old_mean, old_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
-        for parameter in agent.policy.net.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
-        new_mean, new_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
-    rows = torch.arange(3, 40, 2)
-    loss = agent.policy_loss(rollout, advantages, old_mean, old_log_std, rows)
-    total, divergence, clipped = 0.0, 0.0, 0
-    for i in rows.tolist():
-        new, old = (
-            torch.distributions.Normal(mean[i], log_std.expand_as(mean)[i].exp())
-            for mean, log_std in ((new_mean, new_log_std), (old_mean, old_log_std))
-        )
-        ratio = math.exp(float(new.log_prob(rollout.x_next[i]).sum() - old.log_prob(rollout.x_next[i]).sum()))
-        advantage = float(advantages[i])
-        bounded = min(max(ratio, 0.9), 1.1)
-        clipped += bounded != ratio
-        total += -min(ratio * advantage, bounded * advantage)
-        divergence += 0.6 * float(torch.distributions.kl_divergence(new, old).sum())
-    assert clipped > 3, "the test must see both branches"
-    assert divergence > 0.01 * abs(total)
-    assert float(loss.detach()) == pytest.approx((total + divergence) / len(rows), rel=1e-3)
-
-
-# DxDP against reference algebra ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mix", [0.0, 0.7, 1.0])
-def test_dxdps_targets_by_hand(mix: float) -> None:
-    """G_t = c_t + (1 - lambda) V_{t+1}(x_{t+1}) + lambda G_{t+1}, V_T = G_T = E."""
-    agent = small("dxdp", task_for("dxdp", tau=0.6), td_lambda=mix)
-    assert isinstance(agent, DxDP)
-    rollout = collected(agent)
-    targets = agent.value_targets(rollout).view(5, BATCH)
-    x, log_prob = rollout.trajectory.x, rollout.trajectory.log_prob
-    for i in range(0, BATCH, 7):
-        states = x[:, i : i + 1]
-        following = future = float(agent.mdp.energy(states[5]))
-        for t in reversed(range(5)):
-            backward = float(agent.mdp.kernel.log_prob(states[t], states[t + 1], t).detach())
-            cost = 0.6 * float(log_prob[t, i]) - 0.6 * backward
-            future = cost + (1 - mix) * following + mix * future
-            assert float(targets[t, i]) == pytest.approx(future, rel=1e-3, abs=1e-3)
-            following = float(agent.values(states[t], t).detach())
-
-
-def test_dxdps_two_coefficients_are_per_dimension() -> None:
-    """tau1 = tau2 = tau d is the task's own tau; alone, each weighs its own term."""
-    task = task_for("dxdp", tau=0.3)
-    plain, paper = small("dxdp", task), small("dxdp", task, tau1=0.6, tau2=0.6)
-    assert isinstance(plain, DxDP) and isinstance(paper, DxDP)
-    rollout = collected(plain)
-    arguments = rollout.x, rollout.x_next, rollout.t, rollout.log_prob
-    assert torch.allclose(plain.step_cost(*arguments), paper.step_cost(*arguments))
-    entropy, running = small("dxdp", task, tau1=0.5, tau2=0.0), small("dxdp", task, tau1=0.0, tau2=0.5)
-    assert isinstance(entropy, DxDP) and isinstance(running, DxDP)
-    assert torch.allclose(entropy.step_cost(*arguments), 0.25 * rollout.log_prob)
-    backward = task.mdp.kernel.log_prob(rollout.x, rollout.x_next, rollout.t)
-    assert torch.allclose(running.step_cost(*arguments), -0.25 * backward)
-
-
-def test_dxdps_policy_step_touches_only_the_policy() -> None:
-    agent = small("dxdp")
-    assert isinstance(agent, DxDP)
-    rollout = collected(agent)
-    before = state(agent)
-    for module in (agent.value, agent.mdp.kernel):
-        module.zero_grad(set_to_none=True)
-    agent.update_policy(rollout)
-    changed = {key.split(".")[0] for key, value in state(agent).items() if not torch.equal(value, before[key])}
-    assert changed == {"policy"}
-    assert all(p.grad is None for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
-    assert all(p.requires_grad for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
-
-
-def test_dxdps_warm_up_leaves_most_of_a_small_budget() -> None:
-    agent = small("dxdp", warmup_iterations=100)
-    before = [p.clone() for p in agent.policy.parameters()]
-    agent.learn(5 * agent.timesteps_per_iteration)
-    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
-
-
-def test_dxdps_warm_up_trains_only_the_value() -> None:
-    agent = small("dxdp", warmup_iterations=3)
-    before = [p.clone() for p in agent.policy.parameters()]
-    for _ in range(3):
-        agent.iterate()
-    assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
-    agent.learn(agent.timesteps_per_iteration, reset_num_timesteps=False)
-    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
-
-
-# End to end -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "steps"), [("dxdp", 120_000), ("ppo", 120_000)])

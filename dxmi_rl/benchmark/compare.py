@@ -252,7 +252,7 @@ def carry_out(plan: Plan, command: str) -> int:
         "seeds": list(plan.seeds),
         "seconds": _seconds_before(folder) + time.perf_counter() - started,
     }
-    everything = assemble(plan.rows, results, failed, _unselected(plan), header)
+    everything = assemble(plan.rows, results, failed, _unselected(plan, command), header)
     for file in filter(None, [folder / "results.json", plan.arguments.json]):
         write_json(file, everything)
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
@@ -267,10 +267,10 @@ def carry_out(plan: Plan, command: str) -> int:
     return 1 if failed else 0
 
 
-def _unselected(plan: Plan) -> str:
+def _unselected(plan: Plan, command: str) -> str:
     """The command line without tasks, agents and seeds, which the commands of rows and runs add."""
     arguments = plan.arguments
-    words = ["python", "benchmarks/compare.py", "--preset", arguments.preset, "--name", plan.name]
+    words = [*shlex.split(command)[:2], "--preset", arguments.preset, "--name", plan.name]
     if arguments.agent:
         words += ["--agent", *arguments.agent] + ["--trust-checkpoint"] * arguments.trust_checkpoint
     if arguments.budget is not None:

@@ -1,0 +1,48 @@
+"""Small agents for tests, and their states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl import make_agent, make_task
+from dxmi_rl.agents import Agent
+from dxmi_rl.agents.base import seeded
+from dxmi_rl.irl import AGENTS
+from dxmi_rl.tasks import Task
+
+BATCH = 32
+PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
+SMALL = {"batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2}
+SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2, "agent_settings": SMALL}
+
+
+def task_for(name: str, **changes: Any) -> Task:
+    """A task on which the agent works: the learned kernel, so that it has a state to keep as well."""
+    with seeded(0):  # the kernel's network
+        if name == "dxmi":
+            return make_task("8gaussians-data", pretraining=PRETRAINING, **changes)
+        return make_task("8gaussians", **{"backward": "learned", **changes})
+
+
+def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
+    """The agent with those of the small settings that it has."""
+    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+    chosen = {key: value for key, value in {**SMALL, **SMALL_ENERGY}.items() if key in known}
+    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+
+
+def state(agent: Agent) -> dict[str, Tensor]:
+    """All tensors of the agent's modules, copied."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in agent.modules().items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())

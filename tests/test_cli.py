@@ -1,0 +1,147 @@
+"""dxmi-rl: every command does its work, and says what is wrong in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dxmi_rl import load_agent
+from dxmi_rl.cli import main, settings
+from dxmi_rl.storage import load_tensors
+
+QUICK = ("--no-fit", "--samples", "200", "--draws", "1", "--trajectories", "500")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``dxmi-rl train`` wrote."""
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    options = ["--set", "width=16", "batch_size=32", "--task-set", "horizon=4", "backward=learned", "--points", "3"]
+    assert main(["train", "ppo", "--budget", "2000", "--seed", "3", "--runs", str(runs), *options]) == 0
+    (folder,) = runs.iterdir()
+    assert folder.name.startswith("8gaussians__ppo__3__")
+    return folder / "checkpoint.safetensors"
+
+
+def test_train_logs_and_saves(checkpoint: Path) -> None:
+    agent = load_agent(checkpoint)
+    assert (agent.name, agent.seed, agent.config.width, agent.mdp.horizon) == ("ppo", 3, 16, 4)
+    assert agent.costs.timesteps >= 2000
+    rows = (checkpoint.parent / "progress.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 1 + 4 and "charts/kl_bound" in rows[0]
+    config = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8"))
+    assert config["settings"]["command"].startswith("dxmi-rl train ppo") and config["config"]["width"] == 16
+    assert list(checkpoint.parent.glob("events.*"))
+
+
+def test_train_in_other_units(tmp_path: Path) -> None:
+    arguments = ["train", "ppo", "--unit", "energy_evals", "--budget", "200", "--set", "batch_size=32"]
+    assert main([*arguments, "--runs", str(tmp_path), "--no-tensorboard"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert 200 <= load_agent(folder / "checkpoint.safetensors").costs.energy_evals < 232
+    assert not list(folder.glob("events.*"))
+
+
+def test_evaluate_prints_scores_beside_their_floors(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(checkpoint), *QUICK, "--json", str(tmp_path / "scores.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "ppo on 8gaussians" in printed and "exact samples (floor)" in printed
+    stored = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    assert stored["scores"]["sliced_w2_floor"] > 0 and f"{stored['scores']['sliced_w2']:.4g}" in printed
+    assert main(["evaluate", "base", "--task", "gmm9", *QUICK]) == 0
+    assert "base on gmm9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".npy", ".csv", ".safetensors", ".png"])
+def test_sample_writes_every_format(checkpoint: Path, ending: str, tmp_path: Path) -> None:
+    out = tmp_path / f"samples{ending}"
+    assert main(["sample", str(checkpoint), "--n", "50", "--seed", "1", "--out", str(out)]) == 0
+    expected = load_agent(checkpoint).sample(50, seed=1)
+    if ending == ".png":
+        assert Image.open(out).size == (400, 400)
+        return
+    if ending == ".safetensors":
+        found = load_tensors(out)[0]["x"]
+    else:
+        found = torch.from_numpy(np.load(out) if ending == ".npy" else np.loadtxt(out, delimiter=",")).float()
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("agents: base, dxdp, ppo") for line in lines)
+    assert any("standard" in line for line in lines if line.startswith("presets: "))
+
+
+def test_compare_is_the_benchmark_and_report_writes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = '[sizes]\nsamples = 200\ndraws = 1\ntrajectories = 200\nfit = false\n[[group]]\ntasks = ["8gaussians"]\n'
+    (tmp_path / "one.toml").write_text(preset + 'agents = ["base"]\n', encoding="utf-8")
+    assert main(["compare", "--preset", "one.toml", "--seeds", "0", "1", "--jobs", "1"]) == 0
+    results = json.loads((tmp_path / "runs" / "one" / "results.json").read_text(encoding="utf-8"))
+    assert results["command"] == "dxmi-rl compare --preset one.toml --seeds 0 1 --jobs 1"
+    page = tmp_path / "runs" / "one" / "report.html"
+    before = page.read_text(encoding="utf-8")
+    page.unlink()
+    capsys.readouterr()
+    assert main(["report", "runs/one"]) == 0
+    assert page.read_text(encoding="utf-8") == before
+    assert main(["report", "runs/one/results.json", "--out", "elsewhere"]) == 0
+    assert sorted(file.name for file in (tmp_path / "elsewhere").iterdir()) == [
+        "report.html",
+        "report.md",
+        "report.tex",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "pppo"], "Did you mean 'ppo'"),
+        (["train", "ppo", "--task", "8gausians"], "Did you mean '8gaussians'"),
+        (["train", "ppo", "--set", "widht=3"], "Did you mean 'width'"),
+        (["train", "ppo", "--set", "width"], "set must hold name=value, got 'width'"),
+        (["train", "ppo", "--task-set", "horizn=3"], "Did you mean 'horizon'"),
+        (["train", "ppo", "--unit", "hours"], "unknown budget unit 'hours'"),
+        (["train", "ppo", "--budget", "0"], "must be >= 1, got 0"),
+        (["train", "ppo", "--points", "0"], "points must be >= 1, got 0"),
+        (["evaluate", "ppo"], "'ppo' is untrained"),
+        (["evaluate", "none.safetensors"], "no checkpoint at path 'none.safetensors'"),
+        (["evaluate", "none.zip"], "none.zip"),
+        (["sample", "base", "--out", "x.txt"], "unknown ending of out '.txt'"),
+        (["sample", "base", "--n", "0"], "n must be >= 1"),
+        (["report", "nowhere"], "no results at"),
+        (["compare", "--preset", "quik"], "Did you mean 'quick'"),
+    ],
+)
+def test_errors_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_are_json_or_text() -> None:
+    words = ["width=128", "loss=nce", "anneal=false", "sizes=[1, 2]", "text=a=b"]
+    assert settings("set", words) == {"width": 128, "loss": "nce", "anneal": False, "sizes": [1, 2], "text": "a=b"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shell_completion(shell: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--tyro-write-completion", shell, str(tmp_path / "completion")])
+    assert stop.value.code in (0, None) and "dxmi" in (tmp_path / "completion").read_text(encoding="utf-8")
