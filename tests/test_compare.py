@@ -327,6 +327,18 @@ def test_bad_preset_files(content: str, message: str, tmp_path: Path) -> None:
         presets.load_preset(tmp_path / "mine.toml")
 
 
+def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    module = re.search(r"```python\n(.*?class MyAgent.*?)```", (ROOT / "docs" / "own_agents.md").read_text(), re.DOTALL)
+    assert module is not None
+    (tmp_path / "my_module.py").write_text(module[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8")
+    preset = presets.load_preset("mine.toml")
+    assert len(preset.rows) == 8 and preset.sizes.draws == 4
+    assert {row.label for row in preset.rows} >= {"base, forward", "ppo, learned"}
+
+
 @pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
     preset = presets.load_preset(name)

@@ -222,17 +222,18 @@ def execute_all(
 ) -> Iterator[Outcome]:
     """Execute runs in ``jobs`` processes, the longest first; outcomes come as they finish, one for every run.
 
-    When a worker dies, all do; what it was working on is tried once more, one run at a time, so that one that takes
-    its worker down does not take others with it.
+    When a worker dies, all do; what they were working on is tried once more, one run at a time in a worker of its own,
+    so that one that takes its worker down does not take others with it. With one job runs are executed in this process.
     """
+    folder = folder.absolute()  # workers that joblib keeps may have been started elsewhere
     _tidy(runs, folder)
     left = sorted(runs, key=lambda run: -run.cost)
     deaths: collections.Counter[str] = collections.Counter()
     while left:
-        suspects = [run for run in left if deaths[run.key]]
-        batch = suspects or list(left)
+        suspects = [run for run in left if deaths[run.key]][:1]
         try:
-            for outcome in _parallel(batch, folder, 1 if suspects else jobs, devices, logging):
+            # joblib makes no worker for one job, so the single suspect gets one of two.
+            for outcome in _parallel(suspects or list(left), folder, 2 if suspects else jobs, devices, logging):
                 left.remove(outcome.run)
                 yield outcome
         except concurrent.futures.BrokenExecutor:
@@ -260,9 +261,7 @@ def _parallel(
 ) -> Iterator[Outcome]:
     import joblib
 
-    parallel = joblib.Parallel(
-        n_jobs=max(1, min(jobs, len(runs))), backend="loky", batch_size=1, return_as="generator_unordered"
-    )
+    parallel = joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
     yield from parallel(joblib.delayed(execute)(run, folder, os.getpid(), devices, logging) for run in runs)
 
 
