@@ -97,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(runs)} runs, measure alone: {direct:.1f} s", flush=True)
     seconds, numbers = {}, []
     for name, jobs in (("1", 1), (str(arguments.jobs), arguments.jobs)):
-        stop_workers()
         seconds[name], found = timed_sweep(lambda folder, jobs=jobs: execute_all(runs, folder, jobs))
         numbers.append(found)
         print(f"{name} process{'es' * (jobs > 1)}: {seconds[name]:.1f} s", flush=True)
@@ -125,13 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         }  # fmt: skip
         write_json(arguments.json, results)
     return 0 if all(passed for _, _, passed in aims.values()) else 1
-
-
-def stop_workers() -> None:
-    """End joblib's idle workers, so that every sweep starts its own."""
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,16 @@ from dxmi_rl.storage import write_atomically
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- leaderboard: written by benchmarks/leaderboard.py -->", "<!-- leaderboard: end -->"
 SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
-"""What submissions must agree in for their rows to stand in one table."""
+"""What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
+OURS = "standard"
+"""The submission that others are compared with: its rows stand for those that they repeat."""
 INTRODUCTION = """\
 Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they agree.
 To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an agent of
 your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md));
 *normalised* is 0 for the base sampler, 1 for an exact sampler; the *best checkpoint* is chosen on other draws than it
-is scored on. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
+is scored on. Budgets and evaluations are the same for all rows of a table; an agent that lacks runs has no rank. The
+tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -56,6 +59,12 @@ class Entry:
     submission: str
     task: dict[str, Any]
     row: dict[str, Any]
+    seeds: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its runs finished: runs that diverged are no reason to be ranked by the others."""
+        return bool(self.row["runs"] == self.seeds)
 
     @property
     def score(self) -> dict[str, Any]:
@@ -65,31 +74,49 @@ class Entry:
 
 
 def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
-    """Submissions by name. Raises FileNotFoundError when there is none, ValueError for a file that is not one."""
-    files = sorted(folder.glob("*.json"))
+    """Submissions by name, ours first. Raises FileNotFoundError when there is none, ValueError for a bad file."""
+    files = sorted(folder.glob("*.json"), key=lambda file: (file.stem != OURS, file.stem))
     if not files:
         raise FileNotFoundError(f"no submissions (*.json) in {str(folder)!r}.")
     return {file.stem: load_results(file) for file in files}
 
 
 def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
-    """Rows of all submissions by task, the best first; finished rows with a ranking score only."""
+    """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only.
+
+    A row that an earlier submission has, too, by agent and label, is not repeated: the luckier of the two would win.
+    Raises ValueError for submissions that differ on a task in what it is, in budgets or in sizes of the evaluation.
+    """
     tasks: dict[str, list[Entry]] = {}
+    terms: dict[str, tuple[str, dict[str, Any]]] = {}
     for name, results in submissions.items():
         for row in results["summary"]:
             task = results["tasks"][row["task"]]
-            if task["score"] in row["scores"]:
-                title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
-                tasks.setdefault(title, []).append(Entry(name, task, row))
-    for title, entries in tasks.items():
-        first = entries[0].task
-        for entry in entries:
-            different = [key for key in SAME_TASK if entry.task[key] != first[key]]
+            if task["score"] not in row["scores"]:
+                continue
+            title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
+            own = {key: task[key] for key in SAME_TASK}
+            own |= {"sizes": _run_of(results, row)["sizes"]}
+            own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
+            other, first = terms.setdefault(title, (name, own))
+            different = [key for key in own if key in first and first[key] != own[key]]
             if different:
-                pair = f"{entry.submission!r} and {entries[0].submission!r}"
-                raise ValueError(f"{pair} differ on {title!r} in {', '.join(different)}: they do not compare.")
-        entries.sort(key=lambda entry: entry.score["iqm"], reverse=first["better"] == "higher")
+                raise ValueError(f"{name!r} and {other!r} differ on {title!r} in {', '.join(different)}.")
+            first |= own
+            entries = tasks.setdefault(title, [])
+            if not any((entry.row["agent"], entry.row["label"]) == (row["agent"], row["label"]) for entry in entries):
+                entries.append(Entry(name, task, row, len(results["seeds"])))
+    for entries in tasks.values():
+        sign = 1 if entries[0].task["better"] == "lower" else -1
+        entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
     return tasks
+
+
+def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])
+    )
+    return found
 
 
 def page(submissions: dict[str, dict[str, Any]]) -> str:
@@ -109,7 +136,7 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for rank, entry in enumerate(entries, 1):
-            lines.append(_line(rank, entry))
+            lines.append(_line(rank if entry.complete else None, entry))
         lines.append("")
     for name, results in submissions.items():
         text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
@@ -117,14 +144,14 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _line(rank: int, entry: Entry) -> str:
+def _line(rank: int | None, entry: Entry) -> str:
     row, costs = entry.row, entry.row["costs"]
     best = row["best"].get(entry.task["score"])
-    normalised = row["normalised"]
     budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
+    scores = [interval_text(statistics) for statistics in (entry.score, best, row["normalised"])]
     cells = [
-        str(rank), row["label"], interval_text(entry.score), interval_text(best), interval_text(normalised),
-        str(row["runs"]), budget, compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,
+        "" if rank is None else str(rank), row["label"], *scores, f"{row['runs']} of {entry.seeds}", budget,
+        compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -152,6 +179,8 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
         for entries in tasks.values():
             own = next((entry for entry in entries if entry.row["label"] == label), None)
             text = "" if own is None else interval_text(own.score)
+            if own is not None and not own.complete:
+                text += f" ({own.row['runs']} of {own.seeds} runs)"
             cells.append(f"**{text}**" if own is entries[0] else text)
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

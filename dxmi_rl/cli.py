@@ -59,17 +59,18 @@ class Train:
         from dxmi_rl.benchmark.logs import RunLogger
         from dxmi_rl.benchmark.presets import make_row
         from dxmi_rl.benchmark.protocol import check_rows
-        from dxmi_rl.checks import check_integer
+        from dxmi_rl.checks import check_integer, check_real
         from dxmi_rl.evaluation import quick_scores
         from dxmi_rl.tasks import make_task
 
         check_integer("points", self.points)
-        budget = int(self.budget) if self.budget == int(self.budget) else self.budget
+        check_real("budget", self.budget)
         row = make_row(
-            self.task, self.agent, budget, unit=self.unit, task_settings=settings("task_set", self.task_set),
+            self.task, self.agent, self.budget, unit=self.unit, task_settings=settings("task_set", self.task_set),
             agent_settings=settings("set", self.set), folder=str(Path.cwd()),
         )  # fmt: skip
         check_rows([row])
+        budget = row.budget
         with seeded(self.seed):
             task = make_task(row.task, device=self.device, **row.task_settings)
         agent = row.build(task, self.seed)
@@ -127,9 +128,10 @@ class Checkpoint:
             task = None if self.task is None else make_task(self.task, device=self.device, **changes)
             return load_agent(self.agent, task=task, device=self.device)
         built = make_task(self.task or "8gaussians", device=self.device, **changes)
-        if is_own_agent(self.agent):
-            return OwnAgent(self.agent, self.trust_checkpoint).build(built, self.seed)
-        if AGENTS[self.agent].trains:
+        own = OwnAgent(self.agent, self.trust_checkpoint) if is_own_agent(self.agent) else None
+        if own is not None and not own.trains:
+            return own.build(built, self.seed)
+        if own is not None or AGENTS[self.agent].trains:
             raise ValueError(f"agent {self.agent!r} is untrained: give a checkpoint that dxmi-rl train wrote.")
         return make_agent(self.agent, built, seed=self.seed)
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def toml(content: dict[str, Any]) -> str:
     def inline(value: Any) -> str:
         if isinstance(value, dict):
             return "{" + ", ".join(f"{key} = {inline(entry)}" for key, entry in value.items()) + "}"
-        return json.dumps(value)
+        return json.dumps(value).replace("Infinity", "inf")
 
     lines = [f"{key} = {inline(value)}" for key, value in content.items() if key != "group"]
     for group in content["group"]:
@@ -208,33 +209,56 @@ def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch
             assert load_file(folder / "results" / name)["x"].equal(load_file(undisturbed / "results" / name)["x"])
 
 
+FLAKY = """
+from pathlib import Path
+from dxmi_rl.agents import PPO
+
+class Flaky(PPO):
+    name = "flaky"
+
+    def iterate(self, on_final=None):
+        if self.seed == 1 and Path("fire").exists():
+            raise RuntimeError("the disk is on fire\\nand so is the house")
+        return super().iterate(on_final)
+"""
+
+
 def test_failed_runs_are_recorded_and_tried_again(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scoring = measure.evaluate
-
-    def broken(agent: Any, **options: Any) -> dict[str, float]:
-        if agent.name == "base" and agent.seed == 1:
-            raise RuntimeError("the disk is on fire")
-        return scoring(agent, **options)
-
-    monkeypatch.setattr(measure, "evaluate", broken)
-    selection = ("--jobs", "1", "--agents", "base")
+    (tmp_path / "flaky.py").write_text(FLAKY, encoding="utf-8")
+    (tmp_path / "fire").touch()
+    selection = ("--jobs", "1", "--agent", "flaky:Flaky", "--agents", "flaky", "--tasks", "8gaussians")
     assert tiny_main(*selection) == 1
     folder = tmp_path / "runs" / "tiny"
     everything = read(folder / "results.json")
     failure = everything["failed"][0]
-    assert (failure["label"], failure["seed"]) == ("base", 1) and "on fire" in failure["error"]
+    assert (failure["label"], failure["seed"]) == ("flaky", 1)
+    assert failure["error"] == "RuntimeError: the disk is on fire"
     assert len(everything["runs"]) == 1
     trace = folder / "results" / f"{failure['key']}.failed.txt"
-    assert "Traceback" in trace.read_text(encoding="utf-8") and "in broken" in trace.read_text(encoding="utf-8")
-    assert "FAILED 8gaussians  base  seed 1: RuntimeError: the disk is on fire" in capsys.readouterr().out
+    assert trace.read_text(encoding="utf-8").count("\nRuntimeError: the disk is on fire\nand so is the house") == 2
+    assert "FAILED 8gaussians  flaky  seed 1: RuntimeError: the disk is on fire" in capsys.readouterr().out
     before = state(folder)
-    monkeypatch.setattr(measure, "evaluate", scoring)
+    (tmp_path / "fire").unlink()
     assert tiny_main(*selection) == 0
     assert not trace.exists() and len(read(folder / "results.json")["runs"]) == 2
     assert before.items() <= state(folder).items()
+
+
+def test_commands_of_rows_and_runs_make_them_again(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They select what is done already, and leave the whole comparison in its results."""
+    monkeypatch.chdir(undisturbed.parents[1])
+    before = read(undisturbed / "results.json")
+    for entry, number in ((before["summary"][1], 2), (before["runs"][-1], 1)):
+        words = shlex.split(entry["command"])
+        assert words[:2] == ["python", "benchmarks/compare.py"] and compare.main(words[2:]) == 0
+        assert f"{number} runs in runs/tiny: {number} finished before, 0 to do" in capsys.readouterr().out
+        after = read(undisturbed / "results.json")
+        assert all(after[part] == before[part] for part in ("tasks", "summary", "runs", "seeds"))
 
 
 def test_divergence_is_a_failed_run(
@@ -261,11 +285,16 @@ def test_divergence_is_a_failed_run(
         (["--preset", "kernels", "--agents", "base"], "unknown agent of preset 'kernels' 'base'"),
         (["--tasks", "digits", "--agents", "sb3-ppo"], "none of the agents"),
         (["--name", "../elsewhere"], "plain folder name"),
-        (["--budget", "0"], "budget must be >= 1, got 0"),
+        (["--budget", "0"], "budget of 'dxdp' must be >= 1, got 0"),
         (["--jobs", "0"], "jobs must be >= 1, got 0"),
         (["--seeds", "1", "1"], "seeds must be distinct"),
         (["--seeds", "-1"], "seed must be >= 0, got -1"),
         (["--device", "abacus"], "device must name a torch device"),
+        (["--budget", "nan"], "budget must be finite"),
+        (["--unit", "seconds"], "needs a budget"),
+        (["--json", "."], "json must name a file"),
+        (["--ray", "auto", "--tensorboard"], "not with ray"),
+        (["--agent", "none:None"], "unknown module 'none'"),
     ],
 )
 def test_bad_arguments_end_before_anything_runs(
@@ -293,7 +322,12 @@ def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str,
         (group_of("8gaussians", "pppo", 100), "unknown agent 'pppo'"),
         (group_of("8gaussians", "ppo"), "budget of 'ppo' must be >= 1, got 0"),
         (group_of("8gaussians", "ppo", 10.5), "budget of 'ppo' must be an integer >= 1, got 10.5"),
-        (group_of("8gaussians", "ppo", 0.0, unit="seconds"), "budget of 'ppo' must be finite and > 0"),
+        (group_of("8gaussians", "ppo", 0, unit="seconds"), "budget of 'ppo' must be finite and > 0"),
+        (group_of("8gaussians", "ppo", float("inf")), "budget of 'ppo' must be an integer >= 1, got inf"),
+        (group_of("8gaussians", "ppo", "9"), "budget of 'ppo' must be an integer >= 1, got '9'"),
+        (group_of("8gaussians", "ppo", 9, label=3), "label of tiny.toml must be a str, got 3"),
+        (group_of("8gaussians", "ppo", 9, task_settings=3), "task_settings of tiny.toml must be a dict, got 3"),
+        ({"tasks": ["8gaussians"], "agents": [3]}, "must have a list 'agents' of names, got [3]"),
         (group_of("8gaussians", "ppo", 9, unit="second"), "Did you mean 'seconds'"),
         (group_of("8gaussians", "base"), "label 'base' is used twice"),
         (group_of("8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
@@ -319,6 +353,8 @@ def test_bad_presets_end_before_anything_runs(
         ("seeds = [0]", "at least one [[group]]"),
         ("seed = [0]", "Did you mean 'seeds'"),
         ("[sizes]\nsample = 3", "Did you mean 'samples'"),
+        ('seeds = 3\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "seeds of"),
+        ('[sizes]\ndraws = 0\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "draws must be >= 1, got 0"),
     ],
 )
 def test_bad_preset_files(content: str, message: str, tmp_path: Path) -> None:
@@ -342,7 +378,7 @@ def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
     preset = presets.load_preset(name)
-    rows = compare.select(compare.Arguments(preset=name, budget=1_000), preset)
+    rows = compare.all_rows(compare.Arguments(preset=name, budget=1_000), preset)
     assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows) and preset.description
     runs = protocol.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
     assert len({run.key for run in runs}) == len(runs) >= 5
@@ -385,8 +421,8 @@ def test_a_damaged_result_is_not_finished(tmp_path: Path) -> None:
 
 def test_filters_take_agents_and_labels() -> None:
     preset = presets.load_preset("digits")
-    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)), preset)
-    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset)
+    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)), preset.rows)
+    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset.rows)
     assert [row.label for row in by_agent] == ["dxmi/dxdp", "dxmi/ppo"]
     assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
 

@@ -71,12 +71,45 @@ def test_several_submissions_share_tables(place: Path) -> None:
     assert "| first |" in section and "| second |" in section and "ppo, theirs" in section
 
 
-def test_submissions_that_do_not_compare_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_are_repeated_stand_once(place: Path) -> None:
+    second = make_results()  # of another name: what they share is ours
+    (place / "results" / "standard.json").write_text(json.dumps(second), encoding="utf-8")
+    assert run(place) == 0
+    page = (place / "page.md").read_text(encoding="utf-8")
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    assert "| standard |" in section and "| first |" not in section
+
+
+def test_an_agent_that_lacks_runs_has_no_rank(place: Path) -> None:
+    results = make_results()
+    rows = [row for row in results["summary"] if row["task"] == "gmm25"]
+    best = min(rows, key=lambda row: row["scores"]["kl_bound_fit"]["iqm"])
+    best["runs"] = 4
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 0
+    page = (place / "page.md").read_text(encoding="utf-8")
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    last = [line for line in section.splitlines() if line.startswith("| ")][-1]
+    assert last.startswith(f"|  | {best['label']} |") and "4 of 5" in last
+    assert "(4 of 5 runs)" in (place / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", ["horizon", "budget", "sizes"])
+def test_submissions_that_do_not_compare_are_refused(
+    what: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     second = make_results()
-    second["tasks"]["gmm25"]["horizon"] = 10
+    if what == "horizon":
+        second["tasks"]["gmm25"]["horizon"] = 10
+    for entry in second["summary"]:
+        if what == "budget" and entry["task"] == "gmm25" and entry["budget"]:
+            entry["budget"] += 1
+    for entry in second["runs"]:
+        if what == "sizes" and entry["task"] == "gmm25":
+            entry["sizes"] = entry["sizes"] | {"draws": 99}
     (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
     assert run(place) == 2
-    assert "differ on 'gmm25' in horizon" in capsys.readouterr().err
+    assert f"differ on 'gmm25' in {what}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["no markers", None])

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -298,3 +299,24 @@ def test_damaged_and_foreign_tensors(folder: Path) -> None:
     for name, message in {"text": "damaged or", "samples": "names no", "unknown": "Did you mean 'dxdp'"}.items():
         with pytest.raises(UnknownNameError if name == "unknown" else CheckpointError, match=message):
             OwnAgent(f"{name}.safetensors").check()
+
+
+def test_keys_tell_classes_of_one_file_apart_and_notice_their_bases(tmp_path: Path) -> None:
+    text = "from dxmi_rl.agents import PPO\nfrom keybase import Base\n"
+    text += "".join(f"class {name}(Base):\n    name = '{name.lower()}x'\n" for name in ("First", "Second"))
+    (tmp_path / "keyfile.py").write_text(text, encoding="utf-8")
+    base = tmp_path / "keybase.py"
+
+    def keys(width: int) -> list[str]:
+        base.write_text(f"from dxmi_rl.agents import PPO\nclass Base(PPO):\n    width = {width}\n", encoding="utf-8")
+        code = (
+            "from dxmi_rl.benchmark.protocol import Row, Run\n"
+            "for name in ('First', 'Second'):\n"
+            "    print(Run(Row(name, '8gaussians', f'keyfile:{name}', 100), 0).key)"
+        )
+        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return found.stdout.split()
+
+    before, after = keys(3), keys(4)
+    assert len({*before, *after}) == 4
+    assert keys(3) == before

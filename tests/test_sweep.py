@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_compare import ROOT, RUNS, read, results, tiny_main, write_tiny
 
@@ -86,7 +90,7 @@ def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
                 continue
             kills += 1
         assert 0 < killed_sweeps < DISTURBANCES
-        for _ in range(2):  # what died twice in one sweep is left to the next
+        for _ in range(2):
             process = start(tmp_path, "--jobs", "2")
             status = process.wait(timeout=300)
         assert status == 0
@@ -105,10 +109,6 @@ def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
 def tiny_runs() -> list[Run]:
     preset = load_preset(write_tiny())
     return make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
-
-
-def outcomes_of(stream: Iterator[sweep.Outcome]) -> dict[str, str | None]:
-    return {outcome.run.key: outcome.error for outcome in stream}
 
 
 def test_ray_gives_the_same_numbers(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +168,7 @@ def test_a_run_that_kills_its_worker_fails_alone(
     everything = read(tmp_path / "runs" / "tiny" / "results.json")
     assert len(everything["runs"]) == 6
     assert [(run["label"], run["error"]) for run in everything["failed"]] == [("killer", sweep.DIED)] * 2
+    assert not list((tmp_path / "runs" / "tiny" / "results").glob("*.running"))
 
 
 KILLER = """
@@ -182,9 +183,27 @@ class Killer(PPO):
 """
 
 
-def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_die_at_once_end_the_sweep(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dying(*arguments: Any) -> Iterator[sweep.Outcome]:
+        raise BrokenExecutor("out of memory")
+        yield
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_in_workers", dying)
+    assert tiny_main("--agents", "base") == 2
+    assert "error: worker processes die before they start a run: out of memory" in capsys.readouterr().err
+
+
+def base_run() -> Run:
     (run,) = [run for run in tiny_runs() if (run.row.label, run.seed) == ("base", 0)]
-    calls = []
+    return run
+
+
+def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, calls = base_run(), []
 
     def flaky(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -193,9 +212,42 @@ def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypat
         return measure(*arguments)
 
     monkeypatch.setattr(sweep, "measure", flaky)
-    folder = tmp_path / "results"
-    assert outcomes_of(sweep.execute_all([run], folder, 1)) == {run.key: None} and len(calls) == 2
-    assert run.load(folder) is not None and not run.failure_file(folder).exists()
+    run.failure_file(tmp_path).touch()
+    assert sweep.store(run, tmp_path, sweep.attempt(run, ignore)).error is None and len(calls) == 2
+    assert run.load(tmp_path) is not None and not run.failure_file(tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        (lambda: sys.exit(3), "SystemExit: 3"),
+        (lambda: {"costs": float("inf")}, "ValueError: Out of range float"),
+        (lambda: {"costs": np.int64(3)}, "TypeError: Object of type int64"),
+    ],
+)
+def test_what_no_file_can_hold_is_a_failure_of_its_run(
+    outcome: Any, error: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = base_run()
+    monkeypatch.setattr(sweep, "measure", lambda *arguments: (outcome(), torch.zeros(2, 2)))
+    found = sweep.store(run, tmp_path, sweep.attempt(run, ignore)).error
+    assert found is not None and found.startswith(error) and run.failure_file(tmp_path).exists()
+
+
+def test_source_that_changes_under_a_sweep_is_noticed(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = base_run()
+    assert run.key and run.code == run.row.code
+    monkeypatch.setattr("dxmi_rl.benchmark.protocol.code_digest", lambda modules: "edited")
+    ending = sweep.attempt(pickle.loads(pickle.dumps(run)), ignore)
+    assert isinstance(ending, sweep.Failure) and ending.error.startswith("SourceChangedError: the source is edited")
+
+
+def ignore(agent: Any, point: Any) -> None:
+    return
 
 
 def test_budgets_in_energy_evaluations_and_seconds(
@@ -242,5 +294,5 @@ def test_other_code_is_another_run(undisturbed: Path, capsys: pytest.CaptureFixt
         patch.chdir(undisturbed.parents[1])
         patch.setattr("dxmi_rl.benchmark.protocol.code_digest", lambda modules: "other")
         plan = compare.make_plan(compare.Arguments(preset="tiny.toml", agents=("base",)))
-    assert len(plan.missing) == len(plan.runs) == 2
+    assert len(plan.missing) == len(plan.selected) == 2
     assert "8 results there are of other settings, seeds or source code" in capsys.readouterr().out

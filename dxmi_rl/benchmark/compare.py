@@ -16,7 +16,7 @@ Keys of ``results.json`` (also written to ``--json FILE``):
     command          the command line
     devices          torch devices
     seeds            list of seeds
-    seconds          wall-clock seconds of all calls that worked on it
+    seconds          wall-clock seconds of all calls that worked on it, killed ones up to their last finished run
     date             day of writing, UTC
     tasks            one entry per task
       tasks.dim, tasks.event_shape, tasks.horizon, tasks.tau, tasks.track     what the task is
@@ -67,7 +67,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,9 @@ from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, check_rows, make_runs
 from dxmi_rl.benchmark.report import write_report
 from dxmi_rl.benchmark.results import assemble
-from dxmi_rl.benchmark.sweep import Logging, Outcome, execute_all, execute_on_ray, prepare, ray_cluster
+from dxmi_rl.benchmark.sweep import Logging, Outcome, execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
-from dxmi_rl.checks import check_integer, require, resolve_device
+from dxmi_rl.checks import check_integer, check_real, require, resolve_device
 from dxmi_rl.progress import progress_columns
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import write_atomically, write_json
@@ -107,10 +107,10 @@ class Arguments:
     tasks: tuple[str, ...] = ()
     """Only these tasks of the preset."""
     agents: tuple[str, ...] = ()
-    """Only these agents of the preset, by agent (dxmi) or by label (dxmi/ppo)."""
+    """Only these agents, by agent (dxmi) or by label (dxmi/ppo)."""
     agent: tuple[str, ...] = ()
-    """Agents of your own, on every task of the selection: module:Class, file.py:Class, checkpoint.safetensors, or
-    model.zip of Stable-Baselines3."""
+    """Agents of your own, beside the preset's on every task that gives an energy: module:Class, file.py:Class,
+    checkpoint.safetensors, or model.zip of Stable-Baselines3."""
     trust_checkpoint: bool = False
     """Open .zip checkpoints, whose pickles can run code while they are loaded."""
     budget: float | None = None
@@ -131,54 +131,71 @@ class Arguments:
     """Another place for a copy of results.json."""
 
 
-def select(arguments: Arguments, preset: Preset) -> list[Row]:
-    """The rows of the preset that the command line leaves, and those of agents of your own.
+def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
+    """The rows of the preset and those of agents of your own, with the budget of the command line.
 
-    Raises UnknownNameError for a task or agent that is not there, ValueError for a selection without rows, and what
-    ``OwnAgent.check`` raises.
+    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget.
     """
-    rows = list(preset.rows)
-    kinds: list[tuple[str, tuple[str, ...], Any]] = [
-        ("task", arguments.tasks, lambda row: {row.task}),
-        ("agent", arguments.agents, lambda row: {row.agent, row.label}),
-    ]
-    for kind, wanted, names in kinds:
-        known = sorted(set().union(*(names(row) for row in preset.rows)))
-        for name in wanted:
-            if name not in known:
-                raise UnknownNameError(f"{kind} of preset {arguments.preset!r}", name, known)
-        if kind == "task":
-            rows = [row for row in rows if not wanted or names(row) & set(wanted)]
-            own = _own_rows(arguments, rows)
-    rows = [row for row in rows if not arguments.agents or names(row) & set(arguments.agents)] + own
-    if not rows:
-        raise ValueError(
-            f"preset {arguments.preset!r} has none of the agents {arguments.agents} on the tasks {arguments.tasks}."
-        )
     unit = arguments.unit
     if unit is not None and arguments.budget is None:
         raise ValueError(f"unit {unit!r} needs a budget: the preset's budgets are in units of their own.")
+    rows = [*preset.rows, *_own_rows(arguments, preset.rows)]
     if arguments.budget is not None:
-        whole = int(arguments.budget) if float(arguments.budget).is_integer() else arguments.budget
-        budget = check_integer("budget", whole) if unit in (None, "timesteps", "energy_evals") else whole
-        rows = [replace(row, budget=budget, unit=unit or "timesteps") if row.budget else row for row in rows]
+        check_real("budget", arguments.budget)
+        rows = [
+            make_row(**vars(row) | {"budget": arguments.budget, "unit": unit or "timesteps"}) if row.trains else row
+            for row in rows
+        ]
     check_rows(rows)
     return rows
 
 
 def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
-    """Agents of your own on the tasks of these rows, as the first trained row of the task, which may be any."""
-    found = []
+    """Agents of your own on every task, with the budget of its first row that trains."""
+    found, skipped = [], []
     for task in dict.fromkeys(row.task for row in rows):
         like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
         for agent in arguments.agent:
-            found.append(
-                make_row(
-                    task, agent, like.budget, unit=like.unit, task_settings=like.task_settings,
-                    trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
-                )
+            row = make_row(
+                task, agent, like.budget, unit=like.unit, task_settings=like.task_settings,
+                trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
             )  # fmt: skip
+            assert row.own is not None
+            if row.energy_given or row.own.learns_energy:
+                found.append(row)
+            else:
+                skipped.append(f"{row.label} on {task}")
+    if skipped:
+        print(f"left out, as these tasks give no energy to learn from: {', '.join(skipped)}")
     return found
+
+
+def select(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
+    """The rows that tasks and agents of the command line leave; agents of your own stay unless one is named, too.
+
+    Raises UnknownNameError for a task or agent that is not there, ValueError for a selection without rows.
+    """
+    tasks, agents = arguments.tasks, set(arguments.agents)
+    _check_known("task", arguments, tasks, {row.task for row in rows})
+    _check_known("agent", arguments, arguments.agents, {name for row in rows for name in (row.agent, row.label)})
+    named = any({row.agent, row.label} & agents for row in rows if row.own)
+    chosen = [
+        row
+        for row in rows
+        if (not tasks or row.task in tasks)
+        and (not agents or {row.agent, row.label} & agents or (row.own and not named))
+    ]
+    if not chosen:
+        raise ValueError(
+            f"preset {arguments.preset!r} has none of the agents {arguments.agents} on the tasks {arguments.tasks}."
+        )
+    return chosen
+
+
+def _check_known(kind: str, arguments: Arguments, wanted: Sequence[str], known: set[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError(f"{kind} of preset {arguments.preset!r}", name, sorted(known))
 
 
 # The comparison -------------------------------------------------------------------------------------------------------
@@ -186,15 +203,19 @@ def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a comparison, and those of them that have no result yet."""
+    """All runs of a comparison, and those that are to be executed now."""
 
     arguments: Arguments
     name: str
-    seeds: tuple[int, ...]
     jobs: int
     rows: list[Row]
-    runs: list[Run]
-    missing: list[Run] = field(default_factory=list)
+    """All rows of the preset, and those of agents of your own."""
+    selected: list[Run]
+    """What the command line selects."""
+    others: list[Run]
+    """The rest of the preset, which is reported as far as it is finished."""
+    missing: list[Run]
+    """Selected runs that have no result yet."""
 
     @property
     def folder(self) -> Path:
@@ -206,6 +227,12 @@ class Plan:
         """Where the results of single runs lie."""
         return self.folder / "results"
 
+    @property
+    def reported(self) -> list[Run]:
+        """Selected runs and other finished ones, in the order of the preset."""
+        finished = [run for run in self.others if run.load(self.results) is not None]
+        return sorted([*self.selected, *finished], key=lambda run: (self.rows.index(run.row), run.seed))
+
 
 def make_plan(arguments: Arguments) -> Plan:
     """Check the command line and see what is done. Raises ValueError, TypeError, ImportError or OSError."""
@@ -213,57 +240,66 @@ def make_plan(arguments: Arguments) -> Plan:
     name = arguments.name or Path(arguments.preset).stem
     if name in (".", "..") or Path(name).name != name:
         raise ValueError(f"name must be a plain folder name, got {name!r}.")
-    rows = select(arguments, preset)
+    rows = all_rows(arguments, preset)
+    chosen = select(arguments, rows)
     seeds = arguments.seeds or preset.seeds
     devices = [str(resolve_device(device)) for device in arguments.device]
     if len({device.split(":")[0] for device in devices}) != 1:
         raise ValueError(f"device must be one device, or several of one kind, got {list(arguments.device)}.")
-    runs = make_runs(rows, seeds, arguments.device[0], preset.sizes)
+    device = arguments.device[0]
+    selected = make_runs(chosen, seeds, device, preset.sizes)
+    every = make_runs(rows, sorted({*seeds, *preset.seeds}), device, preset.sizes)
     default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
     jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
     if len(devices) > 1 and jobs > len(devices):
         raise ValueError(f"jobs must be at most the number of devices, {len(devices)}, got {jobs}.")
     if arguments.ray is not None and (arguments.tensorboard or arguments.track):
         raise ValueError("tensorboard and track write from the machine that a run is on: not with ray.")
-    plan = Plan(arguments, name, seeds, jobs, rows, runs)
-    done = _load(plan)
-    finished = {result["key"] for result in done}
-    plan.missing.extend(run for run in runs if run.key not in finished)
+    if arguments.json is not None and (arguments.json.is_dir() or arguments.json.parent.is_file()):
+        raise ValueError(f"json must name a file to write, got {str(arguments.json)!r}.")
+    keys = {run.key for run in selected}
+    plan = Plan(arguments, name, jobs, rows, selected, [run for run in every if run.key not in keys], [])
+    plan.missing.extend(run for run in selected if run.load(plan.results) is None)
     print(
-        f"{len(runs)} runs in {plan.folder}: {len(done)} finished before, {len(plan.missing)} to do, "
-        f"{plan.jobs} at a time"
+        f"{len(selected)} runs in {plan.folder}: {len(selected) - len(plan.missing)} finished before, "
+        f"{len(plan.missing)} to do, {plan.jobs} at a time"
     )
-    others = {file.stem for file in plan.results.glob("*.json")} - {run.key for run in runs}
-    if others:
-        print(f"{len(others)} results there are of other settings, seeds or source code, and are left alone")
+    foreign = {file.stem for file in plan.results.glob("*.json")} - {run.key for run in every} - keys
+    if foreign:
+        print(f"{len(foreign)} results there are of other settings, seeds or source code, and are left alone")
     return plan
 
 
 def carry_out(plan: Plan, command: str) -> int:
     """Execute the missing runs, write results, tables, pictures and report; the exit status, 1 when a run failed."""
-    started = time.perf_counter()
     failed = [outcome for outcome in _execute(plan) if outcome.error is not None]
-    results, folder = _load(plan), plan.folder
+    folder, runs = plan.folder, plan.reported
+    tidy(plan.results)
+    rows = [row for row in plan.rows if any(run.row == row for run in runs)]
+    results = [result for run in runs if (result := run.load(plan.results)) is not None]
+    seeds = sorted({run.seed for run in runs})
     header = {
         "name": plan.name,
         "preset": plan.arguments.preset,
         "command": command,
         "devices": list(plan.arguments.device),
-        "seeds": list(plan.seeds),
-        "seconds": _seconds_before(folder) + time.perf_counter() - started,
+        "seeds": seeds,
+        "seconds": _seconds_spent(folder),
     }
-    everything = assemble(plan.rows, results, failed, _unselected(plan, command), header)
-    for file in filter(None, [folder / "results.json", plan.arguments.json]):
-        write_json(file, everything)
+    everything = assemble(rows, results, failed, _unselected(plan, command), header)
+    write_json(folder / "results.json", everything)
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
-    tables = make_tables(plan.rows, everything["summary"], len(plan.seeds))
-    draw_pictures(plan.rows, plan.runs, results, folder)
+    tables = make_tables(rows, everything["summary"], len(seeds))
+    draw_pictures(rows, runs, results, folder)
     write_report(everything, folder)
     print_tables(tables)
     for outcome in failed:
         trace = outcome.run.failure_file(plan.results)
         print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
-    print(f"{len(results)} of {len(plan.runs)} runs are finished, {len(failed)} failed; see {folder / 'report.html'}")
+    finished = sum(run.load(plan.results) is not None for run in plan.selected)
+    print(f"{finished} of {len(plan.selected)} runs are finished, {len(failed)} failed; see {folder / 'report.html'}")
+    if plan.arguments.json is not None:
+        write_json(plan.arguments.json, everything)
     return 1 if failed else 0
 
 
@@ -274,17 +310,17 @@ def _unselected(plan: Plan, command: str) -> str:
     if arguments.agent:
         words += ["--agent", *arguments.agent] + ["--trust-checkpoint"] * arguments.trust_checkpoint
     if arguments.budget is not None:
-        words += ["--budget", f"{arguments.budget:g}" if arguments.budget < 1e5 else f"{arguments.budget:.0f}"]
+        words += ["--budget", repr(arguments.budget).removesuffix(".0")]
     words += ["--unit", arguments.unit] if arguments.unit is not None else []
     words += ["--device", *arguments.device] if arguments.device != ("cpu",) else []
     return shlex.join(words)
 
 
-def _seconds_before(folder: Path) -> float:
-    """What earlier calls spent on the same comparison."""
+def _seconds_spent(folder: Path) -> float:
+    """Wall-clock seconds of all calls that executed runs for this folder, up to the last run that each saw end."""
     try:
-        return float(json.loads((folder / "results.json").read_text(encoding="utf-8"))["seconds"])
-    except (FileNotFoundError, ValueError, KeyError):
+        return float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
         return 0.0
 
 
@@ -296,10 +332,6 @@ def _write_curves(runs: Sequence[dict[str, Any]], file: Path) -> None:
     writer.writeheader()
     writer.writerows(points)
     file.write_text(text.getvalue(), encoding="utf-8")
-
-
-def _load(plan: Plan) -> list[dict[str, Any]]:
-    return [result for run in plan.runs if (result := run.load(plan.results)) is not None]
 
 
 def _execute(plan: Plan) -> list[Outcome]:
@@ -315,9 +347,11 @@ def _execute(plan: Plan) -> list[Outcome]:
         if arguments.tensorboard or arguments.track:
             logging = Logging(plan.folder.absolute() / "logs", arguments.tensorboard, arguments.track)
         stream = execute_all(plan.missing, plan.results, plan.jobs, arguments.device, logging)
+    started, before = time.perf_counter(), _seconds_spent(plan.folder)
     with _progress(len(plan.missing)) as advance:
         for outcome in stream:
             outcomes.append(outcome)
+            write_json(plan.folder / "seconds.json", before + time.perf_counter() - started)
             result = outcome.run.load(plan.results)
             text = f"FAILED: {outcome.error}" if outcome.error or result is None else main_scores(result)
             print(f"[{len(outcomes)}/{len(plan.missing)}] {outcome.run.title}: {text}", flush=True)
@@ -353,6 +387,9 @@ def compare(arguments: Arguments, command: str) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
             return carry_out(plan, command)
+    except OSError as error:  # such as a full disk: what is finished stays
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -23,7 +23,7 @@ from dxmi_rl.agents import Agent
 from dxmi_rl.agents.action_density import ActionDensity, sb3_density
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.checks import CheckpointError, check_integer, require
-from dxmi_rl.irl import AGENTS, load_agent
+from dxmi_rl.irl import AGENTS, DxMI, load_agent
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors
 from dxmi_rl.tasks import Task
@@ -36,6 +36,10 @@ SB3_KEYS: dict[str, tuple[set[str], set[str]]] = {
 }
 """By algorithm: keys that its checkpoints' ``data`` has, and keys that only its relatives in sb3_contrib have. A2C's
 are a part of PPO's; DDPG is TD3 with other settings and loads as such."""
+
+
+LIBRARIES = ("dxmi_rl", "builtins", "abc", "typing", "torch")
+"""Packages whose classes an agent may derive from without being made of them; dxmi_rl's own source counts anyway."""
 
 
 class UntrustedCheckpointError(ValueError):
@@ -144,18 +148,30 @@ class OwnAgent:
         return not self._is_checkpoint and self._agent_class().trains
 
     @property
-    def digest(self) -> str:
-        """What decides its numbers: 16 hex digits of the SHA-256 of the checkpoint, or of the class's source file.
+    def class_name(self) -> str:
+        """The class's name; empty for checkpoints."""
+        return "" if self._is_checkpoint else self.reference.rpartition(":")[2]
 
-        Other modules that the source imports do not count. Raises as ``check``.
+    @property
+    def learns_energy(self) -> bool:
+        """Whether it needs no energy to learn from, as DxMI, or does not learn. Raises as ``check``."""
+        return not self.trains or issubclass(self._agent_class(), DxMI)
+
+    @property
+    def digest(self) -> str:
+        """What decides its numbers: 16 hex digits of the SHA-256 of the checkpoint, or of the class's source files.
+
+        These are the files of the class and of the classes of yours that it derives from; other modules that they
+        import do not count. Raises as ``check``.
         """
         if self._is_checkpoint:
             return _sha256(self._path(self.reference))
-        cls = self._agent_class()
-        source = getattr(sys.modules[cls.__module__], "__file__", None)
-        if source is None:
+        own = [cls for cls in self._agent_class().__mro__ if cls.__module__.split(".")[0] not in LIBRARIES]
+        files = {getattr(sys.modules[cls.__module__], "__file__", None): None for cls in own}
+        if None in files:
             raise ValueError(f"{self.reference!r} has no source file: put the class in a module.")
-        return _source_digest(Path(source))
+        digests = [_source_digest(Path(file)) for file in files if file is not None]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
     @property
     def modules(self) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +68,52 @@ def read_preset(content: dict[str, Any], source: str = "preset") -> Preset:
     if not rows:
         raise ValueError(f"{source} must have at least one [[group]] with tasks and agents.")
     check_rows(rows)
-    seeds = tuple(content.get("seeds", Preset.seeds))
+    seeds = tuple(_typed(content, "seeds", list, list(Preset.seeds), source))
     return Preset(tuple(rows), seeds, Sizes(**content.get("sizes", {})), content.get("description", ""))
+
+
+def _typed(table: dict[str, Any], key: str, kind: type, default: Any, source: str) -> Any:
+    value = table.get(key, default)
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} of {source} must be a {kind.__name__}, got {value!r}.")
+    return value
 
 
 def _rows_of_group(group: dict[str, Any], source: str) -> list[Row]:
     for key in ("tasks", "agents"):
-        if not isinstance(group.get(key), list) or not group[key]:
-            raise ValueError(f"a group of {source} must have a list {key!r}, got {group.get(key)!r}.")
+        names = group.get(key)
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"a group of {source} must have a list {key!r} of names, got {names!r}.")
+    label = _typed(group, "label", str, "{agent}", source)
+    task_settings, agent_settings = (
+        _typed(group, key, dict, {}, source) for key in ("task_settings", "agent_settings")
+    )
     agents: list[str] = []
     for agent in group["agents"]:
         agents += given_energy() if agent == EVERY_AGENT else [agent]
     return [
         make_row(
-            task, agent, group.get("budget", 0), label=group.get("label"), unit=group.get("unit", Row.unit),
-            task_settings=group.get("task_settings", {}), agent_settings=group.get("agent_settings", {}),
+            task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit),
+            task_settings=task_settings, agent_settings=agent_settings,
         )
         for task in group["tasks"]
         for agent in agents
     ]  # fmt: skip
 
 
-def make_row(task: str, agent: str, budget: float, *, label: str | None = None, **options: Any) -> Row:
-    """A row; the budget is 0 for an agent that does not train, and the label its name (``OwnAgent.label``)."""
-    row = Row(label or agent, task, agent, **options)
+def make_row(task: str, agent: str, budget: float, *, label: str = "{agent}", **options: Any) -> Row:
+    """A row; the budget is 0 for an agent that does not train, and "{agent}" stands for its name in the label.
+
+    Budgets in seconds become floats and whole ones of other units integers, so that equal budgets have equal keys.
+    """
+    row = Row(label, task, agent, **options)
     name = agent if row.own is None else row.own.label
-    return Row((label or "{agent}").replace("{agent}", name), task, agent, budget if row.trains else 0, **options)
+    if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+        if row.unit == "seconds":
+            budget = float(budget)
+        elif math.isfinite(budget) and budget == int(budget):
+            budget = int(budget)
+    return replace(row, label=label.replace("{agent}", name), budget=budget if row.trains else 0)
 
 
 def given_energy() -> list[str]:

@@ -109,10 +109,11 @@ class Row:
             classes.append(AGENTS[self.agent])
         if self.agent == DxMI.name:
             classes.append(AGENTS[self.agent_settings.get("agent", recipe(self.task).agent)])
-        for one in classes:
-            found |= {parent.__module__ for parent in one.__mro__}
         if self.energy in ENERGIES:
             found.add(ENERGIES[self.energy].split(":")[0])
+            classes.append(AGENTS[recipe(self.task).agent])  # which trained it
+        for one in classes:
+            found |= {parent.__module__ for parent in one.__mro__}
         return sorted(found)
 
     @property
@@ -140,6 +141,10 @@ class Sizes:
     """Points of the learning curve after the one before training; checkpoints that can be the best."""
     kept: int = 2_000
     """Samples kept for the pictures; of images 64."""
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "draws", "trajectories", "curve_points", "kept"):
+            check_integer(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -169,8 +174,9 @@ class Run:
             "code": self.code,
         }
         definition["row"] = self.row.plain()
-        for name in ("label", *(("agent",) if self.row.own else ())):  # an agent of your own is known by its code
-            del definition["row"][name]
+        del definition["row"]["label"]
+        if self.row.own:  # known by its code and its class: wherever the file lies, and whatever it is called
+            definition["row"]["agent"] = self.row.own.class_name
         return hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
 
     @property

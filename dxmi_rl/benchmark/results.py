@@ -67,11 +67,14 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
     own = [result for other in rows for result in results_of(other, results)]
     scores: list[dict[str, float]] = [result["scores"] for result in own]
     # Without a fitted kernel a bound says as much about the kernel of training as about the policy.
-    given = any(other.energy_given for other in rows) and all(result["sizes"]["fit"] for result in own)
-    shared = [key for key in RANKED_BY if scores and all(key in one for one in scores)]
-    key = first_score(RANKED_BY, shared, given)
+    given = {other.energy for other in rows} == {row.energy} and row.energy_given
+    given = given and all(result["sizes"]["fit"] for result in own)
+    # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.
     zero = next((other for other in rows if other.agent == BASE), None)
-    base = [result["scores"][key] for result in results_of(zero, results)] if zero and key else []
+    zeros = [result["scores"] for result in results_of(zero, results)] if zero else []
+    shared = [key for key in RANKED_BY if scores and all(key in one for one in zeros or scores)]
+    key = first_score(RANKED_BY, shared, given)
+    base = [one[key] for one in zeros] if key else []
     floors = [floor for one in scores if key and (floor := exact_score(one, key)) is not None]
     config = TASKS[row.task]
     return {
@@ -90,7 +93,7 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
 
 def _normalised(result: Result, task: dict[str, Any]) -> float | None:
     key, base, floor = task["score"], task["base"], task["floor"]
-    if key is None or base is None or floor is None or base == floor:
+    if key is None or base is None or floor is None or base == floor or key not in result["scores"]:
         return None
     return normalise(result["scores"][key], base, floor)
 

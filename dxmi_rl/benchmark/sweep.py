@@ -25,14 +25,23 @@ from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.checks import DivergenceError, NonFiniteError, require
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
 from dxmi_rl.mdp import EnergyError
-from dxmi_rl.storage import save_tensors, write_json
+from dxmi_rl.storage import save_tensors, write_atomically, write_json
 from dxmi_rl.tasks import ENERGIES, Task, make_task
 
-REPEATABLE = (DivergenceError, NonFiniteError, EnergyError)
-"""The same seed would fail in the same way again."""
+
+class SourceChangedError(RuntimeError):
+    """The source that a run depends on is not the one that its key was made from."""
+
+
+REPEATABLE = (DivergenceError, NonFiniteError, EnergyError, SourceChangedError)
+"""What would fail in the same way again."""
 ATTEMPTS = 2
-"""How often a run is tried in one sweep."""
-DIED = "its worker process died twice (out of memory, or killed); start again to go on."
+"""How often a run that raises is tried in one sweep."""
+DEATHS = 3
+"""Deaths of workers that end a run: two among others, which may have been guilty, and one alone."""
+DIED = "its worker process died again and again (out of memory, or killed); start again to go on."
+STALE = 3600.0
+"""Seconds after which a half-written file belongs to no living process."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,20 @@ class Outcome:
 
     run: Run
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that raised."""
+
+    error: str
+    """The exception's class and the first line of its message."""
+    traces: str
+    """What was run, and the tracebacks of all attempts."""
+
+
+Ending = tuple[dict[str, Any], Tensor] | Failure
+"""Result and samples of a run, or its failure."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +105,17 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
         if name not in tasks:
             tasks[name] = fill_caches(run)
         if row not in checked:
-            row.build(tasks[name], 0)
+            _try_to_build(row, tasks[name])
             checked.append(row)
+
+
+def _try_to_build(row: Row, task: Task) -> None:
+    try:
+        row.build(task, 0)
+    except (ValueError, TypeError, ImportError, OSError):
+        raise
+    except Exception as error:  # whatever an agent of the user's does
+        raise ValueError(f"agent {row.label!r} cannot be built: {type(error).__name__}: {error}") from error
 
 
 def fill_caches(run: Run) -> Task:
@@ -111,21 +143,27 @@ def one_thread() -> Iterator[None]:
 # One run --------------------------------------------------------------------------------------------------------------
 
 
-def attempt(
-    run: Run, on_point: OnPoint, device: str | None = None, logging: Logging | None = None
-) -> tuple[dict[str, Any], Tensor] | str:
-    """``measure`` on one thread, once more after a crash: the result, or the tracebacks of what failed."""
-    traces = [f"{run.title}\n{json.dumps(asdict(run), indent=2)}\n"]
+def attempt(run: Run, on_point: OnPoint, device: str | None = None, logging: Logging | None = None) -> Ending:
+    """``measure`` on one thread, and once more after a crash: the result and the samples, or a Failure.
+
+    A run whose source has changed since its key was made fails, rather than storing other code's numbers under it.
+    """
+    traces, error = [f"{run.title}\n{json.dumps(asdict(run), indent=2)}\n"], ""
     for _ in range(ATTEMPTS):
         try:
+            if (code := run.row.code) != run.code:
+                raise SourceChangedError(f"the source is {code}, but {run.code} when the sweep began: start it again.")
             with one_thread(), _logged(run, on_point, logging) as note:
                 numbers, samples = measure(run, note, device)
-            return _identity(run, device or run.device) | numbers, samples
-        except Exception as error:
+            result = _identity(run, device or run.device) | numbers
+            json.dumps(result, allow_nan=False)  # numbers that no file can hold are a failure of the run
+            return result, samples.cpu()
+        except (Exception, SystemExit) as raised:
             traces.append(traceback.format_exc())
-            if isinstance(error, REPEATABLE):
+            error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0]}"
+            if isinstance(raised, REPEATABLE):
                 break
-    return "\n".join(traces)
+    return Failure(error, "\n".join(traces))
 
 
 def _identity(run: Run, device: str) -> dict[str, Any]:
@@ -159,16 +197,21 @@ def _logged(run: Run, on_point: OnPoint, logging: Logging | None) -> Iterator[On
         yield note
 
 
-def store(run: Run, folder: Path, outcome: tuple[dict[str, Any], Tensor] | str) -> Outcome:
+def store(run: Run, folder: Path, ending: Ending) -> Outcome:
     """Write what came of a run, each file atomically; the result is the last, and is what makes the run finished."""
-    if isinstance(outcome, str):
-        run.failure_file(folder).write_text(outcome, encoding="utf-8")
-        return Outcome(run, outcome.strip().splitlines()[-1])
-    result, samples = outcome
+    if isinstance(ending, Failure):
+        text = ending.traces
+        write_atomically(run.failure_file(folder), lambda file: _write_text(file, text))
+        return Outcome(run, ending.error)
+    result, samples = ending
     save_tensors(run.samples_file(folder), {"x": samples}, {"key": run.key})
     write_json(run.result_file(folder), result)
     run.failure_file(folder).unlink(missing_ok=True)
     return Outcome(run)
+
+
+def _write_text(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")
 
 
 def execute(run: Run, folder: Path, parent: int, devices: Sequence[str], logging: Logging | None) -> Outcome:
@@ -222,47 +265,62 @@ def execute_all(
 ) -> Iterator[Outcome]:
     """Execute runs in ``jobs`` processes, the longest first; outcomes come as they finish, one for every run.
 
-    When a worker dies, all do; what they were working on is tried once more, one run at a time in a worker of its own,
-    so that one that takes its worker down does not take others with it. With one job runs are executed in this process.
+    When a worker dies, all do, and what they were working on is tried again; a run that was there twice is then tried
+    alone, so that one that takes its worker down does not take others with it for good. Raises ChildProcessError when
+    workers die before they start a run.
     """
-    folder = folder.absolute()  # workers that joblib keeps may have been started elsewhere
-    _tidy(runs, folder)
+    tidy(folder)
     left = sorted(runs, key=lambda run: -run.cost)
     deaths: collections.Counter[str] = collections.Counter()
+    idle_deaths = 0
     while left:
-        suspects = [run for run in left if deaths[run.key]][:1]
+        suspects = [run for run in left if deaths[run.key] == DEATHS - 1][:1]
         try:
-            # joblib makes no worker for one job, so the single suspect gets one of two.
-            for outcome in _parallel(suspects or list(left), folder, 2 if suspects else jobs, devices, logging):
+            for outcome in _in_workers(suspects or list(left), folder, 1 if suspects else jobs, devices, logging):
                 left.remove(outcome.run)
                 yield outcome
-        except concurrent.futures.BrokenExecutor:
+        except concurrent.futures.BrokenExecutor as error:
+            died = [run for run in left if _marker(run, folder).exists()]
+            idle_deaths = 0 if died else idle_deaths + 1
+            if idle_deaths == DEATHS:
+                raise ChildProcessError(f"worker processes die before they start a run: {error}") from error
+            for run in died:
+                _marker(run, folder).unlink()
+                deaths[run.key] += 1
             for run in list(left):
-                if (died := _marker(run, folder)).exists():
-                    died.unlink()
-                    deaths[run.key] += 1
                 finished = run.load(folder) is not None
-                if finished or deaths[run.key] >= ATTEMPTS:
+                if finished or deaths[run.key] == DEATHS:
                     left.remove(run)
                     yield Outcome(run, None if finished else DIED)
 
 
-def _tidy(runs: Sequence[Run], folder: Path) -> None:
-    """Remove what a sweep that was killed left half done."""
+def tidy(folder: Path) -> None:
+    """Make the folder, and remove what a sweep that was killed left half done in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for run in runs:
-        _marker(run, folder).unlink(missing_ok=True)
+    for marker in folder.glob("*.running"):
+        marker.unlink(missing_ok=True)
     for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - part.stat().st_mtime > STALE:
+                part.unlink()
 
 
-def _parallel(
+def _in_workers(
     runs: Sequence[Run], folder: Path, jobs: int, devices: Sequence[str], logging: Logging | None
 ) -> Iterator[Outcome]:
-    import joblib
+    """Outcomes of runs in joblib's worker processes; workers are ended when this is left before its end."""
+    from joblib.externals.loky import ProcessPoolExecutor
 
-    parallel = joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
-    yield from parallel(joblib.delayed(execute)(run, folder, os.getpid(), devices, logging) for run in runs)
+    # Not joblib.Parallel, which makes no worker for one job: a run that kills its process is not to end the sweep.
+    executor = ProcessPoolExecutor(max_workers=min(jobs, len(runs)))
+    try:
+        futures = [executor.submit(execute, run, folder, os.getpid(), devices, logging) for run in runs]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+        executor.shutdown(wait=True)
+    except BaseException:
+        executor.shutdown(wait=True, kill_workers=True)
+        raise
 
 
 @contextlib.contextmanager
@@ -294,22 +352,22 @@ def execute_on_ray(runs: Sequence[Run], folder: Path) -> Iterator[Outcome]:
     on CUDA. Ray tries the tasks of a worker or node that died once more.
     """
     ray: Any = require("ray", "ray")
-    _tidy(runs, folder)
+    tidy(folder)
     left = {}
+    task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_remote)
     for run in sorted(runs, key=lambda run: -run.cost):
         gpus = int(torch.device(run.device).type == "cuda")
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=ATTEMPTS - 1)(_remote)
-        left[task.remote(run)] = run
+        left[task.options(num_gpus=gpus).remote(run)] = run
     while left:
         (done,), _ = ray.wait(list(left), num_returns=1)
         run = left.pop(done)
         try:
-            outcome = ray.get(done)
-        except ray.exceptions.RayError as error:
-            outcome = f"{run.title}\n{error}\n{DIED}"
-        yield store(run, folder, outcome)
+            ending = ray.get(done)
+        except ray.exceptions.RayError as error:  # a dead worker or node, or one that lacks what the run needs
+            first = (str(error).strip() or "no message").splitlines()[0]
+            ending = Failure(f"{type(error).__name__}: {first}", f"{run.title}\n{error}")
+        yield store(run, folder, ending)
 
 
-def _remote(run: Run) -> tuple[dict[str, Any], Tensor] | str:
-    outcome = attempt(run, lambda agent, point: None)
-    return outcome if isinstance(outcome, str) else (outcome[0], outcome[1].cpu())
+def _remote(run: Run) -> Ending:
+    return attempt(run, lambda agent, point: None)
