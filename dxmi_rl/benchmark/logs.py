@@ -48,6 +48,7 @@ class RunLogger:
         tensorboard: write TensorBoard events (extra "bench").
         track: track the run with Weights & Biases (extra "track").
         project: its project there.
+        name: stands for the agent in the folder's name; None: the agent's own name.
         time: unix seconds of the name, now by default; the next free second where the folder exists.
 
     Raises MissingExtraError for a missing package and TypeError or ValueError for a bad ``time``, before anything is
@@ -63,6 +64,7 @@ class RunLogger:
         tensorboard: bool = True,
         track: bool = False,
         project: str = "dxmi_rl",
+        name: str | None = None,
         time: int | None = None,
     ) -> None:
         if tensorboard:
@@ -75,7 +77,7 @@ class RunLogger:
         self._rows: list[dict[str, float]] = []
         self._columns: list[str] = []
         self._logged: dict[str, float] | None = None
-        self.folder = _new_folder(root, [agent.task.name, agent.name, str(agent.seed)], second)
+        self.folder = _new_folder(root, [agent.task.name, name or agent.name, str(agent.seed)], second)
         config = {
             "task": agent.task.name,
             "agent": agent.name,

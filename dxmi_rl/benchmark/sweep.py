@@ -79,8 +79,10 @@ class Logging:
 
     def open(self, run: Run, agent: Agent) -> RunLogger:
         """The log of one run."""
-        settings = {"label": run.row.label, "key": run.key, **run.row.plain()}
-        return RunLogger(self.root, agent, settings=settings, tensorboard=self.tensorboard, track=self.track)
+        return RunLogger(
+            self.root, agent, settings={"key": run.key, **run.row.plain()}, tensorboard=self.tensorboard,
+            track=self.track, name=run.row.label,
+        )  # fmt: skip
 
 
 # Before the first run -------------------------------------------------------------------------------------------------
