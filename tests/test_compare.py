@@ -250,15 +250,25 @@ def test_failed_runs_are_recorded_and_tried_again(
 def test_commands_of_rows_and_runs_make_them_again(
     undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They select what is done already, and leave the whole comparison in its results."""
     monkeypatch.chdir(undisturbed.parents[1])
     before = read(undisturbed / "results.json")
     for entry, number in ((before["summary"][1], 2), (before["runs"][-1], 1)):
         words = shlex.split(entry["command"])
-        assert words[:2] == ["python", "benchmarks/compare.py"] and compare.main(words[2:]) == 0
-        assert f"{number} runs in runs/tiny: {number} finished before, 0 to do" in capsys.readouterr().out
-        after = read(undisturbed / "results.json")
-        assert all(after[part] == before[part] for part in ("tasks", "summary", "runs", "seeds"))
+        assert words[:2] == ["python", "benchmarks/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
+        assert f"{number} runs in runs/tiny-again: 0 finished before, {number} to do" in capsys.readouterr().out
+    again, first = results(undisturbed.with_name("tiny-again")), results(undisturbed)
+    assert len(again) == 3 and again.items() <= first.items()
+
+
+def test_a_selection_leaves_the_whole_preset_in_the_report(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(undisturbed.parents[1])
+    before = read(undisturbed / "results.json")
+    assert tiny_main("--name", "tiny", "--agents", "ppo", "--seeds", "0") == 0
+    assert "1 runs in runs/tiny: 1 finished before, 0 to do" in capsys.readouterr().out
+    after = read(undisturbed / "results.json")
+    assert all(after[part] == before[part] for part in ("tasks", "summary", "runs", "seeds"))
 
 
 def test_divergence_is_a_failed_run(

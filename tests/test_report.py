@@ -236,6 +236,14 @@ def test_numbers_are_those_of_the_runs(results: dict[str, Any], reader: Reader) 
     assert cell(reader, "digits", "ppo", "normalised") == "—"
 
 
+def test_a_distance_that_disagrees_with_the_ranking_is_told(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    entry = next(row for row in changed["summary"] if (row["task"], row["label"]) == ("gmm25", "sb3-ppo"))
+    entry["scores"]["sliced_w2"]["iqm"] = 0.01
+    assert "By sliced_w2, sb3-ppo is best: 0.01 (dxdp" in Comparison(changed).verdict("gmm25")
+    assert "By sliced_w2" not in Comparison(results).verdict("gmm25")
+
+
 def test_difference_to_the_next_best(results: dict[str, Any], reader: Reader) -> None:
     comparison = Comparison(results)
     for task, sign in (("gmm25", -1.0), ("digits", 1.0)):
@@ -245,7 +253,10 @@ def test_difference_to_the_next_best(results: dict[str, Any], reader: Reader) ->
         expected = f"+{show(test.difference)} vs ppo {show_range(test.low, test.high)}"
         assert cell(reader, task, "dxdp", "ahead by") == expected
         assert cell(reader, task, "ppo", "ahead by").startswith(f"-{show(test.difference)} vs dxdp")
-        assert f"{show(test.difference)} {show_range(test.low, test.high)} better than ppo" in comparison.verdict(task)
+        assert (
+            f"{show(test.difference)} {show_range(test.low, test.high)} better in the mean than ppo"
+            in comparison.verdict(task)
+        )
 
 
 def test_aggregates_keep_the_tracks_apart(results: dict[str, Any], reader: Reader) -> None:

@@ -98,8 +98,8 @@ class Arguments:
     """What the command line sets."""
 
     preset: str = "quick"
-    """What to compare: quick (minutes), standard (hours: the leaderboard), full (everything), kernels, paper-2d,
-    digits, or a TOML file of yours."""
+    """What to compare: quick (minutes), standard (an hour or two: the leaderboard), full (everything), kernels,
+    paper-2d, digits, or a TOML file of yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
@@ -304,9 +304,12 @@ def carry_out(plan: Plan, command: str) -> int:
 
 
 def _unselected(plan: Plan, command: str) -> str:
-    """The command line without tasks, agents and seeds, which the commands of rows and runs add."""
+    """The command line without tasks, agents and seeds, which the commands of rows and runs add.
+
+    It has a name of its own: under the present one what is finished would not be run again.
+    """
     arguments = plan.arguments
-    words = [*shlex.split(command)[:2], "--preset", arguments.preset, "--name", plan.name]
+    words = [*shlex.split(command)[:2], "--preset", arguments.preset, "--name", f"{plan.name}-again"]
     if arguments.agent:
         words += ["--agent", *arguments.agent] + ["--trust-checkpoint"] * arguments.trust_checkpoint
     if arguments.budget is not None:

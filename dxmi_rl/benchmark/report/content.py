@@ -24,7 +24,7 @@ from dxmi_rl.statistics import (
 
 ENERGIES = {
     "target": "the target's own density, exact",
-    "fixed": "learned once from data, the same for all agents",
+    "fixed": "learned once from data, the same for all agents; what it is lowest on need not look like data",
     "learned": "learned from data together with the sampler (DxMI)",
 }
 MEANINGS = {
@@ -41,6 +41,8 @@ TRACKS = {
     "fine-tune": "a pretrained or exact denoiser is given",
     "sample": "only the energy and its gradient are given",
 }
+DISTANCES = ("sliced_w2", "fd")
+"""Distances to samples, lower is better, that stand beside the ranking score."""
 STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
     "IQM": interquartile_mean,
     "median": median,
@@ -245,7 +247,7 @@ class Comparison:
         ]
 
     def verdict(self, name: str) -> str:
-        """One sentence from the data: which agent is best, by how much, at what cost."""
+        """Which agent is best, by how much, at what cost, and whether distances to samples say otherwise."""
         line = self.best(name)
         if line is None:
             return f"No finished run has {self.tasks[name]['score'] or 'a ranking score'}: nothing to rank."
@@ -257,15 +259,35 @@ class Comparison:
             bounds, p = show_range(difference.low, difference.high), show_p(difference.p_value)
             detail = f" ({p or 'no interval'})"
             if difference.clear or difference.clear is None:
-                text += f", {show(difference.value)} {bounds}".rstrip() + f" better than {difference.other}{detail}"
+                text += f", {show(difference.value)} {bounds}".rstrip()
+                text += f" better in the mean than {difference.other}{detail}"
             else:
-                text += f", not clearly ahead of {difference.other}: {show_signed(difference.value)} {bounds}{detail}"
-        costs = line.summary["costs"]
-        if costs and not any(costs.get(name) for name in ("timesteps", "energy_evals", "seconds")):
-            return f"{text}, without training."
-        parts = [f"{show(costs['energy_evals'], compact)} energy evaluations"] if "energy_evals" in costs else []
-        parts += [f"{show(costs['seconds'])} s"] if "seconds" in costs else []
-        return f"{text}, at {' and '.join(parts)} per run." if parts else f"{text}."
+                text += f", not clearly ahead of {difference.other}: {show_signed(difference.value)} in the mean "
+                text += f"{bounds}{detail}"
+        spent = _spent(line.summary["costs"], " energy evaluations")
+        if line.summary["costs"] and spent is None:
+            text += ", without training"
+        elif spent:
+            text += f", at {spent} per run"
+        second = next((row for row in self.summary if difference and row["task"] == name
+                       and row["label"] == difference.other), None)  # fmt: skip
+        if second is not None and (other := _spent(second["costs"])):
+            text += f" ({second['label']}: {other})"
+        return f"{text}.{self._by_distance(line)}"
+
+    def _by_distance(self, line: Line) -> str:
+        """A sentence for every distance to samples by which another row is best: a bound need not agree with it."""
+        text = ""
+        for score in DISTANCES:
+            rows = [row for row in self.summary if row["task"] == line.task and score in row["scores"]]
+            if line.score == score or not rows or score not in line.summary["scores"]:
+                continue
+            best = min(rows, key=lambda row: row["scores"][score]["iqm"])
+            if best["label"] != line.label:
+                own = show(line.summary["scores"][score]["iqm"])
+                text += f" By {score}, {best['label']} is best: {show(best['scores'][score]['iqm'])} "
+                text += f"({line.label} {own}; lower is better)."
+        return text
 
     # Aggregates -------------------------------------------------------------------------------------------------------
 
@@ -334,3 +356,12 @@ def improvements(
 
 def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values))
+
+
+def _spent(costs: dict[str, float], unit: str = "") -> str | None:
+    """Energy evaluations and seconds of training; None when nothing was spent."""
+    if not any(costs.get(name) for name in ("timesteps", "energy_evals", "seconds")):
+        return None
+    parts = [f"{show(costs['energy_evals'], compact)}{unit}"] if "energy_evals" in costs else []
+    parts += [f"{show(costs['seconds'])} s"] if "seconds" in costs else []
+    return " and ".join(parts)
