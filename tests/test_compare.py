@@ -377,9 +377,10 @@ def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.Mon
     page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
     module = re.search(r"```python\n(.*?class MyAgent.*?)```", (ROOT / "docs" / "own_agents.md").read_text(), re.DOTALL)
     assert module is not None
-    (tmp_path / "my_module.py").write_text(module[1], encoding="utf-8")
+    (tmp_path / "module_of_the_docs.py").write_text(module[1], encoding="utf-8")  # imported once, for all tests
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.toml").write_text(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0], encoding="utf-8")
+    text = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0].replace("my_module", "module_of_the_docs")
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
     preset = presets.load_preset("mine.toml")
     assert len(preset.rows) == 8 and preset.sizes.draws == 4
     assert {row.label for row in preset.rows} >= {"base, forward", "ppo, learned"}
