@@ -233,13 +233,18 @@ def test_print_shows_the_samples(driver: Any) -> None:
 def test_copy_button(driver: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    driver.execute_script(
-        "const clipboard = { writeText: async (text) => { window.copied = text; } };"
-        "Object.defineProperty(navigator, 'clipboard', { value: clipboard });"
-        "document.querySelector('.rerun .copy').click()"
-    )
     expected = driver.find_element("css selector", ".rerun code").text
-    assert driver.execute_script("return window.copied") == expected
+
+    def copied(_: Any) -> bool:
+        # Anew until it holds: on a busy machine the page may still be coming, and take the script's window with it.
+        driver.execute_script(
+            "const clipboard = { writeText: async (text) => { window.copied = text; } };"
+            "Object.defineProperty(navigator, 'clipboard', { value: clipboard, configurable: true });"
+            "document.querySelector('.rerun .copy').click()"
+        )
+        return driver.execute_script("return window.copied") == expected
+
+    WebDriverWait(driver, 10).until(copied)
     WebDriverWait(driver, 5).until(lambda _: driver.find_element("id", "status").get_attribute("textContent"))
     assert driver.find_element("id", "status").get_attribute("textContent") == "Command copied."
 
