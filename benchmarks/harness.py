@@ -82,11 +82,18 @@ def timed_sweep(execute: Callable[[Path], Any]) -> tuple[float, list[Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; exit status 1 when an aim is missed."""
+    """Measure and print; exit status 1 when an aim is missed, 2 for bad arguments."""
     tyro = require("tyro", "bench")
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    check_integer("jobs", arguments.jobs, minimum=2)
-    runs = short_runs(arguments)
+    try:
+        check_integer("jobs", arguments.jobs, minimum=2)
+        check_integer("budget", arguments.budget)
+        runs = short_runs(arguments)
+        if arguments.ray:
+            require("ray", "ray")
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     prepare(runs, 1)
     with one_thread():
         measure(runs[0])  # imports and first calls

@@ -35,3 +35,16 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache directory with nothing in it, for this test only."""
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a sweep that nothing happened to; later sweeps of the module share its caches."""
+    from sweep_cases import tiny_main
+
+    root = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
+        assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
+        yield root / "runs" / "tiny"

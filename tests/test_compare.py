@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,95 +17,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main
 
 from dxmi_rl import make_agent
 from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.irl import AGENTS
-
-ROOT = Path(__file__).parents[1]
-BATCH = {"batch_size": 32}
-PRETRAINING = {"iterations": 20, "width": 16, "batch_size": 32}
-TINY = {
-    "seeds": [0, 1],
-    "sizes": {"samples": 400, "draws": 2, "trajectories": 500, "fit": False, "curve_points": 4, "kept": 100},
-    "group": [
-        {"tasks": ["8gaussians"], "agents": ["base"]},
-        {
-            "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 4_000,
-            "agent_settings": BATCH | {"warmup_iterations": 2},
-        },
-        {
-            "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 4_000, "agent_settings": BATCH,
-            "task_settings": {"backward": "learned"},
-        },
-        {
-            "tasks": ["8gaussians-data"], "agents": ["dxmi"], "budget": 4_000,
-            "task_settings": {"pretraining": PRETRAINING},
-            "agent_settings": {"agent_settings": BATCH | {"warmup_iterations": 2}},
-        },
-    ],
-}  # fmt: skip
-"""A preset whose runs take a second."""
-RUNS = 8
-
-
-def tiny_main(*arguments: str, content: dict[str, Any] | None = None) -> int:
-    """Compare with a preset of its own in the current folder; its status."""
-    write_tiny(content=content)
-    return compare.main(["--preset", "tiny.toml", *arguments])
-
-
-def write_tiny(folder: Path = Path(), content: dict[str, Any] | None = None) -> Path:
-    """The preset's file."""
-    file = folder / "tiny.toml"
-    file.write_text(toml(TINY if content is None else content), encoding="utf-8")
-    return file
-
-
-def toml(content: dict[str, Any]) -> str:
-    """TOML of a preset: JSON's values are TOML's, but for inline tables."""
-
-    def inline(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key} = {inline(entry)}" for key, entry in value.items()) + "}"
-        return json.dumps(value).replace("Infinity", "inf")
-
-    lines = [f"{key} = {inline(value)}" for key, value in content.items() if key != "group"]
-    for group in content["group"]:
-        lines += ["[[group]]", *(f"{key} = {inline(value)}" for key, value in group.items())]
-    return "\n".join(lines)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a sweep that nothing happened to; later sweeps of this module share its caches."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
-        assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
-        yield root / "runs" / "tiny"
-
-
-def read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Time of change and content of every result."""
-    files = [*(folder / "results").glob("*.json"), *(folder / "results").glob("*.safetensors")]
-    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
-
-
-def results(folder: Path) -> dict[str, Any]:
-    """Results by key, without what a clock measured."""
-    found = {file.stem: read(file) for file in (folder / "results").glob("*.json")}
-    for result in found.values():
-        del result["evaluation_seconds"], result["costs"]["seconds"]
-        for point in result["curve"]:
-            del point["seconds"]
-    return found
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:

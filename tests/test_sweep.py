@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_compare import ROOT, RUNS, read, results, tiny_main, write_tiny
+from sweep_cases import ROOT, RUNS, read, results, tiny_main, write_tiny
 
 from dxmi_rl.benchmark import compare, sweep
 from dxmi_rl.benchmark.measure import measure
@@ -28,17 +28,6 @@ from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Run, make_runs
 
 DISTURBANCES = 20
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a sweep that nothing happened to; later sweeps of this module share its caches."""
-    root = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
-        assert tiny_main("--jobs", "1") == 0
-        yield root / "runs" / "tiny"
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
