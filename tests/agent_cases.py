@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,3 +47,11 @@ def state(agent: Agent) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def skip_without_extra(name: str) -> None:
+    """Skip when the agent's library is not installed."""
+    if name.startswith("sb3"):
+        pytest.importorskip("stable_baselines3")
+    if name.startswith("torchrl"):
+        pytest.importorskip("torchrl")

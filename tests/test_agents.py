@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import PRETRAINING, same, small, state, task_for
+from agent_cases import PRETRAINING, same, skip_without_extra, small, state, task_for
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
@@ -29,8 +29,7 @@ from dxmi_rl.tasks import TASKS, TaskConfig
 
 @pytest.fixture(name="name", params=list_agents())
 def every_agent(request: pytest.FixtureRequest) -> str:
-    if request.param.startswith("sb3"):
-        pytest.importorskip("stable_baselines3")
+    skip_without_extra(request.param)
     return request.param
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_cases import same, small, state
+from agent_cases import same, skip_without_extra, small, state
 
 from dxmi_rl import list_agents, load_agent
 from dxmi_rl.checks import CheckpointError
@@ -16,8 +16,7 @@ from dxmi_rl.storage import save_tensors
 
 @pytest.fixture(name="name", params=list_agents())
 def every_agent(request: pytest.FixtureRequest) -> str:
-    if request.param.startswith("sb3"):
-        pytest.importorskip("stable_baselines3")
+    skip_without_extra(request.param)
     return request.param
 
 
