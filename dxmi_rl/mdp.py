@@ -131,6 +131,16 @@ class DenoisingMDP:
                 f"shape [2]; but {reason}"
             ) from error
 
+    def energy_gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
+        """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps its graph. Raises EnergyError.
+
+        One differentiated evaluation of E per row, whatever autograd's mode.
+        """
+        with torch.enable_grad():
+            point = x if create_graph and x.requires_grad else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy(point).sum(), point, create_graph=create_graph)
+        return gradient
+
     def energy_parameters(self) -> list[nn.Parameter]:
         """Parameters of the reward model; empty for a function."""
         return list(self._energy.parameters()) if isinstance(self._energy, nn.Module) else []

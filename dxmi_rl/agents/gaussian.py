@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder
 from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.mdp import EnergyError, Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
@@ -39,6 +40,9 @@ class GaussianConfig:
     """Residual blocks in the value network."""
     state_dependent_sigma: bool = True
     """The correction network also shapes sigma, per dimension."""
+    energy_gradient: bool | None = None
+    """The correction network is given grad E at the current state, one more evaluation per transition; None: where the
+    base sampler is None, as only the energy says there where to go."""
     policy_learning_rate: float | None = None
     """Peak rate of the policy's mean; None: 1e-3 for a correction, 3e-5 for a fine-tuned network."""
     sigma_learning_rate: float | None = None
@@ -89,11 +93,17 @@ class GaussianAgent(Agent):
         if kind == "auto":
             kind = "fine-tuned" if len(self.mdp.event_shape) == 3 else "correction"
         self.owns_denoiser = kind == "fine-tuned"
+        informed = config.energy_gradient
+        if informed is None:
+            informed = kind == "correction" and isinstance(self.mdp.base, IdentitySampler)
+        self.informed = informed
         if kind == "correction":
             policy: GaussianPolicy = CorrectionPolicy(
                 self.mdp, width=config.width, depth=config.depth, fourier=config.fourier,
-                state_dependent_sigma=config.state_dependent_sigma,
+                state_dependent_sigma=config.state_dependent_sigma, energy_gradient=informed,
             )  # fmt: skip
+        elif informed:
+            raise ValueError("energy_gradient must be False or None for policy 'fine-tuned', which has no such input.")
         else:
             policy = FineTunedPolicy(self.mdp)
         self.policy = policy.to(self.mdp.device)
@@ -151,6 +161,13 @@ class GaussianAgent(Agent):
             self.costs.denoiser_calls += transitions
         return loss.detach()
 
+    def count_references(self, states: int) -> None:
+        """Costs of the untrained part of the mean at so many states."""
+        self.costs.denoiser_calls += states * self.mdp.base.denoiser_calls
+        if self.informed:
+            self.costs.energy_evals += states
+            self.costs.energy_grad_evals += states
+
     def collect(self, on_final: FinalStateHook | None) -> Rollout:
         """Roll out ``batch_size`` episodes, hand x_T to ``on_final``, let the kernel adapt once."""
         recorder = Recorder(self.policy)
@@ -163,6 +180,6 @@ class GaussianAgent(Agent):
         self.mdp.kernel.fit(x, x_next, t)
         self.costs.timesteps += len(x)
         self.costs.policy_draws += len(x)
-        self.costs.denoiser_calls += len(x) * self.mdp.base.denoiser_calls
         self.costs.energy_evals += n
+        self.count_references(len(x))
         return Rollout(trajectory, x, x_next, t, trajectory.log_prob.flatten(), recorder.stacked())

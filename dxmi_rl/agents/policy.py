@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
+
+GRADIENT_LIMIT = 5.0
+"""Largest pull of the energy's gradient, in units of a step; wells may be arbitrarily steep."""
 
 
 class GaussianPolicy(nn.Module):
@@ -36,47 +40,75 @@ class GaussianPolicy(nn.Module):
         return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
 
 
+class EnergyGradient:
+    """-grad E of an MDP's live energy. Copies of a policy share it: it belongs to the MDP, not to the policy."""
+
+    def __init__(self, mdp: DenoisingMDP) -> None:
+        self.mdp = mdp
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """-grad E(x), ``[batch, *event]``; with a graph where x has one."""
+        return -self.mdp.energy_gradient(x, create_graph=torch.is_grad_enabled() and x.requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EnergyGradient:
+        return self
+
+
 class CorrectionPolicy(GaussianPolicy):
     """mu = mu_base(x, t) + w_t m(x, t), log sigma = log sigma_t + l(x, t): a zero-initialised network on a fixed base.
 
-    w_t is the spread of the transition, max(sigma_t, half the fall in noise). With ``state_dependent_sigma`` the
-    network adds a bounded per-dimension term to log sigma.
+    The network sees x_t and mu_base. w_t is the larger of sigma_t and half the fall of the noise: a unit output matters
+    at every step. With ``energy_gradient`` it also sees g = w_t (-grad E(x)), softly clipped, and adds a gated w_t g to
+    the mean, as samplers that are given only the energy do (Zhang and Chen 2022, arXiv 2111.15141, section 4).
     """
 
-    step_scale: Tensor
     state_scale: Tensor
     reference_scale: Tensor
+    step_scale: Tensor
 
-    def __init__(self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool) -> None:
+    def __init__(
+        self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool,
+        energy_gradient: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
         self.dim = mdp.dim
         self.state_dependent_sigma = state_dependent_sigma
+        self.gradient = EnergyGradient(mdp) if energy_gradient else None
         sigma = self.base.sigma
         schedule = self.base.schedule
         fall = (schedule.s[:-1] - schedule.s[1:]).abs()
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
         self.register_buffer("reference_scale", mdp.state_scale[1:].clone())
-        outputs = self.dim * (2 if state_dependent_sigma else 1)
+        parts = 1 + state_dependent_sigma + energy_gradient
         self.net = StepMLP(
-            2 * self.dim, outputs, torch.ones(mdp.horizon), width=width, depth=depth, fourier=fourier, zero=True
-        )
+            (2 + energy_gradient) * self.dim, parts * self.dim, torch.ones(mdp.horizon), width=width, depth=depth,
+            fourier=fourier, zero=True,
+        )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.log_sigma = nn.Parameter(sigma.log().clone())
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
-        return self.base.mean(x, t)
+        """mu_base(x, t), ``[batch, *event]``; stacked with the clipped gradient, ``[batch, 2, *event]``, where used."""
+        mean = self.base.mean(x, t)
+        if self.gradient is None:
+            return mean
+        pull = per_step(self.step_scale, t, x) * self.gradient(x)
+        return torch.stack([mean, pull / (1 + (pull / GRADIENT_LIMIT).square()).sqrt()], dim=1)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if reference is None:
-            reference = self.base.mean(x, t)
-        parts = [x / per_step(self.state_scale, t, x), reference / per_step(self.reference_scale, t, x)]
-        out = self.net(torch.cat(parts, dim=1).flatten(1), t)
+            reference = self.reference(x, t)
+        assert reference is not None
+        mean, *pulls = reference.unbind(1) if self.gradient is not None else (reference,)
+        parts = [x / per_step(self.state_scale, t, x), mean / per_step(self.reference_scale, t, x), *pulls]
+        out, *rest = self.net(torch.cat(parts, dim=1).flatten(1), t).view(len(x), -1, *x.shape[1:]).unbind(1)
         log_sigma = per_step(self.log_sigma, t, x)
         if self.state_dependent_sigma:
-            out, stretch = out.chunk(2, dim=1)
-            log_sigma = log_sigma + 2 * torch.tanh(stretch / 2).view_as(x)
-        return reference + per_step(self.step_scale, t, x) * out.view_as(x), log_sigma
+            log_sigma = log_sigma + 2 * torch.tanh(rest[0] / 2)
+        if pulls:
+            out = out + rest[-1] * pulls[0]
+        return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 
 class FineTunedPolicy(GaussianPolicy):
