@@ -26,7 +26,8 @@ test: install ## run the tests on two cores
 bench: install ## run the quick comparison of all agents
 	$(BIN)/python benchmarks/compare.py --preset quick --name quick
 
-docs: install ## write the pages of the environment and the targets, and their pictures
+docs: install ## write the pages of agents, environment and targets, and pictures of these
+	$(BIN)/python docs/make_agent_pages.py
 	$(BIN)/python docs/make_pages.py
 
 lint: install ## check style, format and types

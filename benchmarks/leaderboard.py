@@ -105,7 +105,7 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             first |= own
             entries = tasks.setdefault(title, [])
             if not any((entry.row["agent"], entry.row["label"]) == (row["agent"], row["label"]) for entry in entries):
-                entries.append(Entry(name, task, row, len(results["seeds"])))
+                entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"]))))
     for entries in tasks.values():
         sign = 1 if entries[0].task["better"] == "lower" else -1
         entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))

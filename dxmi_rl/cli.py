@@ -156,6 +156,7 @@ class Evaluate(Checkpoint):
         from rich.console import Console
         from rich.table import Table
 
+        from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
         from dxmi_rl.evaluation import evaluate
         from dxmi_rl.storage import write_json
 
@@ -163,12 +164,16 @@ class Evaluate(Checkpoint):
         scores = evaluate(
             agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories, fit=self.fit
         )
+        marked = "log_z" in scores and unreliable(scores["ess"])
         table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")
         for key, value in scores.items():
             if not key.endswith("_floor"):
                 floor = scores.get(f"{key}_floor")
-                table.add_row(key, f"{value:.4g}", "" if floor is None else f"{floor:.4g}")
+                mark = MARK if marked and key == "log_z" else ""
+                table.add_row(key, f"{value:.4g}{mark}", "" if floor is None else f"{floor:.4g}")
         Console().print(table)
+        if marked:
+            print(LEGEND)
         if self.json is not None:
             names = {"agent": agent.name, "task": agent.task.name}
             write_json(self.json, {"command": command, **names, "seed": self.seed, "scores": scores})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -108,10 +109,10 @@ def evaluate(
             scores |= _log_weight_scores(task, target, density, energy, trajectories, seed, fit)
         if isinstance(density, ActionDensity) and density.bounds is not None:
             scores["beyond_box"] = _beyond_box(density, samples, seed)
-        generator = torch.Generator(mdp.device).manual_seed(seed + 1)
+        generator, seeds = torch.Generator(mdp.device).manual_seed(seed + 1), itertools.count(seed + 10)
 
         def draw(n: int) -> Tensor:
-            return mdp.sample(density, n, generator) if density is not None else model.sample(n)
+            return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
 
         if isinstance(target, Digits):
             scores |= _digit_scores(target, draw(FD_SAMPLES))
@@ -123,7 +124,8 @@ def evaluate(
             scores |= _floors(target, samples, scores)
     if floors and "elbo_tau" in scores and _has_named_energy(task):
         scores["elbo_tau_floor"] = tempered_log_z(task)
-    scores["denoiser_calls"] = float(mdp.horizon * mdp.base.denoiser_calls)
+    own = isinstance(model, Agent)
+    scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
     return scores
 
 

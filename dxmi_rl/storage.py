@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dxmi_rl.checks import CheckpointError
 
+if sys.platform != "win32":
+    import fcntl
+
 FORMAT = "dxmi_rl/1"
+LOCKING_SECONDS = 1.0
+"""A temporary file that is younger may be one that its writer has not locked yet."""
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
-    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one."""
+    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one.
+
+    What a writer left there that was killed is removed by the next one.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
     temporary = Path(name)
+    locked = _lock(handle)  # the lock goes with the process, however that ends
+    if not locked:
+        os.close(handle)
     try:
         write(temporary)
         mask = os.umask(0)  # mkstemp makes private files; give this one the permissions of any other
@@ -37,7 +50,38 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        if locked:
+            os.close(handle)
     return path
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file; False when another process has it, or there are no locks (on Windows, some network disks)."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of ``path`` that no process is writing."""
+    if sys.platform == "win32":
+        return
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        try:
+            handle = os.open(part, os.O_RDWR)
+        except OSError:  # gone already, or another user's
+            continue
+        try:
+            fresh = time.time() - os.fstat(handle).st_mtime < LOCKING_SECONDS
+            if not fresh and _lock(handle):
+                part.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
@@ -48,6 +92,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
         file.write_text(text, encoding="utf-8")
 
     return write_atomically(path, write)
+
+
+def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]) -> None:
+    """Write a safetensors file in place: safetensors' own writes elsewhere first, and what it leaves has no name."""
+    Path(file).write_bytes(save(dict(tensors), metadata))
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:

@@ -17,8 +17,11 @@ from dxmi_rl.tasks import Task
 
 BATCH = 32
 PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
-SMALL = {"batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2}
-SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2, "agent_settings": SMALL}
+SMALL = {
+    "batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2,
+    "gradient_steps": 2, "minibatch_size": 40,
+}  # fmt: skip
+SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2}
 
 
 def task_for(name: str, **changes: Any) -> Task:
@@ -31,9 +34,16 @@ def task_for(name: str, **changes: Any) -> Task:
 
 def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
     """The agent with those of the small settings that it has."""
-    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-    chosen = {key: value for key, value in {**SMALL, **SMALL_ENERGY}.items() if key in known}
+    chosen = small_settings(name)
+    if name == "dxmi":
+        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
     return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+
+
+def small_settings(name: str) -> dict[str, Any]:
+    """Those of SMALL that the agent has."""
+    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+    return {key: value for key, value in SMALL.items() if key in known}
 
 
 def state(agent: Agent) -> dict[str, Tensor]:

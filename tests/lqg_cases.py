@@ -101,11 +101,12 @@ def per(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     return table[t].to(x).expand_as(x)
 
 
-def errors(agent: Agent, value_sign: float | None = None) -> dict[str, float]:
+def errors(agent: Agent, value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
     """Largest relative errors over t on the agent's own states: RMS of the policy's mean over the standard deviation
     of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how ``agent.values``
     relates to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
-    solution, trajectory, density = solve(), agent.sample_trajectory(20_000, seed=1), agent.density()
+    solution = solve() if solution is None else solution
+    trajectory, density = agent.sample_trajectory(20_000, seed=1), agent.density()
     rows: dict[str, list[float]] = {"mean": [], "sigma": []}
     with torch.no_grad():
         for t in range(5):

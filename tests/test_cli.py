@@ -59,6 +59,18 @@ def test_evaluate_prints_scores_beside_their_floors(
     assert "base on gmm9" in capsys.readouterr().out
 
 
+def test_evaluate_marks_a_log_z_from_few_effective_samples(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for ess, marked in ((0.0999, True), (0.1001, False)):
+        scores = {"log_z": -0.25, "ess": ess, "elbo": -1.0}
+        monkeypatch.setattr("dxmi_rl.evaluation.evaluate", lambda agent, scores=scores, **options: scores)
+        assert main(["evaluate", "base", *QUICK]) == 0
+        printed = capsys.readouterr().out
+        assert ("-0.25 *" in printed) == marked == ("* log_z is unreliable: ess < 0.1." in printed)
+        assert f"{ess:.4g}" in printed, "always beside it"
+
+
 @pytest.mark.parametrize("ending", [".npy", ".csv", ".safetensors", ".png"])
 def test_sample_writes_every_format(checkpoint: Path, ending: str, tmp_path: Path) -> None:
     out = tmp_path / f"samples{ending}"
@@ -77,7 +89,7 @@ def test_sample_writes_every_format(checkpoint: Path, ending: str, tmp_path: Pat
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("agents: base, dxdp, ppo") for line in lines)
+    assert any(line.startswith("agents: base, ") and ", dxdp, ppo, " in line for line in lines)
     assert any("standard" in line for line in lines if line.startswith("presets: "))
 
 

@@ -43,7 +43,7 @@ def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("_")}
-    assert {module.__name__ for module, _ in CASES} == scripts
+    assert {module.__name__ for module, _ in CASES} == scripts - {"own_agent"}, "that is test_write_an_agent.py's"
 
 
 @pytest.mark.parametrize(("module", "options"), CASES, ids=[" ".join([m.__name__, *o[1:]]) for m, o in CASES])

@@ -53,7 +53,7 @@ def test_the_pages_example_learns(folder: Path) -> None:
     assert BLOCKS[0].count("\n") < 60
     source, own = write(folder / "my_module.py", BLOCKS[0]), OwnAgent("my_module:MyAgent")
     own.check()
-    assert (own.label, own.trains) == ("reinforce", True)
+    assert (own.label, own.trains) == ("my-reinforce", True)
     assert hashlib.sha256(source.read_bytes()).hexdigest().startswith(own.digest) and len(own.digest) == 16
     agent = own.build(make_task("8gaussians"), seed=1, batch_size=64)
     before = quick_scores(agent, samples=2000)["kl_bound"]

@@ -362,6 +362,23 @@ def test_nothing_finished() -> None:
     latex(comparison)
 
 
+def test_log_z_stands_with_its_ess_and_is_marked() -> None:
+    results = make_results(tasks=("gmm25", "manywell32"))
+    for run in results["runs"]:  # ess is half of the skill: 0 for the base sampler
+        run["scores"] |= {"elbo": -1.0, "log_z": 0.125, "eubo": 2.0}
+    comparison = Comparison(summarise(results))
+    rows = [line for line in markdown(comparison).splitlines() if " 0.125" in line]
+    assert len(rows) == 2 * len(SKILL)
+    for line in rows:
+        assert ("\\*" in line) == line.startswith("| base "), line
+    for text in (markdown(comparison), latex(comparison), page(comparison)):
+        assert re.search(r"log\\?_z is unreliable: ess (&lt;|\\?<|\\textless\{\}) 0.1", text)
+    cells = [row for row in page(comparison).split("<tr") if "0.125" in row]
+    assert [("0.125 *" in row) for row in cells] == [label == "base" for label in SKILL] * 2
+    header = next(line for line in markdown(comparison).splitlines() if "log" in line and line.startswith("| agent"))
+    assert all(name in header for name in ("elbo", "eubo", "ess"))
+
+
 def test_failed_run_and_unequal_seeds() -> None:
     results = make_results(seeds=4)
     gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))

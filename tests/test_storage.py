@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,30 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "file", interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    path, other = tmp_path / "file", tmp_path / ".other.abcdefgh.part"
+    abandoned, fresh = tmp_path / ".file.abcdefgh.part", tmp_path / ".file.12345678.part"
+    for part in (abandoned, fresh, other):
+        part.write_text("half of the n")
+    for part in (abandoned, other):
+        os.utime(part, (0, 0))
+
+    def write(file: Path) -> None:
+        file.write_text("outer")
+        if not path.exists():  # another writer of the same path comes in between
+            os.utime(file, (0, 0))
+            write_atomically(path, lambda inner: write_inner(inner, file))
+
+    def write_inner(inner: Path, outer: Path) -> None:
+        assert outer.exists() and not abandoned.exists()
+        inner.write_text("inner")
+
+    write_atomically(path, write)
+    assert path.read_text() == "outer"
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, fresh.name, other.name}
 
 
 def test_folders_are_made_and_json_is_strict(tmp_path: Path) -> None:

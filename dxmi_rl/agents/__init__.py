@@ -5,22 +5,110 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from dxmi_rl.agents.a2c import A2C, A2CConfig
+from dxmi_rl.agents.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from dxmi_rl.agents.base import Agent, Costs
 from dxmi_rl.agents.base_sampler import Base
+from dxmi_rl.agents.ddim import DDIM
+from dxmi_rl.agents.ddpm import DDPM
+from dxmi_rl.agents.detailed_balance import DetailedBalance, DetailedBalanceConfig
+from dxmi_rl.agents.dpm_solver import DPMSolver
+from dxmi_rl.agents.dpok import DPOK, DPOKConfig
 from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
+from dxmi_rl.agents.edm_heun import EDMHeun
+from dxmi_rl.agents.grpo import GRPO, GRPOConfig
+from dxmi_rl.agents.path_wise import PathWise, PathWiseConfig
 from dxmi_rl.agents.ppo import PPO, PPOConfig
-from dxmi_rl.agents.sb3 import SB3PPO, SB3PPOConfig
+from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
+from dxmi_rl.agents.sb3_a2c import SB3A2C, SB3A2CConfig
+from dxmi_rl.agents.sb3_ppo import SB3PPO, SB3PPOConfig
+from dxmi_rl.agents.sb3_sac import SB3SAC, SB3SACConfig
+from dxmi_rl.agents.sb3_td3 import SB3TD3, SB3TD3Config
+from dxmi_rl.agents.sft_pg import SFTPG, SFTPGConfig
+from dxmi_rl.agents.torchrl_ppo import TorchRLPPO, TorchRLPPOConfig
+from dxmi_rl.agents.torchrl_sac import TorchRLSAC, TorchRLSACConfig
+from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
+from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
 from dxmi_rl.checks import CheckpointError
 from dxmi_rl.registry import Registry
 from dxmi_rl.storage import load_tensors
 
 __all__ = [
-    "AGENTS", "PPO", "SB3PPO", "Agent", "Base", "Costs", "DxDP", "DxDPConfig", "PPOConfig", "SB3PPOConfig",
-    "list_agents", "load_agent", "make_agent",
+    "A2C",
+    "AGENTS",
+    "DDIM",
+    "DDPM",
+    "DPOK",
+    "GRPO",
+    "PPO",
+    "REINFORCE",
+    "SB3A2C",
+    "SB3PPO",
+    "SB3SAC",
+    "SB3TD3",
+    "SFTPG",
+    "A2CConfig",
+    "AdjointMatching",
+    "AdjointMatchingConfig",
+    "Agent",
+    "Base",
+    "Costs",
+    "DPMSolver",
+    "DPOKConfig",
+    "DetailedBalance",
+    "DetailedBalanceConfig",
+    "DxDP",
+    "DxDPConfig",
+    "EDMHeun",
+    "GRPOConfig",
+    "PPOConfig",
+    "PathWise",
+    "PathWiseConfig",
+    "REINFORCEConfig",
+    "SB3A2CConfig",
+    "SB3PPOConfig",
+    "SB3SACConfig",
+    "SB3TD3Config",
+    "SFTPGConfig",
+    "TorchRLPPO",
+    "TorchRLPPOConfig",
+    "TorchRLSAC",
+    "TorchRLSACConfig",
+    "TrajectoryBalance",
+    "TrajectoryBalanceConfig",
+    "VarGrad",
+    "VarGradConfig",
+    "list_agents",
+    "load_agent",
+    "make_agent",
 ]  # fmt: skip
 
 AGENTS: Registry[type[Agent]] = Registry("agent")
-for _agent in (Base, DxDP, PPO, SB3PPO):
+for _agent in (
+    Base,
+    DDPM,
+    DDIM,
+    EDMHeun,
+    DPMSolver,
+    DxDP,
+    PPO,
+    REINFORCE,
+    A2C,
+    GRPO,
+    DPOK,
+    SFTPG,
+    SB3PPO,
+    SB3A2C,
+    SB3SAC,
+    SB3TD3,
+    TorchRLPPO,
+    TorchRLSAC,
+    PathWise,
+    AdjointMatching,
+    TrajectoryBalance,
+    VarGrad,
+    DetailedBalance,
+):
     AGENTS.add(_agent.name, _agent)
 
 

@@ -19,6 +19,12 @@ Gaussian = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Flat observations ``[batch, d + 1]`` -> mean and log standard deviation of the action, both ``[batch, d]``."""
 
 
+def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
+    """The environment's flat observations [x, 1 - t / T] of states: ``[batch, d + 1]``; t may be T, too."""
+    steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
+    return torch.cat([x.flatten(1), (1 - steps.to(x.dtype) / mdp.horizon)[:, None]], dim=1)
+
+
 class ActionDensity:
     """a ~ N(m(o), diag e^{2 l(o)}), or a = centre + half tanh(u) with u of that law, pushed through x_{t+1}(x_t, a).
 
@@ -52,28 +58,31 @@ class ActionDensity:
         """Mean and log standard deviation of x_{t+1}, in the shape of x. Raises TypeError for a squashed policy."""
         if self.squashed is not None:
             raise TypeError("a squashed policy is no Gaussian over the next state: use transport and log_prob.")
-        mean, log_std = (moment.view_as(x) for moment in self.gaussian(self._observe(x, t)))
+        mean, log_std = (moment.view_as(x) for moment in self.gaussian(observe(self.mdp, x, t)))
         if self.coordinates == "noise":
             log_std = log_std + per_step(self.mdp.base.sigma, t, x).log()
         return self.mdp.next_state(x, t, mean, self.coordinates), log_std
 
     def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_{t+1} and log pi(x_{t+1} | x_t), as ``DenoisingMDP.rollout`` asks for."""
-        mean, log_std = self.gaussian(self._observe(x, t))
-        u = mean + log_std.exp() * noise.flatten(1)
-        log_density = standard_log_prob(noise.flatten(1), log_std)
-        action = u
-        if self.squashed is not None:
-            low, high = self.squashed
-            action = (low + high) / 2 + (high - low) / 2 * torch.tanh(u)
-            log_density = log_density - self._log_squash(u)
+        action, log_density = self.act(x, t, noise)
         x_next = self.mdp.next_state(x, t, action.view_as(x), self.coordinates)
         return x_next, log_density - self._log_stretch(x, t)
+
+    def act(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The action ``[batch, d]`` that N(0, I) noise is made into, and its log pi(a | x_t)."""
+        mean, log_std = self.gaussian(observe(self.mdp, x, t))
+        u = mean + log_std.exp() * noise.flatten(1)
+        log_density = standard_log_prob(noise.flatten(1), log_std)
+        if self.squashed is None:
+            return u, log_density
+        low, high = self.squashed
+        return (low + high) / 2 + (high - low) / 2 * torch.tanh(u), log_density - self._log_squash(u)
 
     def log_prob(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
         """log pi(x_{t+1} | x_t): ``[batch]``; minus infinity where a squashed policy cannot go."""
         action = self.mdp.action(x, t, x_next, self.coordinates).flatten(1)
-        mean, log_std = self.gaussian(self._observe(x, t))
+        mean, log_std = self.gaussian(observe(self.mdp, x, t))
         if self.squashed is None:
             return standard_log_prob((action - mean) * torch.exp(-log_std), log_std) - self._log_stretch(x, t)
         low, high = self.squashed
@@ -82,11 +91,6 @@ class ActionDensity:
         u = torch.atanh(torch.where(inside[:, None], unit, 0.0))
         log_density = standard_log_prob((u - mean) * torch.exp(-log_std), log_std) - self._log_squash(u)
         return torch.where(inside, log_density - self._log_stretch(x, t), -math.inf)
-
-    def _observe(self, x: Tensor, t: Tensor | int) -> Tensor:
-        rows = x.flatten(1)
-        steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-        return torch.cat([rows, (1 - steps.to(x.dtype) / self.mdp.horizon)[:, None]], dim=1)
 
     def _log_squash(self, u: Tensor) -> Tensor:
         """log |da / du|, with log(1 - tanh^2 u) = 2 (log 2 - u - softplus(-2 u)) that never underflows."""

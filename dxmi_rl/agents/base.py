@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer, check_real
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.progress import progress
@@ -70,7 +71,7 @@ class Agent(abc.ABC):
         task: a task's name or a built Task.
         seed: the one seed of initialisation, rollouts and minibatches.
         device: torch device of a task given by name.
-        config: the agent's settings; ``settings`` change single fields.
+        config: the agent's settings, tuned.json's by default; ``settings`` change single fields.
 
     Subclasses set ``name``, ``Config`` (a frozen dataclass) and define ``_build`` and ``iterate``.
     """
@@ -79,6 +80,8 @@ class Agent(abc.ABC):
     Config: ClassVar[Any]
     has_density: bool = True
     trains: ClassVar[bool] = True
+    needs_denoiser: ClassVar[bool] = False
+    """Only tasks whose base sampler has a denoiser will do."""
 
     def __init__(
         self,
@@ -115,8 +118,8 @@ class Agent(abc.ABC):
         return replace(config, **settings)
 
     def _default_config(self, settings: dict[str, Any]) -> Any:
-        """The settings of an agent that was given none; ``settings`` are the fields that will change."""
-        return self.Config()
+        """The tuned settings of an agent that was given none; ``settings`` are the fields that will change."""
+        return self.Config(**tuned_settings(type(self), self.task.event_shape, settings))
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 
@@ -143,6 +146,11 @@ class Agent(abc.ABC):
     def timesteps_per_iteration(self) -> int:
         """Transitions of one iteration."""
         return self.config.batch_size * self.mdp.horizon
+
+    @property
+    def denoiser_calls(self) -> int:
+        """Evaluations of a denoiser that one sample costs."""
+        return self.mdp.horizon * self.mdp.base.denoiser_calls
 
     # -- the verbs ---------------------------------------------------------------------------------------------
 
@@ -411,9 +419,15 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
-    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales."""
+    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales.
+
+    Fused where torch can: on small networks a plain step costs as much as the backward pass.
+    """
+    kinds = {parameter.device.type for parameters, _ in groups for parameter in parameters}
     return torch.optim.Adam(
-        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters], **options
+        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters],
+        fused=kinds <= {"cpu", "cuda"},
+        **options,
     )
 
 

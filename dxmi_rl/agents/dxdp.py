@@ -2,39 +2,86 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.agents.base import FinalStateHook, frozen
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
+from dxmi_rl.agents.policy import GaussianPolicy, WiderPolicy
 from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
+from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
+from dxmi_rl.mdp import Trajectory
+from dxmi_rl.networks import StepMLP
+from dxmi_rl.registry import UnknownNameError
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
+ENSEMBLES = ["mean", "max"]
 
 
 @dataclass(frozen=True)
 class DxDPConfig(GaussianConfig):
-    """Settings of DxDP."""
+    """Settings of DxDP; ``DxDP.paper()`` has the paper's, ``DxDP.default()`` those that paid (docs/agents/dxdp.md)."""
 
     tau1: float | None = None
     """Entropy coefficient per dimension, the paper's; None: the task's tau (times d)."""
     tau2: float | None = None
     """Running-cost coefficient per dimension, the paper's; None: the task's tau (times d)."""
+    sampled_entropy: bool = True
+    """log pi of the drawn state stands for minus the entropy; False: the entropy itself, as in the paper."""
     td_lambda: float = 0.9
     """Mixing of n-step soft returns in the value target; 0 is the paper's one-step target."""
     value_steps: int = 2
     """Value regressions per rollout."""
     policy_steps: int = 4
     """Policy steps per rollout, each with fresh next states."""
+    policy_trajectories: int | None = None
+    """Trajectories that a policy step sees, drawn from the kept rollouts; None: ``batch_size``."""
+    replay: int = 1
+    """Rollouts that are kept; with more than the last one, targets carry truncated importance weights (V-trace)."""
+    exploration: float = 0.0
+    """Relative widening of sigma in rollouts, corrected by the same weights; falls to 0 over half of the budget."""
+    value_resampling: bool = False
+    """One-step targets with a fresh next state at each regression, instead of the rollout's own."""
+    entropy_in_value: bool = True
+    """Entropy terms belong to the value target; the policy step always has them."""
+    cost_in_value: bool = True
+    """Running costs belong to the value target; the policy step always has them."""
+    time_cost: float = 0.0
+    """Nats c of the sigmoid time cost c [s(T/2 - t) - s(T/2 - t - 1)] in the value target, s the logistic function."""
+    time_dependent_value: bool = True
+    """V_t(x); False: one V(x) for all steps."""
+    ensemble: int = 1
+    """Value networks, independently initialised."""
+    ensemble_value: str = "mean"
+    """"mean" or "max" (the most pessimistic cost, as twin critics do) of the ensemble."""
+    target_average: float = 0.0
+    """Decay of the average of value weights that targets bootstrap from; 0: the weights themselves."""
+    correction: bool = False
+    """Add the likelihood-ratio gradient of what V misses: the policy gradient is then unbiased whatever V is."""
+    correction_clip: float = 0.2
+    """Clipping of its importance ratio, as PPO's."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 10
     """Value regressions per warm-up rollout."""
+
+
+class ValueEnsemble(nn.Module):
+    """K independent V(x, t): ``[batch, K]``; without time all steps share one function of x."""
+
+    def __init__(self, members: list[StepMLP], time_dependent: bool) -> None:
+        super().__init__()
+        self.members, self.time_dependent = nn.ModuleList(members), time_dependent
+
+    def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
+        if not self.time_dependent:
+            t = torch.zeros_like(t) if isinstance(t, Tensor) else 0
+        return torch.cat([member(x, t) for member in self.members], dim=1)
 
 
 class DxDP(GaussianAgent):
@@ -43,84 +90,273 @@ class DxDP(GaussianAgent):
     V_T = E;  V_t(x) = E_{x' ~ pi}[V_{t+1}(x') - tau log qb(x | x') + tau log pi(x' | x)]      (evaluation)
     theta: min E_{x_t, x' ~ pi_theta}[V_{t+1}(x') - tau log qb(x_t | x') + tau log pi_theta(x' | x_t)]  (improvement)
 
-    Evaluation is a regression on soft TD(lambda) returns of the policy's own rollout; improvement is reparameterised
-    through one step. Both use the sampled log pi, not its mean -H: near the optimum the three terms cancel on every
-    single path, so targets and gradients lose their variance.
+    Evaluation is a regression on soft TD(lambda) returns; improvement is reparameterised through one step, with as many
+    fresh next states as one likes: they are no transitions. Both use the sampled log pi, not its mean -H: near the
+    optimum the three terms cancel on every single path, so targets and gradients lose their variance.
     """
 
     name: ClassVar[str] = "dxdp"
     Config: ClassVar[type] = DxDPConfig
     config: DxDPConfig
 
+    @staticmethod
+    def default() -> DxDPConfig:
+        """The settings that ``DxDP(task)`` has before tuning."""
+        return DxDPConfig()
+
+    @staticmethod
+    def paper(**changes: Any) -> DxDPConfig:
+        """The paper's: one TD(0) regression and one policy step on 256 transitions at T = 5; ``changes`` are fields.
+
+        tau1, tau2 and the sigmoid time cost are the task's; the paper's kernel is ``backward="brownian"``.
+        """
+        paper = {
+            "sampled_entropy": False, "td_lambda": 0.0, "value_steps": 1, "policy_steps": 1, "policy_trajectories": 52,
+            "warmup_iterations": 0, "state_dependent_sigma": False, "width": 128, "value_fourier": 0,
+            "clip_gradient": 0.1, "anneal": False, "batch_size": 256,
+        }  # fmt: skip
+        return DxDPConfig(**paper | changes)
+
     def _build(self) -> None:
         super()._build()
         config = self.config
-        for key in ("value_steps", "policy_steps"):
+        for key in ("value_steps", "policy_steps", "replay", "ensemble"):
             check_integer(key, getattr(config, key))
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(config, key), minimum=0)
-        if not 0 <= check_real("td_lambda", config.td_lambda) <= 1:
-            raise ValueError(f"td_lambda must lie in [0, 1], got {config.td_lambda}.")
-        dim = self.mdp.dim
+        for key in ("td_lambda", "target_average"):
+            if not 0 <= check_real(key, getattr(config, key)) <= 1:
+                raise ValueError(f"{key} must lie in [0, 1], got {getattr(config, key)}.")
+        for key in ("exploration", "time_cost"):
+            check_real(key, getattr(config, key))
+        check_real("correction_clip", config.correction_clip, strict=True)
+        if config.policy_trajectories is not None:
+            check_integer("policy_trajectories", config.policy_trajectories)
+        if config.ensemble_value not in ENSEMBLES:
+            raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
+        dim, horizon = self.mdp.dim, self.mdp.horizon
         self.entropy_weight = self.mdp.tau if config.tau1 is None else check_real("tau1", config.tau1) / dim
         self.cost_weight = self.mdp.tau if config.tau2 is None else check_real("tau2", config.tau2) / dim
         self.warmup_left = config.warmup_iterations
+        steps_left = horizon // 2 - torch.arange(horizon + 1.0, device=self.mdp.device)
+        self.time_costs = -config.time_cost * steps_left.sigmoid().diff()
+        self.target_value = copy.deepcopy(self.value).requires_grad_(False) if config.target_average else self.value
+        self.memory: dict[str, Tensor] = {}
+
+    def make_value(self) -> nn.Module:
+        config, scale = self.config, self.mdp.state_scale[:-1]
+        members = [
+            StepMLP(
+                self.mdp.dim, 1, scale if config.time_dependent_value else scale[-1:], width=config.width,
+                depth=config.depth, fourier=config.value_fourier, residual=config.residual,
+            )
+            for _ in range(config.ensemble)
+        ]  # fmt: skip
+        plain = config.ensemble == 1 and config.time_dependent_value
+        return members[0] if plain else ValueEnsemble(members, config.time_dependent_value)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | ({"target_value": self.target_value} if self.config.target_average else {})
+
+    def values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
+        """V_t(x): ``[batch]``; of the averaged network when it is given."""
+        members = (self.value if network is None else network)(x, t)
+        return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        rollout = self.collect(on_final)
-        targets = self.value_targets(rollout)
+        config = self.config
+        rollout = self.remember(self.collect(on_final, self.behaviour()))
+        targets, missed = self.value_targets(rollout)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
-        for _ in range(self.config.warmup_value_steps if warming else self.config.value_steps):
-            value_loss = self.update_value(rollout.x, rollout.t, targets)
-        if warming:
-            self.warmup_left -= 1
-            return {"value_loss": value_loss}
-        for _ in range(self.config.policy_steps):
-            policy_loss = self.update_policy(rollout)
-        return {"value_loss": value_loss, "policy_loss": policy_loss}
+        self.warmup_left -= warming
+        value_steps = config.warmup_value_steps if warming else config.value_steps
+        policy_steps = 0 if warming else config.policy_steps
+        steps = max(value_steps, policy_steps)
+        log: dict[str, float | Tensor] = {}
+        for step in range(steps):
+            if due(step, value_steps, steps):
+                part, wanted = self.pick(rollout, targets, config.batch_size)
+                if config.value_resampling:
+                    wanted = self.resampled_targets(part)
+                log["value_loss"] = self.update_value(part.x, part.t, wanted)
+                self.average_value()
+            if due(step, policy_steps, steps):
+                part, miss = self.pick(rollout, missed, config.policy_trajectories or config.batch_size)
+                log["policy_loss"] = self.update_policy(part, miss)
+        return log
 
-    def step_cost(self, x: Tensor, x_next: Tensor, t: Tensor, log_prob: Tensor) -> Tensor:
-        """-tau2 / d log qb(x_t | x_{t+1}) + tau1 / d log pi(x_{t+1} | x_t): ``[batch]``."""
-        cost = self.entropy_weight * log_prob
-        if self.cost_weight:
-            cost = cost - self.cost_weight * self.mdp.kernel.log_prob(x, x_next, t)
-        return cost
+    # -- rollouts ----------------------------------------------------------------------------------------------
+
+    def behaviour(self) -> GaussianPolicy:
+        """The policy of the rollouts: wider in the first half of the budget when ``exploration`` says so."""
+        extra = self.config.exploration * max(0.0, 1 - 2 * self.progress)
+        return WiderPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether rollouts may come from other policies than the present one."""
+        return self.config.replay > 1 or self.config.exploration > 0
+
+    def remember(self, rollout: Rollout) -> Rollout:
+        """All kept rollouts as one, the latest last."""
+        if self.config.replay == 1:
+            return rollout
+        horizon = self.mdp.horizon
+        latest = {"x": rollout.trajectory.x, "log_prob": rollout.trajectory.log_prob}
+        if rollout.reference is not None:
+            latest["reference"] = rollout.reference.unflatten(0, (horizon, -1))
+        kept = self.config.replay * self.config.batch_size
+        for key, value in latest.items():
+            self.memory[key] = torch.cat([self.memory[key], value], dim=1)[:, -kept:] if self.memory else value
+        return as_rollout(**self.memory)
+
+    def pick(self, rollout: Rollout, labels: Tensor, n: int) -> tuple[Rollout, Tensor]:
+        """n of the trajectories, with the same rows of ``labels`` ``[T N]``; all of them when there are no more."""
+        kept = rollout.trajectory.x.shape[1]
+        if n >= kept:
+            return rollout, labels
+        chosen = torch.randperm(kept, generator=self.generator, device=labels.device)[:n]
+        horizon = self.mdp.horizon
+        reference = None if rollout.reference is None else rollout.reference.unflatten(0, (horizon, kept))[:, chosen]
+        part = as_rollout(rollout.trajectory.x[:, chosen], rollout.trajectory.log_prob[:, chosen], reference)
+        return part, labels.view(horizon, kept)[:, chosen].flatten()
+
+    # -- evaluation --------------------------------------------------------------------------------------------
+
+    def step_cost(
+        self, x: Tensor, x_next: Tensor, t: Tensor, log_prob: Tensor, log_std: Tensor | None = None
+    ) -> Tensor:
+        """-tau2 / d log qb(x_t | x_{t+1}) + tau1 / d log pi(x_{t+1} | x_t): ``[batch]``.
+
+        Minus the entropy, from ``log_std``, takes the place of log pi without ``sampled_entropy``.
+        """
+        return self.entropy_cost(log_prob, log_std) + self.running_cost(x, x_next, t)
+
+    def entropy_cost(self, log_prob: Tensor, log_std: Tensor | None) -> Tensor:
+        """tau1 / d log pi(x_{t+1} | x_t), or its mean -tau1 / d H: ``[batch]``."""
+        if self.config.sampled_entropy:
+            return self.entropy_weight * log_prob
+        assert log_std is not None
+        return -self.entropy_weight * (
+            log_std.expand(-1, *self.mdp.event_shape).flatten(1).sum(1) + self.mdp.dim * (HALF_LOG_TWO_PI + 0.5)
+        )
+
+    def running_cost(self, x: Tensor, x_next: Tensor, t: Tensor) -> Tensor:
+        """-tau2 / d log qb(x_t | x_{t+1}): ``[batch]``."""
+        if not self.cost_weight:
+            return x.new_zeros(len(x))
+        return -self.cost_weight * self.mdp.kernel.log_prob(x, x_next, t)
+
+    def value_cost(self, x: Tensor, x_next: Tensor, t: Tensor, log_prob: Tensor, log_std: Tensor | None) -> Tensor:
+        """Those of the step's costs that belong to the value target, and the time cost: ``[batch]``."""
+        cost = self.time_costs[t]
+        if self.config.entropy_in_value:
+            cost = cost + self.entropy_cost(log_prob, log_std)
+        return cost + self.running_cost(x, x_next, t) if self.config.cost_in_value else cost
 
     @torch.no_grad()
-    def value_targets(self, rollout: Rollout) -> Tensor:
-        """Soft TD(lambda) returns G_t = c_t + (1 - lambda) V_{t+1} + lambda G_{t+1}, G_T = E: ``[T n]``, time-major."""
-        horizon, mix = self.mdp.horizon, self.config.td_lambda
-        cost = self.step_cost(rollout.x, rollout.x_next, rollout.t, rollout.log_prob).view(horizon, -1)
-        values = self.values(rollout.x, rollout.t).view(horizon, -1)
-        future = self.mdp.energy(rollout.trajectory.final)
-        targets = torch.empty_like(cost)
-        for t in reversed(range(horizon)):
-            bootstrap = future if t == horizon - 1 else (1 - mix) * values[t + 1] + mix * future
-            targets[t] = future = cost[t] + bootstrap
-        return targets.flatten()
+    def value_targets(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        """Soft TD(lambda) returns G_t, and what V_{t+1} misses of G_{t+1}, both ``[T n]``, time-major.
 
-    def policy_loss(self, rollout: Rollout) -> Tensor:
-        """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh reparameterised x' ~ pi(. | x_t) at every stored state."""
+        G_t = V_t + d_t,  d_t = rho_t (c_t + V_{t+1} - V_t + lambda d_{t+1}),  V_T = E,  d_T = 0
+        with rho_t = min(1, pi / behaviour) (V-trace: Espeholt et al. 2018, arXiv 1802.01561, equation 1); on-policy
+        rho_t = 1 and G_t = c_t + (1 - lambda) V_{t+1} + lambda G_{t+1}.
+        """
+        horizon, off_policy = self.mdp.horizon, self.off_policy
         n = rollout.trajectory.x.shape[1]
+        log_prob, ratio = rollout.log_prob, None
+        log_std: Tensor | None = None
+        if off_policy:
+            mean, log_std = self.policy.moments(rollout.x, rollout.t, rollout.reference)
+            log_prob = gaussian_log_prob(rollout.x_next, mean, log_std)
+            ratio = (log_prob - rollout.log_prob).clamp_max(0.0).exp().view(horizon, n)
+        elif not self.config.sampled_entropy:
+            log_std = self.policy.log_std(rollout.x, rollout.t, rollout.reference)
+        cost = self.value_cost(rollout.x, rollout.x_next, rollout.t, log_prob, log_std).view(horizon, n)
+        first = 0 if off_policy else n  # on-policy, V_0 cancels
+        values = self.values(rollout.x[first:], rollout.t[first:], self.target_value).view(-1, n)
+        values = torch.cat([values, self.mdp.energy(rollout.trajectory.final)[None]])
+        self.costs.energy_evals += n - self.config.batch_size
+        missed, targets = torch.zeros_like(cost), torch.empty_like(cost)
+        for t in reversed(range(horizon)):
+            following = values[t - horizon]
+            targets[t] = cost[t] + following + self.config.td_lambda * missed[t]
+            if ratio is not None:
+                targets[t] = torch.lerp(values[t], targets[t], ratio[t])
+            if t:
+                missed[t - 1] = targets[t] - values[t - horizon - 1]
+        return targets.flatten(), (missed - missed.mean(1, keepdim=True)).flatten()
+
+    @torch.no_grad()
+    def resampled_targets(self, rollout: Rollout) -> Tensor:
+        """One-step targets c_t + V_{t+1}(x') with fresh x' ~ pi(. | x_t): ``[T n]``."""
+        n = rollout.trajectory.x.shape[1]
+        x_next, log_prob, log_std = self.draw(rollout)
+        future = torch.cat([
+            self.values(x_next[:-n], rollout.t[:-n] + 1, self.target_value), self.mdp.energy(x_next[-n:])
+        ])  # fmt: skip
+        self.costs.energy_evals += n
+        return future + self.value_cost(rollout.x, x_next, rollout.t, log_prob, log_std)
+
+    @torch.no_grad()
+    def average_value(self) -> None:
+        """target <- decay target + (1 - decay) value."""
+        decay = self.config.target_average
+        if decay:
+            torch._foreach_lerp_(list(self.target_value.parameters()), list(self.value.parameters()), 1 - decay)
+
+    # -- improvement -------------------------------------------------------------------------------------------
+
+    def draw(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """Fresh reparameterised x' ~ pi(. | x_t), its log pi at fixed parameters, and log sigma, at every state."""
         mean, log_std = self.policy.moments(rollout.x, rollout.t, rollout.reference)
-        noise = torch.randn(mean.shape, generator=self.generator, device=mean.device)
+        log_std = log_std.expand_as(mean)
+        noise = torch.randn(mean.shape, generator=self.generator, device=mean.device, dtype=mean.dtype)
         x_next = mean + log_std.exp() * noise
-        # log pi at fixed parameters: its direct score has mean zero and would only add variance (Roeder et al. 2017).
-        log_prob = gaussian_log_prob(x_next, mean.detach(), log_std.detach())
-        cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob)
-        future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.policy_draws += len(x_next)
+        # At fixed parameters: the direct score has mean zero and would only add variance (Roeder et al. 2017).
+        return x_next, gaussian_log_prob(x_next, mean.detach(), log_std.detach()), log_std
+
+    def policy_loss(self, rollout: Rollout, missed: Tensor | None = None) -> Tensor:
+        """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh x' ~ pi(. | x_t) at every given state.
+
+        With ``correction`` also E_behaviour[rho missed], clipped: the policy gradient is that of V plus the likelihood
+        ratio's of (return - V), so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
+        """
+        n = rollout.trajectory.x.shape[1]
+        x_next, log_prob, log_std = self.draw(rollout)
+        cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, log_std)
+        future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.energy_evals += n
         self.costs.energy_grad_evals += n
-        return (cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()) / len(x_next)
+        loss = (cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()) / len(x_next)
+        if missed is None or not self.config.correction:
+            return loss
+        moments = self.policy.moments(rollout.x, rollout.t, rollout.reference)
+        ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob).exp()
+        clip = self.config.correction_clip
+        return loss + torch.maximum(ratio * missed, ratio.clamp(1 - clip, 1 + clip) * missed).mean()
 
-    def update_policy(self, rollout: Rollout) -> Tensor:
+    def update_policy(self, rollout: Rollout, missed: Tensor | None = None) -> Tensor:
         """One reparameterised policy step; V, the kernel and the energy stay fixed."""
         with frozen([*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy_parameters()]):
-            return self.step_policy(self.policy_loss(rollout), len(rollout.x))
+            return self.step_policy(self.policy_loss(rollout, missed), len(rollout.x))
 
     def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"warmup_left": torch.tensor(self.warmup_left)}
+        return {"warmup_left": torch.tensor(self.warmup_left), **self.memory}
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.warmup_left = int(tensors["warmup_left"])
+        self.memory = {key: value.to(self.mdp.device) for key, value in tensors.items() if key != "warmup_left"}
+
+
+def due(step: int, count: int, steps: int) -> bool:
+    """Whether one of ``count`` events, evenly spread over ``steps``, falls on this step."""
+    return (step + 1) * count // steps > step * count // steps
+
+
+def as_rollout(x: Tensor, log_prob: Tensor, reference: Tensor | None = None) -> Rollout:
+    """A Rollout of states ``[T + 1, n, ...]``, log-probs ``[T, n]`` and references ``[T, n, ...]``."""
+    trajectory = Trajectory(x, log_prob)
+    rows = None if reference is None else reference.flatten(0, 1)
+    return Rollout(trajectory, *trajectory.transitions(), log_prob.flatten(), rows)

@@ -43,6 +43,8 @@ class GaussianConfig:
     energy_gradient: bool | None = None
     """The correction network is given grad E at the current state, one more evaluation per transition; None: where the
     base sampler is None, as only the energy says there where to go."""
+    fixed_last_sigma: bool = False
+    """Keep sigma_{T-1}, the smallest, at the base sampler's."""
     policy_learning_rate: float | None = None
     """Peak rate of the policy's mean; None: 1e-3 for a correction, 3e-5 for a fine-tuned network."""
     sigma_learning_rate: float | None = None
@@ -51,6 +53,8 @@ class GaussianConfig:
     """Peak rate of the value network."""
     clip_gradient: float = 1.0
     """Largest norm of a policy gradient."""
+    kernel_steps: int = 1
+    """Fits of the backward kernel per rollout; one that lags behind its policy loosens the bound."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
 
@@ -75,10 +79,12 @@ class GaussianAgent(Agent):
 
     policy: GaussianPolicy
     config: Any
+    uses_value: bool = True
+    """There is a value network; checkpoints hold it only then."""
 
     def _build(self) -> None:
         config = self.config
-        for key in ("batch_size", "width", "depth"):
+        for key in ("batch_size", "width", "depth", "kernel_steps"):
             check_integer(key, getattr(config, key))
         check_real("value_learning_rate", config.value_learning_rate)
         check_real("clip_gradient", config.clip_gradient, strict=True)
@@ -107,14 +113,14 @@ class GaussianAgent(Agent):
         else:
             policy = FineTunedPolicy(self.mdp)
         self.policy = policy.to(self.mdp.device)
-        self.value = StepMLP(
-            self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
-            fourier=config.value_fourier, residual=config.residual,
-        ).to(self.mdp.device)  # fmt: skip
+        if self.uses_value:
+            self.value = self.make_value().to(self.mdp.device)
 
         # Sigma of a deterministic base is 0 and cannot be learned in log space.
         if not bool(torch.isfinite(self.policy.log_sigma.detach()).all()):
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+        if config.fixed_last_sigma:
+            self.policy.hold_last_sigma()
         # A pretrained network is moved gently; a correction starts at zero and has everything to learn.
         rates = (3e-5, 3e-4) if self.owns_denoiser else (1e-3, 3e-3)
         given = (config.policy_learning_rate, config.sigma_learning_rate)
@@ -125,13 +131,23 @@ class GaussianAgent(Agent):
         self.policy_optimizer = adam(
             [(self.policy.mean_parameters(), mean_rate), ([self.policy.log_sigma], sigma_rate)]
         )
-        self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
+        if self.uses_value:
+            self.value_optimizer = adam([(list(self.value.parameters()), config.value_learning_rate)])
+
+    def make_value(self) -> nn.Module:
+        """The value network: (x, t) -> ``[batch, 1]`` in units of ``value_unit``."""
+        config = self.config
+        return StepMLP(
+            self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
+            fourier=config.value_fourier, residual=config.residual,
+        )  # fmt: skip
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value_optimizer}
+        policy: dict[str, torch.optim.Optimizer] = {"policy": self.policy_optimizer}
+        return policy | {"value": self.value_optimizer} if self.uses_value else policy
 
     def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
+        return super().modules() | ({"value": self.value} if self.uses_value else {})
 
     @property
     def value_unit(self) -> float:
@@ -144,7 +160,7 @@ class GaussianAgent(Agent):
 
     def update_value(self, x: Tensor, t: Tensor, targets: Tensor) -> Tensor:
         """One Adam step on (V_t(x) - target)^2 in units of ``value_unit``: its steps mean the same at every tau."""
-        loss = (self.value(x, t).squeeze(1) - targets / self.value_unit).square().mean()
+        loss = (self.value(x, t) - (targets / self.value_unit)[:, None]).square().mean()
         self.value_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
@@ -168,16 +184,21 @@ class GaussianAgent(Agent):
             self.costs.energy_evals += states
             self.costs.energy_grad_evals += states
 
-    def collect(self, on_final: FinalStateHook | None) -> Rollout:
-        """Roll out ``batch_size`` episodes, hand x_T to ``on_final``, let the kernel adapt once."""
-        recorder = Recorder(self.policy)
+    def episodes(self, policy: Any, n: int) -> Trajectory:
+        """The n episodes of a rollout; agents that choose their own starts define it anew."""
+        return self.mdp.rollout(policy, n, self.generator)
+
+    def collect(self, on_final: FinalStateHook | None, policy: GaussianPolicy | None = None) -> Rollout:
+        """Roll out ``batch_size`` episodes of ``policy`` (the agent's), hand x_T to ``on_final``, fit the kernel."""
+        recorder = Recorder(self.policy if policy is None else policy)
         n = self.config.batch_size
         with torch.no_grad():
-            trajectory = self.mdp.rollout(recorder, n, self.generator)
+            trajectory = self.episodes(recorder, n)
             x, x_next, t = trajectory.transitions()
         if on_final is not None:
             on_final(trajectory.final)
-        self.mdp.kernel.fit(x, x_next, t)
+        for _ in range(self.config.kernel_steps):
+            self.mdp.kernel.fit(x, x_next, t)
         self.costs.timesteps += len(x)
         self.costs.policy_draws += len(x)
         self.costs.energy_evals += n

@@ -35,6 +35,14 @@ class GaussianPolicy(nn.Module):
         """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}; ``reference`` is computed when it is None."""
         raise TypeError(f"{type(self).__name__} must define moments.")
 
+    def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
+        """log sigma of x_{t+1} alone, as in ``moments``; cheap where it does not depend on the state."""
+        return self.moments(x, t, reference)[1]
+
+    def hold_last_sigma(self) -> None:
+        """Keep sigma_{T-1} where it is."""
+        self.log_sigma.register_hook(lambda gradient: torch.cat([gradient[:-1], torch.zeros_like(gradient[-1:])]))
+
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
         return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
@@ -65,6 +73,7 @@ class CorrectionPolicy(GaussianPolicy):
     state_scale: Tensor
     reference_scale: Tensor
     step_scale: Tensor
+    stretch_limit: Tensor
 
     def __init__(
         self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool,
@@ -86,7 +95,15 @@ class CorrectionPolicy(GaussianPolicy):
             fourier=fourier, zero=True,
         )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
+        self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
         self.log_sigma = nn.Parameter(sigma.log().clone())
+
+    def hold_last_sigma(self) -> None:
+        super().hold_last_sigma()
+        self.stretch_limit[-1] = 0.0
+
+    def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
+        return super().log_std(x, t, reference) if self.state_dependent_sigma else per_step(self.log_sigma, t, x)
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """mu_base(x, t), ``[batch, *event]``; stacked with the clipped gradient, ``[batch, 2, *event]``, where used."""
@@ -105,7 +122,7 @@ class CorrectionPolicy(GaussianPolicy):
         out, *rest = self.net(torch.cat(parts, dim=1).flatten(1), t).view(len(x), -1, *x.shape[1:]).unbind(1)
         log_sigma = per_step(self.log_sigma, t, x)
         if self.state_dependent_sigma:
-            log_sigma = log_sigma + 2 * torch.tanh(rest[0] / 2)
+            log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
             out = out + rest[-1] * pulls[0]
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
@@ -134,15 +151,30 @@ class FineTunedPolicy(GaussianPolicy):
 class BasePolicy(GaussianPolicy):
     """The base sampler as a policy: mu_t and sigma_t, nothing trained."""
 
-    log_std: Tensor
+    log_base: Tensor
 
     def __init__(self, mdp: DenoisingMDP) -> None:
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
-        self.register_buffer("log_std", self.base.sigma.log(), persistent=False)
+        self.register_buffer("log_base", self.base.sigma.log(), persistent=False)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.base.mean(x, t), per_step(self.log_std, t, x)
+        return self.base.mean(x, t), per_step(self.log_base, t, x)
+
+
+class WiderPolicy(GaussianPolicy):
+    """A policy with more noise, for exploring rollouts: variance sigma_pi^2 + extra_t^2, extra ``[T]``."""
+
+    def __init__(self, policy: GaussianPolicy, extra: Tensor) -> None:
+        super().__init__()
+        self.policy, self.log_variance = policy, 2 * extra.log()
+
+    def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        return self.policy.reference(x, t)
+
+    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.policy.moments(x, t, reference)
+        return mean, 0.5 * torch.logaddexp(2 * log_std, per_step(self.log_variance, t, x))
 
 
 class Recorder:

@@ -1,146 +1,152 @@
-"""Stable-Baselines3's PPO on the same interface as the other agents, through the environment's adapter."""
+"""What the agents of Stable-Baselines3 share: environment, networks, learning rates, density, replay."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+import abc
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.action_density import ActionDensity, sb3_density
-from dxmi_rl.agents.base import Agent, FinalStateHook
-from dxmi_rl.checks import check_integer, check_real, require
+from dxmi_rl.agents.action_density import ActionDensity, observe, sb3_density
+from dxmi_rl.agents.library import LibraryAgent, OnPolicyAgent, ReplayAgent
+from dxmi_rl.checks import require
 
 
-@dataclass(frozen=True)
-class SB3PPOConfig:
-    """Settings of SB3PPO; the names in parentheses are Stable-Baselines3's."""
+class SB3Agent(LibraryAgent):
+    """An algorithm of Stable-Baselines3, ``model``, whose policy this agent samples.
 
-    batch_size: int = 256
-    """Trajectories per iteration, one per environment (``n_envs``)."""
-    learning_rate: float = 1e-3
-    """Peak Adam rate of the shared optimizer."""
-    epochs: int = 4
-    """Passes over each rollout (``n_epochs``)."""
-    minibatches: int = 1
-    """Minibatches per pass."""
-    gae_lambda: float = 0.95
-    """Mixing of n-step advantages; the discount is 1."""
-    clip_ratio: float = 0.2
-    """``clip_range``."""
-    width: int = 64
-    """Units of each of the two hidden layers of actor and critic."""
-    anneal: bool = True
-    """Cosine learning rate over ``learn``'s budget."""
-
-
-class SB3PPO(Agent):
-    """stable_baselines3.PPO with ``ent_coef = tau`` and unscaled advantages, in noise coordinates.
-
-    Its N(0, I) start is the base sampler. SB3 clips what the environment receives to the action box; ``sample`` and
-    ``evaluate`` use the unclipped Gaussian.
+    Raises MissingExtraError when stable-baselines3 is absent.
     """
 
-    name: ClassVar[str] = "sb3-ppo"
-    Config: ClassVar[type] = SB3PPOConfig
-    config: SB3PPOConfig
-    _torch_state: Tensor
-    _cuda_state: Tensor | None = None
-    _numpy_state: Any
+    model: Any
 
-    def _build(self) -> None:
-        sb3 = require("stable_baselines3", "sb3")
-        from dxmi_rl.envs.sb3 import make_sb3_env
+    @abc.abstractmethod
+    def make_model(self, sb3: Any) -> Any:
+        """The algorithm on ``self.env``."""
 
+    def _arguments(self) -> dict[str, Any]:
+        """Arguments that all algorithms get. No seed: SB3 would seed Python's generator, which is the user's."""
         config = self.config
-        for key in ("batch_size", "epochs", "minibatches", "width"):
-            check_integer(key, getattr(config, key))
-        check_real("learning_rate", config.learning_rate)
-        self.env = make_sb3_env(self.task, num_envs=config.batch_size, fit_backward=True)
-        rollout_size = config.batch_size * self.mdp.horizon
-        with self._own_randomness(fresh=True):
-            self.model = sb3.PPO(
-                "MlpPolicy",
-                self.env,
-                learning_rate=lambda _: config.learning_rate * self._rate_factor(),
-                n_steps=self.mdp.horizon,
-                batch_size=max(2, math.ceil(rollout_size / config.minibatches)),
-                n_epochs=config.epochs,
-                gamma=1.0,
-                gae_lambda=config.gae_lambda,
-                clip_range=config.clip_ratio,
-                ent_coef=self.mdp.tau,
-                normalize_advantage=False,
-                policy_kwargs={"net_arch": [config.width, config.width], "activation_fn": nn.SiLU},
-                seed=self.seed,
-                device=self.mdp.device,
-            )
-        self.policy = self.model.policy
+        rate: Callable[[float], float] = lambda _: config.learning_rate * self._rate_factor()  # noqa: E731
+        return {
+            "learning_rate": rate,
+            "gamma": 1.0,
+            "policy_kwargs": {"net_arch": [config.width, config.width], "activation_fn": nn.SiLU},
+            "device": self.mdp.device,
+        }
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        if on_final is not None:
-            on_final(self.sample(self.config.batch_size))
-            self.costs.policy_draws += self.timesteps_per_iteration
-            self.costs.denoiser_calls += self.timesteps_per_iteration * self.mdp.base.denoiser_calls
-        with self._own_randomness():
-            # Start from a seeded reset, so that the environment has no state that a checkpoint would need.
-            self.env.seed(int(torch.randint(2**31, (), generator=self.generator, device=self.mdp.device)))
-            self.model._last_obs = None
-            self.model.learn(self.timesteps_per_iteration, reset_num_timesteps=False)
-        n = self.timesteps_per_iteration
-        self.costs.timesteps += n
-        self.costs.policy_draws += n
-        self.costs.denoiser_calls += n * self.mdp.base.denoiser_calls
-        self.costs.energy_evals += self.config.batch_size
-        values = self.model.logger.name_to_value
-        return {"policy_loss": values["train/policy_gradient_loss"], "value_loss": values["train/value_loss"]}
+    def _make(self, sb3: Any) -> None:
+        with self._own_randomness(fresh=True):
+            self.model = self.make_model(sb3)
+        self.policy = self.model.policy
 
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.model.policy.optimizer}
 
     def _set_progress(self, progress: float) -> None:
         self.progress = progress  # SB3 reads the rate through its own schedule, _rate_factor
         self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
 
-    @contextlib.contextmanager
-    def _own_randomness(self, fresh: bool = False) -> Iterator[None]:
-        """SB3 draws from the global generators of torch and numpy: lend it this agent's and give the user's back."""
-        numpy_state: Any = np.random.get_state()
-        device = self.mdp.device
-        cuda = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            if not fresh:
-                torch.set_rng_state(self._torch_state)
-                if self._cuda_state is not None:
-                    torch.cuda.set_rng_state(self._cuda_state, device)
-                np.random.set_state(self._numpy_state)
-            try:
-                yield
-            finally:
-                self._torch_state, self._numpy_state = torch.get_rng_state(), np.random.get_state()
-                self._cuda_state = torch.cuda.get_rng_state(device) if cuda else None
-                np.random.set_state(numpy_state)
+    def _logged(self, policy_loss: str, value_loss: str) -> dict[str, float | Tensor]:
+        values = self.model.logger.name_to_value
+        return {"policy_loss": values[f"train/{policy_loss}"], "value_loss": values[f"train/{value_loss}"]}
 
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        _, keys, position, _, _ = self._numpy_state
-        return ({} if self._cuda_state is None else {"cuda_state": self._cuda_state}) | {
-            "torch_state": self._torch_state,
-            "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
-            "numpy_position": torch.tensor(position),
-        }
+
+class SB3OnPolicyAgent(SB3Agent, OnPolicyAgent):
+    """PPO and A2C, through the environment's adapter to SB3's VecEnv.
+
+    Their N(0, I) start is the base sampler. SB3 clips what the environment receives to the action box; ``sample`` and
+    ``evaluate`` use the unclipped Gaussian.
+    """
+
+    def _build(self) -> None:
+        sb3 = require("stable_baselines3", "sb3")
+        from dxmi_rl.envs.sb3 import make_sb3_env
+
+        self._check_settings()
+        self.env = make_sb3_env(self.task, num_envs=self.config.batch_size, fit_backward=True)
+        self._make(sb3)
+
+    def _arguments(self) -> dict[str, Any]:
+        objective = {"ent_coef": self.mdp.tau, "normalize_advantage": False, "gae_lambda": self.config.gae_lambda}
+        return super()._arguments() | objective | {"n_steps": self.mdp.horizon}
+
+    def _learn(self, seed: int) -> None:
+        """One rollout of T steps in every environment, and SB3's updates on it."""
+        self.env.seed(seed)
+        self.model._last_obs = None
+        self.model.learn(self.timesteps_per_iteration, reset_num_timesteps=False)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.model.policy.optimizer}
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self._torch_state = tensors["torch_state"]
-        if self.mdp.device.type == "cuda":  # a checkpoint from a CPU has none: then the fresh one goes on
-            self._cuda_state = tensors.get("cuda_state", self._cuda_state)
-        keys = tensors["numpy_keys"].numpy().astype(np.uint32)
-        self._numpy_state = ("MT19937", keys, int(tensors["numpy_position"]), 0, 0.0)
+        super()._set_extra_tensors(tensors)
         self.model.num_timesteps = self.costs.timesteps
+
+
+class SB3ReplayAgent(SB3Agent, ReplayAgent):
+    """SAC and TD3: SB3's networks and its ``train`` on an EpisodeReplay, whose rewards are those of the present MDP.
+
+    Rollouts are drawn in bulk on the device and not by SB3's loop: the same law, without its work per environment.
+    """
+
+    def _build(self) -> None:
+        sb3 = require("stable_baselines3", "sb3")
+        from stable_baselines3.common.logger import Logger
+
+        from dxmi_rl.envs.sb3 import make_sb3_env
+
+        self._check_settings()
+        self.env = make_sb3_env(
+            self.task, num_envs=1, action_bound=self.config.action_bound
+        )  # says what the spaces are
+        self._make_replay()
+        self._make(sb3)
+        self.model.set_logger(Logger(folder=None, output_formats=[]))
+        self.model.replay_buffer = SB3Replay(self)
+        with torch.no_grad():
+            self.start_at_the_base_sampler()
+
+    @abc.abstractmethod
+    def start_at_the_base_sampler(self) -> None:
+        """Set the actor's last layers: a fresh one fills its box."""
+
+    def _arguments(self) -> dict[str, Any]:
+        return super()._arguments() | {"tau": self.config.target_rate, "buffer_size": 1}  # SB3's own one is not used
+
+    def update(self) -> dict[str, float | Tensor]:
+        self.model.train(self.config.gradient_steps, self.config.minibatch_size)
+        return self._logged("actor_loss", "critic_loss")
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor": self.model.actor.optimizer, "critic": self.model.critic.optimizer}
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        return super()._extra_tensors() | {"updates": torch.tensor(self.model._n_updates)}
+
+    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        super()._set_extra_tensors(tensors)
+        self.model._n_updates = int(tensors["updates"])  # TD3 counts them for its delayed policy steps
+
+
+class SB3Replay:
+    """What SB3's ``train`` samples from; actions in units of the box, as its critics take them."""
+
+    def __init__(self, agent: SB3ReplayAgent) -> None:
+        from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+        self.agent, self.kind = agent, ReplayBufferSamples
+
+    def sample(self, batch_size: int, env: Any = None) -> Any:
+        """Observations, actions, next observations, dones and rewards, ``[rows, ...]``; the agent knows how many."""
+        mdp, batch = self.agent.mdp, self.agent.draw()
+        return self.kind(
+            observations=observe(mdp, batch.x, batch.t),
+            actions=batch.action / self.agent.config.action_bound,
+            next_observations=observe(mdp, batch.x_next, batch.t + 1),
+            dones=batch.last[:, None].to(mdp.dtype),
+            rewards=batch.reward[:, None],
+        )

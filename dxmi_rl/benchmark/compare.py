@@ -27,6 +27,7 @@ Keys of ``results.json`` (also written to ``--json FILE``):
       tasks.floor        that score of an exact sampler: 1 of normalised scores; or null
     summary          one entry per row
       summary.task, summary.label, summary.agent, summary.track, summary.budget, summary.unit     which row
+      summary.seeds      its seeds: those of the preset or its group, and of the command line
       summary.runs       number of finished runs
       summary.scores     {score: {iqm, median, low, high, method, floor}} over seeds: 95 % interval and how it was made
                          (from two runs on), the score of exact samples where there is one
@@ -67,7 +68,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Arguments:
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
-    """Seeds; the preset's own by default."""
+    """Seeds of all rows; the preset's own by default."""
     tasks: tuple[str, ...] = ()
     """Only these tasks of the preset."""
     agents: tuple[str, ...] = ()
@@ -209,7 +210,7 @@ class Plan:
     name: str
     jobs: int
     rows: list[Row]
-    """All rows of the preset, and those of agents of your own."""
+    """All rows of the preset, and those of agents of your own, with all seeds that they may have."""
     selected: list[Run]
     """What the command line selects."""
     others: list[Run]
@@ -242,13 +243,15 @@ def make_plan(arguments: Arguments) -> Plan:
         raise ValueError(f"name must be a plain folder name, got {name!r}.")
     rows = all_rows(arguments, preset)
     chosen = select(arguments, rows)
-    seeds = arguments.seeds or preset.seeds
     devices = [str(resolve_device(device)) for device in arguments.device]
     if len({device.split(":")[0] for device in devices}) != 1:
         raise ValueError(f"device must be one device, or several of one kind, got {list(arguments.device)}.")
     device = arguments.device[0]
-    selected = make_runs(chosen, seeds, device, preset.sizes)
-    every = make_runs(rows, sorted({*seeds, *preset.seeds}), device, preset.sizes)
+    if arguments.seeds:
+        chosen = [replace(row, seeds=arguments.seeds) for row in chosen]
+    selected = make_runs(chosen, preset.seeds, device, preset.sizes)
+    rows = [replace(row, seeds=tuple(sorted({*(row.seeds or preset.seeds), *arguments.seeds}))) for row in rows]
+    every = make_runs(rows, preset.seeds, device, preset.sizes)
     default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
     jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
     if len(devices) > 1 and jobs > len(devices):
@@ -275,9 +278,13 @@ def carry_out(plan: Plan, command: str) -> int:
     failed = [outcome for outcome in _execute(plan) if outcome.error is not None]
     folder, runs = plan.folder, plan.reported
     tidy(plan.results)
-    rows = [row for row in plan.rows if any(run.row == row for run in runs)]
-    results = [result for run in runs if (result := run.load(plan.results)) is not None]
     seeds = sorted({run.seed for run in runs})
+    rows = [
+        replace(row, seeds=tuple(seed for seed in row.seeds if seed in seeds))
+        for row in plan.rows
+        if any(run.row == row for run in runs)
+    ]
+    results = [result for run in runs if (result := run.load(plan.results)) is not None]
     header = {
         "name": plan.name,
         "preset": plan.arguments.preset,
@@ -289,7 +296,7 @@ def carry_out(plan: Plan, command: str) -> int:
     everything = assemble(rows, results, failed, _unselected(plan, command), header)
     write_json(folder / "results.json", everything)
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
-    tables = make_tables(rows, everything["summary"], len(seeds))
+    tables = make_tables(rows, everything["summary"])
     draw_pictures(rows, runs, results, folder)
     write_report(everything, folder)
     print_tables(tables)

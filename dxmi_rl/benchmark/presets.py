@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows
+from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
 from dxmi_rl.irl import AGENTS, DxMI
 from dxmi_rl.registry import UnknownNameError
 
 FOLDER = Path(__file__).with_name("presets")
-GROUP_KEYS = ["tasks", "agents", "label", "budget", "unit", "task_settings", "agent_settings"]
+GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "task_settings", "agent_settings"]
 EVERY_AGENT = "*"
 
 
@@ -37,9 +37,10 @@ def load_preset(name: str | Path) -> Preset:
     """The preset of this name, or in the TOML file at this path (it ends in ".toml").
 
     A file holds ``description``, ``seeds``, a table ``[sizes]`` of Sizes' fields and ``[[group]]`` tables: ``tasks``
-    and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy), ``budget`` and
-    ``unit`` (of agents that train), ``label`` (the agent's name by default; "{agent}" is replaced),
-    ``task_settings`` and ``agent_settings``.
+    and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy, without those that
+    need a denoiser where the task has none), ``except`` (agents that are left out), ``budget`` and ``unit`` (of agents
+    that train), ``seeds`` (where they are not the file's), ``label`` (the agent's name by default; "{agent}" is
+    replaced), ``task_settings`` and ``agent_settings``.
 
     Raises UnknownNameError for unknown names and keys, FileNotFoundError, ValueError for a file that is not sound.
     """
@@ -88,17 +89,24 @@ def _rows_of_group(group: dict[str, Any], source: str) -> list[Row]:
     task_settings, agent_settings = (
         _typed(group, key, dict, {}, source) for key in ("task_settings", "agent_settings")
     )
-    agents: list[str] = []
-    for agent in group["agents"]:
-        agents += given_energy() if agent == EVERY_AGENT else [agent]
-    return [
+    left_out = _typed(group, "except", list, [], source)
+    for agent in left_out:
+        if agent not in AGENTS and agent not in group["agents"]:
+            raise UnknownNameError(f"agent of except of {source}", str(agent), AGENTS.names())
+    seeds = check_seeds(_typed(group, "seeds", list, [], source)) if "seeds" in group else []
+    rows = [
         make_row(
-            task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit),
+            task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit), seeds=tuple(seeds),
             task_settings=task_settings, agent_settings=agent_settings,
         )
         for task in group["tasks"]
-        for agent in agents
+        for name in group["agents"]
+        for agent in (given_energy(task, task_settings) if name == EVERY_AGENT else [name])
+        if agent not in left_out
     ]  # fmt: skip
+    if not rows:
+        raise ValueError(f"a group of {source} has no agents left: except = {left_out}.")
+    return rows
 
 
 def make_row(task: str, agent: str, budget: float, *, label: str = "{agent}", **options: Any) -> Row:
@@ -116,9 +124,14 @@ def make_row(task: str, agent: str, budget: float, *, label: str = "{agent}", **
     return replace(row, label=label.replace("{agent}", name), budget=budget if row.trains else 0)
 
 
-def given_energy() -> list[str]:
-    """All agents that learn from an energy they are given: every one but DxMI, which learns its own from data."""
-    return [name for name in AGENTS.names() if name != DxMI.name]
+def given_energy(task: str, task_settings: dict[str, Any] | None = None) -> list[str]:
+    """All agents that a task with a given energy is for.
+
+    They are all but DxMI, which learns an energy of its own from data, and but those that need a denoiser where the
+    task has none.
+    """
+    rows = [Row(name, task, name, task_settings=task_settings or {}) for name in AGENTS.names() if name != DxMI.name]
+    return [row.agent for row in rows if row.has_denoiser or not AGENTS[row.agent].needs_denoiser]
 
 
 def _check_keys(kind: str, table: dict[str, Any], known: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dxmi_rl.agents.base import BUDGET_UNITS, Agent
+from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
 from dxmi_rl.checks import check_integer, check_real, resolve_device
@@ -55,6 +56,8 @@ class Row:
     """Open a checkpoint of your own although it holds pickles, which run code."""
     folder: str = "."
     """Where an agent of your own is looked for."""
+    seeds: tuple[int, ...] = field(default=(), compare=False)
+    """Seeds of this row; empty: those of the comparison. They say how often it is run, not what is run."""
 
     @property
     def own(self) -> OwnAgent | None:
@@ -63,7 +66,8 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """The fields that results hold: what was run, not where it was found."""
-        return {key: value for key, value in asdict(self).items() if key not in ("trust_checkpoint", "folder")}
+        found_where = ("trust_checkpoint", "folder", "seeds")
+        return {key: value for key, value in asdict(self).items() if key not in found_where}
 
     @property
     def trains(self) -> bool:
@@ -89,9 +93,23 @@ class Row:
         return self.energy != "learned"
 
     @property
+    def has_denoiser(self) -> bool:
+        """Whether the task's base sampler has one."""
+        config = TASKS[self.task]
+        base = self.task_settings.get("base", config.base)
+        return base not in (None, "none") and self.task_settings.get("track", config.track) != "sample"
+
+    @property
     def tau(self) -> float:
         """Temperature of training, in nats."""
         return float(self.task_settings.get("tau", TASKS[self.task].tau))
+
+    @property
+    def resolved_settings(self) -> dict[str, Any]:
+        """The settings of the agent, with those of tuned.json that it starts from."""
+        if self.own is not None or self.agent == DxMI.name:
+            return self.agent_settings
+        return tuned_settings(AGENTS[self.agent], self.target.event_shape, self.agent_settings) | self.agent_settings
 
     def build(self, task: Task, seed: int) -> Agent:
         """The agent on a built task."""
@@ -165,15 +183,16 @@ class Run:
     def key(self) -> str:
         """Digest of all that defines the result.
 
-        The row without its label, the task's configuration, seed, sizes, kind of device, and the source that its
-        numbers depend on; computed once, so that workers do not read source that has changed meanwhile.
+        The row without its label but with the agent's tuned settings, the task's configuration, seed, sizes, kind of
+        device, and the source that its numbers depend on; computed once, so that workers do not read source that has
+        changed meanwhile.
         """
         definition = asdict(self) | {
             "task_config": repr(TASKS[self.row.task]),
             "device": torch.device(self.device).type,
             "code": self.code,
         }
-        definition["row"] = self.row.plain()
+        definition["row"] = self.row.plain() | {"agent_settings": self.row.resolved_settings}
         del definition["row"]["label"]
         if self.row.own:  # known by its code and its class: wherever the file lies, and whatever it is called
             definition["row"]["agent"] = self.row.own.class_name
@@ -237,12 +256,17 @@ def check_rows(rows: Sequence[Row]) -> None:
 
 
 def make_runs(rows: Sequence[Row], seeds: Sequence[int], device: str, sizes: Sizes) -> list[Run]:
-    """All runs of a comparison, row by row."""
+    """All runs of a comparison, row by row; ``seeds`` are those of rows that have none of their own."""
     resolve_device(device)
+    return [Run(row, seed, device, sizes) for row in rows for seed in check_seeds(row.seeds or seeds)]
+
+
+def check_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; raises TypeError or ValueError unless they are distinct integers >= 0, and at least one."""
     numbers = [check_integer("seed", seed, minimum=0) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be distinct and at least one, got {list(seeds)}.")
-    return [Run(row, seed, device, sizes) for row in rows for seed in numbers]
+    return numbers
 
 
 # Ranking and normalisation --------------------------------------------------------------------------------------------

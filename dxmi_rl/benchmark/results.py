@@ -109,6 +109,7 @@ def _summarise(row: Row, runs: Sequence[Result], task: dict[str, Any], command: 
         "track": task["track"],
         "budget": row.budget,
         "unit": row.unit,
+        "seeds": list(row.seeds),
         "runs": len(own),
         "scores": _score_statistics([run["scores"] for run in own]),
         "best": _score_statistics([run["best"]["scores"] for run in own if run["best"]]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -16,8 +16,8 @@ from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
 
 SCORES = {
     "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
-    "mode_tv": "↓", "log_z": "", "ess": "↑", "auc": "↑", "auc_late": "↑", "fd": "↓", "fd_late": "↓", "precision": "↑",
-    "recall": "↑",
+    "mode_tv": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑", "fd": "↓",
+    "fd_late": "↓", "precision": "↑", "recall": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
 COSTS = {
@@ -27,6 +27,8 @@ COSTS = {
 """Columns of what training cost, with their headers."""
 CALLS = "denoiser_calls"
 MIN_ESS = 0.1
+"""An importance-weighted log Z from fewer effective samples, as a fraction, is marked."""
+MARK, LEGEND = " *", f"* log_z is unreliable: ess < {MIN_ESS}."
 FLOOR = "exact samples (floor)"
 
 
@@ -55,7 +57,7 @@ class Table:
     caption: str
 
 
-def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -> list[Table]:
+def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[Table]:
     """One table per task, one line per row below the floor's."""
     tables = []
     for task, task_rows in rows_by_task(rows).items():
@@ -68,25 +70,25 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary], seeds: int) -
             key: entry["floor"] for summary in own for key, entry in summary["scores"].items() if "floor" in entry
         }
         body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
-        body += [_line(summary, keys, seeds) for summary in own]
+        body += [_line(summary, keys) for summary in own]
         methods = {entry["method"] for summary in own for entry in summary["scores"].values() if "method" in entry}
-        caption = _caption(keys, seeds, sorted(methods), task_rows)
+        caption = _caption(keys, sorted(methods), task_rows)
         tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, caption))
     return tables
 
 
-def _line(summary: Summary, keys: list[str], seeds: int) -> list[str]:
-    label = summary["label"]
+def _line(summary: Summary, keys: list[str]) -> list[str]:
+    label, seeds = summary["label"], len(summary["seeds"])
     if summary["runs"] < seeds:
         label += f"\n({summary['runs']} of {seeds} runs)"
     if not summary["runs"]:
         return [label, *("" for _ in keys), "", *("" for _ in COSTS)]
     scores = summary["scores"]
     cells = [_cell(scores[key]) if key in scores else "" for key in keys]
-    if "log_z" in keys and "log_z" in scores and scores["ess"]["iqm"] < MIN_ESS:
+    if "log_z" in keys and "log_z" in scores and unreliable(scores["ess"]["iqm"]):
         index = keys.index("log_z")
         value, *interval = cells[index].split("\n")
-        cells[index] = "\n".join([f"{value} *", *interval])
+        cells[index] = "\n".join([value + MARK, *interval])
     costs = [compact(summary["costs"][key]) if summary["costs"][key] else "0" for key in COSTS]
     return [label, *cells, number(scores[CALLS]["iqm"]), *costs]
 
@@ -98,8 +100,19 @@ def _cell(statistics: dict[str, float]) -> str:
     return f"{value}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
 
 
-def _caption(keys: list[str], seeds: int, methods: list[str], rows: Sequence[Row]) -> str:
-    text = f"Interquartile mean over {seeds} seed{'s' * (seeds > 1)}"
+def unreliable(ess: float) -> bool:
+    """Whether log Z from so small an effective sample size, a fraction, is to be marked."""
+    return ess < MIN_ESS
+
+
+def count_seeds(counts: Iterable[int]) -> str:
+    """``5 seeds``, or ``5 to 10 seeds`` where rows differ."""
+    low, high = min(counts := list(counts)), max(counts)
+    return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
+
+
+def _caption(keys: list[str], methods: list[str], rows: Sequence[Row]) -> str:
+    text = f"Interquartile mean over {count_seeds(len(row.seeds) for row in rows)}"
     if methods:
         text += f" [95 % {', '.join(methods)}]"
     text += "; costs are means of what training spent."
@@ -115,7 +128,7 @@ def _caption(keys: list[str], seeds: int, methods: list[str], rows: Sequence[Row
     if "elbo_tau" in keys:
         text += f" elbo_tau: of exp(-E / tau), tau = {number(rows[0].tau)} nats, which the agents are trained for."
     if "log_z" in keys:
-        text += f" * log_z is unreliable: ess < {MIN_ESS}."
+        text += f" {LEGEND}"
     if any(key.endswith("_late") for key in keys):
         text += " _late: mean over the last quarter of training."
     return text

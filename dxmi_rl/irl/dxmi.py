@@ -56,12 +56,15 @@ class DxMI(Agent):
         self.loss = ENERGY_LOSSES[config.loss]
         if config.agent == self.name:
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
+        if AGENTS[config.agent].needs_denoiser:
+            raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
         self.energy = EnergyMLP(
             self.mdp.dim, target.scale, width=config.energy_width, depth=config.energy_depth,
             fourier=config.energy_fourier, residual=config.energy_residual,
         ).to(self.mdp.device)  # fmt: skip
         self.mdp.set_energy(self.energy)
-        self.agent = AGENTS[config.agent](self.task, seed=self.seed, **config.agent_settings)
+        inner = AGENTS[config.agent]  # from plain defaults: the recipes were found with these
+        self.agent = inner(self.task, seed=self.seed, config=inner.Config(), **config.agent_settings)
         self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
-from dxmi_rl.benchmark.tables import COSTS, SCORES, compact
+from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
 from dxmi_rl.statistics import (
     interquartile_mean,
     interval,
@@ -190,9 +190,13 @@ class Comparison:
             return Difference(other, test.difference, test.low, test.high, test.p_value)
         return Difference(other, float(sign * (own.mean() - others.mean())))
 
+    def seeds_of(self, summary: dict[str, Any]) -> int:
+        """Number of seeds that a row was to have; results from before rows had seeds of their own say it for all."""
+        return len(summary.get("seeds", self.results["seeds"]))
+
     def incomplete(self, line: Line) -> list[str]:
         """``(3 of 5 runs)`` for a row that lacks some, else nothing."""
-        runs, seeds = line.summary["runs"], len(self.results["seeds"])
+        runs, seeds = line.summary["runs"], self.seeds_of(line.summary)
         return [f"({runs} of {seeds} runs)"] if runs < seeds else []
 
     def best(self, task: str) -> Line | None:
@@ -209,6 +213,12 @@ class Comparison:
         known = [key for key in SCORES if key in present]
         return known + [key for key in present if key not in known and key not in COSTS]
 
+    @staticmethod
+    def mark(summary: dict[str, Any], key: str) -> str:
+        """What stands behind a score: an asterisk behind a log Z that is not to be trusted."""
+        ess = summary["scores"].get("ess")
+        return MARK if key == "log_z" and ess is not None and unreliable(ess["iqm"]) else ""
+
     # Sentences --------------------------------------------------------------------------------------------------------
 
     def interval_methods(self) -> list[str]:
@@ -218,13 +228,13 @@ class Comparison:
 
     def intervals_sentence(self) -> str:
         """How intervals are made, and how far to trust them."""
-        seeds = len(self.results["seeds"])
+        counts = [self.seeds_of(summary) for summary in self.summary]
         methods = self.interval_methods()
         if not methods:
             return "One run per row: there are no intervals, and no difference can be told from chance."
-        text = f"Values are interquartile means (IQM) over {seeds} seeds, with 95 % intervals in brackets "
+        text = f"Values are interquartile means (IQM) over {count_seeds(counts)}, with 95 % intervals in brackets "
         text += f"({', '.join(methods)})."
-        if seeds < 10:
+        if (seeds := min(counts)) < 10:
             text += f" With {seeds} seeds such intervals are rough: overlapping ones call for more seeds."
         return text
 

@@ -40,7 +40,7 @@ from dxmi_rl.benchmark.report.markup import (
     table,
 )
 from dxmi_rl.benchmark.report.scenes import make_scene
-from dxmi_rl.benchmark.tables import SCORES, compact
+from dxmi_rl.benchmark.tables import LEGEND, SCORES, compact
 
 COST_ORDER = ["energy_evals", "seconds", "timesteps", "energy_grad_evals", "policy_draws", "denoiser_calls"]
 
@@ -195,11 +195,11 @@ def _estimate(text: str, bounds: str, value: float | None, best: bool = False) -
     return Cell(f'{html} <span class="interval">{escape(bounds)}</span>' if bounds else html, value)
 
 
-def _entry(entry: dict[str, Any] | None, best: bool = False, name: str = "") -> Cell:
+def _entry(entry: dict[str, Any] | None, best: bool = False, name: str = "", mark: str = "") -> Cell:
     """The cell of an entry of the summary."""
     if not entry:
         return plain(MISSING)
-    text = f"{name} {show(entry['iqm'])}".strip()
+    text = f"{name} {show(entry['iqm'])}{mark}".strip()
     return _estimate(text, show_range(entry.get("low"), entry.get("high")), entry["iqm"], best)
 
 
@@ -248,11 +248,12 @@ def _big_table(comparison: Comparison, track: str, styles: dict[str, Style]) -> 
             plain(show(comparison.tasks[line.task]["floor"]), comparison.tasks[line.task]["floor"]),
             _entry(normalised),
             *(_cost(line, name) for name in COST_ORDER),
-            *(_entry(line.summary["scores"].get(key)) for key in others),
+            *(_entry(line.summary["scores"].get(key), mark=comparison.mark(line.summary, key)) for key in others),
             plain(line.summary["runs"], line.summary["runs"]),
         ]  # fmt: skip
         rows.append((cells, {"task": line.task, "label": line.label}))
     caption = f"Every agent on every task of track {escape(track)}."
+    caption += f" {escape(LEGEND)}" if "log_z" in others else ""
     caption += ' <span class="script-only">Click a header to sort.</span>'
     return table(columns, rows, caption, sortable=True, kind="big filterable")
 

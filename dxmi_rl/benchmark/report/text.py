@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from dxmi_rl.benchmark.report.content import STATISTICS, Aggregate, Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_seconds
-from dxmi_rl.benchmark.tables import compact
+from dxmi_rl.benchmark.tables import LEGEND, compact
 
 BEST = "★ best"
+BOUNDS = ("elbo", "log_z", "eubo", "ess")
+"""Scores that stand together."""
 MINUS = "\u2212"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -121,7 +123,10 @@ def _aggregate_table(aggregate: Aggregate) -> TextTable:
 def _task_table(comparison: Comparison, task: str) -> TextTable:
     lines = comparison.lines(task)
     entry = comparison.tasks[task]
-    others = comparison.score_keys(lines)[:4]
+    keys = comparison.score_keys(lines)
+    others = keys[:4]
+    if set(others) & set(BOUNDS):  # one of them alone may hide lost modes
+        others = [key for key in keys if key in (*others, *BOUNDS)]
     score = lines[0].name if lines else MISSING
     header = ["agent", score, "ahead by", "normalised", *others, "energy evaluations", "seconds"]
     body, bold = [], []
@@ -131,7 +136,7 @@ def _task_table(comparison: Comparison, task: str) -> TextTable:
         body.append([
             " ".join([line.label, *comparison.incomplete(line)]), f"{value} {BEST}" if line.best else value,
             line.difference.text if line.difference else MISSING, show_entry(line.summary["normalised"]),
-            *(show_entry(scores.get(key)) for key in others),
+            *(show_entry(scores.get(key)) + comparison.mark(line.summary, key) for key in others),
             show(costs.get("energy_evals"), compact), show(costs.get("seconds")),
         ])  # fmt: skip
         bold.append([False, line.best, *[False] * (len(header) - 2)])
@@ -139,7 +144,8 @@ def _task_table(comparison: Comparison, task: str) -> TextTable:
         body.append(["exact sampler", show(entry["floor"]), *[MISSING] * (len(header) - 2)])
         bold.append([False] * len(header))
     facts = "; ".join(f"{name} {value}" for name, value in comparison.facts(task)[:5])
-    return TextTable(task, _name(task), header, body, bold, f"{facts}.")
+    caption = f"{facts}. {LEGEND}" if "log_z" in others else f"{facts}."
+    return TextTable(task, _name(task), header, body, bold, caption)
 
 
 def _failure(run: dict[str, object]) -> str:

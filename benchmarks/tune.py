@@ -1,0 +1,394 @@
+"""Search the settings of agents, with the same budget for each, on one held-out task.
+
+    python benchmarks/tune.py --freeze dxmi_rl/agents/tuned.json        every agent that trains
+    python benchmarks/tune.py --agents ppo dxdp --trials 10             some, and nothing is frozen
+
+The task is gmm9 (fine-tune track, Learned backward kernel), which no published table uses. Every agent gets --trials
+trials of --budget transitions on each of --seeds seeds; the first trial is the agent's plain defaults, the others are
+proposed by optuna's tree-structured Parzen estimator from the spaces of benchmarks/_tune_spaces.py. What a trial costs
+in energy evaluations and seconds is the agent's affair. A trial's score is the mean over seeds of ``kl_bound`` after
+training (dxmi_rl.evaluation.quick_scores, the kernel of training), or of ``sliced_w2`` for agents without a density;
+when a seed diverges, or its score is not finite, the trial is worse than any other.
+
+Finished trials are kept in --folder, one SQLite file per agent whose name is a digest of all that defines its search:
+the same command goes on after a kill, --trials may grow, and code, sizes or spaces that changed start anew. A search
+that was stopped proposes the same trials as one that was not.
+
+``--freeze FILE`` writes the best settings (nothing where the defaults won) of the agents that were searched; those of
+others stay. From dxmi_rl/agents/tuned.json every agent starts that is given no config.
+
+Keys of ``--json FILE``:
+
+    command      the command line
+    task         what was searched on: name, and arguments of make_task
+    trials       trials per agent
+    budget       transitions of training, per trial and seed
+    seeds        seeds per trial, counted from 0
+    device       torch device
+    seconds      wall-clock seconds of this call
+    versions     of python, torch and optuna
+    agents       one entry per agent
+      .score     name of the score; lower is better
+      .default   score of the defaults, or null when they diverged
+      .best      the best score, or null when all trials diverged
+      .settings  those of the best trial, empty for the defaults
+      .seconds   training and scoring, over all trials, in whichever call
+      .trials    one entry per trial: settings, score (or null), scores (one per seed), seconds
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from _tune_spaces import list_searched, plain_defaults, search_space
+from rich.console import Console
+from rich.table import Table
+
+from dxmi_rl.agents import Agent
+from dxmi_rl.agents.base import seeded
+from dxmi_rl.agents.tuned import SEARCH
+from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.checks import DivergenceError, NonFiniteError, check_integer, require, resolve_device
+from dxmi_rl.evaluation import quick_scores
+from dxmi_rl.irl import AGENTS, DxMI, make_agent
+from dxmi_rl.mdp import EnergyError
+from dxmi_rl.progress import progress
+from dxmi_rl.storage import write_json
+from dxmi_rl.tasks import make_task
+
+TASK = "gmm9"
+TASK_SETTINGS: dict[str, Any] = {"backward": "learned"}
+EVALUATION_SEED = 300_000
+"""Seed s is scored on seed 300,000 + s: none that training or the benchmark use."""
+DIVERGED = (DivergenceError, NonFiniteError, EnergyError)
+HELP = """Search the settings of agents, with the same budget for each, on one held-out task (gmm9).
+
+Finished trials are kept: after a kill or Ctrl-C the same command goes on."""
+
+
+# Trials ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    agents: tuple[str, ...] = ()
+    """Agents to search; by default all that learn from an energy they are given."""
+    trials: int = 30
+    """Trials per agent; the first is its defaults."""
+    budget: int = 150_000
+    """Transitions of training, per trial and seed."""
+    seeds: int = 2
+    """Seeds per trial, counted from 0."""
+    device: str = "cpu"
+    """Torch device."""
+    jobs: int = 1
+    """Processes: trainings of different agents, and of different seeds, run side by side."""
+    folder: Path = Path("runs/tune")
+    """Where finished trials are kept."""
+    freeze: Path | None = None
+    """Write the best settings into this file, such as dxmi_rl/agents/tuned.json."""
+    json: Path | None = None
+    """Write everything to this file."""
+
+
+def train_and_score(
+    agent: str, settings: Mapping[str, Any], parent: int, seed: int, budget: int, device: str
+) -> dict[str, Any]:
+    """One seed of one trial: name and value of its score (None when it diverged), and seconds.
+
+    A process whose ``parent`` is gone ends after its iteration.
+    """
+
+    def stop_if_orphan(agent: Agent) -> None:
+        if parent not in (os.getpid(), os.getppid()):
+            os._exit(1)
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    scores: dict[str, float] = {}
+    with seeded(seed):  # a learned kernel's weights are the task's, not the agent's
+        task = make_task(TASK, device=device, **TASK_SETTINGS)
+    built = make_agent(agent, task, seed=seed, config=AGENTS[agent].Config(), **settings)
+    name = "kl_bound" if built.has_density else "sliced_w2"
+    try:
+        built.learn(budget, callback=stop_if_orphan)
+        scores = quick_scores(built, seed=EVALUATION_SEED + seed)
+    except DIVERGED:
+        pass
+    value = scores.get(name, math.nan)
+    return {
+        "name": name, "value": value if math.isfinite(value) else None, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+
+
+class Search:
+    """The trials of one agent: those that are finished, and the next."""
+
+    def __init__(self, agent: str, arguments: Arguments, optuna: Any) -> None:
+        self.agent, self.arguments, self.optuna = agent, arguments, optuna
+        self.asked: Any = None
+        self.space = search_space(agent)
+        self.defaults = {key: space.encode(plain_defaults(agent)[key]) for key, space in self.space.items()}
+        self.distributions = {key: space.distribution(optuna) for key, space in self.space.items()}
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        self.study = optuna.create_study(
+            storage=f"sqlite:///{(arguments.folder / f'{agent}-{self._digest()}.db').absolute()}",
+            study_name=agent, load_if_exists=True,
+        )  # fmt: skip
+        for trial in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # a call that was killed
+
+    def _digest(self) -> str:
+        """Of all that the numbers depend on; the number of trials is not among it."""
+        arguments = self.arguments
+        row = Row(self.agent, TASK, self.agent, arguments.budget, task_settings=TASK_SETTINGS)
+        definition = [
+            TASK, TASK_SETTINGS, arguments.budget, arguments.seeds, torch.device(arguments.device).type, row.code,
+            plain_defaults(self.agent), repr(self.space),
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:12]
+
+    @property
+    def finished(self) -> list[Any]:
+        """Finished trials in their order."""
+        state = self.optuna.trial.TrialState.COMPLETE
+        return list(self.study.get_trials(deepcopy=False, states=(state,)))
+
+    @property
+    def left(self) -> int:
+        """Trials to do."""
+        return max(0, self.arguments.trials - len(self.finished))
+
+    def settings(self, index: int, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The agent's settings in trial ``index``: none of them in the first, the defaults'."""
+        return {key: self.space[key].decode(value) for key, value in parameters.items()} if index else {}
+
+    def propose(self) -> dict[str, Any]:
+        """Settings of the next trial, the same whether the search was stopped before it or not."""
+        index = len(self.finished)
+        self.asked = None
+        if index:
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=index)
+            self.asked = self.study.ask(self.distributions)
+        return self.settings(index, {} if self.asked is None else self.asked.params)
+
+    def note(self, outcomes: Sequence[Mapping[str, Any]]) -> float:
+        """Store the scores of the trial that was proposed last; returns the trial's."""
+        values = [outcome["value"] for outcome in outcomes]
+        score = math.inf if None in values else sum(values) / len(values)
+        attributes = {
+            "name": outcomes[0]["name"], "scores": values, "seconds": sum(outcome["seconds"] for outcome in outcomes),
+        }  # fmt: skip
+        if self.asked is not None:
+            for key, value in attributes.items():
+                self.asked.set_user_attr(key, value)
+            self.study.tell(self.asked, score)
+        else:
+            first = self.optuna.trial.create_trial(
+                params=self.defaults, distributions=self.distributions, value=score, user_attrs=attributes
+            )
+            self.study.add_trial(first)
+        return score
+
+    def result(self) -> dict[str, Any]:
+        """The agent's entry in the results; of equal scores the first is the best."""
+        trials = [
+            {
+                "settings": self.settings(index, trial.params), "score": finite(trial.value),
+                "scores": trial.user_attrs["scores"], "seconds": trial.user_attrs["seconds"],
+            }
+            for index, trial in enumerate(self.finished[: self.arguments.trials])
+        ]  # fmt: skip
+        best = min(trials, key=lambda trial: math.inf if trial["score"] is None else trial["score"])
+        return {
+            "score": self.finished[0].user_attrs["name"], "default": trials[0]["score"], "best": best["score"],
+            "settings": best["settings"], "seconds": sum(trial["seconds"] for trial in trials), "trials": trials,
+        }  # fmt: skip
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for infinity, which JSON has not."""
+    return value if math.isfinite(value) else None
+
+
+class Inline:
+    """Runs what is submitted at once, in this process."""
+
+    def shutdown(self, wait: bool = True, *, kill_workers: bool = False) -> None:
+        """Nothing, with loky's arguments."""
+
+    def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+        """A future that is done."""
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments, **options))
+        return future
+
+
+def carry_out_trials(searches: Sequence[Search], executor: Any) -> Iterator[tuple[Search, float]]:
+    """Finish all searches, one trial of each at a time; yields (search, score) as trials end."""
+    running: dict[Future[Any], Search] = {}
+    outcomes: dict[str, list[Future[Any]]] = {}
+
+    def start(search: Search) -> None:
+        arguments = search.arguments
+        train = functools.partial(train_and_score, search.agent, search.propose(), os.getpid())
+        futures = [executor.submit(train, seed, arguments.budget, arguments.device) for seed in range(arguments.seeds)]
+        outcomes[search.agent] = futures
+        running.update(dict.fromkeys(futures, search))
+
+    for search in searches:
+        if search.left:
+            start(search)
+    while running:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            search = running.pop(future)
+            if all(other.done() for other in outcomes[search.agent]) and search not in running.values():
+                score = search.note([other.result() for other in outcomes[search.agent]])
+                if search.left:
+                    start(search)
+                yield search, score
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+SIZES = ("task", "trials", "budget", "seeds")
+"""What searches must agree in: settings must have had the same chance."""
+
+
+def check_sizes(content: Mapping[str, Any], agents: Sequence[str], everything: Mapping[str, Any]) -> None:
+    """Raises ValueError when other agents' settings in tuned.json were searched with another budget."""
+    searches = {name: entry for name, entry in content.get(SEARCH, {}).items() if name not in agents}
+    other = [name for name, entry in searches.items() if any(entry[key] != everything[key] for key in SIZES)]
+    if other:
+        raise ValueError(f"the file has searches of other sizes, search these again, too: {', '.join(other)}.")
+
+
+def frozen(content: Mapping[str, Any], everything: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of tuned.json with the results in it; raises as ``check_sizes``."""
+    check_sizes(content, list(everything["agents"]), everything)
+    searches = dict(content.get(SEARCH, {}))
+    settings = {name: content[name] for name in searches}
+    for name, result in everything["agents"].items():
+        searches[name] = {
+            "command": everything["command"], **{key: everything[key] for key in SIZES},
+            **{key: result[key] for key in ("score", "default", "best")},
+            "scores": [trial["score"] for trial in result["trials"]],
+        }  # fmt: skip
+        settings[name] = result["settings"]
+    return {SEARCH: dict(sorted(searches.items())), **dict(sorted(settings.items()))}
+
+
+def print_results(everything: Mapping[str, Any], console: Console) -> None:
+    """One line per agent."""
+    title = f"{everything['trials']} trials of {everything['budget']:,} transitions on {everything['task']['name']}"
+    table = Table("agent", "score", "default", "best", "diverged", "seconds", title=title)
+    table.add_column("best settings", overflow="fold")
+    for name, result in everything["agents"].items():
+        show = ["-" if result[key] is None else f"{result[key]:.4g}" for key in ("default", "best")]
+        diverged = sum(trial["score"] is None for trial in result["trials"])
+        settings = "\n".join(f"{key} {value}" for key, value in result["settings"].items()) or "the defaults"
+        table.add_row(name, result["score"], *show, str(diverged), f"{result['seconds']:.0f}", settings)
+    console.print(everything["command"], markup=False)
+    console.print(table)
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def check(arguments: Arguments) -> list[str]:
+    """The agents to search; raises ValueError or TypeError for a command line that cannot be carried out."""
+    for name in ("trials", "budget", "seeds", "jobs"):
+        check_integer(name, getattr(arguments, name))
+    resolve_device(arguments.device)
+    for agent in arguments.agents:
+        if not AGENTS[agent].trains or agent == DxMI.name:
+            raise ValueError(f"agent {agent!r} has nothing to search: choose from {', '.join(list_searched())}.")
+    return list(dict.fromkeys(arguments.agents)) or list_searched()
+
+
+def read_frozen(file: Path) -> dict[str, Any]:
+    """The present content of the file, if there is one."""
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content
+
+
+def search_all(arguments: Arguments, agents: Sequence[str], command: str, optuna: Any) -> dict[str, Any]:
+    """Finish all trials: the content of ``--json``."""
+    started = time.perf_counter()
+    sizes = {"trials": arguments.trials, "budget": arguments.budget, "seeds": arguments.seeds}
+    everything: dict[str, Any] = {
+        "command": command, "task": {"name": TASK, **TASK_SETTINGS}, **sizes, "device": arguments.device,
+    }  # fmt: skip
+    if arguments.freeze is not None:  # an error now rather than after hours
+        check_sizes(read_frozen(arguments.freeze), agents, everything)
+    searches = [Search(agent, arguments, optuna) for agent in agents]
+    total = arguments.trials * len(searches)
+    done = total - sum(search.left for search in searches)
+    print(f"{total} trials, {done} finished before, {total - done} to do", flush=True)
+    executor: Any = Inline()
+    if arguments.jobs > 1:
+        executor = require("joblib.externals.loky", "bench").ProcessPoolExecutor(arguments.jobs)
+    with progress("trials", total, completed=done) as advance:
+        try:
+            for search, score in carry_out_trials(searches, executor):
+                done += 1
+                number = len(search.finished)
+                print(f"[{done}/{total}] {search.agent} trial {number}: {score:.4g}", flush=True)
+                advance(done)
+        finally:
+            executor.shutdown(kill_workers=True)
+    return everything | {
+        "seconds": time.perf_counter() - started,
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "optuna": optuna.__version__,
+        },
+        "agents": {search.agent: search.result() for search in searches},
+    }  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and search. Exit status: 1 when a process died, 2 for bad arguments, 130 after Ctrl-C."""
+    tyro = require("tyro", "bench")
+    arguments = tyro.cli(Arguments, args=argv, description=HELP, prog="tune.py")
+    command = shlex.join(["python", "benchmarks/tune.py", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        agents = check(arguments)
+        optuna = require("optuna", "tune")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        everything = search_all(arguments, agents, command, optuna)
+        if arguments.freeze is not None:
+            write_json(arguments.freeze, frozen(read_frozen(arguments.freeze), everything))
+        if arguments.json is not None:
+            write_json(arguments.json, everything)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenExecutor as error:
+        print(f"error: {error}; the same command goes on from here.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    print_results(everything, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""What no docstring says of an agent: when to take it, and what it costs beside its rollouts.
+
+An agent without an entry has a page all the same, of what its code says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OTHER = "Others"
+
+
+@dataclass(frozen=True)
+class AgentNotes:
+    """Sentences in Markdown."""
+
+    family: str = OTHER
+    """Heading on the index page."""
+    when: str = ""
+    """When to take it."""
+    cost: str = ""
+    """What an iteration costs, per transition of its rollout where nothing else is said; a trajectory has T."""
+    task: str = "8gaussians"
+    """Task of the snippets."""
+
+
+UNTRAINED, VALUES, GRADIENTS = "Without training", "Soft value iteration", "Policy gradients"
+PATHS, BALANCE, LIBRARIES = "Through the energy's gradient", "GFlowNets and log-variance", "Other libraries"
+INVERSE = "Inverse RL"
+FAMILIES = (UNTRAINED, VALUES, GRADIENTS, PATHS, BALANCE, LIBRARIES, INVERSE, OTHER)
+"""Headings in order."""
+
+_ROLLOUT = "One policy draw, one energy evaluation per trajectory, no gradient of the energy"
+_SOLVER = "T denoiser calls per sample, the same number as a trained policy's rollout; nothing is trained."
+_OFF_POLICY = (
+    "One energy evaluation per trajectory; one policy draw in the rollout and those of `gradient_steps` steps on "
+    "replayed transitions, about 15 per transition with the defaults. Networks are trained far longer per transition "
+    "than elsewhere: compare seconds, too."
+)
+_FLOWS = (
+    "`updates` passes over each batch without new energy evaluations. With `replay`, backward paths from the buffer on "
+    "top of the rollouts (policy evaluations, no draws that count as timesteps) and, with local search, "
+    "`local_search_steps` gradients of the energy per replayed state."
+)
+
+NOTES: dict[str, AgentNotes] = {
+    "base": AgentNotes(
+        UNTRAINED,
+        "The zero of every table: the few-step sampler that policies start from, with a density.",
+        "Nothing is trained. T denoiser calls per sample.",
+    ),
+    "ddpm": AgentNotes(UNTRAINED, "The stochastic baseline of the denoiser, without noise at the last step.", _SOLVER),
+    "ddim": AgentNotes(UNTRAINED, "The first-order deterministic baseline.", _SOLVER),
+    "edm-heun": AgentNotes(
+        UNTRAINED, "A second-order baseline; with few steps half of its calls go into correcting.", _SOLVER
+    ),
+    "dpm-solver": AgentNotes(
+        UNTRAINED, "The second-order baseline to beat at few steps: one call per step all the same.", _SOLVER
+    ),
+    "dxdp": AgentNotes(
+        VALUES,
+        "The paper's agent, when the energy has gradients: they go through one denoising step at any T, so memory does "
+        "not grow with it.",
+        "`policy_steps` further policy draws; per trajectory 1 + `policy_steps` energy evaluations, all but one with "
+        "gradients.",
+    ),
+    "ppo": AgentNotes(
+        GRADIENTS,
+        "The strong default without gradients of the energy, also for rewards that have none.",
+        f"{_ROLLOUT}; `epochs` passes over it.",
+    ),
+    "reinforce": AgentNotes(
+        GRADIENTS,
+        "The plainest estimator, to see what a critic and reuse of data add.",
+        f"{_ROLLOUT}; one policy step.",
+    ),
+    "a2c": AgentNotes(
+        GRADIENTS, "PPO without reuse of data: a critic, one policy step.", f"{_ROLLOUT}; one policy step."
+    ),
+    "grpo": AgentNotes(
+        GRADIENTS,
+        "When no critic is wanted and many trajectories per start are cheap.",
+        f"{_ROLLOUT}; `epochs` passes over it, no value network.",
+    ),
+    "dpok": AgentNotes(
+        GRADIENTS,
+        "When the pretrained sampler is the prior to stay near, rather than a start to leave: its optimum is another "
+        "than the task's, and so are its scores.",
+        f"{_ROLLOUT}; `epochs` passes over it, and the base sampler's density.",
+    ),
+    "sft-pg": AgentNotes(
+        GRADIENTS,
+        'Inside DxMI, `DxMI(task, agent="sft-pg")`, whose energy moves. On a given energy it has no entropy term: it '
+        "ends in a mode, and tables show it as that.",
+        f"{_ROLLOUT}; `minibatches` policy steps.",
+    ),
+    "path-wise": AgentNotes(
+        PATHS,
+        "When the energy is differentiable and cheap: the gradient with the least variance. Memory grows with T unless "
+        "`checkpointing`.",
+        "One policy draw; per trajectory one energy evaluation with gradient, and T more where the network is given "
+        "grad E.",
+    ),
+    "adjoint-matching": AgentNotes(
+        PATHS,
+        "Reward fine-tuning of a pretrained sampler without moving its noise. Its optimum is tilted from the base "
+        "sampler, as DPOK's: read the scores with that in mind.",
+        "One policy draw and two denoiser calls, one of them differentiated; per trajectory one energy evaluation with "
+        "gradient.",
+    ),
+    "trajectory-balance": AgentNotes(
+        BALANCE, "Off-policy: wide exploration and replay find modes that on-policy agents never see.", _FLOWS
+    ),
+    "vargrad": AgentNotes(
+        BALANCE, "Trajectory balance when a learned log Z is not wanted; the batch's own is used.", _FLOWS
+    ),
+    "detailed-balance": AgentNotes(
+        BALANCE, "Credit step by step, as in DxDP, but by matching flows: no gradient of the energy is needed.", _FLOWS
+    ),
+    "sb3-ppo": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),
+    "sb3-a2c": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),
+    "sb3-sac": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", _OFF_POLICY),
+    "sb3-td3": AgentNotes(
+        LIBRARIES,
+        "As a warning: a deterministic policy maximises the reward and has no density; sample metrics only.",
+        _OFF_POLICY,
+    ),
+    "torchrl-ppo": AgentNotes(LIBRARIES, "What users of TorchRL get on this environment.", f"{_ROLLOUT}."),
+    "torchrl-sac": AgentNotes(LIBRARIES, "What users of TorchRL get on this environment.", _OFF_POLICY),
+    "dxmi": AgentNotes(
+        INVERSE,
+        "When there is data and no energy: energy and sampler are trained together, with any agent above inside.",
+        "The inner agent's costs, and `energy_steps` steps of the energy per rollout on as many data as samples.",
+        "8gaussians-data",
+    ),
+}

@@ -1,0 +1,117 @@
+"""EpisodeReplay: what off-policy agents learn from, with rewards of the present energy and kernel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.checks import all_finite
+from dxmi_rl.mdp import DenoisingMDP, EnergyError
+
+
+class Transitions(NamedTuple):
+    """A minibatch, time-major: as many rows of each step t."""
+
+    x: Tensor
+    """x_t: ``[rows, *event]``."""
+    x_next: Tensor
+    """x_{t+1}, likewise."""
+    t: Tensor
+    """``[rows]``, 0..T-1."""
+    action: Tensor
+    """In the coordinates of the agent's environment: ``[rows, d]``."""
+    reward: Tensor
+    """In nats, of the MDP as it is now: ``[rows]``."""
+    last: Tensor
+    """t = T - 1, after which there is no value: bool ``[rows]``."""
+
+
+class EpisodeReplay:
+    """The last ``capacity`` whole episodes, on the MDP's device; nothing in here waits for it.
+
+    Rewards are made when transitions are drawn: the running reward always, by the kernel as it is then; the energy of
+    x_T only if it has changed since the episode came (DESIGN: off-policy agents recompute rewards on replay), since one
+    that stays is paid for once. A change is seen in the parameters and buffers of the energy's module; an energy that
+    is a plain function cannot be watched and counts as changed.
+
+    Args:
+        mdp: whose states and rewards these are.
+        capacity: number of episodes; batches of episodes must divide it.
+    """
+
+    def __init__(self, mdp: DenoisingMDP, capacity: int) -> None:
+        self.mdp, self.capacity = mdp, capacity
+        kind: dict[str, Any] = {"dtype": mdp.dtype, "device": mdp.device}
+        self.x = torch.zeros(mdp.horizon + 1, capacity, *mdp.event_shape, **kind)
+        self.action = torch.zeros(mdp.horizon, capacity, mdp.dim, **kind)
+        self.energy = torch.zeros(capacity, **kind)
+        self.size = self.position = 0
+        self.current = 0
+        """Number of the latest episodes whose stored energy is that of the present."""
+        self._seen: object = None
+
+    def add(self, x: Tensor, action: Tensor) -> None:
+        """Keep n episodes, ``[T + 1, n, *event]`` and ``[T, n, d]``, and evaluate their n energies.
+
+        Raises EnergyError when one is not finite.
+        """
+        n = x.shape[1]
+        rows = slice(self.position, self.position + n)
+        with torch.no_grad():
+            energy = self.mdp.energy(x[-1])
+        if not all_finite(energy):
+            raise EnergyError("the energies of a rollout are NaN or infinite: check the energy.")
+        self.x[:, rows], self.action[:, rows], self.energy[rows] = x, action, energy
+        self.size = min(self.size + n, self.capacity)
+        self.position = (self.position + n) % self.capacity
+        seen = _look_at(self.mdp)
+        known = seen is not None and seen == self._seen
+        self._seen, self.current = seen, min((self.current if known else 0) + n, self.size)
+
+    @property
+    def stale(self) -> bool:
+        """Whether some stored energies are those of an earlier energy: then ``draw`` evaluates it on its last steps."""
+        return self._seen is None or self.current < self.size
+
+    def draw(self, per_step: int, generator: torch.Generator) -> Transitions:
+        """``per_step`` transitions of each of the T steps, uniform over the episodes."""
+        horizon, device = self.mdp.horizon, self.mdp.device
+        episode = torch.randint(self.size, (horizon, per_step), generator=generator, device=device)
+        step = torch.arange(horizon, device=device)
+        t = step.repeat_interleave(per_step)
+        x, x_next = (self.x[step[:, None] + ahead, episode].flatten(0, 1) for ahead in (0, 1))
+        action = self.action[step[:, None], episode].flatten(0, 1)
+        with torch.no_grad():
+            reward = self.mdp.running_reward(x, x_next, t)
+            energy = self.mdp.energy(x_next[-per_step:]) if self.stale else self.energy[episode[-1]]
+        reward[-per_step:] -= energy
+        return Transitions(x, x_next, t, action, reward, t == horizon - 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The episodes and where the next ones go."""
+        filled = {
+            "x": self.x[:, : self.size],
+            "action": self.action[:, : self.size],
+            "energy": self.energy[: self.size],
+        }
+        return filled | {"places": torch.tensor([self.size, self.position, self.current])}
+
+    def set_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave; the energy must be what it was then."""
+        self.size, self.position, self.current = tensors["places"].tolist()
+        self.x[:, : self.size] = tensors["x"].to(self.x)
+        self.action[:, : self.size] = tensors["action"].to(self.x)
+        self.energy[: self.size] = tensors["energy"].to(self.x)
+        self._seen = _look_at(self.mdp)
+
+
+def _look_at(mdp: DenoisingMDP) -> object:
+    """Something that differs once the energy has been swapped or trained in place; None when that cannot be seen."""
+    energy = mdp._energy
+    owner = getattr(energy, "__self__", energy)  # of a method such as a target's
+    if not isinstance(owner, nn.Module):
+        return None
+    tensors = (*owner.parameters(), *owner.buffers())
+    return energy, tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)

@@ -1,0 +1,107 @@
+"""Replay of final states by reward rank, and local search on them (Sendera et al. 2024, arXiv 2402.05098, section 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.mdp import DenoisingMDP
+
+RANK_SOFTNESS = 0.01
+"""k of the rank weights 1 / (k N + rank), as in the paper's code: the best hundredth gets about a sixth of the draws."""
+ACCEPTANCE = 0.574
+"""Acceptance rate at which MALA moves fastest (Roberts and Rosenthal 1998)."""
+ADAPTATION = 0.2
+"""Change of log h per step and unit of acceptance."""
+
+
+class ReplayBuffer:
+    """The last ``capacity`` states x_T with their energies, drawn by the rank of their reward."""
+
+    def __init__(self, mdp: DenoisingMDP, capacity: int) -> None:
+        self.capacity = capacity
+        self.x = torch.zeros(capacity, *mdp.event_shape, dtype=mdp.dtype, device=mdp.device)
+        self.energy = torch.zeros(capacity, dtype=mdp.dtype, device=mdp.device)
+        self.added = 0
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, x: Tensor, energy: Tensor) -> None:
+        """Append x ``[n, *event]`` and E(x) ``[n]``, n <= capacity; the oldest leave."""
+        rows = torch.arange(self.added, self.added + len(x), device=x.device) % self.capacity
+        self.x[rows], self.energy[rows] = x, energy
+        self.added += len(x)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Rows ``[n]``, with replacement, with probability proportional to 1 / (k N + rank)."""
+        size = len(self)
+        order = self.energy[:size].argsort(stable=True)
+        weights = 1 / (RANK_SOFTNESS * size + torch.arange(size, device=order.device))
+        return order[torch.multinomial(weights, n, replacement=True, generator=generator)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep."""
+        size = len(self)
+        return {
+            "replay/x": self.x[:size],
+            "replay/energy": self.energy[:size],
+            "replay/added": torch.tensor(self.added),
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        self.added = int(tensors["replay/added"])
+        size = len(self)
+        self.x[:size], self.energy[:size] = tensors["replay/x"].to(self.x), tensors["replay/energy"].to(self.x)
+
+
+class LocalSearch:
+    """Metropolis-adjusted Langevin chains on exp(-E / tau), one step size for all, adapted to the best acceptance.
+
+    x' = x - h / 2 grad U(x) + sqrt(h) noise, U = E / tau, accepted with probability min(1, a),
+    log a = U(x) - U(x') + log q(x | x') - log q(x' | x); then log h moves by ``ADAPTATION`` (mean acceptance - 0.574).
+    ``steps`` of them take ``steps + 1`` differentiated energy evaluations per chain.
+    """
+
+    def __init__(self, mdp: DenoisingMDP, steps: int) -> None:
+        self.mdp, self.steps = mdp, steps
+        # The last step's noise is of the size of the target's finest structure.
+        self.log_step = 2 * mdp.base.sigma[-1].log()
+        self.acceptance = torch.zeros_like(self.log_step)
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The chains' ends and their energies, from starts ``[n, *event]``."""
+        energy, gradient = self._energy_and_gradient(x)
+        for _ in range(self.steps):
+            step = self.log_step.exp()
+            noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            uniform = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
+            proposal = x - 0.5 * step * gradient + step.sqrt() * noise
+            new_energy, new_gradient = self._energy_and_gradient(proposal)
+            back = (x - proposal + 0.5 * step * new_gradient).flatten(1).square().sum(1) / (2 * step)
+            log_ratio = (energy - new_energy) / self.mdp.tau - back + 0.5 * noise.flatten(1).square().sum(1)
+            probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0)  # a proposal without an energy is refused
+            accepted = uniform < probability
+            rows = accepted.view(-1, *[1] * (x.dim() - 1))
+            x, gradient = torch.where(rows, proposal, x), torch.where(rows, new_gradient, gradient)
+            energy = torch.where(accepted, new_energy, energy)
+            self.acceptance = probability.mean()
+            self.log_step = self.log_step + ADAPTATION * (self.acceptance - ACCEPTANCE)
+        return x, energy
+
+    def _energy_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """E ``[n]`` and grad E / tau ``[n, *event]`` from one evaluation."""
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            energy = self.mdp.energy(point)
+            (gradient,) = torch.autograd.grad(energy.sum(), point)
+        return energy.detach(), gradient / self.mdp.tau
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep."""
+        return {"local_search/log_step": self.log_step}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``tensors`` gave."""
+        self.log_step = tensors["local_search/log_step"].to(self.log_step)

@@ -1,0 +1,465 @@
+"""Trajectory balance, VarGrad, detailed balance: closed forms, algebra by hand, exploration, replay, local search."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import BATCH, same, small, state, task_for
+from lqg_cases import SMALL, Steps, errors, flat_gradient, lqg_agent, lqg_task, solve
+from test_lqg import LinearPolicy, Posterior
+from torch import Tensor
+
+from dxmi_rl import make_agent, make_task
+from dxmi_rl.agents import DetailedBalance, TrajectoryBalance, VarGrad
+from dxmi_rl.agents.gaussian import Rollout
+from dxmi_rl.agents.gflownet import Exploring, GFlowNet, joined
+from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
+from dxmi_rl.mdp import DenoisingMDP, EnergyError, Trajectory
+from dxmi_rl.targets import Target
+
+NAMES = ["trajectory-balance", "vargrad", "detailed-balance"]
+RATES = {"policy_learning_rate": 3e-3, "sigma_learning_rate": 3e-3, "value_learning_rate": 1e-2}
+
+
+@pytest.fixture(name="name", params=NAMES)
+def every_agent(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def agent_of(name: str, task: Any = None, **settings: Any) -> GFlowNet:
+    agent = small(name, task, **settings)
+    assert isinstance(agent, GFlowNet)
+    return agent
+
+
+def paths_of(trajectory: Trajectory) -> Rollout:
+    return Rollout(trajectory, *trajectory.transitions(), trajectory.log_prob.flatten(), None)
+
+
+def batch_of(agent: GFlowNet, seed: int = 0) -> tuple[Rollout, Tensor]:
+    """Paths of a policy that has moved away from its start, and their targets."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (*agent.policy.net.parameters(), *agent.value.parameters()):  # type: ignore[operator,union-attr]
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    paths = agent.collect(None, agent.behaviour())
+    return paths, agent.log_targets(paths)[0]
+
+
+# Closed forms ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("trajectory-balance", {}),
+        ("vargrad", {}),
+        ("detailed-balance", {"updates": 4, "value_learning_rate": 2e-2}),
+    ],
+)
+@pytest.mark.parametrize(
+    "source", [{"exploration": 0.0}, {"exploration": 1.0, "exploration_part": 1.0}, {"replay": 5000}]
+)
+def test_they_find_the_optimal_policy_of_the_lqg(name: str, settings: Any, source: Any) -> None:
+    """On-policy, off-policy to the last batch, and with replayed paths: the optimum is one and the same."""
+    steps = 300_000 if "replay" in source else 500_000
+    agent = make_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **settings, **source}).learn(steps)
+    balanced = name == "detailed-balance"
+    error = errors(agent, value_sign=-1.0 if balanced else None)
+    assert error["mean"] < (0.04 if balanced else 0.02), error
+    assert error["sigma"] < (0.03 if balanced else 0.015), error
+    assert error.get("value", 0) < 0.08, error
+
+
+def test_one_number_for_log_z_is_wrong_off_policy() -> None:
+    """What ``conditional`` is for: in the LQG log w depends on x_0 at the optimum."""
+    off = {"exploration": 1.0, "exploration_part": 1.0}
+    settings = {**SMALL, **RATES, **off}
+    plain = make_agent("trajectory-balance", lqg_task(), seed=0, conditional=False, **settings).learn(300_000)
+    assert errors(plain)["sigma"] > 0.1
+
+
+def constant_flows(agent: GFlowNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "values", lambda x, t: torch.zeros(len(x)))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_losses_vanish_where_the_kernel_is_the_policys_posterior(
+    conditional: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log w = log Z on every path, the policy's own and those drawn backwards: f = 0, one number is enough."""
+    task, policy = lqg_task(), LinearPolicy()
+    task.mdp.kernel = Posterior(policy)
+    balance = make_agent("trajectory-balance", task, conditional=conditional)
+    vargrad = make_agent("vargrad", task, conditional=conditional)
+    generator = torch.Generator().manual_seed(0)
+    forwards = task.mdp.rollout(policy, 500, generator)
+    backwards = task.mdp.backward_rollout(policy, 2 * torch.randn(500, 2), generator)
+    for agent in (balance, vargrad):
+        assert isinstance(agent, GFlowNet)
+        agent.policy = policy  # type: ignore[assignment]
+        policy.reference = lambda x, t: None  # type: ignore[attr-defined]
+        monkeypatch.setattr(policy, "moments", with_reference(policy.moments))
+        constant_flows(agent, monkeypatch)
+        if isinstance(agent, TrajectoryBalance):
+            agent.log_z.value.data.fill_(task.target.log_z)
+        for trajectory in (forwards, backwards):
+            paths = paths_of(trajectory)
+            assert float(agent.loss(paths, agent.log_targets(paths)[0]).detach()) < 1e-10
+
+
+def with_reference(moments: Any) -> Any:
+    """A policy's moments with the argument that agents pass."""
+    return lambda x, t, reference=None: moments(x, t)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the exact soft values as flows, on paths from anywhere."""
+    agent, solution = make_agent(name, lqg_task()), solve()
+    assert isinstance(agent, GFlowNet)
+    optimal = Steps(solution)
+    monkeypatch.setattr(optimal, "moments", with_reference(optimal.moments))
+    agent.policy = optimal  # type: ignore[assignment]
+    generator = torch.Generator().manual_seed(0)
+    forwards = agent.mdp.rollout(Exploring(optimal, agent.mdp.base.sigma), 500, generator)  # type: ignore[arg-type]
+    backwards = agent.mdp.backward_rollout(optimal, 2 * torch.randn(500, 2), generator)
+
+    def exact(x: Tensor, t: Tensor | int) -> Tensor:
+        if isinstance(t, Tensor):
+            return torch.cat([exact(x[t == step], step) for step in range(5)])
+        value = -solution.value(x, t)
+        # For the losses on whole paths f is what is left of -V_0 beside log Z + log p_0, here with log Z = 0.
+        return value if name == "detailed-balance" else value - agent.mdp.start_log_prob(x)
+
+    monkeypatch.setattr(agent, "values", exact)
+    for trajectory in (forwards, backwards):
+        paths = paths_of(trajectory)
+        log_targets = agent.log_targets(paths)[0]
+        assert float(agent.loss(paths, log_targets)) < 1e-10
+        assert float(agent.loss(paths, log_targets + 0.1 * torch.randn(log_targets.shape))) > 1e-3
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["trajectory-balance", "vargrad"])
+def test_on_policy_the_gradient_is_twice_the_reverse_kls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the path-wise gradient of the mean of log pi - log qb + E, with 1.2e5 paths each."""
+    agent, policy, _ = lqg_agent(monkeypatch, name, batch_size=2000, exploration=0.0)
+    assert isinstance(agent, GFlowNet)
+    monkeypatch.setattr(agent, "values", lambda x, t: 0.3 * x[:, 0])  # any baseline will do
+    if isinstance(agent, TrajectoryBalance):
+        agent.log_z.value.data.fill_(3.0)
+    balance, path_wise = [], []
+    for _ in range(60):
+        paths = agent.collect(None, agent.behaviour())
+        balance.append(flat_gradient(agent.loss(paths, agent.log_targets(paths)[0]), policy))
+        trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
+        path_wise.append(flat_gradient(-2 * agent.mdp.soft_return(trajectory).mean(), policy))
+    a, b = torch.stack(balance), torch.stack(path_wise)
+    standard_error = ((a.var(0) + b.var(0)) / 60).sqrt()
+    z = (a.mean(0) - b.mean(0)) / standard_error
+    # 30 coordinates: 3 standard errors for nearly all, and as a whole no more than chance.
+    assert int((z.abs() > 3).sum()) <= 1, z
+    assert float(z.square().sum()) < 30 + 4 * math.sqrt(60)
+    assert float(b.mean(0).abs().max()) > 10 * float(standard_error.max()), "the gradient is not just noise"
+
+
+# Algebra by hand ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("conditional", [True, False])
+def test_the_losses_on_paths_by_hand(conditional: bool) -> None:
+    """(log Z + f + log p_0 + sum log pi + E / tau - sum log qb)^2, its mean; its unbiased variance without log Z."""
+    task = task_for("vargrad", tau=0.6)
+    for name in ("trajectory-balance", "vargrad"):
+        agent = agent_of(name, task, conditional=conditional)
+        paths, log_targets = batch_of(agent)
+        x, rows = paths.trajectory.x, []
+        start = torch.distributions.Normal(0.0, agent.mdp.start_std)
+        for i in range(BATCH):
+            states = x[:, i : i + 1]
+            total = float(start.log_prob(states[0]).sum()) + float(agent.mdp.energy(states[5])) / 0.6
+            for t in range(5):
+                mean, log_std = agent.policy.moments(states[t], t)
+                total += float(torch.distributions.Normal(mean, log_std.exp()).log_prob(states[t + 1]).sum())
+                total -= float(agent.mdp.kernel.log_prob(states[t], states[t + 1], t))
+            if conditional:
+                total += 2 * float(agent.value(states[0], 0))  # in units of tau d
+            rows.append(total)
+        loss = float(agent.loss(paths, log_targets).detach())
+        if isinstance(agent, TrajectoryBalance):
+            agent.log_z.value.data.fill_(1.7)
+            loss = float(agent.loss(paths, log_targets).detach())
+            assert loss == pytest.approx(sum((1.7 + row) ** 2 for row in rows) / BATCH, rel=1e-6)
+        else:
+            mean_row = sum(rows) / BATCH
+            assert loss == pytest.approx(sum((row - mean_row) ** 2 for row in rows) / (BATCH - 1), rel=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_detailed_balance_by_hand() -> None:
+    """sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, F_T = exp(-E / tau), averaged over paths."""
+    agent = agent_of("detailed-balance", task_for("detailed-balance", tau=0.6))
+    assert isinstance(agent, DetailedBalance)
+    paths, log_targets = batch_of(agent)
+    agent.log_z.value.data.fill_(0.4)
+    x, total = paths.trajectory.x, 0.0
+    for i in range(BATCH):
+        states = x[:, i : i + 1]
+        flows = [
+            0.4
+            + float(torch.distributions.Normal(0.0, agent.mdp.state_scale[t]).log_prob(states[t]).sum())
+            + 2 * float(agent.value(states[t], t))
+            for t in range(5)
+        ]
+        flows.append(-float(agent.mdp.energy(states[5])) / 0.6)
+        for t in range(5):
+            mean, log_std = agent.policy.moments(states[t], t)
+            forward = float(torch.distributions.Normal(mean, log_std.exp()).log_prob(states[t + 1]).sum())
+            backward = float(agent.mdp.kernel.log_prob(states[t], states[t + 1], t))
+            total += (flows[t] + forward - flows[t + 1] - backward) ** 2
+    assert float(agent.loss(paths, log_targets).detach()) == pytest.approx(total / BATCH, rel=1e-6)
+
+
+def test_updates_touch_the_policy_and_its_flows_only(name: str) -> None:
+    agent = agent_of(name)
+    paths, log_targets = batch_of(agent)
+    agent.mdp.kernel.zero_grad(set_to_none=True)
+    before = state(agent)
+    agent.descend(agent.loss(paths, log_targets), len(paths.x))
+    changed = {key.split(".")[0] for key, value in state(agent).items() if not torch.equal(value, before[key])}
+    assert changed == {"policy", "value"} | ({"log_z"} if agent.learns_log_z else set())
+    assert all(parameter.grad is None for parameter in agent.mdp.kernel.parameters())
+
+
+def test_checkpoints_carry_no_network_that_is_not_used() -> None:
+    for name in ("trajectory-balance", "vargrad"):
+        for conditional in (True, False):
+            agent = agent_of(name, conditional=conditional)
+            assert ("value" in agent.modules()) is ("value" in agent.optimizers()) is conditional
+            agent.learn(2 * agent.timesteps_per_iteration)
+
+
+def test_log_z_starts_at_the_first_batchs_estimate(tmp_path: Path) -> None:
+    agent = agent_of("trajectory-balance", log_z_learning_rate=0.0)
+    assert isinstance(agent, TrajectoryBalance)
+    again = agent_of("trajectory-balance", log_z_learning_rate=0.0)
+    agent.iterate()
+    paths = again.collect(None, again.behaviour())
+    steps = again.log_targets(paths)[0] - paths.trajectory.log_prob
+    wanted = (steps.sum(0) - again.mdp.start_log_prob(paths.trajectory.x[0])).mean()
+    assert float(agent.log_z.value) == pytest.approx(float(wanted), rel=1e-5)
+    before = float(agent.log_z.value)
+    agent.iterate()
+    loaded = TrajectoryBalance.load(agent.save(tmp_path / "agent"))
+    loaded.iterate()
+    assert float(loaded.log_z.value) == float(agent.log_z.value) == before, "only the first time"
+
+
+def test_detailed_balance_warms_its_flows_up_first() -> None:
+    agent = agent_of("detailed-balance", warmup_iterations=3)
+    before = [p.clone() for p in agent.policy.parameters()]
+    logs = [agent.iterate() for _ in range(3)]
+    assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    assert float(logs[-1]["flow_loss"]) < float(logs[0]["flow_loss"])
+    agent.iterate()
+    assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+    short = agent_of("detailed-balance", warmup_iterations=100)
+    short.learn(5 * short.timesteps_per_iteration)
+    assert "policy_loss" in short.log, "most of a small budget is left"
+
+
+# Exploration ----------------------------------------------------------------------------------------------------------
+
+
+def test_exploration_falls_linearly_to_nothing(name: str) -> None:
+    agent = agent_of(name, exploration=0.5, exploration_part=0.4)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    for progress, part in ((0.0, 1.0), (0.1, 0.75), (0.3, 0.25)):
+        agent.progress = progress
+        for t in range(5):
+            mean, log_std = agent.policy.moments(x, t)
+            wide_mean, wide = agent.behaviour().moments(x, t)
+            wanted = ((2 * log_std).exp() + (0.5 * part * agent.mdp.base.sigma[t]) ** 2).sqrt()
+            assert torch.equal(wide_mean, mean)
+            assert torch.allclose(wide.exp().expand_as(x), wanted.expand_as(x))
+    for progress in (0.4, 0.9):
+        agent.progress = progress
+        assert agent.behaviour() is agent.policy
+    agent.progress = 0.0
+    assert agent_of(name, exploration=0.0).behaviour() is not agent.behaviour()
+
+
+def test_the_loss_is_of_the_policy_and_not_of_the_explorer(name: str) -> None:
+    agent = agent_of(name, exploration=2.0)
+    paths, _ = batch_of(agent)
+    plain = agent.log_forward(paths).detach()
+    mean, log_std = agent.policy.moments(paths.x, paths.t)
+    wanted = torch.distributions.Normal(mean, log_std.exp()).log_prob(paths.x_next).sum(1).detach()
+    assert torch.allclose(plain.flatten(), wanted, rtol=1e-4, atol=1e-3)
+    assert float((plain - paths.trajectory.log_prob).abs().mean()) > 0.1
+    finals: list[Tensor] = []
+    agent.iterate(finals.append)
+    assert [len(final) for final in finals] == [BATCH], "the explorer's samples go to DxMI as they are"
+
+
+# Replay and local search ----------------------------------------------------------------------------------------------
+
+
+class Bell(Target):
+    """N((1, -2), diag(0.5^2, 0.25^2))."""
+
+    has_energy = True
+
+    def __init__(self) -> None:
+        super().__init__((2,), scale=1.0, plot_range=(-3.0, 3.0), smallest_scale=0.25)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        return 0.5 * ((x - torch.tensor([1.0, -2.0])) / torch.tensor([0.5, 0.25])).square().sum(1)
+
+
+def bell(**changes: Any) -> DenoisingMDP:
+    return make_task(Bell(), base=None, **changes).mdp
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.25])
+def test_local_search_samples_the_tempered_target(tau: float) -> None:
+    """4,000 chains from far away: means and variances of exp(-E / tau) within 4 standard errors."""
+    mdp = bell(tau=tau)
+    search, generator = LocalSearch(mdp, 300), torch.Generator().manual_seed(0)
+    x, energy = search(3 * torch.randn(4000, 2, generator=generator), generator)
+    variance = tau * torch.tensor([0.25, 0.0625])
+    z = (x.mean(0) - torch.tensor([1.0, -2.0])) / (variance / 4000).sqrt()
+    spread = (x.var(0) / variance - 1) / math.sqrt(2 / 4000)
+    assert float(z.abs().max()) < 4 and float(spread.abs().max()) < 4, (z, spread)
+    assert torch.allclose(energy, mdp.energy(x))
+    assert float(search.acceptance) == pytest.approx(0.574, abs=0.05), "the step size has found its rate"
+
+
+def test_local_search_refuses_proposals_without_an_energy() -> None:
+    mdp = bell()
+    mdp.set_energy(lambda x: torch.where(x[:, 0] > 0, x.square().sum(1), math.nan * x[:, 0]))
+    search, generator = LocalSearch(mdp, 50), torch.Generator().manual_seed(0)
+    x, energy = search(torch.ones(200, 2), generator)
+    assert bool((x[:, 0] > 0).all()) and bool(torch.isfinite(energy).all())
+    assert bool(torch.isfinite(search.log_step))
+
+
+def test_the_buffer_keeps_the_last_states_and_draws_by_rank() -> None:
+    buffer, generator = ReplayBuffer(bell(), 100), torch.Generator().manual_seed(0)
+    numbers = torch.arange(130.0)
+    for rows in numbers.split(26):
+        buffer.add(rows[:, None].expand(-1, 2), -rows)
+    assert len(buffer) == 100
+    assert sorted(buffer.x[:, 0].tolist()) == numbers[30:].tolist()
+    drawn = buffer.energy[buffer.draw(200_000, generator)]
+    weights = 1 / (0.01 * 100 + torch.arange(100.0))
+    wanted = weights / weights.sum()
+    found = torch.bincount((129 + drawn).round().long(), minlength=100) / 200_000  # rank 0 is the lowest energy
+    error = (found - wanted) / (wanted / 200_000).sqrt()
+    assert float(error.abs().max()) < 4.5
+
+
+def test_replayed_paths_end_in_the_buffer_and_are_counted(name: str) -> None:
+    agent = agent_of(
+        name, replay=200, replay_fraction=0.6, local_search_steps=3, local_search_every=2, warmup_iterations=0
+    ) if name == "detailed-balance" else agent_of(
+        name, replay=200, replay_fraction=0.6, local_search_steps=3, local_search_every=2
+    )  # fmt: skip
+    assert agent.buffer is not None and agent.replayed == 48
+    seen: list[Rollout] = []
+    original = agent.log_targets
+
+    def spy(paths: Rollout) -> tuple[Tensor, Tensor]:
+        seen.append(paths)
+        return original(paths)
+
+    agent.log_targets = spy  # type: ignore[method-assign]
+    agent.iterate()
+    held = agent.buffer.x[:BATCH].clone()
+    agent.iterate()
+    agent.iterate()
+    assert [paths.trajectory.x.shape[1] for paths in seen] == [BATCH, BATCH + 48, BATCH + 48]
+    assert torch.equal(held, seen[0].trajectory.final)
+    finals = seen[2].trajectory.final[BATCH:]
+    assert bool((torch.cdist(finals, agent.buffer.x[: len(agent.buffer)]) < 1e-6).any(1).all())
+    assert torch.allclose(agent.buffer.energy[:BATCH], agent.mdp.energy(held))
+    # One local search, in iteration 2: (3 + 1) energies with gradient for each of the 32 chains.
+    searched = 4 * BATCH
+    assert agent.costs.timesteps == agent.costs.policy_draws == 3 * BATCH * 5
+    assert agent.costs.energy_evals == 3 * BATCH + 2 * 48 + searched
+    assert agent.costs.energy_grad_evals == searched
+    assert agent.costs.denoiser_calls == (3 * BATCH + 2 * 48) * 5
+
+
+def test_paths_of_both_kinds_are_joined_row_by_row(name: str) -> None:
+    agent = agent_of(name)
+    paths, _ = batch_of(agent)
+    back = agent.backwards(paths.trajectory.final[:7])
+    both = joined(paths, back)
+    assert both.reference is not None
+    assert torch.allclose(both.reference, agent.policy.reference(both.x, both.t), atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(agent.log_forward(back), back.trajectory.log_prob, atol=1e-3)
+    wanted = torch.cat([agent.log_forward(paths), agent.log_forward(back)], dim=1)
+    assert torch.allclose(agent.log_forward(both), wanted, atol=1e-3)
+
+
+def test_resuming_with_replay_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
+    settings = {"replay": 100, "local_search_steps": 2, "local_search_every": 2}
+    agent = agent_of(name, **settings)
+    step, path = agent.timesteps_per_iteration, tmp_path / "half"
+    agent.learn(7 * step, callback=lambda trained: trained.num_timesteps != 4 * step or trained.save(path) is not None)
+    resumed = type(agent).load(path)
+    resumed.learn(3 * step, reset_num_timesteps=False)
+    assert same(state(agent), state(resumed))
+    first, second = agent._extra_tensors(), resumed._extra_tensors()
+    assert first.keys() == second.keys() and {"replay/x", "local_search/log_step"} <= first.keys()
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"updates": 0}, "updates must be >= 1"),
+        ({"exploration": -0.1}, "exploration must be finite"),
+        ({"exploration_part": 0.0}, r"exploration_part must lie in \(0, 1\]"),
+        ({"replay": 10}, "replay must be 0 or >= batch_size = 32, got 10"),
+        ({"replay_fraction": 1.0}, "replay_fraction must lie strictly between 0 and 1"),
+        ({"local_search_steps": -1}, "local_search_steps must be >= 0"),
+        ({"local_search_every": 0}, "local_search_every must be >= 1"),
+    ],
+)
+def test_bad_settings(name: str, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        small(name, **settings)
+
+
+def test_bad_settings_of_one_agent() -> None:
+    with pytest.raises(ValueError, match="log_z_learning_rate must be finite"):
+        small("trajectory-balance", log_z_learning_rate=-1.0)
+    with pytest.raises(ValueError, match="warmup_iterations must be >= 0"):
+        small("detailed-balance", warmup_iterations=-1)
+    with pytest.raises(ValueError, match="batch_size must be >= 2"):
+        small("vargrad", batch_size=1)
+    assert VarGrad.Config().conditional
+
+
+def test_without_a_temperature_there_is_nothing_to_balance(name: str) -> None:
+    with pytest.raises(ValueError, match="needs tau > 0"):
+        small(name, task_for(name, tau=0.0))
+
+
+def test_an_energy_that_is_not_finite_is_an_error(name: str) -> None:
+    agent = agent_of(name)
+    agent.mdp.set_energy(lambda x: math.inf * x[:, 0])
+    with pytest.raises(EnergyError, match="NaN or infinite"):
+        agent.iterate()
