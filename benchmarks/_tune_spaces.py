@@ -55,14 +55,15 @@ class Steps:
 Space = Range | Steps
 
 SHARED: dict[str, Space] = {
-    "batch_size": Steps((128, 256, 512, 1024)),
+    "batch_size": Steps((32, 64, 128, 256, 512)),
+    "kernel_steps": Steps((1, 2, 4)),
     "policy_learning_rate": Range(1e-4, 1e-2, default=1e-3),
     "sigma_learning_rate": Range(3e-4, 3e-2, default=3e-3),
     "value_learning_rate": Range(3e-4, 2e-2),
     "learning_rate": Range(1e-4, 1e-2),
     "clip_gradient": Range(0.1, 10),
     "gae_lambda": Steps((0.8, 0.9, 0.95, 0.98, 1.0)),
-    "epochs": Steps((1, 2, 4, 8)),
+    "epochs": Steps((1, 2, 4, 8, 16)),
     "minibatches": Steps((1, 2, 4, 8)),
     "clip_ratio": Range(0.05, 0.5),
 }
@@ -86,9 +87,11 @@ SPACES: dict[str, dict[str, Space | None]] = {
     "detailed-balance": GFLOWNET | {"log_z_learning_rate": Range(0.01, 1)},
     "dxdp": {
         "td_lambda": Steps((0.0, 0.5, 0.8, 0.9, 0.95, 1.0)),
-        "value_steps": Steps((1, 2, 4, 8)),
-        "policy_steps": Steps((1, 2, 4, 8)),
+        "value_steps": Steps((2, 4, 8, 16)),
+        "policy_steps": Steps((2, 4, 8, 16)),
         "warmup_iterations": Steps((0, 5, 20)),
+        "replay": Steps((1, 2, 4)),
+        "correction": Steps((False, True)),
     },
     "grpo": NO_CRITIC | {"group_size": Steps((8, 16, 32))},
     "path-wise": NO_CRITIC,

@@ -4,8 +4,9 @@
 
 Two ways to compute the same thing, timed in turn: ``DxDP.paper()`` (one regression on all T n transitions, one policy
 step), and the same networks and settings as the authors' release has it (a buffer that grows by concatenation, T
-regressions in a loop over t, one policy step on 256 random transitions, torch's default Adam, two logged means per t). T = 5, 256 trajectories,
-three layers of width 128, 8 Gaussians from scratch, so that neither calls a denoiser. Keys of ``--json FILE``:
+regressions in a loop over t, one policy step on 256 random transitions, torch's default Adam, two logged means per t).
+T = 5, 256 trajectories, three layers of width 128, 8 Gaussians from scratch: neither calls a denoiser. Keys of
+``--json FILE``:
 
     command            the command line
     machine, versions    what it ran on
@@ -163,13 +164,13 @@ def processor_ms(run: Callable[[], object], times: int) -> float:
 def parts(agent: DxDP, times: int) -> dict[str, float]:
     """Where an iteration of DxDP goes."""
     rollout = agent.collect(None)
-    targets, missed = agent.value_targets(rollout)
-    part, miss = agent.pick(rollout, missed, agent.config.policy_trajectories or agent.config.batch_size)
+    targets = agent.value_targets(rollout)
+    part, wanted = agent.pick(rollout, targets, agent.config.policy_trajectories or agent.config.batch_size)
     return {
         "rollout and kernel": processor_ms(lambda: agent.collect(None), times),
         "value targets": processor_ms(lambda: agent.value_targets(rollout), times),
         "value step": processor_ms(lambda: agent.update_value(rollout.x, rollout.t, targets), times),
-        "policy step": processor_ms(lambda: agent.update_policy(part, miss), times),
+        "policy step": processor_ms(lambda: agent.update_policy(part, wanted), times),
     }
 
 

@@ -86,7 +86,7 @@ def test_dxdps_targets_by_hand(mix: float) -> None:
     agent = small("dxdp", task_for("dxdp", tau=0.6), td_lambda=mix)
     assert isinstance(agent, DxDP)
     rollout = collected(agent)
-    targets = agent.value_targets(rollout)[0].view(5, BATCH)
+    targets = agent.value_targets(rollout).view(5, BATCH)
     x, log_prob = rollout.trajectory.x, rollout.trajectory.log_prob
     for i in range(0, BATCH, 7):
         states = x[:, i : i + 1]

@@ -44,7 +44,8 @@ class DxDPConfig(GaussianConfig):
     replay: int = 1
     """Rollouts that are kept; with more than the last one, targets carry truncated importance weights (V-trace)."""
     exploration: float = 0.0
-    """Relative widening of sigma in rollouts, corrected by the same weights; falls to 0 over half of the budget."""
+    """Further noise of rollouts over the base sampler's sigma, added in variance and corrected by the same weights;
+    falls to 0 over half of the budget."""
     value_resampling: bool = False
     """One-step targets with a fresh next state at each regression, instead of the rollout's own."""
     entropy_in_value: bool = True
@@ -52,7 +53,7 @@ class DxDPConfig(GaussianConfig):
     cost_in_value: bool = True
     """Running costs belong to the value target; the policy step always has them."""
     time_cost: float = 0.0
-    """Nats c of the sigmoid time cost c [s(T/2 - t) - s(T/2 - t - 1)] in the value target, s the logistic function."""
+    """Nats c of the sigmoid time cost c [s(T // 2 - t) - s(T // 2 - t - 1)] in the value target, s the sigmoid."""
     time_dependent_value: bool = True
     """V_t(x); False: one V(x) for all steps."""
     ensemble: int = 1
@@ -62,7 +63,8 @@ class DxDPConfig(GaussianConfig):
     target_average: float = 0.0
     """Decay of the average of value weights that targets bootstrap from; 0: the weights themselves."""
     correction: bool = False
-    """Add the likelihood-ratio gradient of what V misses: the policy gradient is then unbiased whatever V is."""
+    """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, an on-policy gradient is then unbiased
+    whatever V is."""
     correction_clip: float = 0.2
     """Clipping of its importance ratio, as PPO's."""
     warmup_iterations: int = 20
@@ -106,9 +108,10 @@ class DxDP(GaussianAgent):
 
     @staticmethod
     def paper(**changes: Any) -> DxDPConfig:
-        """The paper's: one TD(0) regression and one policy step on 256 transitions at T = 5; ``changes`` are fields.
+        """The paper's: a TD(0) regression, a policy step on 256 transitions (of whole trajectories: 260 at T = 5).
 
-        tau1, tau2 and the sigmoid time cost are the task's; the paper's kernel is ``backward="brownian"``.
+        ``changes`` are fields: tau1, tau2 and the sigmoid time cost are the task's, whose kernel the paper has as
+        ``backward="brownian"``.
         """
         paper = {
             "sampled_entropy": False, "td_lambda": 0.0, "value_steps": 1, "policy_steps": 1, "policy_trajectories": 52,
@@ -118,7 +121,6 @@ class DxDP(GaussianAgent):
         return DxDPConfig(**paper | changes)
 
     def _build(self) -> None:
-        super()._build()
         config = self.config
         for key in ("value_steps", "policy_steps", "replay", "ensemble"):
             check_integer(key, getattr(config, key))
@@ -134,6 +136,7 @@ class DxDP(GaussianAgent):
             check_integer("policy_trajectories", config.policy_trajectories)
         if config.ensemble_value not in ENSEMBLES:
             raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
+        super()._build()
         dim, horizon = self.mdp.dim, self.mdp.horizon
         self.entropy_weight = self.mdp.tau if config.tau1 is None else check_real("tau1", config.tau1) / dim
         self.cost_weight = self.mdp.tau if config.tau2 is None else check_real("tau2", config.tau2) / dim
@@ -166,7 +169,7 @@ class DxDP(GaussianAgent):
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config
         rollout = self.remember(self.collect(on_final, self.behaviour()))
-        targets, missed = self.value_targets(rollout)
+        targets = self.value_targets(rollout)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
@@ -181,8 +184,8 @@ class DxDP(GaussianAgent):
                 log["value_loss"] = self.update_value(part.x, part.t, wanted)
                 self.average_value()
             if due(step, policy_steps, steps):
-                part, miss = self.pick(rollout, missed, config.policy_trajectories or config.batch_size)
-                log["policy_loss"] = self.update_policy(part, miss)
+                part, wanted = self.pick(rollout, targets, config.policy_trajectories or config.batch_size)
+                log["policy_loss"] = self.update_policy(part, wanted)
         return log
 
     # -- rollouts ----------------------------------------------------------------------------------------------
@@ -206,8 +209,9 @@ class DxDP(GaussianAgent):
         if rollout.reference is not None:
             latest["reference"] = rollout.reference.unflatten(0, (horizon, -1))
         kept = self.config.replay * self.config.batch_size
-        for key, value in latest.items():
-            self.memory[key] = torch.cat([self.memory[key], value], dim=1)[:, -kept:] if self.memory else value
+        if self.memory:
+            latest = {key: torch.cat([self.memory[key], value], dim=1) for key, value in latest.items()}
+        self.memory = {key: value[:, -kept:] for key, value in latest.items()}
         return as_rollout(**self.memory)
 
     def pick(self, rollout: Rollout, labels: Tensor, n: int) -> tuple[Rollout, Tensor]:
@@ -255,8 +259,8 @@ class DxDP(GaussianAgent):
         return cost + self.running_cost(x, x_next, t) if self.config.cost_in_value else cost
 
     @torch.no_grad()
-    def value_targets(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Soft TD(lambda) returns G_t, and what V_{t+1} misses of G_{t+1}, both ``[T n]``, time-major.
+    def value_targets(self, rollout: Rollout) -> Tensor:
+        """Soft TD(lambda) returns G_t: ``[T n]``, time-major.
 
         G_t = V_t + d_t,  d_t = rho_t (c_t + V_{t+1} - V_t + lambda d_{t+1}),  V_T = E,  d_T = 0
         with rho_t = min(1, pi / behaviour) (V-trace: Espeholt et al. 2018, arXiv 1802.01561, equation 1); on-policy
@@ -268,6 +272,7 @@ class DxDP(GaussianAgent):
         log_std: Tensor | None = None
         if off_policy:
             mean, log_std = self.policy.moments(rollout.x, rollout.t, rollout.reference)
+            self.count_moments(len(mean))
             log_prob = gaussian_log_prob(rollout.x_next, mean, log_std)
             ratio = (log_prob - rollout.log_prob).clamp_max(0.0).exp().view(horizon, n)
         elif not self.config.sampled_entropy:
@@ -277,26 +282,31 @@ class DxDP(GaussianAgent):
         values = self.values(rollout.x[first:], rollout.t[first:], self.target_value).view(-1, n)
         values = torch.cat([values, self.mdp.energy(rollout.trajectory.final)[None]])
         self.costs.energy_evals += n - self.config.batch_size
-        missed, targets = torch.zeros_like(cost), torch.empty_like(cost)
+        targets, following = torch.empty_like(cost), values[-1]
         for t in reversed(range(horizon)):
-            following = values[t - horizon]
-            targets[t] = cost[t] + following + self.config.td_lambda * missed[t]
+            value = values[t - horizon]
+            targets[t] = cost[t] + value + self.config.td_lambda * (following - value)
             if ratio is not None:
-                targets[t] = torch.lerp(values[t], targets[t], ratio[t])
-            if t:
-                missed[t - 1] = targets[t] - values[t - horizon - 1]
-        return targets.flatten(), (missed - missed.mean(1, keepdim=True)).flatten()
+                targets[t] = values[t].lerp(targets[t], ratio[t])
+            following = targets[t]
+        return targets.flatten()
 
     @torch.no_grad()
     def resampled_targets(self, rollout: Rollout) -> Tensor:
         """One-step targets c_t + V_{t+1}(x') with fresh x' ~ pi(. | x_t): ``[T n]``."""
         n = rollout.trajectory.x.shape[1]
-        x_next, log_prob, log_std = self.draw(rollout)
+        x_next, log_prob, (_, log_std) = self.draw(rollout)
+        self.count_moments(len(x_next))
         future = torch.cat([
             self.values(x_next[:-n], rollout.t[:-n] + 1, self.target_value), self.mdp.energy(x_next[-n:])
         ])  # fmt: skip
         self.costs.energy_evals += n
         return future + self.value_cost(rollout.x, x_next, rollout.t, log_prob, log_std)
+
+    def count_moments(self, states: int) -> None:
+        """Costs of the policy's moments at so many states, outside of rollouts and policy steps."""
+        if self.owns_denoiser:
+            self.costs.denoiser_calls += states
 
     @torch.no_grad()
     def average_value(self) -> None:
@@ -307,40 +317,51 @@ class DxDP(GaussianAgent):
 
     # -- improvement -------------------------------------------------------------------------------------------
 
-    def draw(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Fresh reparameterised x' ~ pi(. | x_t), its log pi at fixed parameters, and log sigma, at every state."""
+    def draw(self, rollout: Rollout) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Fresh reparameterised x' ~ pi(. | x_t) at every state, log pi of it at fixed parameters, (mu, log sigma)."""
         mean, log_std = self.policy.moments(rollout.x, rollout.t, rollout.reference)
         log_std = log_std.expand_as(mean)
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device, dtype=mean.dtype)
         x_next = mean + log_std.exp() * noise
         self.costs.policy_draws += len(x_next)
         # At fixed parameters: the direct score has mean zero and would only add variance (Roeder et al. 2017).
-        return x_next, gaussian_log_prob(x_next, mean.detach(), log_std.detach()), log_std
+        return x_next, gaussian_log_prob(x_next, mean.detach(), log_std.detach()), (mean, log_std)
 
-    def policy_loss(self, rollout: Rollout, missed: Tensor | None = None) -> Tensor:
+    def policy_loss(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
         """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh x' ~ pi(. | x_t) at every given state.
 
-        With ``correction`` also E_behaviour[rho missed], clipped: the policy gradient is that of V plus the likelihood
-        ratio's of (return - V), so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
+        With ``correction`` also the mean of rho_t (G_{t+1} - V_{t+1}), clipped, over the rollout's own x_{t+1}, G_t its
+        ``returns``: the policy gradient is that of V plus the likelihood ratio's of what V misses, so V is a control
+        variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
         """
         n = rollout.trajectory.x.shape[1]
-        x_next, log_prob, log_std = self.draw(rollout)
-        cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, log_std)
+        x_next, log_prob, moments = self.draw(rollout)
+        cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, moments[1])
         future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.energy_evals += n
         self.costs.energy_grad_evals += n
-        loss = (cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()) / len(x_next)
-        if missed is None or not self.config.correction:
-            return loss
-        moments = self.policy.moments(rollout.x, rollout.t, rollout.reference)
-        ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob).exp()
-        clip = self.config.correction_clip
-        return loss + torch.maximum(ratio * missed, ratio.clamp(1 - clip, 1 + clip) * missed).mean()
+        loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
+        if self.config.correction and returns is not None:
+            missed = self.missed(rollout, returns)
+            ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob)[:-n].exp()
+            clipped = ratio.clamp(1 - self.config.correction_clip, 1 + self.config.correction_clip)
+            loss = loss + torch.maximum(ratio * missed, clipped * missed).sum()
+        return loss / len(x_next)
 
-    def update_policy(self, rollout: Rollout, missed: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def missed(self, rollout: Rollout, returns: Tensor) -> Tensor:
+        """G_t - V_t less its mean per step, t = 1..T-1 (V_T = E misses nothing): ``[(T - 1) n]``.
+
+        V is what the policy step differentiates, not what targets bootstrap from: only then do its errors cancel.
+        """
+        n = rollout.trajectory.x.shape[1]
+        missed = (returns[n:] - self.values(rollout.x[n:], rollout.t[n:])).view(-1, n)
+        return (missed - missed.mean(1, keepdim=True)).flatten()
+
+    def update_policy(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
         """One reparameterised policy step; V, the kernel and the energy stay fixed."""
         with frozen([*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy_parameters()]):
-            return self.step_policy(self.policy_loss(rollout, missed), len(rollout.x))
+            return self.step_policy(self.policy_loss(rollout, returns), len(rollout.x))
 
     def _extra_tensors(self) -> dict[str, Tensor]:
         return {"warmup_left": torch.tensor(self.warmup_left), **self.memory}
@@ -351,8 +372,8 @@ class DxDP(GaussianAgent):
 
 
 def due(step: int, count: int, steps: int) -> bool:
-    """Whether one of ``count`` events, evenly spread over ``steps``, falls on this step."""
-    return (step + 1) * count // steps > step * count // steps
+    """Whether one of ``count`` events, evenly spread over ``steps`` from the first one on, falls on this step."""
+    return -(-step * count // steps) < -(-(step + 1) * count // steps)
 
 
 def as_rollout(x: Tensor, log_prob: Tensor, reference: Tensor | None = None) -> Rollout:

@@ -31,8 +31,9 @@ class PathWiseConfig(GaussianConfig):
     """Keep only the states and compute each step again in the backward pass: less memory, more evaluations."""
     sticking: bool = True
     """log pi at fixed parameters (Roeder et al. 2017, arXiv 1703.09194); one more pass of the network per step."""
-    detach_energy_gradient: bool = False
-    """Take the grad E that the network is given, if it is, as a constant: no second derivatives of E."""
+    detach_energy_gradient: bool = True
+    """Take the grad E that the network is given, if it is, as a constant: biased, but without second derivatives of E,
+    which make the gradient far noisier between modes."""
 
 
 class PathWise(GaussianAgent):

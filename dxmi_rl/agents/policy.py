@@ -14,7 +14,7 @@ from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
 
 GRADIENT_LIMIT = 5.0
-"""Largest pull of the energy's gradient, in units of a step; wells may be arbitrarily steep."""
+"""Largest pull of the energy's gradient that a policy is given, in widths of a mode; wells may be arbitrarily steep."""
 
 
 class GaussianPolicy(nn.Module):
@@ -66,8 +66,9 @@ class CorrectionPolicy(GaussianPolicy):
     """mu = mu_base(x, t) + w_t m(x, t), log sigma = log sigma_t + l(x, t): a zero-initialised network on a fixed base.
 
     The network sees x_t and mu_base. w_t is the larger of sigma_t and half the fall of the noise: a unit output matters
-    at every step. With ``energy_gradient`` it also sees g = w_t (-grad E(x)), softly clipped, and adds a gated w_t g to
-    the mean, as samplers that are given only the energy do (Zhang and Chen 2022, arXiv 2111.15141, section 4).
+    at every step. With ``energy_gradient`` it also sees g = -sigma_{T-1} grad E(x), softly clipped, and adds a gated
+    w_t g to the mean, as samplers that are given only the energy do (Zhang and Chen 2022, arXiv 2111.15141, section 4);
+    sigma_{T-1}, where the ladder ends, stands for the width of a mode, in which g then counts.
     """
 
     state_scale: Tensor
@@ -110,7 +111,7 @@ class CorrectionPolicy(GaussianPolicy):
         mean = self.base.mean(x, t)
         if self.gradient is None:
             return mean
-        pull = per_step(self.step_scale, t, x) * self.gradient(x)
+        pull = self.base.sigma[-1] * self.gradient(x)
         return torch.stack([mean, pull / (1 + (pull / GRADIENT_LIMIT).square()).sqrt()], dim=1)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -143,6 +144,9 @@ class FineTunedPolicy(GaussianPolicy):
         if not any(True for _ in self.base.denoiser.parameters()):
             raise ValueError("policy 'fine-tuned' needs a denoiser with parameters; use 'correction' for an exact one.")
         self.log_sigma = nn.Parameter(self.base.sigma.log().clone())
+
+    def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
+        return per_step(self.log_sigma, t, x)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.base.mean(x, t), per_step(self.log_sigma, t, x)

@@ -1,4 +1,4 @@
-"""Replay of final states by reward rank, and local search on them (Sendera et al. 2024, arXiv 2402.05098, section 4)."""
+"""Replay of final states by reward rank, and local search (Sendera et al. 2024, arXiv 2402.05098, section 4)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from dxmi_rl.mdp import DenoisingMDP
 
 RANK_SOFTNESS = 0.01
-"""k of the rank weights 1 / (k N + rank), as in the paper's code: the best hundredth gets about a sixth of the draws."""
+"""k of the rank weights 1 / (k N + rank), as in the paper's code; the best hundredth gets 15 % of the draws."""
 ACCEPTANCE = 0.574
 """Acceptance rate at which MALA moves fastest (Roberts and Rosenthal 1998)."""
 ADAPTATION = 0.2

@@ -35,9 +35,9 @@ class TrajectoryBalance(GFlowNet):
     config: TrajectoryBalanceConfig
 
     def _build(self) -> None:
-        super()._build()
         self.uses_value = self.config.conditional
+        super()._build()
 
     def loss(self, paths: Rollout, log_targets: Tensor) -> Tensor:
-        """Mean of (log Z - log w)^2 (Malkin et al. equation 14; Sendera et al. equation 9)."""
+        """Mean of (log Z - log w)^2, both papers' trajectory balance loss; with log Z + f(x_0) when ``conditional``."""
         return (self.log_z.value - self.log_weights(paths, log_targets, self.config.conditional)).square().mean()

@@ -28,10 +28,10 @@ class VarGrad(GFlowNet):
     config: VarGradConfig
 
     def _build(self) -> None:
+        self.uses_value = self.config.conditional
         super()._build()
         check_integer("batch_size", self.config.batch_size, minimum=2)
-        self.uses_value = self.config.conditional
 
     def loss(self, paths: Rollout, log_targets: Tensor) -> Tensor:
-        """Unbiased variance of log w over the batch (Richter et al. equation 8): twice the reverse KL's gradient."""
+        """Unbiased variance of log w over the batch; on-policy, too, its gradient is twice the reverse KL's."""
         return self.log_weights(paths, log_targets, self.config.conditional).var()
