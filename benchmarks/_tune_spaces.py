@@ -45,6 +45,8 @@ class Steps:
 
     def encode(self, value: Any) -> int:
         """optuna's parameter of a setting; raises ValueError for one outside of the space."""
+        if value not in self.values:
+            raise ValueError(f"{value!r} is none of {self.values}.")
         return self.values.index(value)
 
     def decode(self, parameter: int) -> Any:
@@ -77,7 +79,7 @@ OFF_POLICY: dict[str, Space | None] = {
 }
 GFLOWNET: dict[str, Space | None] = {
     "updates": Steps((1, 2, 4)),
-    "exploration": Steps((0.0, 0.25, 0.5, 1.0, 2.0)),
+    "exploration": Steps((0.0, 0.2, 0.5, 1.0, 2.0)),
     "exploration_part": Steps((0.25, 0.5, 0.75, 1.0)),
     "replay": Steps((0, 2_000, 10_000)),
 }
