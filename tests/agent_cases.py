@@ -37,7 +37,14 @@ def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
     chosen = small_settings(name)
     if name == "dxmi":
         chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
+    else:
+        chosen["config"] = AGENTS[name].Config()  # not what tuning found
     return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+
+
+def plain_agent(name: str, task: Any, **settings: Any) -> Agent:
+    """The agent with plain defaults beside ``settings``: what tuning found must not move a test."""
+    return make_agent(name, task, config=AGENTS[name].Config(), **settings)
 
 
 def small_settings(name: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from agent_cases import plain_agent
 from torch import Tensor
 
-from dxmi_rl import make_agent, make_task
+from dxmi_rl import make_task
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.diffusion import Brownian
@@ -171,7 +172,7 @@ def lqg_agent(
     monkeypatch: pytest.MonkeyPatch, name: str, **settings: object
 ) -> tuple[GaussianAgent, Tabular, OfPolicy]:
     """An agent whose policy is a Tabular and whose value network is the exact V of that policy."""
-    agent = make_agent(name, lqg_task(), seed=0, **settings)
+    agent = plain_agent(name, lqg_task(), seed=0, **settings)
     assert isinstance(agent, GaussianAgent)
     policy = Tabular()
     agent.policy = policy  # type: ignore[assignment]

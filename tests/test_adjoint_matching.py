@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import PRETRAINING, small, state
+from agent_cases import PRETRAINING, plain_agent, small, state
 from lqg_cases import SMALL, B, P, flat_gradient, lqg_task
 from torch import Tensor
 
@@ -227,7 +227,7 @@ def test_it_learns_the_tilted_base(horizon: int, iterations: int) -> None:
 
 def test_it_finds_the_fixed_point_of_the_lqg() -> None:
     """With its own network, which sees no grad E; the RMS error of the means, in units of sigma_t."""
-    agent = make_agent(
+    agent = plain_agent(
         "adjoint-matching", lqg_task(), seed=0, **SMALL, beta=BETA, energy_gradient=False, policy_learning_rate=1e-2
     )
     agent.learn(500_000)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import PRETRAINING, same, skip_without_extra, small, state, task_for
+from agent_cases import PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
@@ -354,7 +354,7 @@ def test_the_base_denoiser_is_paid_for_once() -> None:
 @pytest.mark.parametrize(("name", "steps"), [("dxdp", 120_000), ("ppo", 120_000)])
 def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
     base = quick_scores(Base("8gaussians"))["kl_bound"]
-    agent = make_agent(name, "8gaussians", seed=0)
+    agent = plain_agent(name, "8gaussians", seed=0)
     trained = quick_scores(agent.learn(steps))["kl_bound"]
     assert trained < 0.75 * base, (trained, base)
 
@@ -365,7 +365,7 @@ def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
 )
 def test_log_z_of_a_trained_policy(agent: str, target: str, horizon: int, steps: int, fit: int) -> None:
     """|log Z| <= 0.05 from 2e5 trajectories of a trained policy under the Learned kernel; the truth is 0."""
-    trained = make_agent(agent, make_task(target, horizon=horizon, backward="learned"), seed=0)
+    trained = plain_agent(agent, make_task(target, horizon=horizon, backward="learned"), seed=0)
     trained.learn(steps)
     if fit:
         trained.mdp.kernel = fit_kernel(trained.mdp, trained.policy, steps=fit)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import same, skip_without_extra, small, state
+from agent_cases import plain_agent, same, skip_without_extra, small, state
 from lqg_cases import START_STD, VARIANCE, B, P, solve
 from torch import Tensor, nn
 
@@ -121,7 +121,7 @@ def test_they_find_the_optimal_policy(
 ) -> None:
     skip_without_extra(name)
     task, best = ladder_task(horizon)
-    agent = make_agent(name, task, seed=0, **settings)
+    agent = plain_agent(name, task, seed=0, **settings)
     before = errors(agent, best)
     error = errors(agent.learn(steps), best)
     assert error["mean"] < mean, error

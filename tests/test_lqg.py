@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from agent_cases import plain_agent
 from lqg_cases import (
     SMALL,
     START_STD,
@@ -22,7 +23,6 @@ from lqg_cases import (
 )
 from torch import Tensor
 
-from dxmi_rl import make_agent
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.diffusion import BackwardKernel, Brownian
@@ -141,7 +141,7 @@ def test_the_optimal_soft_return_is_minus_the_first_value_on_every_path() -> Non
 
 
 def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
-    agent = make_agent(
+    agent = plain_agent(
         "dxdp", lqg_task(), seed=0, **SMALL, td_lambda=0.95, value_steps=8, policy_steps=2,
         policy_learning_rate=3e-3, sigma_learning_rate=3e-3, value_learning_rate=1e-2,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
 
 
 def test_ppo_finds_them_too() -> None:
-    agent = make_agent(
+    agent = plain_agent(
         "ppo", lqg_task(), seed=0, **SMALL, epochs=4, minibatches=1, gae_lambda=0.95,
         policy_learning_rate=3e-3, sigma_learning_rate=3e-3, value_learning_rate=1e-2,
     )  # fmt: skip

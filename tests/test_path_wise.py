@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import PRETRAINING, small, state
+from agent_cases import PRETRAINING, plain_agent, small, state
 from lqg_cases import SMALL, Tabular, errors, flat_gradient, lqg_agent, lqg_task, solve
 from torch import Tensor
 
@@ -223,7 +223,7 @@ def test_a_detached_energy_gradient_is_a_constant() -> None:
 
 
 def test_it_finds_the_optimal_policy() -> None:
-    agent = make_agent("path-wise", lqg_task(), seed=0, **SMALL, policy_learning_rate=1e-2, sigma_learning_rate=3e-3)
+    agent = plain_agent("path-wise", lqg_task(), seed=0, **SMALL, policy_learning_rate=1e-2, sigma_learning_rate=3e-3)
     assert isinstance(agent, PathWise)
     agent.learn(500_000)
     error = errors(agent)

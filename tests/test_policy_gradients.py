@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import PRETRAINING, small, state
+from agent_cases import PRETRAINING, plain_agent, small, state
 from lqg_cases import VARIANCE, B, P, lqg_task
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def agent_and_rollout(name: str, tau: float = TAU, **settings: Any) -> tuple[Any
     """An agent on the LQG whose policy has left its start, and fixed transitions that it did not draw."""
     task = lqg_task()
     task.mdp.tau = tau
-    agent = make_agent(name, task, seed=0, width=8, depth=2, batch_size=N, **settings)
+    agent = plain_agent(name, task, seed=0, width=8, depth=2, batch_size=N, **settings)
     assert isinstance(agent, PolicyGradientAgent)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -205,7 +205,7 @@ def test_the_terminal_objective_is_the_energy_alone(name: str) -> None:
 @pytest.mark.parametrize("task", ["8gaussians", "gmm25"])
 def test_the_ratio_is_one_before_the_first_update(name: str, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, inside a real update, for a policy that has moved; the next ratios are not."""
-    agent = make_agent(name, task, seed=0)
+    agent = plain_agent(name, task, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in agent.policy.net.parameters():  # type: ignore[attr-defined]

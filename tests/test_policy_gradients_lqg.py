@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from agent_cases import plain_agent
 from lqg_cases import SMALL, B, P, Solution, errors, flat_gradient, lqg_agent, lqg_task
 from torch import Tensor
 
-from dxmi_rl import make_agent
 from dxmi_rl.agents import A2C, DPOK, GRPO, REINFORCE
 from dxmi_rl.agents.policy_gradient import gaussian_divergence
 
@@ -101,7 +101,7 @@ def test_they_find_the_soft_optimum(
     name: str, steps: int, settings: dict[str, Any], mean: float, sigma: float, value: float | None
 ) -> None:
     """Mean, sigma and value within these relative errors of the closed form; ``errors`` says relative to what."""
-    agent = make_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **settings})
+    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **settings})
     agent.learn(steps)
     error = errors(agent, value_sign=None if value is None else -1.0)
     assert error["mean"] < mean and error["sigma"] < sigma, error
@@ -148,7 +148,7 @@ def test_dpoks_optimum_is_the_base_chain_tilted() -> None:
 
 def test_dpok_finds_its_own_optimum() -> None:
     """KL to the base sampler at beta = 0.5, on a task with tau = 1."""
-    agent = make_agent(
+    agent = plain_agent(
         "dpok", lqg_task(), seed=0, **SMALL, **RATES, beta=0.5, gae_lambda=0.95, epochs=4, minibatches=1, clip_ratio=0.2
     )
     assert isinstance(agent, DPOK)

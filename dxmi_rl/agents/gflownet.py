@@ -36,8 +36,9 @@ class GFlowNetConfig(GaussianConfig):
     """Part of the budget over which ``exploration`` falls linearly to 0."""
     replay: int = 0
     """Capacity of the buffer of final states; 0: no replay."""
-    replay_fraction: float = 0.5
-    """Part of a batch's paths that are drawn backwards from the buffer, on top of ``batch_size`` rollouts."""
+    replay_fraction: float = 0.1
+    """Part of a batch's paths that are drawn backwards from the buffer, on top of ``batch_size`` rollouts. The paper's
+    half is for a hundred steps: few Gaussian steps cannot balance everywhere, and spread to cover what is replayed."""
     local_search_steps: int = 20
     """MALA steps that improve ``batch_size`` replayed states; 0: no local search."""
     local_search_every: int = 10
