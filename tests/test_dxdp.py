@@ -537,7 +537,7 @@ def test_the_papers_iteration_is_what_it_says(monkeypatch: pytest.MonkeyPatch) -
 def test_the_papers_fields_can_be_changed_and_no_others() -> None:
     config = DxDP.paper(tau1=0.1, time_cost=1.0, batch_size=64)
     assert (config.tau1, config.time_cost, config.batch_size, config.td_lambda) == (0.1, 1.0, 64, 0.0)
-    assert DxDP.default() == DxDP.Config()
+    assert DxDP.default() == DxDP("8gaussians").config
     with pytest.raises(TypeError, match="unknown"):
         DxDP.paper(unknown=1)
 

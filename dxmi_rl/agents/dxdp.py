@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents.base import FinalStateHook, frozen
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.agents.policy import GaussianPolicy, WiderPolicy
+from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
 from dxmi_rl.mdp import Trajectory
@@ -103,20 +104,21 @@ class DxDP(GaussianAgent):
 
     @staticmethod
     def default() -> DxDPConfig:
-        """The settings that ``DxDP(task)`` has before tuning."""
-        return DxDPConfig()
+        """What ``DxDP(task)`` starts from on vectors, the settings that tuning found; ``Config()`` has plain ones."""
+        return DxDPConfig(**tuned_settings(DxDP, (1,), {}))
 
     @staticmethod
     def paper(**changes: Any) -> DxDPConfig:
         """The paper's: a TD(0) regression, a policy step on 256 transitions (of whole trajectories: 260 at T = 5).
 
-        ``changes`` are fields: tau1, tau2 and the sigmoid time cost are the task's, whose kernel the paper has as
-        ``backward="brownian"``.
+        ``changes`` are fields. tau1 and tau2 are the task's temperature unless given; the paper's kernel is the task's
+        ``backward="brownian"``. On images the paper has ``time_dependent_value=False, entropy_in_value=False,
+        cost_in_value=False, time_cost=1.0``.
         """
         paper = {
             "sampled_entropy": False, "td_lambda": 0.0, "value_steps": 1, "policy_steps": 1, "policy_trajectories": 52,
             "warmup_iterations": 0, "state_dependent_sigma": False, "width": 128, "value_fourier": 0,
-            "clip_gradient": 0.1, "anneal": False, "batch_size": 256,
+            "value_learning_rate": 1e-3, "clip_gradient": 0.1, "anneal": False, "batch_size": 256,
         }  # fmt: skip
         return DxDPConfig(**paper | changes)
 
