@@ -108,6 +108,20 @@ SPACES: dict[str, dict[str, Space | None]] = {
 """Settings of one agent beside the shared ones; None: a shared one that it does not use, or that its paper fixes."""
 
 
+MANY_UPDATES: dict[str, Any] = {
+    "batch_size": 64, "kernel_steps": 4, "epochs": 16, "policy_steps": 16, "value_steps": 8, "updates": 4,
+    "gradient_steps": 20, "policy_learning_rate": 2e-3, "learning_rate": 2e-3,
+}  # fmt: skip
+"""Many small updates per transition, the second trial of every agent: what most depends on, and a random search in
+many dimensions finds late."""
+
+
+def second_trial(agent: str) -> dict[str, Any]:
+    """Settings of the agent's second trial: its defaults but for those of MANY_UPDATES that it is searched in."""
+    space, defaults = search_space(agent), plain_defaults(agent)
+    return {key: MANY_UPDATES.get(key, defaults[key]) for key in space}
+
+
 def search_space(agent: str) -> dict[str, Space]:
     """What ``agent`` is searched in."""
     own = SPACES.get(agent, {})

@@ -4,8 +4,9 @@
     python benchmarks/tune.py --agents ppo dxdp --trials 10             some, and nothing is frozen
 
 The task is gmm9 (fine-tune track, Learned backward kernel), which no published table uses. Every agent gets --trials
-trials of --budget transitions on each of --seeds seeds; the first trial is the agent's plain defaults, the others are
-proposed by optuna's tree-structured Parzen estimator from the spaces of benchmarks/_tune_spaces.py. What a trial costs
+trials of --budget transitions on each of --seeds seeds; the first trial is the agent's plain defaults, the second the
+same many small updates for all, the others are proposed by optuna's tree-structured Parzen estimator from the spaces of
+benchmarks/_tune_spaces.py. What a trial costs
 in energy evaluations and seconds is the agent's affair. A trial's score is the mean over seeds of ``kl_bound`` after
 training (dxmi_rl.evaluation.quick_scores, the kernel of training), or of ``sliced_w2`` for agents without a density;
 when a seed diverges, or its score is not finite, the trial is worse than any other.
@@ -54,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _tune_spaces import list_searched, plain_defaults, search_space
+from _tune_spaces import list_searched, plain_defaults, search_space, second_trial
 from rich.console import Console
 from rich.table import Table
 
@@ -90,7 +91,7 @@ class Arguments:
     agents: tuple[str, ...] = ()
     """Agents to search; by default all that learn from an energy they are given."""
     trials: int = 30
-    """Trials per agent; the first is its defaults."""
+    """Trials per agent; the first is its defaults, the second many small updates."""
     budget: int = 150_000
     """Transitions of training, per trial and seed."""
     seeds: int = 2
@@ -144,7 +145,10 @@ class Search:
         self.agent, self.arguments, self.optuna = agent, arguments, optuna
         self.asked: Any = None
         self.space = search_space(agent)
-        self.defaults = {key: space.encode(plain_defaults(agent)[key]) for key, space in self.space.items()}
+        self.given = [  # the first trials
+            {key: space.encode(settings[key]) for key, space in self.space.items()}
+            for settings in (plain_defaults(agent), second_trial(agent))
+        ]
         self.distributions = {key: space.distribution(optuna) for key, space in self.space.items()}
         arguments.folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
@@ -160,7 +164,7 @@ class Search:
         row = Row(self.agent, TASK, self.agent, arguments.budget, task_settings=TASK_SETTINGS)
         definition = [
             TASK, TASK_SETTINGS, arguments.budget, arguments.seeds, torch.device(arguments.device).type, row.code,
-            plain_defaults(self.agent), repr(self.space),
+            plain_defaults(self.agent), second_trial(self.agent), repr(self.space),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:12]
 
@@ -183,10 +187,11 @@ class Search:
         """Settings of the next trial, the same whether the search was stopped before it or not."""
         index = len(self.finished)
         self.asked = None
-        if index:
-            self.study.sampler = self.optuna.samplers.TPESampler(seed=index)
-            self.asked = self.study.ask(self.distributions)
-        return self.settings(index, {} if self.asked is None else self.asked.params)
+        if index < len(self.given):
+            return self.settings(index, self.given[index])
+        self.study.sampler = self.optuna.samplers.TPESampler(seed=index)
+        self.asked = self.study.ask(self.distributions)
+        return self.settings(index, self.asked.params)
 
     def note(self, outcomes: Sequence[Mapping[str, Any]]) -> float:
         """Store the scores of the trial that was proposed last; returns the trial's."""
@@ -201,8 +206,9 @@ class Search:
             self.study.tell(self.asked, score)
         else:
             first = self.optuna.trial.create_trial(
-                params=self.defaults, distributions=self.distributions, value=score, user_attrs=attributes
-            )
+                params=self.given[len(self.finished)], distributions=self.distributions, value=score,
+                user_attrs=attributes,
+            )  # fmt: skip
             self.study.add_trial(first)
         return score
 

@@ -131,6 +131,18 @@ class DenoisingMDP:
                 f"shape [2]; but {reason}"
             ) from error
 
+    def finite_energy(self, x: Tensor) -> Tensor:
+        """``energy`` of a rollout's x_T; raises EnergyError when one is NaN or infinite (waits for the device)."""
+        energy = self.energy(x)
+        self.require_finite(energy.detach())
+        return energy
+
+    @staticmethod
+    def require_finite(*rewards: Tensor) -> None:
+        """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
+        if not all_finite(*rewards):
+            raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+
     def energy_gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
         """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps its graph. Raises EnergyError.
 
@@ -370,8 +382,7 @@ class DenoisingMDP:
             rewards = [self.running_reward(x[t], x[t + 1], t) for t in range(self.horizon)]
             rewards[-1] = rewards[-1] + self.terminal_reward(trajectory.final)
             stacked = torch.stack(rewards)
-        if not all_finite(stacked.detach()):
-            raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+        self.require_finite(stacked.detach())
         return stacked
 
     def soft_return(self, trajectory: Trajectory) -> Tensor:

@@ -120,7 +120,7 @@ def test_at_the_optimum_gradients_vanish_on_every_path(correction: bool, monkeyp
 
 @pytest.mark.usefixtures("float64")
 def test_the_correction_by_hand() -> None:
-    """max(rho m, clip(rho) m), m = G - V less its mean per step, over steps 0..T-2; nothing else is added."""
+    """max(rho m, clip(rho) m), m = G - V less the others' mean per step, over steps 0..T-2; nothing else is added."""
     settings: dict[str, Any] = {"batch_size": 16, "exploration": 0.5}
     plain, agent = (
         dxdp(lqg_task(), moved=True, correction=on, correction_clip=0.1, **settings) for on in (False, True)
@@ -136,7 +136,7 @@ def test_the_correction_by_hand() -> None:
         x = rollout.trajectory.x[t + 1]
         missed = returns.view(T, 16)[t + 1] - agent.values(x, t + 1)
         for i in range(16):
-            m, rho = float((missed[i] - missed.mean()).detach()), float(ratio[t, i].detach())
+            m, rho = float((missed[i] - missed.mean()).detach()) * 16 / 15, float(ratio[t, i].detach())
             total += max(rho * m, min(max(rho, 0.9), 1.1) * m)
             clipped += rho * m < min(max(rho, 0.9), 1.1) * m
     assert clipped > 3

@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from agent_cases import small
 from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
@@ -269,3 +270,12 @@ def test_replayed_samples_double_what_the_energy_sees() -> None:
     assert replayed.costs.energy_evals - plain.costs.energy_evals == 2 * batch * steps
     assert len(replayed.past) == 2 * batch
     assert len(plain.past) == batch
+
+
+def test_an_energy_against_a_sampler_without_weights() -> None:
+    """The base sampler of an exact denoiser has none to average; its energy is learned all the same."""
+    dxmi = small("dxmi", make_task("8gaussians"), agent="base")
+    before = {key: value.clone() for key, value in dxmi.energy.state_dict().items()}
+    dxmi.learn(3 * dxmi.timesteps_per_iteration)
+    assert not all(torch.equal(value, before[key]) for key, value in dxmi.energy.state_dict().items())
+    assert dxmi.costs.denoiser_calls == dxmi.num_timesteps == dxmi.costs.policy_draws

@@ -58,6 +58,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cheap = tune.quick_scores
     monkeypatch.setattr(tune, "quick_scores", lambda agent, seed: cheap(agent, seed=seed, samples=200))
     monkeypatch.setitem(spaces.SHARED, "batch_size", spaces.Steps((128, 256)))
+    monkeypatch.setitem(spaces.MANY_UPDATES, "batch_size", 128)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import FinalStateHook
@@ -25,7 +24,8 @@ class A2CConfig(CriticConfig, PolicyGradientConfig):
 class A2C(PolicyGradientAgent):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) A_t] with advantages from a value network.
 
-    Rewards are the soft ones of docs/method.md: their sampled log pi is the paper's entropy bonus.
+    Rewards are the soft ones of docs/method.md: their sampled log pi takes the place of the paper's entropy bonus,
+    which is of the present step only.
     """
 
     name: ClassVar[str] = "a2c"
@@ -50,4 +50,4 @@ class A2C(PolicyGradientAgent):
 
     def policy_loss(self, rollout: Rollout, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions, the paper's actor-critic update."""
-        return self.score_loss(rollout, advantages, torch.arange(len(rollout.x), device=rollout.x.device))
+        return self.score_loss(rollout, advantages)

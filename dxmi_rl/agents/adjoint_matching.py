@@ -78,7 +78,11 @@ class AdjointMatching(GaussianAgent):
         """mu_t(x_t) and a_{t+1} of all transitions, both ``[T n, *event]``, time-major."""
         x, base = rollout.trajectory.x, self.mdp.base
         means, adjoints = torch.empty_like(x[:-1]), torch.empty_like(x[:-1])
-        adjoint = self.mdp.energy_gradient(rollout.trajectory.final) / self.beta
+        with torch.enable_grad():
+            final = rollout.trajectory.final.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.mdp.finite_energy(final).sum(), final)
+        self.mdp.require_finite(slope)
+        adjoint = slope / self.beta
         for t in reversed(range(self.mdp.horizon)):
             adjoints[t] = adjoint
             with torch.set_grad_enabled(t > 0):

@@ -217,6 +217,10 @@ class Agent(abc.ABC):
                     self.save(checkpoint)
                 advance(spent)
                 if callback is not None and callback(self) is False:
+                    if not due:
+                        self._note(log)
+                        if checkpoint is not None:
+                            self.save(checkpoint)
                     break
         return self
 
@@ -257,7 +261,7 @@ class Agent(abc.ABC):
             noise = (
                 torch.zeros_like(x)
                 if deterministic
-                else torch.randn(x.shape, generator=self.generator, device=x.device)
+                else torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
             )
             action = self.mdp.action(x, t, draw(self.density(), x, t, noise), coordinates)
         flat = not isinstance(observation, dict)
@@ -379,11 +383,11 @@ class Agent(abc.ABC):
     def _parse(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Tensor, Tensor, bool]:
         horizon, device, dim = self.mdp.horizon, self.mdp.device, self.mdp.dim
         if isinstance(observation, dict):
-            x = torch.as_tensor(_plain(observation["x"]), dtype=torch.float32, device=device)
+            x = torch.as_tensor(_plain(observation["x"]), dtype=self.mdp.dtype, device=device)
             t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)
             single = x.dim() == len(self.mdp.event_shape)
             return x.reshape(-1, *self.mdp.event_shape), t, single
-        flat = torch.as_tensor(_plain(observation), dtype=torch.float32, device=device)
+        flat = torch.as_tensor(_plain(observation), dtype=self.mdp.dtype, device=device)
         single = flat.dim() == 1
         if flat.shape[-1] != dim + 1 or flat.dim() > 2:
             raise ValueError(f"observation must have shape [{dim + 1}] or [batch, {dim + 1}], got {list(flat.shape)}.")

@@ -46,4 +46,6 @@ class Base(Agent):
         if on_final is not None:
             on_final(final)
         self.costs.timesteps += self.timesteps_per_iteration
+        self.costs.policy_draws += self.timesteps_per_iteration
+        self.costs.denoiser_calls += self.config.batch_size * self.denoiser_calls
         return {}

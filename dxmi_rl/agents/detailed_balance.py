@@ -45,10 +45,10 @@ class DetailedBalance(GFlowNet):
     is minus the soft value V_t of DxDP.
 
     Two things are ours. Where a Gaussian step cannot balance exactly, the published loss bends F_{t+1} towards what
-    such a step can match; with ``detach_next`` the flows are soft TD(0) values, and the policy minimises the variance
-    of each step's residual, which on-policy has the same gradient. (8gaussians, learned kernel, 20 CPU-seconds: ELBO
-    -1.0 as published, -0.55 so.) And a warm-up: flows far from balance push the policy away from its own samples, and
-    it may never come back.
+    such a step can match; with ``detach_next`` the flows are, on-policy, soft TD(0) values, and the policy
+    minimises the variance of each step's residual, which on-policy has the same gradient. (8gaussians, learned
+    kernel, 20 CPU-seconds: ELBO -1.0 as published, -0.55 so.) And a warm-up: flows far from balance push the policy
+    away from its own samples, and it may never come back.
     """
 
     name: ClassVar[str] = "detailed-balance"
@@ -60,6 +60,8 @@ class DetailedBalance(GFlowNet):
         super()._build()
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(self.config, key), minimum=0)
+        if self.config.detach_next:  # residuals are centred over the batch
+            check_integer("batch_size", self.config.batch_size, minimum=2)
         self.warmup_left = self.config.warmup_iterations
 
     def train(self, paths: Rollout, log_targets: Tensor) -> dict[str, float | Tensor]:
@@ -68,6 +70,9 @@ class DetailedBalance(GFlowNet):
         self.warmup_left -= 1
         with torch.no_grad():
             steps = log_targets - self.log_forward(paths)
+        if self.owns_denoiser:
+            self.costs.denoiser_calls += len(paths.x)
+        with torch.no_grad():
             wanted = steps.flip(0).cumsum(0).flip(0)
         loss = steps.new_zeros(())
         for _ in range(self.config.warmup_value_steps):

@@ -19,6 +19,7 @@ from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
+LARGEST_LOG_RATIO = 20.0
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
 ENSEMBLES = ["mean", "max"]
@@ -64,8 +65,8 @@ class DxDPConfig(GaussianConfig):
     target_average: float = 0.0
     """Decay of the average of value weights that targets bootstrap from; 0: the weights themselves."""
     correction: bool = False
-    """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, an on-policy gradient is then unbiased
-    whatever V is."""
+    """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, on-policy, the gradient of the first
+    policy step is then unbiased for any V that was not fitted to this very rollout."""
     correction_clip: float = 0.2
     """Clipping of its importance ratio, as PPO's."""
     warmup_iterations: int = 20
@@ -136,6 +137,10 @@ class DxDP(GaussianAgent):
         check_real("correction_clip", config.correction_clip, strict=True)
         if config.policy_trajectories is not None:
             check_integer("policy_trajectories", config.policy_trajectories)
+        if config.correction:  # what V misses is compared with the other trajectories
+            for key in ("batch_size", "policy_trajectories"):
+                if getattr(config, key) is not None:
+                    check_integer(key, getattr(config, key), minimum=2)
         if config.ensemble_value not in ENSEMBLES:
             raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
         super()._build()
@@ -170,8 +175,9 @@ class DxDP(GaussianAgent):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config
-        rollout = self.remember(self.collect(on_final, self.behaviour()))
-        targets = self.value_targets(rollout)
+        rollout = self.remember(self.collect(on_final, self.behaviour()), moved=on_final is not None)
+        needed = config.correction or not config.value_resampling
+        targets = self.value_targets(rollout) if needed else torch.zeros_like(rollout.log_prob)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
@@ -202,11 +208,17 @@ class DxDP(GaussianAgent):
         """Whether rollouts may come from other policies than the present one."""
         return self.config.replay > 1 or self.config.exploration > 0
 
-    def remember(self, rollout: Rollout) -> Rollout:
-        """All kept rollouts as one, the latest last."""
+    def remember(self, rollout: Rollout, moved: bool = False) -> Rollout:
+        """All kept rollouts as one, the latest last; ``moved``: the energy may have changed since the others came."""
         if self.config.replay == 1:
             return rollout
         horizon = self.mdp.horizon
+        if moved and self.informed and self.memory:  # the policy's input is grad E
+            x, _, t = Trajectory(self.memory["x"], self.memory["log_prob"]).transitions()
+            reference = self.policy.reference(x, t)
+            assert reference is not None
+            self.memory["reference"] = reference.unflatten(0, (horizon, -1))
+            self.count_references(len(x))
         latest = {"x": rollout.trajectory.x, "log_prob": rollout.trajectory.log_prob}
         if rollout.reference is not None:
             latest["reference"] = rollout.reference.unflatten(0, (horizon, -1))
@@ -282,7 +294,7 @@ class DxDP(GaussianAgent):
         cost = self.value_cost(rollout.x, rollout.x_next, rollout.t, log_prob, log_std).view(horizon, n)
         first = 0 if off_policy else n  # on-policy, V_0 cancels
         values = self.values(rollout.x[first:], rollout.t[first:], self.target_value).view(-1, n)
-        values = torch.cat([values, self.mdp.energy(rollout.trajectory.final)[None]])
+        values = torch.cat([values, self.mdp.finite_energy(rollout.trajectory.final)[None]])
         self.costs.energy_evals += n - self.config.batch_size
         targets, following = torch.empty_like(cost), values[-1]
         for t in reversed(range(horizon)):
@@ -345,7 +357,8 @@ class DxDP(GaussianAgent):
         loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
         if self.config.correction and returns is not None:
             missed = self.missed(rollout, returns)
-            ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob)[:-n].exp()
+            log_ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob)[:-n]
+            ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
             clipped = ratio.clamp(1 - self.config.correction_clip, 1 + self.config.correction_clip)
             loss = loss + torch.maximum(ratio * missed, clipped * missed).sum()
         return loss / len(x_next)
@@ -358,7 +371,8 @@ class DxDP(GaussianAgent):
         """
         n = rollout.trajectory.x.shape[1]
         missed = (returns[n:] - self.values(rollout.x[n:], rollout.t[n:])).view(-1, n)
-        return (missed - missed.mean(1, keepdim=True)).flatten()
+        # The mean of the others, as the own one would take a part of the gradient away.
+        return (missed - missed.mean(1, keepdim=True)).flatten() * n / (n - 1)
 
     def update_policy(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
         """One reparameterised policy step; V, the kernel and the energy stay fixed."""

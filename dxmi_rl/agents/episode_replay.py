@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import all_finite
-from dxmi_rl.mdp import DenoisingMDP, EnergyError
+from dxmi_rl.mdp import DenoisingMDP
 
 
 class Transitions(NamedTuple):
@@ -60,9 +59,7 @@ class EpisodeReplay:
         n = x.shape[1]
         rows = slice(self.position, self.position + n)
         with torch.no_grad():
-            energy = self.mdp.energy(x[-1])
-        if not all_finite(energy):
-            raise EnergyError("the energies of a rollout are NaN or infinite: check the energy.")
+            energy = self.mdp.finite_energy(x[-1])
         self.x[:, rows], self.action[:, rows], self.energy[rows] = x, action, energy
         self.size = min(self.size + n, self.capacity)
         self.position = (self.position + n) % self.capacity
@@ -113,5 +110,8 @@ def _look_at(mdp: DenoisingMDP) -> object:
     owner = getattr(energy, "__self__", energy)  # of a method such as a target's
     if not isinstance(owner, nn.Module):
         return None
-    tensors = (*owner.parameters(), *owner.buffers())
-    return energy, tuple((id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
+    tensors = [tensor.detach() for tensor in (*owner.parameters(), *owner.buffers())]
+    # By their values: version counters do not see a fused optimizer's step.
+    numbers = [tensor.double() for tensor in tensors]
+    sums = [part for number in numbers for part in (number.sum(), number.square().sum())]
+    return energy, tuple(torch.stack(sums).tolist()) if sums else ()

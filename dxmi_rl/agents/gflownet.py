@@ -18,9 +18,9 @@ from dxmi_rl.agents.base import FinalStateHook, adam
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.agents.policy import GaussianPolicy, Recorder, WiderPolicy
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
-from dxmi_rl.checks import all_finite, check_integer, check_real
+from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
-from dxmi_rl.mdp import EnergyError, Trajectory
+from dxmi_rl.mdp import Trajectory
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,7 @@ class GFlowNet(GaussianAgent):
         """log qb(x_t | x_{t+1}), the last one with -E(x_T) / tau: ``[T, n]``; and E(x_T) ``[n]``."""
         log_targets = self.mdp.kernel.log_prob(paths.x, paths.x_next, paths.t).view(self.mdp.horizon, -1)
         energy = self.mdp.energy(paths.trajectory.final)
-        if not all_finite(log_targets, energy):
-            raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+        self.mdp.require_finite(log_targets, energy)
         log_targets[-1] -= energy / self.mdp.tau
         return log_targets, energy
 
@@ -200,7 +199,8 @@ class GFlowNet(GaussianAgent):
         return Rollout(trajectory, x, x_next, t, trajectory.log_prob.flatten(), recorder.stacked())
 
     def _extra_tensors(self) -> dict[str, Tensor]:
-        return {key: value for part in (self.buffer, self.search) if part for key, value in part.tensors().items()}
+        parts = [part for part in (self.buffer, self.search) if part is not None]  # a buffer may be empty
+        return {key: value for part in parts for key, value in part.tensors().items()}
 
     def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         for part in (self.buffer, self.search):

@@ -42,7 +42,7 @@ class PathWise(GaussianAgent):
     loss = E[ E(x_T) + tau sum_t ( log pi(x_{t+1} | x_t) - log qb(x_t | x_{t+1}) ) ] / T, which at tau = 1 is the KL
     bound of docs/method.md up to constants: the objective of PIS and DDS with a kernel qb of one's choice. With
     ``sticking`` the direct score of log pi, whose mean is zero, is left out: at the optimum the gradient then vanishes
-    on every path.
+    on every path (but for what ``detach_energy_gradient`` leaves out of it).
 
     The first T - K steps of ``last_steps`` = K are run without gradients, log sigma of those steps included.
     """
@@ -64,9 +64,10 @@ class PathWise(GaussianAgent):
             self.policy.gradient = ConstantEnergyGradient(self.mdp)
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        # The graph of a policy that sees grad E holds the energy, which must not change before it is differentiated:
-        # then the same episodes are run once without a graph, for ``on_final`` to change it.
-        twice = on_final is not None and self.informed
+        # A graph through grad E holds the energy, which must not change before it is differentiated: then the same
+        # noise is run once without a graph, for ``on_final`` to change the energy.
+        held = not self.config.detach_energy_gradient or self.config.checkpointing
+        twice = on_final is not None and self.informed and held
         if on_final is not None and twice:
             on_final(self.rehearse())
         with frozen([*self.mdp.kernel.parameters(), *self.mdp.energy_parameters()]):
@@ -81,7 +82,7 @@ class PathWise(GaussianAgent):
         return {"policy_loss": policy_loss}
 
     def rehearse(self) -> Tensor:
-        """x_T of the episodes that the next ``rollout`` will run."""
+        """x_T of the noise that the next ``rollout`` will run."""
         n, state = self.config.batch_size, self.generator.get_state()
         final = self.mdp.sample(self.policy, n, self.generator)
         self.generator.set_state(state)
@@ -106,7 +107,7 @@ class PathWise(GaussianAgent):
     def policy_loss(self, trajectory: Trajectory) -> Tensor:
         """Minus the mean soft return per transition."""
         x, tau, horizon = trajectory.x, self.mdp.tau, self.mdp.horizon
-        cost = self.mdp.energy(trajectory.final) + tau * trajectory.log_prob.sum(0)
+        cost = self.mdp.finite_energy(trajectory.final) + tau * trajectory.log_prob.sum(0)
         for t in range(horizon):
             cost = cost - self.recomputed(self.mdp.running_reward, x[t], x[t + 1], t)
         self.costs.energy_evals += len(cost)

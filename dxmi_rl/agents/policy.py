@@ -112,7 +112,8 @@ class CorrectionPolicy(GaussianPolicy):
         if self.gradient is None:
             return mean
         pull = self.base.sigma[-1] * self.gradient(x)
-        return torch.stack([mean, pull / (1 + (pull / GRADIENT_LIMIT).square()).sqrt()], dim=1)
+        pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
+        return torch.stack([mean, pull / torch.hypot(torch.ones_like(pull), pull / GRADIENT_LIMIT)], dim=1)
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if reference is None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
-from dxmi_rl.checks import all_finite, check_integer, check_real
+from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.mdp import EnergyError
 from dxmi_rl.registry import UnknownNameError
 
 OBJECTIVES = ["soft", "terminal"]
+LARGEST_LOG_RATIO = 20.0
 
 Moments = tuple[Tensor, Tensor]
 """Mean and log standard deviation of Gaussians, one per row."""
@@ -86,8 +86,7 @@ class PolicyGradientAgent(GaussianAgent):
         """-E(x_T) in the last row, zeros before: ``[T, n]``. Raises EnergyError when not finite."""
         rewards = torch.zeros_like(rollout.trajectory.log_prob)
         rewards[-1] = self.mdp.terminal_reward(rollout.trajectory.final)
-        if not all_finite(rewards):
-            raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+        self.mdp.require_finite(rewards)
         return rewards
 
     @torch.no_grad()
@@ -122,15 +121,18 @@ class PolicyGradientAgent(GaussianAgent):
             mean = rollout.reference[:, 0] if self.informed else rollout.reference
         return mean, per_step(self.mdp.base.sigma.log(), rollout.t, mean).expand_as(mean)
 
-    def score_loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
-        """-E[A log pi(x_{t+1} | x_t)] over ``rows``: its gradient is the policy gradient, at the rollout's policy."""
+    def score_loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor | None = None) -> Tensor:
+        """-E[A log pi(x_{t+1} | x_t)] over ``rows`` (all); its gradient is the policy gradient where it was drawn."""
+        if rows is None:
+            rows = torch.arange(len(rollout.x), device=rollout.x.device)
         return -(advantages[rows] * gaussian_log_prob(rollout.x_next[rows], *self.new_moments(rollout, rows))).mean()
 
 
 class ClippedAgent(PolicyGradientAgent):
     """Several steps per rollout on the clipped surrogate E[min(rho A, clip(rho) A)] - tau KL(pi || pi_old).
 
-    The KL term is what the entropy bonus leaves when A holds log pi_old: the surrogate is exact to second order.
+    The KL term is what the entropy bonus leaves when A holds log pi_old. At each state the unclipped surrogate is the
+    one-step soft objective itself; in the whole return it is right to first order.
     """
 
     base_weight: float = 0.0
@@ -183,7 +185,8 @@ def returns_to_go(rewards: Tensor) -> Tensor:
 
 def importance_ratio(x_next: Tensor, new: Moments, old: Moments) -> Tensor:
     """rho = pi(x_{t+1} | x_t) / pi_old(x_{t+1} | x_t): ``[batch]``; 1 for equal moments, whatever was rounded."""
-    return (gaussian_log_prob(x_next, *new) - gaussian_log_prob(x_next, *old)).exp()
+    # The bound is far beyond every clipping; without it one outlier in many dimensions would give infinity.
+    return (gaussian_log_prob(x_next, *new) - gaussian_log_prob(x_next, *old)).clamp(max=LARGEST_LOG_RATIO).exp()
 
 
 def gaussian_divergence(new: Moments, old: Moments) -> Tensor:

@@ -56,4 +56,4 @@ class REINFORCE(PolicyGradientAgent):
 
     def policy_loss(self, rollout: Rollout, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions; its gradient is that of DDPO_SF."""
-        return self.score_loss(rollout, advantages, torch.arange(len(rollout.x), device=rollout.x.device))
+        return self.score_loss(rollout, advantages)

@@ -40,6 +40,8 @@ class SB3Agent(LibraryAgent):
     def _make(self, sb3: Any) -> None:
         with self._own_randomness(fresh=True):
             self.model = self.make_model(sb3)
+        # Without a logger of its own SB3 makes a folder in /tmp for every call of learn.
+        self.model.set_logger(sb3.common.logger.Logger(folder=None, output_formats=[]))
         self.policy = self.model.policy
 
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
@@ -95,8 +97,6 @@ class SB3ReplayAgent(SB3Agent, ReplayAgent):
 
     def _build(self) -> None:
         sb3 = require("stable_baselines3", "sb3")
-        from stable_baselines3.common.logger import Logger
-
         from dxmi_rl.envs.sb3 import make_sb3_env
 
         self._check_settings()
@@ -105,7 +105,6 @@ class SB3ReplayAgent(SB3Agent, ReplayAgent):
         )  # says what the spaces are
         self._make_replay()
         self._make(sb3)
-        self.model.set_logger(Logger(folder=None, output_formats=[]))
         self.model.replay_buffer = SB3Replay(self)
         with torch.no_grad():
             self.start_at_the_base_sampler()

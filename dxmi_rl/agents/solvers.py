@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.base_sampler import Base
 from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import ReverseSampler, Schedule, make_schedule
@@ -81,7 +80,3 @@ class Solver(Base):
 
     def density(self, policy: nn.Module | None = None) -> Any:
         raise TypeError(f"agent {self.name!r} has no density and no action for a single step: it has sample only.")
-
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        self.costs.denoiser_calls += self.config.batch_size * self.denoiser_calls
-        return super().iterate(on_final)

@@ -107,10 +107,12 @@ def sample_base(
 ) -> Tensor:
     """Draw ``[n, *event_shape]``; ``last_noise=False`` takes the last step's mean, as training-free samplers do."""
     sigma = base.sigma
-    x = base.schedule.start_std * torch.randn(n, *event_shape, generator=generator, device=sigma.device)
+    x = base.schedule.start_std * torch.randn(
+        n, *event_shape, generator=generator, device=sigma.device, dtype=sigma.dtype
+    )
     steps = len(sigma)
     for t in range(steps):
         if t == steps - 1 and not last_noise:
             return base.mean(x, t)
-        x = base.step(x, t, torch.randn(x.shape, generator=generator, device=x.device))
+        x = base.step(x, t, torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype))
     return x

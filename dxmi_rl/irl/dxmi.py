@@ -114,7 +114,9 @@ class DxMI(Agent):
     @torch.no_grad()
     def _average(self) -> None:
         for average, current in ((self.policy, self.agent.policy), (self.average_energy, self.energy)):
-            torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - self.config.ema)
+            parameters: list[Tensor] = list(average.parameters())
+            if parameters:  # the base sampler may have none
+                torch._foreach_lerp_(parameters, list(current.parameters()), 1 - self.config.ema)
 
     @property
     def timesteps_per_iteration(self) -> int:
