@@ -35,6 +35,7 @@ from torch.nn.functional import mse_loss
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.base import frozen
+from dxmi_rl.agents.gaussian import CACHED_NUMBERS
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.checks import check_integer, require, resolve_device
@@ -178,14 +179,15 @@ def arithmetic(agent: DxDP, times: int) -> float:
     """Forward passes of the rollout and the targets, forward and backward ones of the two steps, and nothing else."""
     rollout = agent.collect(None)
     part, _ = agent.pick(rollout, rollout.log_prob, agent.config.policy_trajectories or agent.config.batch_size)
-    size = agent.config.batch_size
+    size, rows = agent.config.batch_size, CACHED_NUMBERS // agent.config.width
 
     def passes() -> None:
         with torch.no_grad():
             for t in range(agent.mdp.horizon):
                 agent.policy.moments(rollout.x[:size], t)
             agent.value(rollout.x, rollout.t)
-        agent.value(rollout.x, rollout.t).sum().backward()
+        for x, t in zip(rollout.x.split(rows), rollout.t.split(rows), strict=True):
+            agent.value(x, t).sum().backward()
         mean, _ = agent.policy.moments(part.x, part.t)
         agent.value(mean, part.t).sum().backward()
 

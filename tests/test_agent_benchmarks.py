@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,13 +12,22 @@ import pytest
 import torch
 
 pytest.importorskip("tyro")
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-
-import ppo_parity
-
-import agents
 from dxmi_rl.agents import PPO
 from dxmi_rl.agents.base import seeded
+
+
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/; not by import, as the name may be that of a folder, such as agents."""
+    file = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+agents, ppo_parity = script("agents"), script("ppo_parity")
 
 
 def documented(module: ModuleType) -> set[str]:
