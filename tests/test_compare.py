@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
+from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.irl import AGENTS
@@ -323,6 +324,13 @@ def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
     for task in ("8gaussians", "gmm25", "digits", "manywell32"):
         fits = [name for name in AGENTS if task != "manywell32" or not AGENTS[name].needs_denoiser]
         assert sorted(row.agent for row in rows if row.task == task) == sorted(set(fits) - {"dxmi"})
+
+
+def test_the_ablations_change_something_and_the_papers_is_dxdps() -> None:
+    for row in presets.load_preset("ablations").rows:
+        config = DxDP.Config(**row.agent_settings)
+        assert (config == DxDP.paper()) == row.label.startswith("paper")
+        assert (config == DxDP.Config()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
 
 
 def a_preset(*groups: dict[str, Any], **changes: Any) -> presets.Preset:

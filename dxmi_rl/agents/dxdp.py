@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.base import FinalStateHook, frozen
-from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
-from dxmi_rl.agents.policy import GaussianPolicy, WiderPolicy
+from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
+from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
@@ -19,7 +19,6 @@ from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
-LARGEST_LOG_RATIO = 20.0
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
 ENSEMBLES = ["mean", "max"]
@@ -200,8 +199,7 @@ class DxDP(GaussianAgent):
 
     def behaviour(self) -> GaussianPolicy:
         """The policy of the rollouts: wider in the first half of the budget when ``exploration`` says so."""
-        extra = self.config.exploration * max(0.0, 1 - 2 * self.progress)
-        return WiderPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
+        return self.wider(self.config.exploration, 0.5)
 
     @property
     def off_policy(self) -> bool:
@@ -357,8 +355,7 @@ class DxDP(GaussianAgent):
         loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
         if self.config.correction and returns is not None:
             missed = self.missed(rollout, returns)
-            log_ratio = (gaussian_log_prob(rollout.x_next, *moments) - rollout.log_prob)[:-n]
-            ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
+            ratio = importance_ratio(gaussian_log_prob(rollout.x_next, *moments), rollout.log_prob)[:-n]
             clipped = ratio.clamp(1 - self.config.correction_clip, 1 + self.config.correction_clip)
             loss = loss + torch.maximum(ratio * missed, clipped * missed).sum()
         return loss / len(x_next)

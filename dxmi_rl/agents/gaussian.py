@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
-from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder
+from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder, WiderPolicy
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.mdp import EnergyError, Trajectory
@@ -18,6 +18,8 @@ from dxmi_rl.registry import UnknownNameError
 
 CACHED_NUMBERS = 640 * 128
 """Rows times width whose gradient a CPU sums up at once: larger layers leave its cache, and take half as long again."""
+LARGEST_LOG_RATIO = 20.0
+"""Far beyond every clipping; without it one outlier in many dimensions would give an infinite importance ratio."""
 POLICIES = ["auto", "correction", "fine-tuned"]
 
 
@@ -164,7 +166,7 @@ class GaussianAgent(Agent):
         """One Adam step on (V_t(x) - target)^2 in units of ``value_unit``: its steps mean the same at every tau."""
         self.value_optimizer.zero_grad(set_to_none=True)
         rows = max(1, CACHED_NUMBERS // self.config.width) if x.device.type == "cpu" else len(x)
-        total = torch.zeros((), device=x.device)
+        total = targets.new_zeros(())
         for part in range(0, len(x), rows):
             chosen = slice(part, part + rows)
             error = self.value(x[chosen], t[chosen]) - (targets[chosen] / self.value_unit)[:, None]
@@ -192,6 +194,11 @@ class GaussianAgent(Agent):
             self.costs.energy_evals += states
             self.costs.energy_grad_evals += states
 
+    def wider(self, exploration: float, part: float) -> GaussianPolicy:
+        """The policy, wider by so many of the base sampler's sigmas, which fall to 0 over ``part`` of the budget."""
+        extra = exploration * max(0.0, 1 - self.progress / part)
+        return WiderPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
+
     def episodes(self, policy: Any, n: int) -> Trajectory:
         """The n episodes of a rollout; agents that choose their own starts define it anew."""
         return self.mdp.rollout(policy, n, self.generator)
@@ -212,3 +219,8 @@ class GaussianAgent(Agent):
         self.costs.energy_evals += n
         self.count_references(len(x))
         return Rollout(trajectory, x, x_next, t, trajectory.log_prob.flatten(), recorder.stacked())
+
+
+def importance_ratio(log_prob: Tensor, behaviour_log_prob: Tensor) -> Tensor:
+    """pi / behaviour from the two log-probs, ``[batch]`` each, bounded by exp(LARGEST_LOG_RATIO)."""
+    return (log_prob - behaviour_log_prob).clamp(max=LARGEST_LOG_RATIO).exp()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import FinalStateHook, adam
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
-from dxmi_rl.agents.policy import GaussianPolicy, Recorder, WiderPolicy
+from dxmi_rl.agents.policy import GaussianPolicy, Recorder
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
@@ -132,8 +132,7 @@ class GFlowNet(GaussianAgent):
 
     def behaviour(self) -> GaussianPolicy:
         """The policy of the rollouts: wider at first, the agent's own after ``exploration_part`` of the budget."""
-        extra = self.config.exploration * max(0.0, 1 - self.progress / self.config.exploration_part)
-        return WiderPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
+        return self.wider(self.config.exploration, self.config.exploration_part)
 
     @torch.no_grad()
     def log_targets(self, paths: Rollout) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
+from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.registry import UnknownNameError
 
 OBJECTIVES = ["soft", "terminal"]
-LARGEST_LOG_RATIO = 20.0
 
 Moments = tuple[Tensor, Tensor]
 """Mean and log standard deviation of Gaussians, one per row."""
@@ -168,7 +167,8 @@ class ClippedAgent(PolicyGradientAgent):
         """-E[min(rho A, clip(rho) A)] (PPO equation 7) + tau KL(pi || pi_old) + w KL(pi || base) over ``rows``."""
         new, old = self.new_moments(rollout, rows), (old_mean[rows], old_log_std[rows])
         x_next, advantages = rollout.x_next[rows], advantages[rows]
-        ratio = importance_ratio(x_next, new, old)
+        # By the same arithmetic, so that equal moments give exactly 1.
+        ratio = importance_ratio(gaussian_log_prob(x_next, *new), gaussian_log_prob(x_next, *old))
         clipped = ratio.clamp(1 - self.config.clip_ratio, 1 + self.config.clip_ratio)
         loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
         if self.temperature:
@@ -181,12 +181,6 @@ class ClippedAgent(PolicyGradientAgent):
 def returns_to_go(rewards: Tensor) -> Tensor:
     """sum_{k >= t} r_k for every t: ``[T, n]``."""
     return rewards.flip(0).cumsum(0).flip(0)
-
-
-def importance_ratio(x_next: Tensor, new: Moments, old: Moments) -> Tensor:
-    """rho = pi(x_{t+1} | x_t) / pi_old(x_{t+1} | x_t): ``[batch]``; 1 for equal moments, whatever was rounded."""
-    # The bound is far beyond every clipping; without it one outlier in many dimensions would give infinity.
-    return (gaussian_log_prob(x_next, *new) - gaussian_log_prob(x_next, *old)).clamp(max=LARGEST_LOG_RATIO).exp()
 
 
 def gaussian_divergence(new: Moments, old: Moments) -> Tensor:
