@@ -122,6 +122,11 @@ NOTES: dict[str, AgentNotes] = {
     "detailed-balance": AgentNotes(
         BALANCE, "Credit step by step, as in DxDP, but by matching flows: no gradient of the energy is needed.", _FLOWS
     ),
+    "path-wise-vargrad": AgentNotes(
+        BALANCE,
+        "The one to take where only an energy with gradients is given and its modes lie apart.",
+        f"In its first phase as `path-wise`, then as `vargrad`. {_FLOWS}",
+    ),
     "sb3-ppo": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),
     "sb3-a2c": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),
     "sb3-sac": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", _OFF_POLICY),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from lqg_cases import SMALL, Steps, errors, flat_gradient, lqg_agent, lqg_task, 
 from test_lqg import LinearPolicy, Posterior
 from torch import Tensor
 
-from dxmi_rl.agents import DetailedBalance, TrajectoryBalance, VarGrad
+from dxmi_rl.agents import DetailedBalance, PathWise, TrajectoryBalance, VarGrad
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.gflownet import GFlowNet
 from dxmi_rl.agents.policy import WiderPolicy
 from dxmi_rl.mdp import EnergyError, Trajectory
 
-NAMES = ["trajectory-balance", "vargrad", "detailed-balance"]
+NAMES = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
 RATES = {"policy_learning_rate": 3e-3, "sigma_learning_rate": 3e-3, "value_learning_rate": 1e-2}
 
 
@@ -155,7 +156,7 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ["trajectory-balance", "vargrad"])
+@pytest.mark.parametrize("name", ["trajectory-balance", "vargrad", "path-wise-vargrad"])
 def test_on_policy_the_gradient_is_twice_the_reverse_kls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the path-wise gradient of the mean of log pi - log qb + E, with 1.2e5 paths each."""
     agent, policy, _ = lqg_agent(monkeypatch, name, batch_size=2000, exploration=0.0)
@@ -257,7 +258,7 @@ def test_updates_touch_the_policy_and_its_flows_only(name: str) -> None:
 
 
 def test_checkpoints_carry_no_network_that_is_not_used() -> None:
-    for name in ("trajectory-balance", "vargrad"):
+    for name in ("trajectory-balance", "vargrad", "path-wise-vargrad"):
         for conditional in (True, False):
             agent = agent_of(name, conditional=conditional)
             assert ("value" in agent.modules()) is ("value" in agent.optimizers()) is conditional
@@ -278,6 +279,32 @@ def test_log_z_starts_at_the_first_batchs_estimate(tmp_path: Path) -> None:
     loaded = TrajectoryBalance.load(agent.save(tmp_path / "agent"))
     loaded.iterate()
     assert float(loaded.log_z.value.detach()) == float(agent.log_z.value.detach()) == before, "only the first time"
+
+
+def test_path_wise_vargrad_is_each_of_them_in_its_part_of_the_budget() -> None:
+    """The same numbers as the two agents: path-wise alone, then the log-variance loss on the policy it left."""
+    agent = agent_of("path-wise-vargrad", lqg_task(), path_wise_part=0.25)
+    alone = small("path-wise", lqg_task())
+    assert isinstance(alone, PathWise)
+    alone.policy.load_state_dict(agent.policy.state_dict())  # drawn after a value network
+    for part in (agent, alone):
+        part.learn(20 * part.timesteps_per_iteration, callback=lambda one: one.progress < 0.2)
+    policy = alone.policy.state_dict()
+    assert all(torch.equal(policy[key], value) for key, value in agent.policy.state_dict().items())
+    after = agent_of("vargrad", lqg_task(), exploration=0.0)
+    after.policy.load_state_dict(agent.policy.state_dict())
+    after.generator.set_state(agent.generator.get_state())
+    after.mdp.kernel.load_state_dict(agent.mdp.kernel.state_dict())
+    after.policy_optimizer.load_state_dict(copy.deepcopy(agent.policy_optimizer.state_dict()))
+    after.value.load_state_dict(agent.value.state_dict())
+    losses = []
+    for part in (agent, after):
+        part._set_progress(0.25)
+        losses.append(float(part.iterate()["policy_loss"]))
+    assert losses[0] == losses[1] > 0
+    for part in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="path_wise_part must lie strictly between 0 and 1"):
+            agent_of("path-wise-vargrad", path_wise_part=part)
 
 
 def test_detailed_balance_warms_its_flows_up_first() -> None:

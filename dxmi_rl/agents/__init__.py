@@ -18,6 +18,7 @@ from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
 from dxmi_rl.agents.edm_heun import EDMHeun
 from dxmi_rl.agents.grpo import GRPO, GRPOConfig
 from dxmi_rl.agents.path_wise import PathWise, PathWiseConfig
+from dxmi_rl.agents.path_wise_vargrad import PathWiseVarGrad, PathWiseVarGradConfig
 from dxmi_rl.agents.ppo import PPO, PPOConfig
 from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
 from dxmi_rl.agents.sb3_a2c import SB3A2C, SB3A2CConfig
@@ -64,6 +65,8 @@ __all__ = [
     "PPOConfig",
     "PathWise",
     "PathWiseConfig",
+    "PathWiseVarGrad",
+    "PathWiseVarGradConfig",
     "REINFORCEConfig",
     "SB3A2CConfig",
     "SB3PPOConfig",
@@ -108,6 +111,7 @@ for _agent in (
     TrajectoryBalance,
     VarGrad,
     DetailedBalance,
+    PathWiseVarGrad,
 ):
     AGENTS.add(_agent.name, _agent)
 

@@ -22,6 +22,8 @@ from dxmi_rl.registry import UnknownNameError
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
 ENSEMBLES = ["mean", "max"]
+LOW_DIMENSIONS = 3
+"""Up to here a value network has Fourier frequencies unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ class DxDPConfig(GaussianConfig):
     """"mean" or "max" (the most pessimistic cost, as twin critics do) of the ensemble."""
     target_average: float = 0.0
     """Decay of the average of value weights that targets bootstrap from; 0: the weights themselves."""
-    correction: bool = False
+    correction: bool = True
     """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, on-policy, the gradient of the first
-    policy step is then unbiased for any V that was not fitted to this very rollout."""
+    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; in
+    many dimensions, where the gradient of V is poor, training is unstable without it."""
     correction_clip: float = 0.2
     """Clipping of its importance ratio, as PPO's."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
-    warmup_value_steps: int = 10
+    warmup_value_steps: int = 30
     """Value regressions per warm-up rollout."""
 
 
@@ -118,7 +121,7 @@ class DxDP(GaussianAgent):
         paper = {
             "sampled_entropy": False, "td_lambda": 0.0, "value_steps": 1, "policy_steps": 1, "policy_trajectories": 52,
             "warmup_iterations": 0, "state_dependent_sigma": False, "width": 128, "value_fourier": 0,
-            "value_learning_rate": 1e-3, "clip_gradient": 0.1, "anneal": False, "batch_size": 256,
+            "value_learning_rate": 1e-3, "clip_gradient": 0.1, "anneal": False, "batch_size": 256, "correction": False,
         }  # fmt: skip
         return DxDPConfig(**paper | changes)
 
@@ -157,12 +160,18 @@ class DxDP(GaussianAgent):
         members = [
             StepMLP(
                 self.mdp.dim, 1, scale if config.time_dependent_value else scale[-1:], width=config.width,
-                depth=config.depth, fourier=config.value_fourier, residual=config.residual,
+                depth=config.depth, fourier=self.value_frequencies, residual=config.residual,
             )
             for _ in range(config.ensemble)
         ]  # fmt: skip
         plain = config.ensemble == 1 and config.time_dependent_value
         return members[0] if plain else ValueEnsemble(members, config.time_dependent_value)
+
+    @property
+    def value_frequencies(self) -> int:
+        # The policy follows the gradient of V, which frequencies make rough where data are sparse.
+        sparse = self.config.value_fourier is None and self.mdp.dim > LOW_DIMENSIONS
+        return 0 if sparse else super().value_frequencies
 
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | ({"target_value": self.target_value} if self.config.target_average else {})

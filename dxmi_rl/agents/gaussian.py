@@ -38,8 +38,8 @@ class GaussianConfig:
     """Hidden layers (blocks when ``residual``) of policy and value networks."""
     fourier: int = 0
     """Fourier frequencies of the correction network's input."""
-    value_fourier: int = 4
-    """Fourier frequencies of the value network's input."""
+    value_fourier: int | None = None
+    """Fourier frequencies of the value network's input; None: 4, but for DxDP in more than 3 dimensions (0 there)."""
     residual: bool = False
     """Residual blocks in the value network."""
     state_dependent_sigma: bool = True
@@ -143,8 +143,13 @@ class GaussianAgent(Agent):
         config = self.config
         return StepMLP(
             self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
-            fourier=config.value_fourier, residual=config.residual,
+            fourier=self.value_frequencies, residual=config.residual,
         )  # fmt: skip
+
+    @property
+    def value_frequencies(self) -> int:
+        """``value_fourier``, or what None stands for."""
+        return 4 if self.config.value_fourier is None else int(self.config.value_fourier)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         policy: dict[str, torch.optim.Optimizer] = {"policy": self.policy_optimizer}

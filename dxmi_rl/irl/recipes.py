@@ -38,7 +38,7 @@ _IMAGES_AGENT: dict[str, Any] = {
 _BY_AGENT: dict[str, dict[str, Any]] = {
     # The value follows a moving energy, so there is nothing to warm up. The more a rollout teaches the policy, the
     # fewer energy steps there are, in which the energy can drift where neither player has samples.
-    "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4},
+    "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4, "correction": False},
     "ppo": {},
 }
 IMAGE_TASKS = ("digits",)
