@@ -267,6 +267,7 @@ def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str,
         (group_of("8gaussians", "ppo", 100, seeds=[1, 1]), "seeds must be distinct"),
         (group_of("8gaussians", "ppo", 100, seeds=[-1]), "seed must be >= 0, got -1"),
         (group_of("8gaussians", "ppo", 100, seeds=3), "seeds of tiny.toml must be a list"),
+        (group_of("8gaussians", "ppo", 100, fit="no"), "fit of tiny.toml must be a bool, got 'no'"),
         (group_of("manywell32", "ddim"), "agent 'ddim' needs a denoiser, and task 'manywell32' has none"),
     ],
 )
@@ -355,6 +356,13 @@ def seeds_of(arguments: compare.Arguments, groups: list[dict[str, Any]]) -> dict
     write_tiny(content=TINY | {"group": groups})
     runs = compare.make_plan(arguments).selected
     return {label: [run.seed for run in runs if run.row.label == label] for label in {run.row.label for run in runs}}
+
+
+def test_a_group_may_leave_out_the_fitted_kernel() -> None:
+    groups = [group_of("8gaussians", "base", label=str(fit), fit=fit) for fit in (True, False)]
+    for sizes, wanted in ({"fit": True}, [True, False]), ({"fit": False}, [False, False]):
+        rows = a_preset(*groups).rows
+        assert [protocol.Run(row, 0, sizes=protocol.Sizes(**sizes)).fits for row in rows] == wanted
 
 
 def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

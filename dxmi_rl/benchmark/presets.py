@@ -13,7 +13,7 @@ from dxmi_rl.irl import AGENTS, DxMI
 from dxmi_rl.registry import UnknownNameError
 
 FOLDER = Path(__file__).with_name("presets")
-GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "task_settings", "agent_settings"]
+GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "fit", "task_settings", "agent_settings"]
 EVERY_AGENT = "*"
 
 
@@ -39,8 +39,8 @@ def load_preset(name: str | Path) -> Preset:
     A file holds ``description``, ``seeds``, a table ``[sizes]`` of Sizes' fields and ``[[group]]`` tables: ``tasks``
     and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy, without those that
     need a denoiser where the task has none), ``except`` (agents that are left out), ``budget`` and ``unit`` (of agents
-    that train), ``seeds`` (where they are not the file's), ``label`` (the agent's name by default; "{agent}" is
-    replaced), ``task_settings`` and ``agent_settings``.
+    that train), ``seeds`` (where they are not the file's), ``fit`` (false: no fitted kernel, as in Sizes), ``label``
+    (the agent's name by default; "{agent}" is replaced), ``task_settings`` and ``agent_settings``.
 
     Raises UnknownNameError for unknown names and keys, FileNotFoundError, ValueError for a file that is not sound.
     """
@@ -97,7 +97,7 @@ def _rows_of_group(group: dict[str, Any], source: str) -> list[Row]:
     rows = [
         make_row(
             task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit), seeds=tuple(seeds),
-            task_settings=task_settings, agent_settings=agent_settings,
+            fit=_typed(group, "fit", bool, True, source), task_settings=task_settings, agent_settings=agent_settings,
         )
         for task in group["tasks"]
         for name in group["agents"]

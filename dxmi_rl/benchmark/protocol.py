@@ -52,6 +52,8 @@ class Row:
     """JSON-able arguments of ``make_task``."""
     agent_settings: dict[str, Any] = field(default_factory=dict)
     """JSON-able settings of the agent."""
+    fit: bool = True
+    """Fit a kernel when the comparison's sizes ask for it; on images that takes longer than short trainings do."""
     trust_checkpoint: bool = False
     """Open a checkpoint of your own although it holds pickles, which run code."""
     folder: str = "."
@@ -201,7 +203,7 @@ class Run:
     @property
     def fits(self) -> bool:
         """Whether a kernel is fitted for ``kl_bound_fit``: not where the energy is learned, as no agent aims at it."""
-        return self.sizes.fit and self.row.energy_given
+        return self.sizes.fit and self.row.fit and self.row.energy_given
 
     @property
     def cost(self) -> float:
