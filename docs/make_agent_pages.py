@@ -173,7 +173,7 @@ def results(name: str) -> list[str]:
         others = [number(scores[other]["iqm"]) if other in scores else "" for other in ("modes", "eubo", "sliced_w2")]
         known = ["" if task[other] is None else number(task[other]) for other in ("floor", "base")]
         spent = [compact(costs[cost]) for cost in COSTS]
-        runs = f"{row['runs']} of {len(everything['seeds'])}"
+        runs = f"{row['runs']} of {seeds_of(row)}"
         lines.append((title, rank(row), text, *others, *known, compact(row["budget"]), *spent, runs))
     again = shlex.split(rows[0]["command"])
     at = again.index("--tasks")
@@ -185,6 +185,11 @@ def results(name: str) -> list[str]:
     ]
 
 
+def seeds_of(row: dict[str, Any]) -> int:
+    """Number of seeds that a row was to have; results from before rows had seeds of their own say it for all."""
+    return len(row.get("seeds", standard()["seeds"]))
+
+
 def rank(row: dict[str, Any]) -> str:
     """Place of a row on its task among the rows all of whose runs finished: ``2 of 9``, or nothing."""
     everything = standard()
@@ -192,7 +197,7 @@ def rank(row: dict[str, Any]) -> str:
     same = [
         other for other in everything["summary"]
         if other["task"] == row["task"] and task["score"] in other["scores"]
-        and other["runs"] == len(everything["seeds"])
+        and other["runs"] == seeds_of(other)
     ]  # fmt: skip
     sign = 1 if task["better"] == "lower" else -1
     same.sort(key=lambda other: sign * other["scores"][task["score"]]["iqm"])

@@ -74,7 +74,7 @@ def test_results_are_those_of_the_standard_preset() -> None:
         (line,) = [line for line in text.splitlines() if line.startswith((f"| {row['task']} |", f"| {row['task']}, "))]
         if score in row["scores"]:
             assert make_agent_pages.interval_text(row["scores"][score]) in line
-        assert f"{row['runs']} of {len(results['seeds'])}" in line
+        assert f"{row['runs']} of {len(row.get('seeds', results['seeds']))}" in line
         assert results["command"] in text and f"--agents {row['label']}`" in text
 
 
