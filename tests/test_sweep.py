@@ -25,7 +25,7 @@ from sweep_cases import ROOT, RUNS, read, results, tiny_main, write_tiny
 from dxmi_rl.benchmark import compare, sweep
 from dxmi_rl.benchmark.measure import measure
 from dxmi_rl.benchmark.presets import load_preset
-from dxmi_rl.benchmark.protocol import Run, make_runs
+from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 
 DISTURBANCES = 20
 
@@ -266,6 +266,14 @@ def test_best_checkpoint_and_last_iterate(undisturbed: Path) -> None:
         assert run["best"]["timesteps"] == best["timesteps"]
         same = best["timesteps"] == run["costs"]["timesteps"]
         assert (run["best"]["scores"][key] == run["scores"][key]) == same
+
+
+def test_sizes_may_leave_out_the_best_checkpoint() -> None:
+    small = {"samples": 200, "draws": 1, "trajectories": 200, "fit": False, "floors": False, "curve_points": 2}
+    row = Row("ppo", "8gaussians", "ppo", 4000)
+    with_best, without = (measure(Run(row, 0, sizes=Sizes(**small, best=best)))[0] for best in (True, False))
+    assert with_best["scores"] == without["scores"] and without["best"] == {}
+    assert set(with_best["best"]["scores"]) == set(with_best["scores"]) - {"kl_bound_late", "sliced_w2_late"}
 
 
 def test_logs_in_cleanrls_naming(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

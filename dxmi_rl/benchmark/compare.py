@@ -31,7 +31,7 @@ Keys of ``results.json`` (also written to ``--json FILE``):
       summary.runs       number of finished runs
       summary.scores     {score: {iqm, median, low, high, method, floor}} over seeds: 95 % interval and how it was made
                          (from two runs on), the score of exact samples where there is one
-      summary.best       the same of the best checkpoints; empty for agents that do not train
+      summary.best       the same of the best checkpoints; empty where runs.best is
       summary.normalised   {iqm, median, low, high, method} of normalised scores, or null
       summary.costs      {cost: mean over seeds}
       summary.command    the command that makes the row again
@@ -42,7 +42,8 @@ Keys of ``results.json`` (also written to ``--json FILE``):
       runs.seed, runs.device            where it differs from the others of its row
       runs.sizes         samples, draws, trajectories, ... of its evaluation
       runs.scores        of the last iterate, what dxmi_rl.evaluate returns; <score>_late: mean of the last quarter
-      runs.best          {timesteps, scores} of the best checkpoint of the curve; empty for agents that do not train
+      runs.best          {timesteps, scores} of the best checkpoint of the curve; empty for agents that do not train,
+                         and where the preset's sizes leave it out
       runs.unaveraged    quick scores of DxMI's policy without averaging; empty for other agents
       runs.normalised    normalised score of the last iterate: 0 the base sampler, 1 an exact sampler; or null
       runs.sigma_ratios  per step, sigma of the policy over that of the base sampler

@@ -67,7 +67,7 @@ def measure(
         "curve": curve,
         "paths": paths(agent, seed),
     }
-    if agent.trains and best_point is not None:
+    if agent.trains and sizes.best and best_point is not None:
         if best_state is not None:  # the last iterate otherwise, which has its scores
             for name, module in agent.modules().items():
                 module.load_state_dict(best_state[name])

@@ -155,6 +155,8 @@ class Sizes:
     """Trajectories of the log-weights."""
     fit: bool = True
     """Fit a Learned kernel for ``kl_bound_fit`` where the energy is given; it takes longest."""
+    best: bool = True
+    """Score the best checkpoint of the learning curve, too, which takes as long as the last iterate's scores."""
     floors: bool = True
     """Score exact samples, too."""
     curve_points: int = 20
