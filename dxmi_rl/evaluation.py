@@ -21,6 +21,7 @@ from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import GaussianMixture, Target
 from dxmi_rl.targets.digits import Digits
+from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task, make_task, reference_target
 
 FIT_STEPS = 4000
@@ -90,10 +91,11 @@ def evaluate(
         1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
         of exp(-E / tau), which a task of another temperature than 1 asks for; with ``energy="fixed"`` its
         ``elbo_tau_floor`` is that density's log Z by annealed importance sampling, minutes, once), ``sliced_w2``,
-        ``mmd``, ``modes``, ``mode_tv``, ``auc`` (of a learned energy, data against uniform noise over the plotting
-        range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models of other libraries: fraction of action
-        coordinates beyond the box that training clipped to), ``quantile_error`` (in place of ``sliced_w2`` where the
-        variance is infinite; in units of the target's scale), ``fd``, ``precision``, ``recall`` (digits),
+        ``mmd``, ``modes``, ``mode_tv``, ``well_error`` (ManyWell.well_error), ``auc`` (of a learned energy, data
+        against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
+        of other libraries: fraction of action coordinates beyond the box that training clipped to),
+        ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
+        ``fd``, ``precision``, ``recall`` (digits),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task or bad sizes.
@@ -350,6 +352,8 @@ def _sample_scores(target: Target, draw: Any, samples: int, draws: int, seed: in
         scores["quantile_error"] = metrics.quantile_error(x, exact) / target.scale
     if isinstance(target, GaussianMixture):
         scores |= metrics.mode_statistics(x, target.means, target.std, target.weights)
+    if isinstance(target, ManyWell):
+        scores["well_error"] = target.well_error(x)
     return scores
 
 
@@ -381,6 +385,9 @@ def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str,
     floors = exact_floors(target, samples)
     if "auc" in scores and target.has_energy:
         floors["auc"] = _auc(target.energy, target, samples, 0)
+    if isinstance(target, ManyWell):
+        errors = [target.well_error(_exact(target, samples, seed)) for seed in range(FLOOR_PAIRS)]
+        floors["well_error"] = sum(errors) / FLOOR_PAIRS
     return {f"{key}_floor": value for key, value in floors.items() if key in scores}
 
 

@@ -19,6 +19,7 @@ from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
 from dxmi_rl.irl import AGENTS
 from dxmi_rl.registry import Registry
 from dxmi_rl.targets import GaussianMixture, make_target
+from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task
 
 SMALL = {"batch_size": 64, "width": 16, "depth": 2}
@@ -186,6 +187,16 @@ def test_looking_changes_nothing(name: str) -> None:
     without, with_look = (agent.sample(8, seed=0) for agent in finals)
     assert torch.equal(without, with_look)
     assert torch.equal(finals[0].generator.get_state(), finals[1].generator.get_state())
+
+
+def test_many_wells_are_counted_beside_exact_samples() -> None:
+    agent = Base("manywell32")
+    scores = evaluate(agent, seed=1, samples=2000, draws=1, trajectories=500, fit=False)
+    target = agent.task.target
+    assert isinstance(target, ManyWell)
+    generator = torch.Generator().manual_seed(2)  # evaluate draws its samples from seed + 1
+    assert scores["well_error"] == target.well_error(agent.mdp.sample(agent.density(), 2000, generator)) > 0.2
+    assert 0.005 < scores["well_error_floor"] < 0.03, "the largest of 16 errors with a standard deviation of 0.008"
 
 
 def test_an_sb3_model_is_scored_on_a_task() -> None:

@@ -113,6 +113,19 @@ def test_fewer_wells_integrate_to_their_log_z() -> None:
             ManyWell(pairs=pairs)  # type: ignore[arg-type]
 
 
+def test_the_worst_pair_of_wells_counts() -> None:
+    target = ManyWell(pairs=3)
+    exact = target.sample(20_000, seeded(0))
+    assert target.well_error(exact) < 0.011  # three pairs, standard error 0.0026
+    lost = exact.clone()
+    lost[:, 2].abs_()
+    assert target.well_error(lost) == pytest.approx(1 - 0.84431, abs=1e-5)
+    lost[:, 4].abs_().neg_()
+    assert target.well_error(lost) == pytest.approx(0.84431, abs=1e-5)
+    with pytest.raises(ValueError, match="x must"):
+        target.well_error(exact[:, :5])
+
+
 def test_the_wells_table_is_fine_enough() -> None:
     """Between its nodes the distribution function is a straight line: nowhere more than 1e-6 off."""
     target = built("manywell32")

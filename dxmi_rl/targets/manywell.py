@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_integer
+from dxmi_rl.checks import check_batch, check_integer
 from dxmi_rl.targets.base import Target
 
 REACH = 3.5
@@ -57,6 +57,16 @@ class ManyWell(Target):
     def _energy(self, x: Tensor) -> Tensor:
         pairs = x.view(-1, self.pairs, 2)
         return (0.5 * pairs[..., 1].square() - well_log_density(pairs[..., 0])).sum(1)
+
+    def well_error(self, x: Tensor) -> float:
+        """Largest distance, over the pairs, of the fraction of samples with x1 > 0 from the exact 0.84431.
+
+        ``x`` is ``[n, 2 pairs]``; the range is [0, 0.85). All samples in one well of a pair give 0.156 (the right one)
+        or 0.844; log-weights do not see it.
+        """
+        fractions = (check_batch("x", x, self.event_shape)[:, ::2] > 0).double().mean(0)
+        right = 1 - self.cdf[len(self.nodes) // 2]
+        return float((fractions - right).abs().max())
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         like: dict[str, Any] = {"generator": generator, "device": self.device}
