@@ -24,7 +24,7 @@ from dxmi_rl.agents import Agent, Base
 from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.agents.tuned import SEARCH, load_tuned
 from dxmi_rl.benchmark.report import load_results
-from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.benchmark.tables import compact, count_seeds, number
 from dxmi_rl.irl import AGENTS, DxMI
 from dxmi_rl.registry import UnknownNameError
 
@@ -121,9 +121,10 @@ def settings(name: str) -> list[str]:
     else:
         task, score = search["task"]["name"], search["score"]
         values = [number(search[key]) if search[key] is not None else "diverged" for key in ("default", "best")]
+        seeds = count_seeds([search["seeds"]])
         text = (
             f"Without a config it starts from the tuned values, the best of {search['trials']} trials of "
-            f"{search['budget']:,} transitions on {search['seeds']} seeds of {task}, as for every agent: `{score}` "
+            f"{search['budget']:,} transitions on {seeds} of {task}, as for every agent: `{score}` "
             f"{values[1]}, and {values[0]} with the defaults. `{search['command']}`"
             + ("" if found else " The defaults won.")
         )
