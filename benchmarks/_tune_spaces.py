@@ -93,7 +93,7 @@ SPACES: dict[str, dict[str, Space | None]] = {
         "policy_steps": Steps((2, 4, 8, 16)),
         "warmup_iterations": Steps((0, 5, 20)),
         "warmup_value_steps": Steps((10, 30, 60)),
-        "replay": Steps((1, 2, 4)),
+        "replay": Steps((1, 2, 4, 8)),
     },
     "grpo": NO_CRITIC | {"group_size": Steps((8, 16, 32))},
     "path-wise": NO_CRITIC,

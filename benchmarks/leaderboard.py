@@ -96,7 +96,8 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
             own = {key: task[key] for key in SAME_TASK}
-            own |= {"sizes": _run_of(results, row)["sizes"]}
+            run = _run_of(results, row)
+            own |= {"sizes": run["sizes"], "fit": run.get("fit", True)}
             own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
             other, first = terms.setdefault(title, (name, own))
             different = [key for key in own if key in first and first[key] != own[key]]

@@ -35,7 +35,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY
+from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.checks import require
@@ -79,7 +79,9 @@ def race(results: dict[str, Any], leader: str, goal: str) -> dict[str, Any]:
 
 def _race_of(task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], leader: str, goal: str) -> dict[str, Any]:
     score, lower = task["score"], task["better"] == "lower"
-    curve = next(key for key in SELECTED_BY if key in rows[goal][0]["curve"][-1])
+    curve = first_score(SELECTED_BY, list(rows[goal][0]["curve"][-1]), task["energy"] != "learned")
+    if curve is None:
+        raise ValueError(f"goal {goal!r} must have learning curves, and has none.")
     level = statistics.fmean(run["curve"][-1][curve] for run in rows[goal])
     sign = 1 if SELECTED_BY[curve] == "lower" else -1
     own = [run["scores"][score] for run in rows[leader]]
@@ -93,7 +95,7 @@ def _race_of(task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], leader
             if interval is not None:
                 ahead |= {"low": interval.low, "high": interval.high}
         spent = [one for run in runs if (one := first_reach(run["curve"], curve, level, sign)) is not None]
-        # Runs that never reach it are last: the median run is one of those that do when more than half do.
+        # Runs that never reach it are last: the median run is one of those that do when at least half do.
         typical = sorted(spent, key=lambda one: one["timesteps"])[(len(runs) - 1) // 2 :][:1]
         lines.append(
             {
@@ -116,7 +118,7 @@ def first_reach(curve: Sequence[dict[str, float]], key: str, level: float, sign:
     """Costs where sign * curve[key] first comes down to sign * level, linear between points; None if it never does."""
     last: dict[str, float] | None = None
     for point in curve:
-        if not math.isfinite(point[key]):
+        if not math.isfinite(point.get(key, math.nan)):  # or an agent without a density
             continue
         if sign * point[key] <= sign * level:
             if last is None:

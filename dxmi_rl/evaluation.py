@@ -385,7 +385,7 @@ def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str,
     floors = exact_floors(target, samples)
     if "auc" in scores and target.has_energy:
         floors["auc"] = _auc(target.energy, target, samples, 0)
-    if isinstance(target, ManyWell):
+    if isinstance(target, ManyWell) and "well_error" in scores:
         errors = [target.well_error(_exact(target, samples, seed)) for seed in range(FLOOR_PAIRS)]
         floors["well_error"] = sum(errors) / FLOOR_PAIRS
     return {f"{key}_floor": value for key, value in floors.items() if key in scores}

@@ -35,7 +35,7 @@ def results() -> dict[str, Any]:
     runs = [run("ppo", 0, 1.0, [3.0, 2.0, 1.5]), run("ppo", 1, 1.2, [3.0, 1.0, 0.5])]
     runs += [run("dxdp", 0, 0.5, [3.0, 0.0, 0.0]), run("dxdp", 1, 1.1, [3.0, 2.0, 0.0]), run("dxdp", 2, 0.4, [3.0] * 3)]
     runs += [run("base", 0, 2.0, [3.0])]
-    tasks = {"8gaussians": {"score": "kl_bound_fit", "better": "lower"}}
+    tasks = {"8gaussians": {"score": "kl_bound_fit", "better": "lower", "energy": "target"}}
     return {"command": "dxmi-rl compare", "tasks": tasks, "runs": runs}
 
 
@@ -68,10 +68,23 @@ def test_a_race_by_hand() -> None:
     assert base["reached"] == 0 and base["timesteps"] is None and base["leader_ahead"]["low"] is None
 
 
+def test_rows_without_the_goals_curve_never_reach_it() -> None:
+    """TD3 has no density; with a learned energy curves are read in what is seen of samples."""
+    mixed = results()
+    flat = [{"timesteps": 0.0, "seconds": 0.0, "energy_evals": 0.0, "sliced_w2": 0.2}]
+    mixed["runs"].append(run("td3", 0, 3.0, []) | {"curve": flat})
+    row = race.race(mixed, "dxdp", "ppo")["8gaussians"]["rows"][-1]
+    assert (row["label"], row["reached"], row["timesteps"]) == ("td3", 0, None)
+    with pytest.raises(ValueError, match="goal 'ppo' must have learning curves"):
+        learned = results()
+        learned["tasks"]["8gaussians"]["energy"] = "learned"
+        race.race(learned, "dxdp", "ppo")
+
+
 def test_tasks_without_both_are_left_out_and_names_are_checked() -> None:
     assert race.race(results(), "base", "ppo")["8gaussians"]["rows"][0]["leader_ahead"]["probability"] == 0
     alone = results()
-    alone["tasks"]["gmm25"] = {"score": "kl_bound_fit", "better": "lower"}
+    alone["tasks"]["gmm25"] = alone["tasks"]["8gaussians"]
     alone["runs"].append(run("dxdp", 0, 0.5, [3.0]) | {"task": "gmm25"})
     assert list(race.race(alone, "dxdp", "ppo")) == ["8gaussians"]
     with pytest.raises(UnknownNameError, match=r"unknown goal 'pppo'.*ppo"):

@@ -44,7 +44,7 @@ class DxDPConfig(GaussianConfig):
     """Policy steps per rollout, each with fresh next states."""
     policy_trajectories: int | None = None
     """Trajectories that a policy step sees, drawn from the kept rollouts; None: ``batch_size``."""
-    replay: int = 1
+    replay: int = 4
     """Rollouts that are kept; with more than the last one, targets carry truncated importance weights (V-trace)."""
     exploration: float = 0.0
     """Further noise of rollouts over the base sampler's sigma, added in variance and corrected by the same weights;
@@ -67,8 +67,8 @@ class DxDPConfig(GaussianConfig):
     """Decay of the average of value weights that targets bootstrap from; 0: the weights themselves."""
     correction: bool = True
     """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, on-policy, the gradient of the first
-    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; in
-    many dimensions, where the gradient of V is poor, training is unstable without it."""
+    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
+    is for many dimensions, where the gradient of V is poor (the preset ``ablations`` has both)."""
     correction_clip: float = 0.2
     """Clipping of its importance ratio, as PPO's."""
     warmup_iterations: int = 20
@@ -98,7 +98,8 @@ class DxDP(GaussianAgent):
 
     Evaluation is a regression on soft TD(lambda) returns; improvement is reparameterised through one step, with as many
     fresh next states as one likes: they are no transitions. Both use the sampled log pi, not its mean -H: near the
-    optimum the three terms cancel on every single path, so targets and gradients lose their variance.
+    optimum the three terms cancel on every single path, so targets and gradients lose their variance. To the gradient
+    through V ``correction`` adds PPO's clipped likelihood-ratio gradient of what V misses on the rollouts.
     """
 
     name: ClassVar[str] = "dxdp"
@@ -122,6 +123,7 @@ class DxDP(GaussianAgent):
             "sampled_entropy": False, "td_lambda": 0.0, "value_steps": 1, "policy_steps": 1, "policy_trajectories": 52,
             "warmup_iterations": 0, "state_dependent_sigma": False, "width": 128, "value_fourier": 0,
             "value_learning_rate": 1e-3, "clip_gradient": 0.1, "anneal": False, "batch_size": 256, "correction": False,
+            "replay": 1,
         }  # fmt: skip
         return DxDPConfig(**paper | changes)
 
@@ -139,10 +141,10 @@ class DxDP(GaussianAgent):
         check_real("correction_clip", config.correction_clip, strict=True)
         if config.policy_trajectories is not None:
             check_integer("policy_trajectories", config.policy_trajectories)
-        if config.correction:  # what V misses is compared with the other trajectories
+        if config.correction:
             for key in ("batch_size", "policy_trajectories"):
-                if getattr(config, key) is not None:
-                    check_integer(key, getattr(config, key), minimum=2)
+                if getattr(config, key) == 1:
+                    raise ValueError(f"{key} must be >= 2 with correction=True, which compares trajectories, got 1.")
         if config.ensemble_value not in ENSEMBLES:
             raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
         super()._build()

@@ -149,7 +149,8 @@ class GaussianAgent(Agent):
     @property
     def value_frequencies(self) -> int:
         """``value_fourier``, or what None stands for."""
-        return 4 if self.config.value_fourier is None else int(self.config.value_fourier)
+        chosen = self.config.value_fourier
+        return 4 if chosen is None else check_integer("value_fourier", chosen, minimum=0)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         policy: dict[str, torch.optim.Optimizer] = {"policy": self.policy_optimizer}

@@ -19,17 +19,24 @@ class PathWiseVarGradConfig(PathWiseConfig, VarGradConfig):
     exploration: float = 0.0
     """As VarGrad's; the path-wise phase does not explore, and the start is wide where only an energy is given."""
     path_wise_part: float = 0.1
-    """Part of the budget, at its beginning, for the path-wise phase. It finds modes fast and, when it goes on, loses
-    them again."""
+    """Part of the budget (as learning rates see it) for the path-wise phase at its beginning. That phase finds modes
+    fast and, where it goes on for long, loses some again."""
+    last_steps: int | None = None
+    """Steps at the end that the path-wise phase trains (DRaFT's K), None: all of them; afterwards all are trained."""
+    checkpointing: bool = False
+    """Recompute each step in the backward pass of the path-wise phase: less memory there."""
+    sticking: bool = True
+    """In the path-wise phase, log pi at fixed parameters (PathWise)."""
 
 
 class PathWiseVarGrad(PathWise, VarGrad):
     """Path-wise descent for ``path_wise_part`` of the budget, the log-variance loss from then on.
 
     Each covers the other's weakness. Far from the optimum the log-variance loss is dominated by a few outliers (at
-    rates that pay later it diverges within its first iterations), where path-wise gradients are short and sure; near
-    it path-wise gradients stay noisy, and biased by ``detach_energy_gradient``, where log w becomes a constant on all
-    paths and the log-variance loss loses its noise. Both descend the same reverse KL.
+    rates that pay later it may diverge within its first iterations), and path-wise gradients are not. Near it, and
+    where the network is given grad E, path-wise gradients stay noisy, or biased with ``detach_energy_gradient``, while
+    log w (less f(x_0), see VarGrad) becomes a constant on all paths and the log-variance loss loses its noise.
+    On-policy both descend the same reverse KL.
     """
 
     name: ClassVar[str] = "path-wise-vargrad"

@@ -38,7 +38,8 @@ Keys of ``results.json`` (also written to ``--json FILE``):
     runs             one entry per finished run
       runs.key           digest of all that defines the run, and the name of its file
       runs.code          digest of the source that its numbers depend on
-      runs.label, runs.task, runs.agent, runs.budget, runs.unit, runs.task_settings, runs.agent_settings      the row
+      runs.label, runs.task, runs.agent, runs.budget, runs.unit, runs.fit, runs.task_settings, runs.agent_settings
+                         the row
       runs.seed, runs.device            where it differs from the others of its row
       runs.sizes         samples, draws, trajectories, ... of its evaluation
       runs.scores        of the last iterate, what dxmi_rl.evaluate returns; <score>_late: mean of the last quarter
@@ -159,7 +160,7 @@ def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
         like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
         for agent in arguments.agent:
             row = make_row(
-                task, agent, like.budget, unit=like.unit, task_settings=like.task_settings,
+                task, agent, like.budget, unit=like.unit, fit=like.fit, task_settings=like.task_settings,
                 trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
             )  # fmt: skip
             assert row.own is not None

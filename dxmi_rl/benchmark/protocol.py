@@ -95,6 +95,11 @@ class Row:
         return self.energy != "learned"
 
     @property
+    def backward(self) -> str:
+        """Name of the backward kernel of training."""
+        return str(self.task_settings.get("backward", TASKS[self.task].backward))
+
+    @property
     def has_denoiser(self) -> bool:
         """Whether the task's base sampler has one."""
         config = TASKS[self.task]

@@ -66,9 +66,11 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
     row, target = rows[0], rows[0].target
     own = [result for other in rows for result in results_of(other, results)]
     scores: list[dict[str, float]] = [result["scores"] for result in own]
-    # Without a fitted kernel a bound says as much about the kernel of training as about the policy.
+    # With a kernel that was trained beside it a bound says as much about the kernel as about the policy.
     given = {other.energy for other in rows} == {row.energy} and row.energy_given
-    given = given and all(result["sizes"]["fit"] for result in own)
+    fits = {bool(result["sizes"]["fit"] and result.get("fit", True)) for result in own}
+    same_ruler = fits == {True} or (fits == {False} and {other.backward for other in rows} == {"forward"})
+    given = given and same_ruler
     # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.
     zero = next((other for other in rows if other.agent == BASE), None)
     zeros = [result["scores"] for result in results_of(zero, results)] if zero else []

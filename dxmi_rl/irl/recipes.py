@@ -37,8 +37,9 @@ _IMAGES_AGENT: dict[str, Any] = {
 }
 _BY_AGENT: dict[str, dict[str, Any]] = {
     # The value follows a moving energy, so there is nothing to warm up. The more a rollout teaches the policy, the
-    # fewer energy steps there are, in which the energy can drift where neither player has samples.
-    "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4, "correction": False},
+    # fewer energy steps there are, in which the energy can drift where neither player has samples. All recipes were
+    # found without DxDP's correction and replay.
+    "dxdp": {"warmup_iterations": 0, "policy_steps": 4, "value_steps": 4, "correction": False, "replay": 1},
     "ppo": {},
 }
 IMAGE_TASKS = ("digits",)
