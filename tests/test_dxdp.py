@@ -127,7 +127,7 @@ def test_v_trace_targets_by_hand(mix: float) -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("settings", [{"replay": 3}, {"exploration": 1.0}])
 def test_on_policy_v_trace_is_td_lambda(settings: dict[str, Any]) -> None:
-    plain, agent = dxdp(lqg_task(), moved=True), dxdp(lqg_task(), moved=True, **settings)
+    plain, agent = dxdp(lqg_task(), moved=True, replay=1), dxdp(lqg_task(), moved=True, **{"replay": 1, **settings})
     rollout = plain.collect(None)
     assert agent.off_policy and not plain.off_policy
     assert torch.allclose(agent.value_targets(rollout), plain.value_targets(rollout), rtol=1e-10, atol=1e-10)
