@@ -130,6 +130,18 @@ def test_diverged_trials_are_worst(short: Path, monkeypatch: pytest.MonkeyPatch)
     assert result["default"] is None and result["best"] == 3.0 and result["settings"]
 
 
+def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The defaults, many small updates, and the seventeenth these at larger rates."""
+    outcome = {"name": "kl_bound", "seconds": 1.0, "value": 1.0}
+    monkeypatch.setattr(tune, "train_and_score", lambda *arguments: outcome)
+    assert search("--json", "all.json", trials=18, agents=("ppo",)) == 0
+    trials = [trial["settings"] for trial in read(short / "all.json")["agents"]["ppo"]["trials"]]
+    assert trials[0] == {} and trials[1] == spaces.second_trial("ppo") | {"sigma_learning_rate": 3e-3}
+    rates = {"policy_learning_rate": 5e-3, "sigma_learning_rate": 7.5e-3, "value_learning_rate": 5e-3}
+    assert trials[16] == trials[1] | rates
+    assert len({json.dumps(trial) for trial in trials}) == 18
+
+
 @pytest.mark.parametrize(("agent", "score"), [("ppo", "kl_bound"), ("sb3-td3", "sliced_w2")])
 def test_the_score(agent: str, score: str, short: Path) -> None:
     skip_without_extra(agent)
@@ -177,6 +189,13 @@ def test_without_optuna_the_error_names_the_extra(
 
 
 # The spaces -----------------------------------------------------------------------------------------------------------
+
+
+def test_given_trials_lie_in_the_spaces(name: str) -> None:
+    space = spaces.search_space(name)
+    for settings in (spaces.plain_defaults(name), spaces.second_trial(name), spaces.seventeenth_trial(name)):
+        for key, one in space.items():
+            one.encode(settings[key])
 
 
 def test_every_agent_that_learns_from_a_given_energy_is_searched() -> None:
