@@ -32,9 +32,9 @@ INTRODUCTION = """\
 Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they agree.
 To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an agent of
 your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md));
-*normalised* is 0 for the base sampler, 1 for an exact sampler; the *best checkpoint* is chosen on other draws than it
-is scored on. Budgets and evaluations are the same for all rows of a table; an agent that lacks runs has no rank. The
-tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
+*normalised* is 0 for the base sampler, 1 for an exact sampler; a *best checkpoint*, where it was scored, is chosen on
+other draws than it is scored on. Budgets and evaluations are the same for all rows of a table; an agent that lacks runs
+has no rank. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -132,12 +132,13 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
             f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; "
             f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
             "",
-            "| rank | agent | " + f"`{task['score']}` {ARROWS[task['better']]} | best checkpoint | normalised | runs | "
-            "budget | energy evaluations | seconds | submission |",
-            "|---|---|---|---|---|---|---|---|---|---|",
         ]
+        header = ["rank", "agent", f"`{task['score']}` {ARROWS[task['better']]}"]
+        header += ["best checkpoint"] if _with_best(entries) else []
+        header += ["normalised", "runs", "budget", "energy evaluations", "seconds", "submission"]
+        lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for rank, entry in enumerate(entries, 1):
-            lines.append(_line(rank if entry.complete else None, entry))
+            lines.append(_line(rank if entry.complete else None, entry, _with_best(entries)))
         lines.append("")
     for name, results in submissions.items():
         text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
@@ -145,11 +146,17 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _line(rank: int | None, entry: Entry) -> str:
+def _with_best(entries: Sequence[Entry]) -> bool:
+    """Whether best checkpoints were scored."""
+    return any(entry.row["best"] for entry in entries)
+
+
+def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     row, costs = entry.row, entry.row["costs"]
     best = row["best"].get(entry.task["score"])
     budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
-    scores = [interval_text(statistics) for statistics in (entry.score, best, row["normalised"])]
+    shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
+    scores = [interval_text(statistics) for statistics in shown]
     cells = [
         "" if rank is None else str(rank), row["label"], *scores, f"{row['runs']} of {entry.seeds}", budget,
         compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,

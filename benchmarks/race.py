@@ -5,7 +5,7 @@
 
 For every task that both agents have, every row gets the probability that a run of the leader beats a run of it (with
 its 95 % interval, dxmi_rl.statistics.probability_of_improvement), and what its median run had spent when its learning
-curve first reached the goal's last point (the mean over the goal's runs), interpolated between points. Curves hold
+curve first reached the goal's last point (the median of the goal's runs), interpolated between points. Curves hold
 quick scores (``kl_bound`` with the kernel of training), final scores are those of the results. Nothing is trained.
 
 Keys of ``--json FILE``:
@@ -82,7 +82,7 @@ def _race_of(task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], leader
     curve = first_score(SELECTED_BY, list(rows[goal][0]["curve"][-1]), task["energy"] != "learned")
     if curve is None:
         raise ValueError(f"goal {goal!r} must have learning curves, and has none.")
-    level = statistics.fmean(run["curve"][-1][curve] for run in rows[goal])
+    level = statistics.median(run["curve"][-1][curve] for run in rows[goal])
     sign = 1 if SELECTED_BY[curve] == "lower" else -1
     own = [run["scores"][score] for run in rows[leader]]
     lines = []
