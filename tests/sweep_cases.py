@@ -18,7 +18,7 @@ TINY = {
         {"tasks": ["8gaussians"], "agents": ["base"]},
         {
             "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 4_000,
-            "agent_settings": BATCH | {"warmup_iterations": 2},
+            "agent_settings": BATCH | {"warmup_iterations": 2, "policy_steps": 4, "value_steps": 2, "replay": 1},
         },
         {
             "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 4_000, "agent_settings": BATCH,

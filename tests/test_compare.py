@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,9 +330,11 @@ def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
 
 def test_the_ablations_change_something_and_the_papers_is_dxdps() -> None:
     for row in presets.load_preset("ablations").rows:
-        config = DxDP.Config(**row.agent_settings)
-        assert (config == DxDP.paper()) == row.label.startswith("paper")
-        assert (config == DxDP.Config()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
+        config = DxDP.Config(**row.resolved_settings)  # on top of what tuning found
+        told = replace(config, warmup_value_steps=30)  # of no use without a warm-up
+        rates = {"policy_learning_rate": 1e-3, "sigma_learning_rate": 3e-3}  # what None stands for
+        assert (told == DxDP.paper(**rates)) == row.label.startswith("paper")
+        assert (config == DxDP.default()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
 
 
 def a_preset(*groups: dict[str, Any], **changes: Any) -> presets.Preset:
