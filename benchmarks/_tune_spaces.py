@@ -118,6 +118,7 @@ many dimensions finds late."""
 
 
 FASTER = 2.5
+"""By how much the learning rates of the seventeenth trial are larger."""
 
 
 def second_trial(agent: str) -> dict[str, Any]:
@@ -133,6 +134,11 @@ def seventeenth_trial(agent: str) -> dict[str, Any]:
         if key.endswith("learning_rate") and isinstance(space, Range):
             settings[key] = min(space.high, space.decode(FASTER * space.encode(settings[key])))
     return settings
+
+
+def given_trials(agent: str) -> dict[int, dict[str, Any]]:
+    """Settings of the trials that are not proposed, by index: the plain defaults, the second, the seventeenth."""
+    return {0: plain_defaults(agent), 1: second_trial(agent), 16: seventeenth_trial(agent)}
 
 
 def search_space(agent: str) -> dict[str, Space]:

@@ -133,22 +133,18 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
             f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
             "",
         ]
+        with_best = any(entry.row["best"] for entry in entries)  # where best checkpoints were scored
         header = ["rank", "agent", f"`{task['score']}` {ARROWS[task['better']]}"]
-        header += ["best checkpoint"] if _with_best(entries) else []
+        header += ["best checkpoint"] if with_best else []
         header += ["normalised", "runs", "budget", "energy evaluations", "seconds", "submission"]
         lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for rank, entry in enumerate(entries, 1):
-            lines.append(_line(rank if entry.complete else None, entry, _with_best(entries)))
+            lines.append(_line(rank if entry.complete else None, entry, with_best))
         lines.append("")
     for name, results in submissions.items():
         text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
         lines += [text, f"Written on {results['date']} from `benchmarks/results/{name}.json`.", ""]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _with_best(entries: Sequence[Entry]) -> bool:
-    """Whether best checkpoints were scored."""
-    return any(entry.row["best"] for entry in entries)
 
 
 def _line(rank: int | None, entry: Entry, with_best: bool) -> str:

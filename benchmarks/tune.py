@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _tune_spaces import list_searched, plain_defaults, search_space, second_trial, seventeenth_trial
+from _tune_spaces import given_trials, list_searched, search_space
 from rich.console import Console
 from rich.table import Table
 
@@ -145,10 +145,9 @@ class Search:
         self.agent, self.arguments, self.optuna = agent, arguments, optuna
         self.asked: Any = None
         self.space = search_space(agent)
-        chosen = {0: plain_defaults(agent), 1: second_trial(agent), 16: seventeenth_trial(agent)}
         self.given = {
             index: {key: space.encode(settings[key]) for key, space in self.space.items()}
-            for index, settings in chosen.items()
+            for index, settings in given_trials(agent).items()
         }
         self.distributions = {key: space.distribution(optuna) for key, space in self.space.items()}
         arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +164,7 @@ class Search:
         row = Row(self.agent, TASK, self.agent, arguments.budget, task_settings=TASK_SETTINGS)
         definition = [
             TASK, TASK_SETTINGS, arguments.budget, arguments.seeds, torch.device(arguments.device).type, row.code,
-            plain_defaults(self.agent), second_trial(self.agent), repr(self.space),
+            given_trials(self.agent), repr(self.space),
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:12]
 
@@ -206,11 +205,11 @@ class Search:
                 self.asked.set_user_attr(key, value)
             self.study.tell(self.asked, score)
         else:
-            first = self.optuna.trial.create_trial(
+            given = self.optuna.trial.create_trial(
                 params=self.given[len(self.finished)], distributions=self.distributions, value=score,
                 user_attrs=attributes,
             )  # fmt: skip
-            self.study.add_trial(first)
+            self.study.add_trial(given)
         return score
 
     def result(self) -> dict[str, Any]:

@@ -59,8 +59,8 @@ NOTES: dict[str, AgentNotes] = {
     ),
     "dxdp": AgentNotes(
         VALUES,
-        "The paper's agent, when the energy has gradients and is cheap: on the tasks of the leaderboard it is ahead of "
-        "PPO at equal transitions, for 4 to 20 times the energy evaluations. Gradients go through one denoising step "
+        "The paper's agent, when the energy has gradients and is cheap: on the mixtures of the leaderboard it is ahead "
+        "of PPO at equal transitions, for 20 times the energy evaluations. Gradients go through one denoising step "
         "at any T, so memory does not grow with it.",
         "`policy_steps` further policy draws; per trajectory `policy_steps` + `replay` energy evaluations, "
         "`policy_steps` of them with gradients.",
