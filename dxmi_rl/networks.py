@@ -95,11 +95,41 @@ class MLP(nn.Module):
         return self.layers(hidden)
 
 
+class CoordinateMLP(nn.Module):
+    """One small perceptron for every coordinate of x, which sees that coordinate only; it starts at output zero.
+
+    Args:
+        dim: number d of coordinates.
+        inputs: numbers c per coordinate.
+        outputs: numbers o per coordinate.
+        steps: number of steps; a bias of the first layer tells the steps and the coordinates apart.
+        width: units per layer.
+    """
+
+    def __init__(self, dim: int, inputs: int, outputs: int, steps: int, *, width: int) -> None:
+        super().__init__()
+        self.shape = (inputs, dim)
+        self.first = nn.Linear(inputs, width, bias=False)
+        self.place = nn.Parameter(torch.zeros(steps, dim * width))
+        self.hidden = nn.Linear(width, width)
+        self.last = nn.Linear(width, outputs)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, code: Tensor) -> Tensor:
+        """``[batch, c d], [batch, steps] -> [batch, o d]``; code is one-hot, or ``[steps]`` for the whole batch."""
+        place = (code @ self.place).view(-1, self.shape[1], self.first.out_features)
+        hidden = nn.functional.silu(self.first(x.view(-1, *self.shape).transpose(1, 2)) + place)
+        hidden = nn.functional.silu(self.hidden(hidden))
+        return self.last(hidden).transpose(1, 2).flatten(1)
+
+
 class StepMLP(nn.Module):
     """An MLP of (x, t), t = 0..steps-1 one-hot; x is divided by ``input_scale[t]`` first.
 
     Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
-    ``[batch, outputs]``.
+    ``[batch, outputs]``. With ``coordinate_width`` the output of a ``CoordinateMLP`` over ``dim`` coordinates is added;
+    inputs and outputs are then multiples of ``dim``, the coordinate running fastest.
     """
 
     input_scale: Tensor
@@ -107,10 +137,13 @@ class StepMLP(nn.Module):
 
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
-        residual: bool = False, zero: bool = False,
+        residual: bool = False, zero: bool = False, dim: int = 1, coordinate_width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = len(input_scale)
+        self.coordinates: CoordinateMLP | None = None
+        if coordinate_width:
+            self.coordinates = CoordinateMLP(dim, inputs // dim, outputs // dim, steps, width=coordinate_width)
         self.mlp = MLP(
             inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, residual=residual, zero=zero
         )
@@ -118,10 +151,10 @@ class StepMLP(nn.Module):
         self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
 
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
-        x = x.flatten(1)
-        if isinstance(t, int):
-            return self.mlp(x / self.input_scale[t], self.codes[t].expand(len(x), -1))
-        return self.mlp(x / self.input_scale[t, None], self.codes[t])
+        code = self.codes[t]
+        x = x.flatten(1) / (self.input_scale[t] if isinstance(t, int) else self.input_scale[t, None])
+        out = self.mlp(x, code.expand(len(x), -1))
+        return out if self.coordinates is None else out + self.coordinates(x, code)
 
 
 class EnergyMLP(nn.Module):

@@ -38,6 +38,10 @@ class GaussianConfig:
     """Hidden layers (blocks when ``residual``) of policy and value networks."""
     fourier: int = 0
     """Fourier frequencies of the correction network's input."""
+    coordinate_width: int = 0
+    """Units per layer of a second network of the correction, which sees one coordinate at a time and is shared between
+    all; 0: none. Where the energy is nearly a sum over coordinates, in many dimensions, it learns far faster (give the
+    learned kernel one, too: ``backward_options={"coordinate_width": 32}``)."""
     value_fourier: int | None = None
     """Fourier frequencies of the value network's input; None: 4, but for DxDP in more than 3 dimensions (0 there)."""
     residual: bool = False
@@ -111,7 +115,10 @@ class GaussianAgent(Agent):
             policy: GaussianPolicy = CorrectionPolicy(
                 self.mdp, width=config.width, depth=config.depth, fourier=config.fourier,
                 state_dependent_sigma=config.state_dependent_sigma, energy_gradient=informed,
+                coordinate_width=check_integer("coordinate_width", config.coordinate_width, minimum=0),
             )  # fmt: skip
+        elif config.coordinate_width:
+            raise ValueError("coordinate_width must be 0 for policy 'fine-tuned', whose network is the pretrained one.")
         elif informed:
             raise ValueError("energy_gradient must be False or None for policy 'fine-tuned', which has no such input.")
         else:

@@ -78,7 +78,7 @@ class CorrectionPolicy(GaussianPolicy):
 
     def __init__(
         self, mdp: DenoisingMDP, *, width: int, depth: int, fourier: int, state_dependent_sigma: bool,
-        energy_gradient: bool = False,
+        energy_gradient: bool = False, coordinate_width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
@@ -93,7 +93,7 @@ class CorrectionPolicy(GaussianPolicy):
         parts = 1 + state_dependent_sigma + energy_gradient
         self.net = StepMLP(
             (2 + energy_gradient) * self.dim, parts * self.dim, torch.ones(mdp.horizon), width=width, depth=depth,
-            fourier=fourier, zero=True,
+            fourier=fourier, zero=True, dim=self.dim, coordinate_width=coordinate_width,
         )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)

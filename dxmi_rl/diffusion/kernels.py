@@ -126,20 +126,24 @@ class Learned(BackwardKernel):
     """Mean and variance from a network, starting as Forward, fitted by maximum likelihood on the policy's trajectories.
 
     A trainable destruction process (cf. arXiv 2506.01541): mean = a_t x' + sqrt(v_t) m(x', t), log std = log v_t / 2 +
-    l(x', t), per dimension. ``fit`` does ``steps`` Adam steps on the given transitions.
+    l(x', t), per dimension. ``fit`` does ``steps`` Adam steps on the given transitions. ``coordinate_width`` adds a
+    network that sees one coordinate at a time (``StepMLP``).
     """
 
     def __init__(
         self, schedule: Schedule, event_shape: tuple[int, ...], scale: float, *, width: int = 64, depth: int = 3,
-        learning_rate: float = 2e-3, steps: int = 1,
+        learning_rate: float = 2e-3, steps: int = 1, coordinate_width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         check_integer("steps", steps)
+        check_integer("coordinate_width", coordinate_width, minimum=0)
         self.horizon, self.steps, self.learning_rate = schedule.horizon, steps, learning_rate
         self.start = Forward(schedule)
         dim = math.prod(event_shape)
         rms = (schedule.alpha**2 * scale**2 + schedule.s**2).sqrt()[1:]
-        self.net = StepMLP(dim, 2 * dim, rms, width=width, depth=depth, zero=True)
+        self.net = StepMLP(
+            dim, 2 * dim, rms, width=width, depth=depth, zero=True, dim=dim, coordinate_width=coordinate_width
+        )
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
 
     def moments(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:

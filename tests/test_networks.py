@@ -1,0 +1,98 @@
+"""Networks: what one coordinate of a CoordinateMLP may see, and where policies and kernels with it start."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent_cases import small
+
+from dxmi_rl import load_agent, make_agent, make_task
+from dxmi_rl.agents.policy import CorrectionPolicy
+from dxmi_rl.diffusion import make_kernel
+from dxmi_rl.networks import CoordinateMLP, StepMLP
+
+
+def moved(network: torch.nn.Module) -> torch.nn.Module:
+    """The network away from its zero start."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def test_an_output_sees_its_own_coordinate_only() -> None:
+    network = moved(CoordinateMLP(4, 2, 3, 5, width=8))
+    x, code = torch.randn(1, 8), torch.eye(5)[2]
+    jacobian = torch.autograd.functional.jacobian(lambda given: network(given, code)[0], x)[:, 0]
+    coordinates_of_outputs, coordinates_of_inputs = torch.arange(12) % 4, torch.arange(8) % 4
+    same = coordinates_of_outputs[:, None] == coordinates_of_inputs
+    assert (jacobian[same] != 0).all()
+    assert (jacobian[~same] == 0).all()
+
+
+def test_coordinates_and_steps_share_their_weights_but_not_their_bias() -> None:
+    network = CoordinateMLP(4, 1, 1, 5, width=8)
+    torch.nn.init.normal_(network.last.weight)
+    x, codes = torch.ones(5, 4), torch.eye(5)
+    assert (network(x, codes) == network(x, codes)[0, 0]).all()
+    moved(network)
+    assert len(network(x, codes).unique()) == 20
+
+
+@pytest.mark.parametrize("coordinate_width", [0, 8])
+def test_a_step_as_number_and_as_tensor_are_the_same(coordinate_width: int) -> None:
+    scale = torch.linspace(2, 1, 5)
+    network = moved(StepMLP(4, 6, scale, width=8, depth=2, dim=2, coordinate_width=coordinate_width))
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(network(x, 3), network(x, torch.full((7,), 3)))
+
+
+def test_the_joint_and_the_coordinate_part_add_up() -> None:
+    scale = torch.linspace(2, 1, 5)
+    both = moved(StepMLP(4, 6, scale, width=8, depth=2, dim=2, coordinate_width=8))
+    joint = StepMLP(4, 6, scale, width=8, depth=2)
+    joint.load_state_dict({key: value for key, value in both.state_dict().items() if "coordinates" not in key})
+    x = torch.randn(7, 4)
+    assert isinstance(both, StepMLP) and both.coordinates is not None
+    torch.testing.assert_close(both(x, 3), joint(x, 3) + both.coordinates(x / scale[3], torch.eye(5)[3]))
+
+
+def test_a_policy_and_a_kernel_with_it_start_at_the_base_and_at_forward() -> None:
+    task = make_task("manywell32", horizon=3, backward="learned", backward_options={"coordinate_width": 8})
+    mdp = task.mdp
+    policy = CorrectionPolicy(
+        mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True, energy_gradient=True, coordinate_width=8
+    )
+    forward = make_kernel("forward", mdp.base.schedule, mdp.event_shape, 1.0, mdp.base.sigma)
+    x = torch.randn(6, 32)
+    for t in range(3):
+        mean, log_sigma = policy.moments(x, t)
+        torch.testing.assert_close(mean, mdp.base.mean(x, t))
+        torch.testing.assert_close(log_sigma, mdp.base.sigma[t].log().expand_as(log_sigma))
+        torch.testing.assert_close(mdp.kernel.log_prob(x, 0.9 * x, t), forward.log_prob(x, 0.9 * x, t))
+
+
+@pytest.mark.parametrize("name", ["path-wise-vargrad", "ppo"])
+def test_an_agent_with_it_trains_both_parts_and_resumes(name: str, tmp_path) -> None:
+    task = make_task("manywell32", horizon=3, backward="learned", backward_options={"coordinate_width": 8})
+    agent = small(name, task, coordinate_width=8)
+    for _ in range(2):
+        agent.iterate()
+    for network in (agent.policy.net, task.mdp.kernel.net):
+        assert network.coordinates.last.weight.abs().max() > 0
+        assert network.mlp.layers[-1].weight.abs().max() > 0
+    agent.save(tmp_path / "agent")
+    other = load_agent(tmp_path / "agent")
+    assert all((a == b).all() for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
+    agent.iterate()
+    other.iterate()
+    assert all((a == b).all() for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
+
+
+def test_widths_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="coordinate_width"):
+        make_agent("ppo", "8gaussians", coordinate_width=-1)
+    with pytest.raises(ValueError, match="coordinate_width"):
+        make_task("8gaussians", backward="learned", backward_options={"coordinate_width": -1})
+    with pytest.raises(ValueError, match="coordinate_width must be 0 for policy 'fine-tuned'"):
+        make_agent("ppo", "8gaussians", policy="fine-tuned", coordinate_width=8)
