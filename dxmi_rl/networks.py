@@ -158,15 +158,23 @@ class StepMLP(nn.Module):
 
 
 class EnergyMLP(nn.Module):
-    """An energy-based model E_phi: ``[batch, *event] -> [batch]``, an MLP on x / ``scale``."""
+    """An energy-based model E_phi: ``[batch, *event] -> [batch]``, an MLP on x / ``scale``.
+
+    With ``spectral_norm`` every linear layer is divided by its largest singular value; ``train()`` mode improves the
+    estimate of it in each call, ``eval()`` mode keeps it.
+    """
 
     def __init__(
-        self, dim: int, scale: float, *, width: int = 128, depth: int = 3, fourier: int = 0, residual: bool = False
-    ) -> None:
+        self, dim: int, scale: float, *, width: int = 128, depth: int = 3, fourier: int = 0, residual: bool = False,
+        spectral_norm: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.scale = scale
         # 1.8: data have mean square one in these units, and a mode at the rim not much more.
         self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, fade=1.8, residual=residual)
+        if spectral_norm:
+            for layer in [module for module in self.mlp.modules() if isinstance(module, nn.Linear)]:
+                nn.utils.parametrizations.spectral_norm(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x.flatten(1) / self.scale).squeeze(-1)

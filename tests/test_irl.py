@@ -10,10 +10,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
-from agent_cases import small
+from agent_cases import same, small, state
 from torch import Tensor
 
-from dxmi_rl import make_agent, make_task
+from dxmi_rl import load_agent, make_agent, make_task
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig, fixed
 from dxmi_rl.networks import EnergyMLP
@@ -55,6 +55,34 @@ def test_the_contrastive_loss_by_hand() -> None:
     data, policy = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0, 1.0])
     wanted = -0.5 - 1.5 + 0.25 * (2.5 + 10.25 / 3)
     assert float(ENERGY_LOSSES["contrastive"](data, policy, 0.25)) == pytest.approx(wanted)
+
+
+def test_the_noise_contrastive_losses_by_hand() -> None:
+    data, policy = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0, 1.0])
+
+    def softplus(x: float) -> float:
+        return math.log1p(math.exp(x))
+
+    nce = (softplus(1.0) + softplus(-2.0)) / 2 + (softplus(-0.5) + softplus(-3.0) + softplus(-1.0)) / 3
+    assert float(ENERGY_LOSSES["nce"](data, policy)) == pytest.approx(nce)
+    squares = 2.5 + 10.25 / 3
+    assert float(ENERGY_LOSSES["nce"](data, policy, 0.3)) == pytest.approx(nce + 0.3 * squares)
+    shift = math.log(7.0)
+    n2ce = (softplus(1 + shift) + softplus(shift - 2)) / 2
+    n2ce += 7 * (softplus(-0.5 - shift) + softplus(-3 - shift) + softplus(-1 - shift)) / 3
+    assert float(ENERGY_LOSSES["n2ce"](data, policy, noise_ratio=7.0)) == pytest.approx(n2ce)
+    defaults = [ENERGY_LOSSES[name](data, policy) for name in ("contrastive", "n2ce")]
+    assert defaults[0] == ENERGY_LOSSES["contrastive"](data, policy, 1.0)
+    assert defaults[1] == ENERGY_LOSSES["n2ce"](data, policy, 0.0, 100.0)
+
+
+@pytest.mark.parametrize(("loss", "ratio"), [("nce", None), ("n2ce", 2.0), ("n2ce", 100.0)])
+def test_the_noise_contrastive_optimum_is_the_log_ratio(loss: str, ratio: float | None) -> None:
+    """On two points with p_data = (3, 1) / 4 and p_pi = (1, 4) / 5 the gradient vanishes at E = log(p_pi / p_data)."""
+    energy = torch.tensor([4 / 15, 16 / 5]).log().double().requires_grad_()
+    data, policy = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 1, 1, 1])
+    ENERGY_LOSSES[loss](energy[data], energy[policy], noise_ratio=ratio).backward()
+    assert energy.grad is not None and float(energy.grad.abs().max()) < 1e-7
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
@@ -150,6 +178,65 @@ def test_the_averages_are_exponential() -> None:
         assert all(torch.allclose(row, p, atol=1e-5) for row, p in zip(rows, a.parameters(), strict=True))
 
 
+def test_with_an_anchor_gamma_does_not_pull_towards_zero() -> None:
+    """At the start the energy is its anchor, and a step with gamma = 1 is one of the plain difference."""
+    anchored, plain = dxmi(data_task(), anchor=0.9, gamma=1.0), dxmi(data_task(), gamma=0.0)
+    for model in (anchored, plain):
+        model.update_energy(torch.ones(64, 2))
+    for a, b in zip(anchored.energy.parameters(), plain.energy.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_anchor_is_an_average_of_the_energy() -> None:
+    model = dxmi(data_task(), anchor=0.8)
+    assert model.anchor is not None
+    average = [p.clone() for p in model.anchor.parameters()]
+    for _ in range(3):
+        model.iterate()
+        for row, p in zip(average, model.energy.parameters(), strict=True):
+            row.mul_(0.8).add_(p.detach(), alpha=0.2)
+    assert all(torch.allclose(row, p, atol=1e-5) for row, p in zip(average, model.anchor.parameters(), strict=True))
+
+
+def test_a_gradient_penalty_flattens_the_energy() -> None:
+    slopes = {}
+    for weight in (0.0, 10.0):
+        model = dxmi(data_task(), gradient_penalty=weight, energy_learning_rate=1e-2)
+        for _ in range(30):
+            model.update_energy(torch.ones(64, 2))
+        x = model.task.target.data(256, torch.Generator().manual_seed(0)).requires_grad_()
+        (gradient,) = torch.autograd.grad(model.energy(x).sum(), x)
+        slopes[weight] = float(gradient.norm(dim=1).mean())
+        assert (model.costs.energy_grad_evals > 0) == (weight > 0)
+    assert slopes[10.0] < 0.3 * slopes[0.0]
+
+
+def test_spectral_norm_bounds_every_layer_and_the_averages() -> None:
+    model = dxmi(data_task(), energy_spectral_norm=True, anchor=0.9, energy_learning_rate=1e-4)
+    for _ in range(10):
+        model.iterate()
+    assert not model.energy.training
+    for network in (model.energy, model.average_energy, model.anchor):
+        layers = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+        norms = [float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in layers]
+        assert len(norms) == 4
+        assert max(norms) < 1.1
+    x = torch.ones(3, 2)
+    assert torch.equal(model.energy(x), model.energy(x)), "evaluation changes nothing"
+
+
+@pytest.mark.parametrize("settings", [{"anchor": 0.9}, {"energy_spectral_norm": True}, {"gradient_penalty": 0.1}])
+def test_the_energys_options_are_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = dxmi(data_task(), replay=2, **settings)
+    for _ in range(2):
+        model.iterate()
+    model.save(tmp_path / "game")
+    again = load_agent(tmp_path / "game")
+    for played in (model, again):
+        played.iterate()
+    assert same(state(model), state(again))
+
+
 def test_without_averaging_it_is_the_last_iterate() -> None:
     model = dxmi(data_task(), ema=0.0)
     model.learn(3 * model.timesteps_per_iteration)
@@ -185,6 +272,10 @@ def test_data_and_policy_noise_are_not_the_same_stream() -> None:
         ({"loss": "contrastiv"}, UnknownNameError, "Did you mean 'contrastive'"),
         ({"gamma": -1.0}, ValueError, "gamma must be finite"),
         ({"ema": 1.0}, ValueError, r"ema must lie in \[0, 1\)"),
+        ({"anchor": 1.0}, ValueError, r"anchor must lie in \[0, 1\)"),
+        ({"gradient_penalty": -0.1}, ValueError, "gradient_penalty"),
+        ({"loss": "n2ce", "noise_ratio": 0.0}, ValueError, "noise_ratio"),
+        ({"loss": "nce", "noise_ratio": 2.0}, ValueError, "noise_ratio belongs to loss 'n2ce'"),
         ({"energy_width": 0}, ValueError, "energy_width must be >= 1"),
         ({"energy_learning_rate": float("inf")}, ValueError, "energy_learning_rate"),
     ],

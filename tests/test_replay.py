@@ -53,7 +53,7 @@ def bell(**changes: Any) -> DenoisingMDP:
 def test_local_search_samples_the_tempered_target(tau: float) -> None:
     """4,000 chains from far away: means and variances of exp(-E / tau) within 4 standard errors."""
     mdp = bell(tau=tau)
-    search, generator = LocalSearch(mdp, 300), torch.Generator().manual_seed(0)
+    search, generator = LocalSearch(mdp.energy, tau, mdp.base.sigma[-1], 300), torch.Generator().manual_seed(0)
     x, energy = search(3 * torch.randn(4000, 2, generator=generator), generator)
     variance = tau * torch.tensor([0.25, 0.0625])
     z = (x.mean(0) - torch.tensor([1.0, -2.0])) / (variance / 4000).sqrt()
@@ -66,7 +66,7 @@ def test_local_search_samples_the_tempered_target(tau: float) -> None:
 def test_local_search_refuses_proposals_without_an_energy() -> None:
     mdp = bell()
     mdp.set_energy(lambda x: torch.where(x[:, 0] > 0, x.square().sum(1), math.nan * x[:, 0]))
-    search, generator = LocalSearch(mdp, 50), torch.Generator().manual_seed(0)
+    search, generator = LocalSearch(mdp.energy, 1.0, mdp.base.sigma[-1], 50), torch.Generator().manual_seed(0)
     x, energy = search(torch.ones(200, 2), generator)
     assert bool((x[:, 0] > 0).all()) and bool(torch.isfinite(energy).all())
     assert bool(torch.isfinite(search.log_step))

@@ -14,6 +14,7 @@ from target_cases import EXACT, PLANE, built, energy_and_gradient, line, names, 
 from torch import Tensor
 
 from dxmi_rl import make_target
+from dxmi_rl.diffusion import MixtureDenoiser
 from dxmi_rl.targets import GaussianMixture, StudentMixture, Target
 
 
@@ -219,3 +220,43 @@ def test_mixtures_of_your_own_are_checked(means: Tensor, std: Any, error: type[E
     if text.startswith("means"):
         with pytest.raises(error, match=text):
             StudentMixture(means, scale=1.0, plot_range=(-4, 4))
+
+
+def test_a_mixture_with_weights_of_its_own() -> None:
+    """Density, samples and the exact denoiser of weights 1 : 2 : 5, against sums by hand."""
+    means = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+    target = GaussianMixture(means, 0.5, plot_range=(-2.0, 6.0), weights=[1, 2, 5])
+    assert target.weights.tolist() == [0.125, 0.25, 0.625]
+    x = 3 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    normals = [torch.distributions.Normal(mean, 0.5).log_prob(x).sum(1) for mean in means]
+    wanted = -torch.logsumexp(torch.stack(normals) + target.weights.log()[:, None], 0)
+    torch.testing.assert_close(target.energy(x), wanted, rtol=1e-4, atol=1e-4)
+
+    samples = target.sample(20_000, torch.Generator().manual_seed(0))
+    counts = torch.cdist(samples, means).argmin(1).bincount() / 20_000
+    assert float((counts - target.weights).abs().max()) < 0.015
+    assert target.scale == pytest.approx(float(samples.var(0).mean().sqrt()), rel=0.02)
+
+    alpha, s = 0.8, 0.6
+    variance = alpha**2 * 0.25 + s**2
+    posterior = torch.softmax(
+        torch.stack([-(x - alpha * mean).square().sum(1) / (2 * variance) for mean in means])
+        + target.weights.log()[:, None],
+        dim=0,
+    )
+    parts = torch.stack([mean + alpha * 0.25 / variance * (x - alpha * mean) for mean in means])
+    denoised = MixtureDenoiser(target)(x, alpha, s)
+    torch.testing.assert_close(denoised, (posterior[..., None] * parts).sum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_equal_weights_given_are_equal_weights() -> None:
+    plain, given = make_target("8gaussians"), make_target("8gaussians", weights=[3.0] * 8)
+    x = plain.sample(100)
+    torch.testing.assert_close(plain.energy(x), given.energy(x), rtol=1e-4, atol=1e-4)
+    assert given.scale == pytest.approx(plain.scale)
+
+
+@pytest.mark.parametrize("weights", [[1.0] * 7, [1.0] * 7 + [0.0], [1.0] * 7 + [float("nan")], [[1.0] * 8]])
+def test_weights_that_are_none(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights must be 8 finite positive numbers"):
+        make_target("8gaussians", weights=weights)

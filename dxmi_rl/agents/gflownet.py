@@ -89,7 +89,9 @@ class GFlowNet(GaussianAgent):
             raise ValueError(f"replay must be 0 or >= batch_size = {config.batch_size}, got {config.replay}.")
         self.buffer = ReplayBuffer(self.mdp, config.replay) if config.replay else None
         searches = config.replay and config.local_search_steps
-        self.search = LocalSearch(self.mdp, config.local_search_steps) if searches else None
+        # The last step's noise is of the size of the target's finest structure.
+        finest, steps = self.mdp.base.sigma[-1], config.local_search_steps
+        self.search = LocalSearch(self.mdp.energy, self.mdp.tau, finest, steps) if searches else None
         if self.learns_log_z:
             self.log_z = LogZ().to(self.mdp.device)
             rate = check_real("log_z_learning_rate", config.log_z_learning_rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.mdp import DenoisingMDP, Energy
 
 RANK_SOFTNESS = 0.01
 """k of the rank weights 1 / (k N + rank), as in the paper's code; the best hundredth gets 15 % of the draws."""
@@ -61,13 +61,12 @@ class LocalSearch:
 
     x' = x - h / 2 grad U(x) + sqrt(h) noise, U = E / tau, accepted with probability min(1, a),
     log a = U(x) - U(x') + log q(x | x') - log q(x' | x); then log h moves by ``ADAPTATION`` (mean acceptance - 0.574).
-    ``steps`` of them take ``steps + 1`` differentiated energy evaluations per chain.
+    ``steps`` of them take ``steps + 1`` differentiated energy evaluations per chain; ``start`` is the first sqrt(h).
     """
 
-    def __init__(self, mdp: DenoisingMDP, steps: int) -> None:
-        self.mdp, self.steps = mdp, steps
-        # The last step's noise is of the size of the target's finest structure.
-        self.log_step = 2 * mdp.base.sigma[-1].log()
+    def __init__(self, energy: Energy, tau: float, start: Tensor, steps: int) -> None:
+        self.energy, self.tau, self.steps = energy, tau, steps
+        self.log_step = 2 * start.log()
         self.acceptance = torch.zeros_like(self.log_step)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -80,7 +79,7 @@ class LocalSearch:
             proposal = x - 0.5 * step * gradient + step.sqrt() * noise
             new_energy, new_gradient = self._energy_and_gradient(proposal)
             back = (x - proposal + 0.5 * step * new_gradient).flatten(1).square().sum(1) / (2 * step)
-            log_ratio = (energy - new_energy) / self.mdp.tau - back + 0.5 * noise.flatten(1).square().sum(1)
+            log_ratio = (energy - new_energy) / self.tau - back + 0.5 * noise.flatten(1).square().sum(1)
             probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0)  # a proposal without an energy is refused
             accepted = uniform < probability
             rows = accepted.view(-1, *[1] * (x.dim() - 1))
@@ -94,9 +93,9 @@ class LocalSearch:
         """E ``[n]`` and grad E / tau ``[n, *event]`` from one evaluation."""
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            energy = self.mdp.energy(point)
+            energy = self.energy(point)
             (gradient,) = torch.autograd.grad(energy.sum(), point)
-        return energy.detach(), gradient / self.mdp.tau
+        return energy.detach(), gradient / self.tau
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must keep."""

@@ -30,11 +30,13 @@ class MixtureDenoiser(nn.Module):
     """
 
     means: Tensor
+    log_ratios: Tensor | None
 
     def __init__(self, mixture: GaussianMixture) -> None:
         super().__init__()
         self.register_buffer("means", mixture.means.clone())
         self.std = mixture.std
+        self.register_buffer("log_ratios", mixture.log_weight_ratios(mixture.means.dtype), persistent=False)
 
     def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
         """``[batch, dim]``, and numbers or ``[batch]`` -> ``[batch, dim]``."""
@@ -48,6 +50,8 @@ class MixtureDenoiser(nn.Module):
         # components share, |x|^2, is left out of the squares.
         products = torch.addmm(-0.5 * alpha * self.means.square().sum(1, keepdim=True), self.means, x.T)
         exponents = products.mul_(alpha / variance)
+        if self.log_ratios is not None:
+            exponents = exponents + self.log_ratios.to(x.dtype)
         # Weights below e^-80 change nothing, and arithmetic on denormal numbers is ten times slower.
         weights = torch.softmax(torch.maximum(exponents, exponents.detach().amax(0) - 80.0), dim=0)
         gain = _column(alpha * self.std**2 / variance, x)

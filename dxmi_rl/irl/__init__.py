@@ -3,10 +3,26 @@
 from dxmi_rl.agents import AGENTS, list_agents, load_agent, make_agent
 from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.irl.dxmi import DxMI
-from dxmi_rl.irl.losses import ENERGY_LOSSES
+from dxmi_rl.irl.energy_quality import Grid, energy_quality
+from dxmi_rl.irl.equilibrium import Equilibrium, equilibrium
+from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
 from dxmi_rl.irl.recipes import recipe
 
-__all__ = ["AGENTS", "ENERGY_LOSSES", "DxMI", "DxMIConfig", "list_agents", "load_agent", "make_agent", "recipe"]
+__all__ = [
+    "AGENTS",
+    "ENERGY_LOSSES",
+    "DxMI",
+    "DxMIConfig",
+    "EnergyLoss",
+    "Equilibrium",
+    "Grid",
+    "energy_quality",
+    "equilibrium",
+    "list_agents",
+    "load_agent",
+    "make_agent",
+    "recipe",
+]
 
 if DxMI.name not in AGENTS:
     AGENTS.add(DxMI.name, DxMI)

@@ -16,8 +16,17 @@ class DxMIConfig:
     """Settings of that agent."""
     loss: str = "contrastive"
     """Name of the energy's loss."""
-    gamma: float = 1.0
-    """Weight of the energy's squared magnitude; 1 is stable, 0.1 is not."""
+    gamma: float | None = None
+    """Weight of the energy's squared magnitude; None: 1 for the contrastive loss (at 0.1 it is not stable), 0 for the
+    others."""
+    noise_ratio: float | None = None
+    """M of loss "n2ce", which alone has one; None: 100."""
+    gradient_penalty: float = 0.0
+    """Weight of the mean squared gradient of the energy on data and samples, in units of 1 / the target's scale."""
+    anchor: float = 0.0
+    """Decay of an average of the energy, which the loss then takes off: the energy learns, and gamma holds small, what
+    is to be added to the average. The game's equilibrium then is the data themselves, E = -tau log p_data + c, at any
+    gamma and tau. 0: no average, the paper's losses, whose sampler is a little broader than the data."""
     energy_learning_rate: float = 1e-3
     """Adam rate of the energy."""
     energy_steps: int = 1
@@ -30,6 +39,9 @@ class DxMIConfig:
     """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
     energy_residual: bool = False
     """Residual blocks in the energy."""
+    energy_spectral_norm: bool = False
+    """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
+    2018, arXiv 1802.05957), so that the energy has a bounded slope."""
     data_noise: float = 0.0
     """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
     last step has noise: without it the energy learns to tell the two by that alone."""

@@ -17,6 +17,15 @@ from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.tasks import Task
+
+
+def make_energy(task: Task, config: DxMIConfig) -> EnergyMLP:
+    """A new energy network for the task, by the settings of its names."""
+    return EnergyMLP(
+        task.mdp.dim, task.target.scale, width=config.energy_width, depth=config.energy_depth,
+        fourier=config.energy_fourier, residual=config.energy_residual, spectral_norm=config.energy_spectral_norm,
+    ).eval()  # fmt: skip
 
 
 class DxMI(Agent):
@@ -27,8 +36,9 @@ class DxMI(Agent):
     over the last iterations, ``policy`` and ``average_energy``, are what is used: the two players circle around the
     equilibrium.
 
-    The energy stays within about +-1 / (2 gamma), so the temperature must be well below 1: tau = 0.1 / d, the paper's,
-    in the tasks that have only data. Say so for data of your own: ``DxMI(make_task(data, tau=0.1 / d))``.
+    With the contrastive loss the energy stays within about +-1 / (2 gamma), so the temperature must be well below 1:
+    tau = 0.1 / d, the paper's, in the tasks that have only data. Say so for data of your own: ``DxMI(make_task(data,
+    tau=0.1 / d))``. ``dxmi_rl.irl.equilibrium`` computes where the game ends, ``energy_quality`` scores the energy.
 
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
@@ -45,23 +55,27 @@ class DxMI(Agent):
         config, target = self.config, self.task.target
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
-        check_real("gamma", config.gamma)
+        if config.gamma is not None:
+            check_real("gamma", config.gamma)
+        check_real("gradient_penalty", config.gradient_penalty)
         check_real("data_noise", config.data_noise)
         check_integer("replay", config.replay, minimum=0)
         check_real("energy_learning_rate", config.energy_learning_rate)
         for key in ("energy_steps", "energy_width", "energy_depth"):
             check_integer(key, getattr(config, key))
-        if not 0 <= check_real("ema", config.ema) < 1:
-            raise ValueError(f"ema must lie in [0, 1), got {config.ema}.")
+        for key in ("ema", "anchor"):
+            if not 0 <= check_real(key, getattr(config, key)) < 1:
+                raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
         self.loss = ENERGY_LOSSES[config.loss]
+        if config.noise_ratio is not None:
+            check_real("noise_ratio", config.noise_ratio, strict=True)
+            if self.loss.noise_ratio is None:
+                raise ValueError(f"noise_ratio belongs to loss 'n2ce', and loss is {config.loss!r}: leave it None.")
         if config.agent == self.name:
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
         if AGENTS[config.agent].needs_denoiser:
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
-        self.energy = EnergyMLP(
-            self.mdp.dim, target.scale, width=config.energy_width, depth=config.energy_depth,
-            fourier=config.energy_fourier, residual=config.energy_residual,
-        ).to(self.mdp.device)  # fmt: skip
+        self.energy = make_energy(self.task, config).to(self.mdp.device)
         self.mdp.set_energy(self.energy)
         inner = AGENTS[config.agent]  # from plain defaults: the recipes were found with these
         self.agent = inner(self.task, seed=self.seed, config=inner.Config(), **config.agent_settings)
@@ -69,6 +83,7 @@ class DxMI(Agent):
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
+        self.anchor = copy.deepcopy(self.energy).requires_grad_(False) if config.anchor else None
         # Before the first batch there is the start itself: noise, which is no data either.
         self.past = self.mdp.reset(self.timesteps_per_iteration // self.mdp.horizon, self.generator)
         self.energy_optimizer = adam(
@@ -90,18 +105,30 @@ class DxMI(Agent):
 
     def update_energy(self, final: Tensor) -> dict[str, float | Tensor]:
         """One Adam step on the energy's loss: as many data as samples x_T, present and replayed."""
-        final = self._with_past(final)
+        config, final = self.config, self._with_past(final)
         data = self.task.target.data(len(final), self.generator)
-        if self.config.data_noise:
+        if config.data_noise:
             noise = torch.randn(data.shape, generator=self.generator, device=data.device)
-            data = data + self.config.data_noise * noise
-        energy_data, energy_policy = self.energy(torch.cat([data, final])).chunk(2)
-        loss = self.loss(energy_data, energy_policy, self.config.gamma)
+            data = data + config.data_noise * noise
+        x = torch.cat([data, final]).requires_grad_(config.gradient_penalty > 0)
+        energy = self.energy.train()(x)
+        with torch.no_grad():
+            anchor = 0.0 if self.anchor is None else self.anchor(x)
+        data_part, policy_part = (energy - anchor).chunk(2)
+        loss = self.loss(data_part, policy_part, config.gamma, config.noise_ratio)
+        if config.gradient_penalty:
+            (slopes,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            squares = (self.task.target.scale * slopes).square().flatten(1).sum(1)
+            loss = loss + config.gradient_penalty * squares.mean()
         self.energy_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.energy_optimizer.step()
-        self.costs.energy_evals += len(data) + len(final)
-        return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).detach().mean()}
+        self.energy.eval()
+        self.costs.energy_evals += len(x)
+        if config.gradient_penalty:
+            self.costs.energy_grad_evals += len(x)
+        energy_data, energy_policy = energy.detach().chunk(2)
+        return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()}
 
     def _with_past(self, final: Tensor) -> Tensor:
         """``final`` and as many rows of earlier batches, which it joins."""
@@ -113,10 +140,20 @@ class DxMI(Agent):
 
     @torch.no_grad()
     def _average(self) -> None:
-        for average, current in ((self.policy, self.agent.policy), (self.average_energy, self.energy)):
+        config = self.config
+        pairs: list[tuple[nn.Module, nn.Module, float]] = [
+            (self.policy, self.agent.policy, config.ema), (self.average_energy, self.energy, config.ema)
+        ]  # fmt: skip
+        if self.anchor is not None:
+            pairs.append((self.anchor, self.energy, config.anchor))
+        for average, current, decay in pairs:
             parameters: list[Tensor] = list(average.parameters())
             if parameters:  # the base sampler may have none
-                torch._foreach_lerp_(parameters, list(current.parameters()), 1 - self.config.ema)
+                torch._foreach_lerp_(parameters, list(current.parameters()), 1 - decay)
+        if config.energy_spectral_norm:  # its estimates of singular vectors are no average
+            for average in [self.average_energy] + ([] if self.anchor is None else [self.anchor]):
+                for buffer, current_buffer in zip(average.buffers(), self.energy.buffers(), strict=True):
+                    buffer.copy_(current_buffer)
 
     @property
     def timesteps_per_iteration(self) -> int:
@@ -127,7 +164,8 @@ class DxMI(Agent):
 
     def modules(self) -> dict[str, nn.Module]:
         inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
-        return {"policy": self.policy, "energy": self.energy, "average_energy": self.average_energy, **inner}
+        own = {"policy": self.policy, "energy": self.energy, "average_energy": self.average_energy}
+        return own | ({"anchor": self.anchor} if self.anchor is not None else {}) | inner
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""

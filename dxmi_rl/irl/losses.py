@@ -2,21 +2,63 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from dxmi_rl.registry import Registry
 
 
-def contrastive(energy_data: Tensor, energy_policy: Tensor, gamma: float) -> Tensor:
-    """E_data[E] - E_pi[E] + gamma (E_data[E^2] + E_pi[E^2]) (DxMI, arXiv 2407.00626, equations 3 and 11).
+def contrastive(energy_data: Tensor, energy_policy: Tensor) -> Tensor:
+    """E_data[E] - E_pi[E] (DxMI, arXiv 2407.00626, equation 3).
 
-    Its optimum is bounded: E* = (p_pi - p_data) / (2 gamma (p_pi + p_data)).
+    Needs gamma > 0, which makes it equation 11 and its optimum bounded: E* = (p_pi - p_data) / (2 gamma (p_pi +
+    p_data)).
     """
-    drift = energy_data.mean() - energy_policy.mean()
-    return drift + gamma * (energy_data.square().mean() + energy_policy.square().mean())
+    return energy_data.mean() - energy_policy.mean()
 
 
-ENERGY_LOSSES: Registry[Callable[[Tensor, Tensor, float], Tensor]] = Registry("energy loss")
-ENERGY_LOSSES.add("contrastive", contrastive)
+def nce(energy_data: Tensor, energy_policy: Tensor) -> Tensor:
+    """E_data[softplus(E)] + E_pi[softplus(-E)]: noise-contrastive estimation (Gutmann and Hyvarinen 2010) with the
+    sampler as the noise; at gamma = 0 its optimum is E* = log(p_pi / p_data).
+    """
+    return n2ce(energy_data, energy_policy, 1.0)
+
+
+def n2ce(energy_data: Tensor, energy_policy: Tensor, noise_ratio: float) -> Tensor:
+    """E_data[softplus(log M + E)] + M E_pi[softplus(-E - log M)], M = ``noise_ratio``: NCE with M times as much noise
+    as data ("Noisier" NCE). The optimum is NCE's; the larger M, the less a sample counts that is clearly no datum.
+    """
+    shift = math.log(noise_ratio)
+    return softplus(shift + energy_data).mean() + noise_ratio * softplus(-energy_policy - shift).mean()
+
+
+@dataclass(frozen=True)
+class EnergyLoss:
+    """A loss, and what it takes where the settings leave ``gamma`` and ``noise_ratio`` open."""
+
+    function: Callable[..., Tensor]
+    gamma: float = 0.0
+    """Weight of E_data[E^2] + E_pi[E^2]."""
+    noise_ratio: float | None = None
+    """M; None: the loss has none."""
+
+    def __call__(
+        self, energy_data: Tensor, energy_policy: Tensor, gamma: float | None = None, noise_ratio: float | None = None
+    ) -> Tensor:
+        """The loss with its regulariser gamma (E_data[E^2] + E_pi[E^2])."""
+        ratio = self.noise_ratio if noise_ratio is None else noise_ratio
+        loss = self.function(energy_data, energy_policy, *([] if ratio is None else [ratio]))
+        weight = self.gamma if gamma is None else gamma
+        if weight == 0:
+            return loss
+        return loss + weight * (energy_data.square().mean() + energy_policy.square().mean())
+
+
+ENERGY_LOSSES: Registry[EnergyLoss] = Registry("energy loss")
+ENERGY_LOSSES.add("contrastive", EnergyLoss(contrastive, gamma=1.0))
+ENERGY_LOSSES.add("nce", EnergyLoss(nce))
+ENERGY_LOSSES.add("n2ce", EnergyLoss(n2ce, noise_ratio=100.0))

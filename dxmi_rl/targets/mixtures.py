@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,27 +17,38 @@ BLOCK = 65_536
 
 
 class GaussianMixture(Target):
-    """Mixture of K isotropic Gaussians with one standard deviation and equal weights.
+    """Mixture of K isotropic Gaussians with one standard deviation, equal weights unless ``weights`` are given.
 
-    ``E(x) = -log sum_k N(x; m_k, std^2 I) / K``, normalised, so log Z = 0. ``means`` is ``[K, dim]``. Raises ValueError
-    for means of another shape or not finite and for std <= 0.
+    ``E(x) = -log sum_k w_k N(x; m_k, std^2 I)``, normalised, so log Z = 0. ``means`` is ``[K, dim]``; ``weights`` are K
+    positive numbers, which are divided by their sum. Raises ValueError for means of another shape or not finite, for
+    std <= 0 and for weights that are not K finite positive numbers.
     """
 
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
     means: Tensor
 
-    def __init__(self, means: Tensor, std: float, *, plot_range: tuple[float, float]) -> None:
-        means, std = check_means(means), check_real("std", std, strict=True)
-        scale = float((means.var(0, correction=0).mean() + std**2).sqrt())
-        super().__init__((means.shape[1],), scale=scale, smallest_scale=std, plot_range=plot_range, log_z=0.0)
-        self.std = std
-        self.register_buffer("means", means)
+    weights: Tensor
+    """Mixture weights ``[K]``, summing to one."""
 
-    @property
-    def weights(self) -> Tensor:
-        """Mixture weights ``[K]``, summing to one."""
-        return torch.full((len(self.means),), 1.0 / len(self.means), device=self.means.device)
+    def __init__(
+        self, means: Tensor, std: float, *, plot_range: tuple[float, float], weights: Sequence[float] | None = None
+    ) -> None:
+        means, std = check_means(means), check_real("std", std, strict=True)
+        count = len(means)
+        shares = torch.full((count,), 1.0 / count) if weights is None else check_weights(weights, count)
+        spread = (means - shares @ means).square().mul(shares[:, None]).sum(0)
+        if weights is None:
+            spread = means.var(0, correction=0)  # the same but for rounding, which caches would see
+        scale = float((spread.mean() + std**2).sqrt())
+        super().__init__((means.shape[1],), scale=scale, smallest_scale=std, plot_range=plot_range, log_z=0.0)
+        self.std, self.equal = std, weights is None
+        self.register_buffer("means", means)
+        self.register_buffer("weights", shares, persistent=False)
+
+    def log_weight_ratios(self, dtype: torch.dtype) -> Tensor | None:
+        """log(K w_k), ``[K, 1]``, or None where all weights are equal."""
+        return None if self.equal else (self.weights * len(self.weights)).log().to(dtype)[:, None]
 
     def _energy(self, x: Tensor) -> Tensor:
         return in_blocks(self._block_energy, len(self.means), x)
@@ -48,6 +59,9 @@ class GaussianMixture(Target):
         means = self.means.to(x.dtype)
         half_norms = means.square().sum(1, keepdim=True) / 2
         exponents = torch.addmm(-half_norms, means, x.T) / self.std**2
+        ratios = self.log_weight_ratios(x.dtype)
+        if ratios is not None:
+            exponents = exponents + ratios
         top = exponents.detach().amax(0)
         # Below e^-80 nothing changes the sum, and arithmetic on denormal numbers is twenty times slower.
         total = (exponents - top).clamp_min(-80.0).exp().sum(0)
@@ -55,7 +69,10 @@ class GaussianMixture(Target):
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         device = self.means.device
-        modes = torch.randint(len(self.means), (n,), generator=generator, device=device)
+        if self.equal:
+            modes = torch.randint(len(self.means), (n,), generator=generator, device=device)
+        else:
+            modes = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, device=device, dtype=self.means.dtype)
         return self.means[modes] + self.std * noise
 
@@ -81,11 +98,22 @@ def check_means(means: Tensor) -> Tensor:
     return means
 
 
-def eight_gaussians() -> GaussianMixture:
-    """Eight Gaussians on a circle of radius 4/1.414, std 0.5/1.414, equal weights (the DxMI paper's 2-D target)."""
+def check_weights(weights: Sequence[float], count: int) -> Tensor:
+    """Weights ``[count]`` divided by their sum; raises ValueError unless they are so many finite positive numbers."""
+    shares = torch.as_tensor(weights, dtype=torch.float64)
+    if shares.shape != (count,) or not bool((shares.isfinite() & (shares > 0)).all()):
+        raise ValueError(f"weights must be {count} finite positive numbers, got {weights!r}.")
+    return (shares / shares.sum()).to(torch.get_default_dtype())
+
+
+def eight_gaussians(*, weights: Sequence[float] | None = None) -> GaussianMixture:
+    """Eight Gaussians on a circle of radius 4/1.414, std 0.5/1.414, equal weights (the DxMI paper's 2-D target).
+
+    ``weights`` of one's own start at the right and go counter-clockwise.
+    """
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
-    return GaussianMixture(means, 0.5 / 1.414, plot_range=(-4.0, 4.0))
+    return GaussianMixture(means, 0.5 / 1.414, plot_range=(-4.0, 4.0), weights=weights)
 
 
 def gmm9() -> GaussianMixture:
