@@ -109,7 +109,8 @@ def check_weights(weights: Sequence[float], count: int) -> Tensor:
 def eight_gaussians(*, weights: Sequence[float] | None = None) -> GaussianMixture:
     """Eight Gaussians on a circle of radius 4/1.414, std 0.5/1.414, equal weights (the DxMI paper's 2-D target).
 
-    ``weights`` of one's own start at the right and go counter-clockwise.
+    Args:
+        weights: eight positive numbers, from the right counter-clockwise, in place of equal ones.
     """
     angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
     means = 4 / 1.414 * torch.stack([angles.cos(), angles.sin()], dim=1)
