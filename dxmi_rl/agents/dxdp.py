@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import FinalStateHook, frozen
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
+from dxmi_rl.agents.guidance import GuidedPolicy
 from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
@@ -182,6 +183,17 @@ class DxDP(GaussianAgent):
         """V_t(x): ``[batch]``; of the averaged network when it is given."""
         members = (self.value if network is None else network)(x, t)
         return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
+
+    def soft_value(self, x: Tensor, t: int) -> Tensor:
+        """V_t(x) for t = 0..T, V_T = E: ``[batch]``."""
+        return self.mdp.finite_energy(x) if t == self.mdp.horizon else self.values(x, t)
+
+    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
+        """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
+        (GuidedPolicy).
+        """
+        policy = GuidedPolicy(self.policy, self.soft_value, guidance) if guidance else self.policy
+        return self.mdp.sample(policy, n, self._generator(seed))
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents import AGENTS, DxDP
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
+from dxmi_rl.agents.guidance import GuidedPolicy
 from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.irl.losses import ENERGY_LOSSES
@@ -166,6 +167,23 @@ class DxMI(Agent):
         inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
         own = {"policy": self.policy, "energy": self.energy, "average_energy": self.average_energy}
         return own | ({"anchor": self.anchor} if self.anchor is not None else {}) | inner
+
+    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
+        """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
+        gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy).
+
+        Raises ValueError for guidance where the inner agent has no soft values (only "dxdp" has).
+        """
+        if not guidance:
+            return super().sample(n, seed=seed)
+        if not isinstance(self.agent, DxDP):
+            raise ValueError(f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' learns soft values.")
+        agent, horizon = self.agent, self.mdp.horizon
+
+        def soft_value(x: Tensor, t: int) -> Tensor:
+            return self.average_energy(x) if t == horizon else agent.values(x, t)
+
+        return self.mdp.sample(GuidedPolicy(self.policy, soft_value, guidance), n, self._generator(seed))
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""

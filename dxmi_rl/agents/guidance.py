@@ -1,0 +1,37 @@
+"""Value guidance: at sampling time, every state is moved down the gradient of its value (Yoon et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.checks import check_real
+from dxmi_rl.diffusion.kernels import standard_log_prob
+
+
+class GuidedPolicy:
+    """x_{t+1} <- x_{t+1} - weight sigma_t grad V_{t+1}(x_{t+1}) after each draw of ``policy``,
+    anything with ``moments``; for ``mdp.sample``.
+
+    ``soft_value(x, t)`` gives V_t ``[batch]`` for t = 1..T, low where samples should go, with V_T = E. ``weight``
+    (lambda) is a length per nat: it scales with the data's width over tau.
+    What is moved has no simple density: the log-probability that ``transport`` returns is that of the draw before.
+    """
+
+    def __init__(self, policy: Any, soft_value: Callable[[Tensor, int], Tensor], weight: float) -> None:
+        self.policy, self.soft_value = policy, soft_value
+        self.weight = check_real("guidance", weight)
+
+    def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x_{t+1} (shape of x), and log pi of the unguided draw ``[batch]``."""
+        assert isinstance(t, int), "rollouts count their steps with numbers"
+        mean, log_std = self.policy.moments(x, t)
+        sigma = log_std.exp()
+        draw = mean + sigma * noise
+        with torch.enable_grad():
+            point = draw.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.soft_value(point, t + 1).sum(), point)
+        return draw - self.weight * sigma * slope, standard_log_prob(noise, log_std)
