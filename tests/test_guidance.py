@@ -62,6 +62,15 @@ def test_guidance_leaves_no_gradients_and_the_agents_own_stream_is_one() -> None
     assert not torch.equal(x, agent.sample(4, guidance=0.2))
 
 
+def test_what_is_guided_has_no_density() -> None:
+    agent = dxdp()
+    policy = GuidedPolicy(agent.policy, agent.soft_value, 0.1)
+    x, log_prob = policy.transport(torch.zeros(4, 2), 0, torch.ones(4, 2))
+    assert log_prob.shape == (4,)
+    with pytest.raises(TypeError, match="no density"):
+        policy.log_prob(torch.zeros(4, 2), x, 0)
+
+
 def test_dxmi_guides_its_averaged_policy() -> None:
     task = make_task("8gaussians")
     model = small("dxmi", task)

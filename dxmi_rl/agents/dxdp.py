@@ -192,8 +192,10 @@ class DxDP(GaussianAgent):
         """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
         (GuidedPolicy).
         """
-        policy = GuidedPolicy(self.policy, self.soft_value, guidance) if guidance else self.policy
-        return self.mdp.sample(policy, n, self._generator(seed))
+        if not guidance:
+            return super().sample(n, seed=seed)
+        guided = GuidedPolicy(self.policy, self.soft_value, guidance)
+        return self.mdp.sample(guided, n, self._generator(seed))
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config

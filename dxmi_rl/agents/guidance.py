@@ -35,3 +35,7 @@ class GuidedPolicy:
             point = draw.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.soft_value(point, t + 1).sum(), point)
         return draw - self.weight * sigma * slope, standard_log_prob(noise, log_std)
+
+    def log_prob(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
+        """Raises TypeError: where a state came from before it was moved is not known."""
+        raise TypeError("a guided policy has no density: score the policy without guidance.")
