@@ -1,13 +1,45 @@
-"""Settings of DxMI."""
+"""Settings of DxMI and of its energy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from dxmi_rl.checks import check_integer
+from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.targets import Target
+
 
 @dataclass(frozen=True)
-class DxMIConfig:
+class EnergyConfig:
+    """The energy's network."""
+
+    energy_width: int = 128
+    """Units per layer of the energy."""
+    energy_depth: int = 3
+    """Hidden layers (blocks when ``energy_residual``)."""
+    energy_fourier: int = 0
+    """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
+    energy_residual: bool = False
+    """Residual blocks in the energy."""
+    energy_spectral_norm: bool = False
+    """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
+    2018, arXiv 1802.05957), so that the energy has a bounded slope."""
+
+
+def make_energy(target: Target, config: EnergyConfig) -> EnergyMLP:
+    """A new energy network for the target. Raises TypeError or ValueError for sizes that are no positive integers."""
+    for key in ("energy_width", "energy_depth"):
+        check_integer(key, getattr(config, key))
+    check_integer("energy_fourier", config.energy_fourier, minimum=0)
+    return EnergyMLP(
+        target.dim, target.scale, width=config.energy_width, depth=config.energy_depth, fourier=config.energy_fourier,
+        residual=config.energy_residual, spectral_norm=config.energy_spectral_norm,
+    ).eval()  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DxMIConfig(EnergyConfig):
     """Settings of the joint loop."""
 
     agent: str = "dxdp"
@@ -31,17 +63,6 @@ class DxMIConfig:
     """Adam rate of the energy."""
     energy_steps: int = 1
     """Energy steps per rollout, each on fresh data."""
-    energy_width: int = 128
-    """Units per layer of the energy."""
-    energy_depth: int = 3
-    """Hidden layers (blocks when ``energy_residual``)."""
-    energy_fourier: int = 0
-    """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
-    energy_residual: bool = False
-    """Residual blocks in the energy."""
-    energy_spectral_norm: bool = False
-    """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
-    2018, arXiv 1802.05957), so that the energy has a bounded slope."""
     data_noise: float = 0.0
     """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
     last step has noise: without it the energy learns to tell the two by that alone."""

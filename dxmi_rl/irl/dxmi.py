@@ -13,20 +13,10 @@ from dxmi_rl.agents import AGENTS, DxDP
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.guidance import GuidedPolicy
 from dxmi_rl.checks import check_batch, check_integer, check_real
-from dxmi_rl.irl.config import DxMIConfig
+from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
-from dxmi_rl.networks import EnergyMLP
-from dxmi_rl.tasks import Task
-
-
-def make_energy(task: Task, config: DxMIConfig) -> EnergyMLP:
-    """A new energy network for the task, by the settings of its names."""
-    return EnergyMLP(
-        task.mdp.dim, task.target.scale, width=config.energy_width, depth=config.energy_depth,
-        fourier=config.energy_fourier, residual=config.energy_residual, spectral_norm=config.energy_spectral_norm,
-    ).eval()  # fmt: skip
 
 
 class DxMI(Agent):
@@ -62,8 +52,7 @@ class DxMI(Agent):
         check_real("data_noise", config.data_noise)
         check_integer("replay", config.replay, minimum=0)
         check_real("energy_learning_rate", config.energy_learning_rate)
-        for key in ("energy_steps", "energy_width", "energy_depth"):
-            check_integer(key, getattr(config, key))
+        check_integer("energy_steps", config.energy_steps)
         for key in ("ema", "anchor"):
             if not 0 <= check_real(key, getattr(config, key)) < 1:
                 raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
@@ -76,7 +65,7 @@ class DxMI(Agent):
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
         if AGENTS[config.agent].needs_denoiser:
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
-        self.energy = make_energy(self.task, config).to(self.mdp.device)
+        self.energy = make_energy(target, config).to(self.mdp.device)
         self.mdp.set_energy(self.energy)
         inner = AGENTS[config.agent]  # from plain defaults: the recipes were found with these
         self.agent = inner(self.task, seed=self.seed, config=inner.Config(), **config.agent_settings)

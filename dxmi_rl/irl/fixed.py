@@ -6,7 +6,8 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from dxmi_rl.irl.dxmi import DxMI, make_energy
+from dxmi_rl.irl.config import make_energy
+from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.tasks import TASKS, Task
@@ -58,7 +59,7 @@ def fixed_energy(task: Task) -> nn.Module:
         return dxmi.learn(FIXED_TIMESTEPS, progress_bar=True).average_energy.state_dict()
 
     tensors = cached_tensors("energy", key, train)
-    energy = make_energy(task, config)
+    energy = make_energy(task.target, config)
     energy.load_state_dict(tensors)
     confined = ConfinedEnergy(energy, task.target.plot_range, task.target.scale, TASKS[task.name].tau)
     return confined.requires_grad_(False).eval()
