@@ -99,6 +99,19 @@ def test_cosine_ends_where_it_is_told(horizon: int, alpha_bar_min: float) -> Non
     assert torch.allclose(schedule.alpha**2 + schedule.s**2, torch.ones(horizon + 1), atol=1e-6)
 
 
+def test_quadratic_and_sigmoid_have_their_betas() -> None:
+    """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1} from clean to noisy, against sums by hand."""
+    for name, wanted in (
+        ("quadratic", [(0.05**0.5 + i / 4 * (0.8**0.5 - 0.05**0.5)) ** 2 for i in range(5)]),
+        ("sigmoid", [1e-5 + (1e-2 - 1e-5) / (1 + math.exp(6 - 3 * i)) for i in range(5)]),
+    ):
+        schedule = make_schedule(name, 5)
+        alpha_bar = schedule.alpha.double().square().flip(0)
+        betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+        torch.testing.assert_close(betas, torch.tensor(wanted, dtype=torch.float64), rtol=1e-3, atol=2e-7)
+        assert schedule.start_std == 1.0
+
+
 def test_cosine_is_nichol_and_dhariwals() -> None:
     """Equation 17 at the same times: alpha-bar(u) = f(u) / f(0), f(u) = cos^2((u + 0.008) / 1.008 pi / 2)."""
     schedule = make_schedule("cosine", 4, alpha_bar_min=0.01)
@@ -157,6 +170,8 @@ def test_var_linear_is_ddpms_own_at_a_thousand_steps() -> None:
         ("karras", {"level_max": 0.1}, ValueError, "fall strictly"),
         ("karras", {"rhp": 1.0}, UnknownNameError, "rho"),
         ("geometric", {"level_min": 9.0}, ValueError, "fall strictly"),
+        ("quadratic", {"beta_last": 1.0}, ValueError, "betas must have 0 < beta_first <= beta_last < 1"),
+        ("sigmoid", {"beta_first": 0.5}, ValueError, "betas must have 0 < beta_first"),
         ("cosine", {"alpha_bar_min": 1.5}, ValueError, "alpha_bar_min must lie in"),
     ],
 )

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from dxmi_rl.diffusion import KERNELS, BackwardKernel, Brownian, Forward, Learned, Schedule, make_kernel, make_schedule
+from dxmi_rl.diffusion import (
+    KERNELS,
+    SCHEDULES,
+    BackwardKernel,
+    Brownian,
+    Forward,
+    Learned,
+    Schedule,
+    make_kernel,
+    make_schedule,
+)
 from dxmi_rl.registry import UnknownNameError
 
 HORIZON = 4
@@ -229,7 +239,7 @@ def test_the_ends_of_the_rate(rate: float, moves: bool) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", ["karras", "cosine", "var-linear", "var-quadratic", "geometric"])
+@pytest.mark.parametrize("name", SCHEDULES.names())
 def test_forward_composes_to_the_noising_process(name: str) -> None:
     """From x_clean down to x_t the kernels compose to N(alpha_t x_clean, s_t^2 I): the definition of the process."""
     schedule = make_schedule(name, 6)

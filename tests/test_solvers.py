@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents.solvers import Solver
-from dxmi_rl.diffusion import sample_base
+from dxmi_rl.diffusion import SCHEDULES, sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.irl import AGENTS
 from dxmi_rl.targets import GaussianMixture
@@ -196,7 +196,7 @@ def test_the_calls_are_the_horizon(name: str, horizon: int) -> None:
     assert agent.costs.denoiser_calls == agent.config.batch_size * horizon
 
 
-@pytest.mark.parametrize("schedule", ["karras", "cosine", "var-linear", "var-quadratic", "geometric"])
+@pytest.mark.parametrize("schedule", SCHEDULES.names())
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_schedule(name: str, schedule: str) -> None:
     x = solver(name, horizon=6, schedule=schedule).sample(100, seed=0)

@@ -142,6 +142,27 @@ def var_quadratic(horizon: int) -> Schedule:
     return _from_betas(var_betas(horizon, "quadratic"))
 
 
+def quadratic(horizon: int, *, beta_first: float = 0.05, beta_last: float = 0.8) -> Schedule:
+    """Betas whose square roots are evenly spaced, clean to noisy; few steps of these still reach noise."""
+    _check_betas(beta_first, beta_last)
+    return _from_betas(np.linspace(math.sqrt(beta_first), math.sqrt(beta_last), horizon) ** 2)
+
+
+def sigmoid(horizon: int, *, beta_first: float = 1e-5, beta_last: float = 1e-2) -> Schedule:
+    """Betas beta_first + (beta_last - beta_first) s(u), u from -6 to 6 evenly, s the sigmoid, clean to noisy.
+
+    In few steps the default barely noises the data, while x_0 stays N(0, I): a poor start on purpose.
+    """
+    _check_betas(beta_first, beta_last)
+    shape = 1 / (1 + np.exp(-np.linspace(-6, 6, horizon)))
+    return _from_betas(beta_first + (beta_last - beta_first) * shape)
+
+
+def _check_betas(beta_first: float, beta_last: float) -> None:
+    if not 0 < beta_first <= beta_last < 1:
+        raise ValueError(f"betas must have 0 < beta_first <= beta_last < 1, got {beta_first} and {beta_last}.")
+
+
 def geometric(horizon: int, *, level_max: float = 8.0, level_min: float = 0.4) -> Schedule:
     """The variance-exploding ladder of from-scratch tasks: alpha = 1, levels geometric from s0 to sigma_min."""
     levels = np.append(np.geomspace(level_max, level_min, horizon), 0.0)
@@ -153,6 +174,8 @@ SCHEDULES.add("karras", karras)
 SCHEDULES.add("cosine", cosine)
 SCHEDULES.add("var-linear", var_linear)
 SCHEDULES.add("var-quadratic", var_quadratic)
+SCHEDULES.add("quadratic", quadratic)
+SCHEDULES.add("sigmoid", sigmoid)
 SCHEDULES.add("geometric", geometric)
 
 
