@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from dxmi_rl.checks import check_batch
 
+POWER_ITERATIONS = 3
+"""Of spectral norms per update: with one, Adam's steps are ahead of the estimate."""
+
 
 class FourierFeatures(nn.Module):
     """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020).
@@ -129,7 +132,7 @@ class StepMLP(nn.Module):
 
     Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
     ``[batch, outputs]``. With ``coordinate_width`` the output of a ``CoordinateMLP`` over ``dim`` coordinates is added;
-    inputs and outputs are then multiples of ``dim``, the coordinate running fastest.
+    inputs and outputs are then multiples of ``dim``, the coordinate running fastest; ValueError if they are not.
     """
 
     input_scale: Tensor
@@ -137,12 +140,14 @@ class StepMLP(nn.Module):
 
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
-        residual: bool = False, zero: bool = False, dim: int = 1, coordinate_width: int = 0,
+        residual: bool = False, zero: bool = False, dim: int | None = None, coordinate_width: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = len(input_scale)
         self.coordinates: CoordinateMLP | None = None
         if coordinate_width:
+            if dim is None or inputs % dim or outputs % dim:
+                raise ValueError(f"dim must divide {inputs} inputs and {outputs} outputs, got {dim!r}.")
             self.coordinates = CoordinateMLP(dim, inputs // dim, outputs // dim, steps, width=coordinate_width)
         self.mlp = MLP(
             inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, residual=residual, zero=zero
@@ -161,7 +166,8 @@ class EnergyMLP(nn.Module):
     """An energy-based model E_phi: ``[batch, *event] -> [batch]``, an MLP on x / ``scale``.
 
     With ``spectral_norm`` every linear layer is divided by its largest singular value; ``train()`` mode improves the
-    estimate of it in each call, ``eval()`` mode keeps it.
+    estimate of it in each call, ``eval()`` mode keeps it. Raises ValueError for it with ``residual``, whose norms have
+    gains that it does not bound.
     """
 
     def __init__(
@@ -172,12 +178,28 @@ class EnergyMLP(nn.Module):
         self.scale = scale
         # 1.8: data have mean square one in these units, and a mode at the rim not much more.
         self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, fade=1.8, residual=residual)
+        if spectral_norm and residual:
+            raise ValueError("spectral_norm must be False for residual blocks: the gains of their norms have no bound.")
         if spectral_norm:
             for layer in [module for module in self.mlp.modules() if isinstance(module, nn.Linear)]:
-                nn.utils.parametrizations.spectral_norm(layer)
+                nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=POWER_ITERATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x.flatten(1) / self.scale).squeeze(-1)
+
+
+@torch.no_grad()
+def average_towards(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) current, for parameters; spectral norms are estimated anew."""
+    parameters: list[Tensor] = list(average.parameters())
+    if not parameters:
+        return
+    torch._foreach_lerp_(parameters, list(current.parameters()), 1 - decay)
+    for layer in average.modules():
+        if nn.utils.parametrize.is_parametrized(layer):
+            layer.train()
+            _ = layer.weight  # iterates on singular vectors of its own
+            layer.eval()
 
 
 class DigitsFeatures(nn.Module):

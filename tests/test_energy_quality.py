@@ -26,7 +26,7 @@ def test_the_exact_energy_is_perfect_at_any_temperature_and_zero(name: str) -> N
     assert scores["energy_kl"] == pytest.approx(0, abs=1e-4)
     assert scores["energy_mode_tv"] == pytest.approx(0, abs=1e-4)
     assert scores["energy_nll"] == pytest.approx(scores["energy_nll_floor"], abs=1e-4)
-    assert scores["energy_nll_floor"] == pytest.approx(float(target.energy(target.sample(100_000)).mean()), abs=0.03)
+    assert scores["energy_nll_floor"] == pytest.approx(float(target.energy(target.sample(100_000)).mean()), abs=0.09)
 
 
 def test_a_flatter_energy() -> None:
@@ -44,7 +44,8 @@ def test_a_flatter_energy() -> None:
     assert scores["energy_mode_tv"] < 0.01, "but for what the square cuts off"
 
 
-def test_wrong_masses_of_modes_are_seen_by_the_mode_score_only() -> None:
+def test_wrong_masses_of_modes_are_seen() -> None:
+    """By all scores of p in the plane, and not by those that look at one mode at a time."""
     target, equal = make_target("8gaussians", weights=UNEQUAL), make_target("8gaussians")
     scores = energy_quality(equal.energy, target, samples=50_000, steps=1)
     shares = torch.tensor(UNEQUAL) / 20
@@ -52,27 +53,42 @@ def test_wrong_masses_of_modes_are_seen_by_the_mode_score_only() -> None:
     kl = float((shares * (8 * shares).log()).sum())
     assert scores["energy_kl"] == pytest.approx(kl, abs=0.02)
     assert scores["energy_fisher"] < 1.0, "inside a mode nothing is wrong"
+    right = energy_quality(target.energy, target, samples=50_000, steps=1)
+    assert right["energy_sliced_w2"] < 1.5 * right["energy_sliced_w2_floor"] + 0.02
+    assert scores["energy_sliced_w2"] > 5 * right["energy_sliced_w2"]
 
 
-def test_chains_of_the_energy_go_where_it_is_low() -> None:
+def test_samples_of_the_energy_are_where_it_is_low() -> None:
+    """Draws from p, and chains, which leave the data where the energy says so."""
     target = make_target("8gaussians")
 
     def one_mode(x: Tensor) -> Tensor:
         return 4 * (x - target.means[0]).square().sum(1)
 
-    assert energy_quality(one_mode, target, **QUICK)["energy_sliced_w2"] > 2
-    assert energy_quality(target.energy, target, **QUICK)["energy_sliced_w2"] < 0.4
+    wrong, right = (energy_quality(energy, target, **QUICK) for energy in (one_mode, target.energy))
+    for key in ("energy_sliced_w2", "chains_sliced_w2"):
+        assert wrong[key] > 2
+        assert right[key] < 2 * right["energy_sliced_w2_floor"]
+
+
+def test_a_constant_energy_and_data_without_a_variance_leave_scores_out() -> None:
+    flat = energy_quality(lambda x: 0.0 * x.sum(1), make_target("8gaussians"), **QUICK)
+    assert "energy_correlation" not in flat and flat["energy_slope"] == 0
+    assert all(math.isfinite(value) for value in flat.values())
+    heavy = make_target("mos10")
+    assert not {"energy_sliced_w2", "chains_sliced_w2"} & energy_quality(heavy.energy, heavy, **QUICK).keys()
 
 
 def test_data_without_an_energy_have_a_likelihood_and_chains() -> None:
     scores = energy_quality(lambda x: x.square().sum(1), make_target("moons"), **QUICK)
-    assert scores.keys() == {"energy_nll", "energy_sliced_w2"}
+    assert scores.keys() == {"energy_nll", "energy_sliced_w2", "energy_sliced_w2_floor", "chains_sliced_w2"}
 
 
 def test_many_dimensions_have_no_quadrature() -> None:
     target = make_target("manywell32")
     scores = energy_quality(target.energy, target, samples=200, steps=5)
-    assert scores.keys() == {"energy_correlation", "energy_slope", "energy_fisher", "energy_sliced_w2"}
+    exact = {"energy_correlation", "energy_slope", "energy_fisher"}
+    assert scores.keys() == exact | {"chains_sliced_w2", "energy_sliced_w2_floor"}
 
 
 def test_the_same_seed_gives_the_same_scores() -> None:

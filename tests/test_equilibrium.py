@@ -72,6 +72,26 @@ def test_without_temperature_the_sampler_is_the_data() -> None:
     assert float((found.log_policy - log_density())[inside].abs().max()) < 0.01
 
 
+@pytest.mark.parametrize(("loss", "tau"), [("contrastive", 0.3), ("nce", 1.0)])
+def test_with_an_anchor_the_game_ends_at_the_data(loss: str, tau: float) -> None:
+    """A tabular game: E is the anchor plus the loss's optimum, the sampler its answer, the anchor follows E."""
+    log_data = log_density()
+    anchor = torch.zeros_like(log_data)
+    log_policy = torch.full_like(log_data, -math.log(8.0))
+    for _ in range(200):
+        u = log_policy - log_data
+        energy = anchor + ((u / 2).tanh() / 2 if loss == "contrastive" else u)
+        answer = -energy / tau - torch.logsumexp(-energy / tau, 0) - math.log(CELL)
+        log_policy = torch.logaddexp(log_policy + math.log(0.9), answer + math.log(0.1))  # a sampler that lags
+        anchor = anchor + 0.05 * (energy - anchor)
+    kept = log_data > -8
+    assert float((log_data.exp() * (log_data - log_policy)).sum() * CELL) < 1e-3
+    offset = (energy + tau * log_data)[kept]
+    assert float(offset.max() - offset.min()) < 0.1 * tau * float(log_data[kept].max() - log_data[kept].min())
+    without = equilibrium(log_data, CELL, tau=tau, loss=loss)
+    assert float((log_data.exp() * (log_data - without.log_policy)).sum() * CELL) > 1e-2
+
+
 def test_what_has_no_equilibrium_here() -> None:
     with pytest.raises(ValueError, match="tau must be"):
         equilibrium(log_density(), CELL, tau=0.0)
@@ -79,5 +99,9 @@ def test_what_has_no_equilibrium_here() -> None:
         equilibrium(log_density(), CELL, tau=0.1, gamma=0.0)
     with pytest.raises(ValueError, match="gamma must be > 0"):
         equilibrium(log_density(), CELL, tau=0.1, loss="nce", gamma=1.0)
+    with pytest.raises(ValueError, match="finite vector"):
+        equilibrium(torch.tensor([0.0, -math.inf]), 1.0, tau=0.1)
+    with pytest.raises(ValueError, match="must have mass 1 over the cells"):
+        equilibrium(log_density(), CELL / 2, tau=0.1)
     with pytest.raises(UnknownNameError, match="Did you mean 'contrastive'"):
         equilibrium(log_density(), CELL, tau=0.1, loss="contrastiv")

@@ -57,14 +57,16 @@ def test_guidance_lowers_the_energy() -> None:
 
 def test_guidance_leaves_no_gradients_and_the_agents_own_stream_is_one() -> None:
     agent = dxdp()
+    for parameter in [*agent.value.parameters(), *agent.policy.parameters()]:
+        parameter.grad = None
     x = agent.sample(4, guidance=0.2)
-    assert not x.requires_grad
+    assert all(p.grad is None for p in [*agent.value.parameters(), *agent.policy.parameters()])
     assert not torch.equal(x, agent.sample(4, guidance=0.2))
 
 
 def test_what_is_guided_has_no_density() -> None:
     agent = dxdp()
-    policy = GuidedPolicy(agent.policy, agent.soft_value, 0.1)
+    policy = agent.guided(0.1)
     x, log_prob = policy.transport(torch.zeros(4, 2), 0, torch.ones(4, 2))
     assert log_prob.shape == (4,)
     with pytest.raises(TypeError, match="no density"):

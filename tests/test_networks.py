@@ -90,6 +90,9 @@ def test_an_agent_with_it_trains_both_parts_and_resumes(name: str, tmp_path) -> 
 
 
 def test_widths_that_cannot_be() -> None:
+    for dim in (None, 3):
+        with pytest.raises(ValueError, match="dim must divide 4 inputs and 6 outputs"):
+            StepMLP(4, 6, torch.ones(5), width=8, depth=2, dim=dim, coordinate_width=8)
     with pytest.raises(ValueError, match="coordinate_width"):
         make_agent("ppo", "8gaussians", coordinate_width=-1)
     with pytest.raises(ValueError, match="coordinate_width"):

@@ -249,6 +249,12 @@ def test_a_mixture_with_weights_of_its_own() -> None:
     torch.testing.assert_close(denoised, (posterior[..., None] * parts).sum(0), rtol=1e-4, atol=1e-4)
 
 
+def test_weights_tell_targets_apart() -> None:
+    """In caches and checkpoints; samples alone would hardly see a hundredth."""
+    digests = [make_target("8gaussians", weights=[1.0] * 7 + [last]).digest() for last in (1.0, 1.01, 1.0)]
+    assert digests[0] == digests[2] != digests[1]
+
+
 def test_equal_weights_given_are_equal_weights() -> None:
     plain, given = make_target("8gaussians"), make_target("8gaussians", weights=[3.0] * 8)
     x = plain.sample(100)

@@ -16,7 +16,7 @@ from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
-from dxmi_rl.mdp import Trajectory
+from dxmi_rl.mdp import Energy, Trajectory
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
@@ -184,9 +184,16 @@ class DxDP(GaussianAgent):
         members = (self.value if network is None else network)(x, t)
         return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
 
-    def soft_value(self, x: Tensor, t: int) -> Tensor:
-        """V_t(x) for t = 0..T, V_T = E: ``[batch]``."""
-        return self.mdp.finite_energy(x) if t == self.mdp.horizon else self.values(x, t)
+    def guided(self, weight: float, *, policy: Any = None, energy: Energy | None = None) -> GuidedPolicy:
+        """The policy (or another one) moved by the gradients of V_t, t < T, and at the end of the live energy (or
+        another one).
+        """
+        last = self.mdp.finite_energy if energy is None else energy
+
+        def soft_value(x: Tensor, t: int) -> Tensor:
+            return last(x) if t == self.mdp.horizon else self.values(x, t)
+
+        return GuidedPolicy(self.policy if policy is None else policy, soft_value, weight)
 
     def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
         """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
@@ -194,8 +201,7 @@ class DxDP(GaussianAgent):
         """
         if not guidance:
             return super().sample(n, seed=seed)
-        guided = GuidedPolicy(self.policy, self.soft_value, guidance)
-        return self.mdp.sample(guided, n, self._generator(seed))
+        return self.mdp.sample(self.guided(guidance), n, self._generator(seed))
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config

@@ -144,7 +144,7 @@ def var_quadratic(horizon: int) -> Schedule:
 
 def quadratic(horizon: int, *, beta_first: float = 0.05, beta_last: float = 0.8) -> Schedule:
     """Betas whose square roots are evenly spaced, clean to noisy; few steps of these still reach noise."""
-    _check_betas(beta_first, beta_last)
+    _check_betas(horizon, beta_first, beta_last)
     return _from_betas(np.linspace(math.sqrt(beta_first), math.sqrt(beta_last), horizon) ** 2)
 
 
@@ -153,12 +153,13 @@ def sigmoid(horizon: int, *, beta_first: float = 1e-5, beta_last: float = 1e-2) 
 
     In few steps the default barely noises the data, while x_0 stays N(0, I): a poor start on purpose.
     """
-    _check_betas(beta_first, beta_last)
+    _check_betas(horizon, beta_first, beta_last)
     shape = 1 / (1 + np.exp(-np.linspace(-6, 6, horizon)))
     return _from_betas(beta_first + (beta_last - beta_first) * shape)
 
 
-def _check_betas(beta_first: float, beta_last: float) -> None:
+def _check_betas(horizon: int, beta_first: float, beta_last: float) -> None:
+    check_integer("horizon", horizon, minimum=2)  # one step would have beta_first only
     if not 0 < beta_first <= beta_last < 1:
         raise ValueError(f"betas must have 0 < beta_first <= beta_last < 1, got {beta_first} and {beta_last}.")
 

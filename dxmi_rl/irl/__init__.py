@@ -3,17 +3,17 @@
 from dxmi_rl.agents import AGENTS, list_agents, load_agent, make_agent
 from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.irl.dxmi import DxMI
-from dxmi_rl.irl.energy_quality import Grid, energy_quality
-from dxmi_rl.irl.energy_training import (
+from dxmi_rl.irl.equilibria import Equilibrium, equilibrium
+from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
+from dxmi_rl.irl.quality import Grid, energy_quality
+from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.training import (
     ENERGY_TRAINERS,
     EnergyTrainer,
     EnergyTrainingConfig,
     TrainedEnergy,
     train_energy,
 )
-from dxmi_rl.irl.equilibrium import Equilibrium, equilibrium
-from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
-from dxmi_rl.irl.recipes import recipe
 
 __all__ = [
     "AGENTS",

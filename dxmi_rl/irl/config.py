@@ -10,7 +10,7 @@ from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.targets import Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnergyConfig:
     """The energy's network."""
 
@@ -24,7 +24,8 @@ class EnergyConfig:
     """Residual blocks in the energy."""
     energy_spectral_norm: bool = False
     """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
-    2018, arXiv 1802.05957), so that the energy has a bounded slope."""
+    2018, arXiv 1802.05957), so that its slope in what it sees (with the Fourier features) is bounded; not with
+    ``energy_residual``."""
 
 
 def make_energy(target: Target, config: EnergyConfig) -> EnergyMLP:
@@ -38,7 +39,7 @@ def make_energy(target: Target, config: EnergyConfig) -> EnergyMLP:
     ).eval()  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DxMIConfig(EnergyConfig):
     """Settings of the joint loop."""
 
@@ -56,9 +57,10 @@ class DxMIConfig(EnergyConfig):
     gradient_penalty: float = 0.0
     """Weight of the mean squared gradient of the energy on data and samples, in units of 1 / the target's scale."""
     anchor: float = 0.0
-    """Decay of an average of the energy, which the loss then takes off: the energy learns, and gamma holds small, what
-    is to be added to the average. The game's equilibrium then is the data themselves, E = -tau log p_data + c, at any
-    gamma and tau. 0: no average, the paper's losses, whose sampler is a little broader than the data."""
+    """Decay of an average of the energy, which the loss then takes off: the energy learns, and gamma and the gradient
+    penalty hold small, what is to be added to the average. For players that can do anything (a sampler that draws from
+    exp(-E / tau), no ``data_noise``) the game then ends at the data themselves, E = -tau log p_data + c, at any gamma
+    and tau. 0: no average, as in the paper; the sampler ends a little broader than the data."""
     energy_learning_rate: float = 1e-3
     """Adam rate of the energy."""
     energy_steps: int = 1

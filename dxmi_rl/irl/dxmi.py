@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS, DxDP
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
-from dxmi_rl.agents.guidance import GuidedPolicy
 from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
+from dxmi_rl.networks import average_towards
 
 
 class DxMI(Agent):
@@ -27,9 +27,10 @@ class DxMI(Agent):
     over the last iterations, ``policy`` and ``average_energy``, are what is used: the two players circle around the
     equilibrium.
 
-    With the contrastive loss the energy stays within about +-1 / (2 gamma), so the temperature must be well below 1:
-    tau = 0.1 / d, the paper's, in the tasks that have only data. Say so for data of your own: ``DxMI(make_task(data,
-    tau=0.1 / d))``. ``dxmi_rl.irl.equilibrium`` computes where the game ends, ``energy_quality`` scores the energy.
+    With the contrastive loss and no anchor the energy stays within about +-1 / (2 gamma), so the temperature must be
+    well below 1: tau = 0.1 / d, the paper's, in the tasks that have only data. Say so for data of your own:
+    ``DxMI(make_task(data, tau=0.1 / d))``. ``dxmi_rl.irl.equilibrium`` computes where the game ends, and
+    ``energy_quality`` scores the energy.
 
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
@@ -46,8 +47,6 @@ class DxMI(Agent):
         config, target = self.config, self.task.target
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
-        if config.gamma is not None:
-            check_real("gamma", config.gamma)
         check_real("gradient_penalty", config.gradient_penalty)
         check_real("data_noise", config.data_noise)
         check_integer("replay", config.replay, minimum=0)
@@ -57,10 +56,7 @@ class DxMI(Agent):
             if not 0 <= check_real(key, getattr(config, key)) < 1:
                 raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
         self.loss = ENERGY_LOSSES[config.loss]
-        if config.noise_ratio is not None:
-            check_real("noise_ratio", config.noise_ratio, strict=True)
-            if self.loss.noise_ratio is None:
-                raise ValueError(f"noise_ratio belongs to loss 'n2ce', and loss is {config.loss!r}: leave it None.")
+        self.loss.resolved(config.gamma, config.noise_ratio)
         if config.agent == self.name:
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
         if AGENTS[config.agent].needs_denoiser:
@@ -102,21 +98,21 @@ class DxMI(Agent):
             data = data + config.data_noise * noise
         x = torch.cat([data, final]).requires_grad_(config.gradient_penalty > 0)
         energy = self.energy.train()(x)
-        with torch.no_grad():
-            anchor = 0.0 if self.anchor is None else self.anchor(x)
-        data_part, policy_part = (energy - anchor).chunk(2)
+        added = energy if self.anchor is None else energy - self.anchor(x)
+        data_part, policy_part = added.chunk(2)
         loss = self.loss(data_part, policy_part, config.gamma, config.noise_ratio)
         if config.gradient_penalty:
-            (slopes,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+            (slopes,) = torch.autograd.grad(added.sum(), x, create_graph=True)
             squares = (self.task.target.scale * slopes).square().flatten(1).sum(1)
             loss = loss + config.gradient_penalty * squares.mean()
         self.energy_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.energy_optimizer.step()
         self.energy.eval()
-        self.costs.energy_evals += len(x)
+        evaluations = len(x) * (1 if self.anchor is None else 2)
+        self.costs.energy_evals += evaluations
         if config.gradient_penalty:
-            self.costs.energy_grad_evals += len(x)
+            self.costs.energy_grad_evals += evaluations
         energy_data, energy_policy = energy.detach().chunk(2)
         return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()}
 
@@ -137,13 +133,7 @@ class DxMI(Agent):
         if self.anchor is not None:
             pairs.append((self.anchor, self.energy, config.anchor))
         for average, current, decay in pairs:
-            parameters: list[Tensor] = list(average.parameters())
-            if parameters:  # the base sampler may have none
-                torch._foreach_lerp_(parameters, list(current.parameters()), 1 - decay)
-        if config.energy_spectral_norm:  # its estimates of singular vectors are no average
-            for average in [self.average_energy] + ([] if self.anchor is None else [self.anchor]):
-                for buffer, current_buffer in zip(average.buffers(), self.energy.buffers(), strict=True):
-                    buffer.copy_(current_buffer)
+            average_towards(average, current, decay)
 
     @property
     def timesteps_per_iteration(self) -> int:
@@ -167,12 +157,8 @@ class DxMI(Agent):
             return super().sample(n, seed=seed)
         if not isinstance(self.agent, DxDP):
             raise ValueError(f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' learns soft values.")
-        agent, horizon = self.agent, self.mdp.horizon
-
-        def soft_value(x: Tensor, t: int) -> Tensor:
-            return self.average_energy(x) if t == horizon else agent.values(x, t)
-
-        return self.mdp.sample(GuidedPolicy(self.policy, soft_value, guidance), n, self._generator(seed))
+        guided = self.agent.guided(guidance, policy=self.policy, energy=self.average_energy)
+        return self.mdp.sample(guided, n, self._generator(seed))
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.irl.config import make_energy
 from dxmi_rl.irl.dxmi import DxMI
+from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.tasks import TASKS, Task
@@ -45,13 +46,14 @@ def fixed_energy(task: Task) -> nn.Module:
     if task.spec is None:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
     config = recipe(task.name)
+    gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     key = {
         "task": task.name,
         "task_config": repr(TASKS[task.name]),
         "version": 1,
         "timesteps": FIXED_TIMESTEPS,
         "seed": FIXED_SEED,
-        "config": dataclasses.asdict(config),
+        "config": dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio},
     }
 
     def train() -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from dxmi_rl.checks import check_real
 from dxmi_rl.registry import Registry
 
 
@@ -30,7 +31,8 @@ def nce(energy_data: Tensor, energy_policy: Tensor) -> Tensor:
 
 def n2ce(energy_data: Tensor, energy_policy: Tensor, noise_ratio: float) -> Tensor:
     """E_data[softplus(log M + E)] + M E_pi[softplus(-E - log M)], M = ``noise_ratio``: NCE with M times as much noise
-    as data ("Noisier" NCE). The optimum is NCE's; the larger M, the less a sample counts that is clearly no datum.
+    as data ("Noisier" NCE). The optimum is NCE's; the larger M, the more equally data count, and the more those
+    samples count that look like data.
     """
     shift = math.log(noise_ratio)
     return softplus(shift + energy_data).mean() + noise_ratio * softplus(-energy_policy - shift).mean()
@@ -49,16 +51,32 @@ class EnergyLoss:
     def __call__(
         self, energy_data: Tensor, energy_policy: Tensor, gamma: float | None = None, noise_ratio: float | None = None
     ) -> Tensor:
-        """The loss with its regulariser gamma (E_data[E^2] + E_pi[E^2])."""
-        ratio = self.noise_ratio if noise_ratio is None else noise_ratio
+        """The loss with its regulariser gamma (E_data[E^2] + E_pi[E^2]). Raises ValueError as ``resolved``."""
+        weight, ratio = self.resolved(gamma, noise_ratio)
         loss = self.function(energy_data, energy_policy, *([] if ratio is None else [ratio]))
-        weight = self.gamma if gamma is None else gamma
         if weight == 0:
             return loss
         return loss + weight * (energy_data.square().mean() + energy_policy.square().mean())
 
+    def resolved(self, gamma: float | None, noise_ratio: float | None) -> tuple[float, float | None]:
+        """gamma and M with the loss's own in place of None.
+
+        Raises ValueError for a negative gamma, an M that is not positive and an M for a loss without one.
+        """
+        if noise_ratio is not None:
+            check_real("noise_ratio", noise_ratio, strict=True)
+            if self.noise_ratio is None:
+                raise ValueError(f"noise_ratio belongs to loss 'n2ce' alone: leave it None, got {noise_ratio!r}.")
+        weight = self.gamma if gamma is None else check_real("gamma", gamma)
+        return weight, self.noise_ratio if noise_ratio is None else noise_ratio
+
+
+# Named here, as registrations do not count in the digest of a run's code.
+CONTRASTIVE = EnergyLoss(contrastive, gamma=1.0)
+NCE = EnergyLoss(nce)
+N2CE = EnergyLoss(n2ce, noise_ratio=100.0)
 
 ENERGY_LOSSES: Registry[EnergyLoss] = Registry("energy loss")
-ENERGY_LOSSES.add("contrastive", EnergyLoss(contrastive, gamma=1.0))
-ENERGY_LOSSES.add("nce", EnergyLoss(nce))
-ENERGY_LOSSES.add("n2ce", EnergyLoss(n2ce, noise_ratio=100.0))
+ENERGY_LOSSES.add("contrastive", CONTRASTIVE)
+ENERGY_LOSSES.add("nce", NCE)
+ENERGY_LOSSES.add("n2ce", N2CE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -37,14 +38,23 @@ class GaussianMixture(Target):
         means, std = check_means(means), check_real("std", std, strict=True)
         count = len(means)
         shares = torch.full((count,), 1.0 / count) if weights is None else check_weights(weights, count)
-        spread = (means - shares @ means).square().mul(shares[:, None]).sum(0)
         if weights is None:
-            spread = means.var(0, correction=0)  # the same but for rounding, which caches would see
+            spread = means.var(0, correction=0)
+        else:
+            spread = (means - shares @ means).square().mul(shares[:, None]).sum(0)
         scale = float((spread.mean() + std**2).sqrt())
         super().__init__((means.shape[1],), scale=scale, smallest_scale=std, plot_range=plot_range, log_z=0.0)
         self.std, self.equal = std, weights is None
         self.register_buffer("means", means)
         self.register_buffer("weights", shares, persistent=False)
+
+    def digest(self) -> str:
+        """As every target's; weights of one's own count by themselves, as samples hardly see them."""
+        found = super().digest()
+        if self.equal:
+            return found
+        text = " ".join(f"{weight:.4e}" for weight in self.weights.tolist())
+        return hashlib.sha256(f"{found} {text}".encode()).hexdigest()[:16]
 
     def log_weight_ratios(self, dtype: torch.dtype) -> Tensor | None:
         """log(K w_k), ``[K, 1]``, or None where all weights are equal."""

@@ -38,8 +38,9 @@ def equilibrium(
     proportional to p_data^(1 / (1 + tau)); the contrastive loss agrees with exponent 1 / (1 + 4 gamma tau) to first
     order in u. With an ``anchor`` (DxMIConfig) none of this is needed: p_pi = p_data and E = -tau log p_data + c.
 
-    Raises ValueError for tau <= 0 (pi would be anything on the data's support), for a contrastive loss with gamma = 0,
-    where p_pi = p_data, and for other losses with gamma > 0, whose energy has no closed form.
+    Raises ValueError for a log density that is not a finite vector, or whose mass is off one by more than a hundredth,
+    for tau <= 0 (pi would be anything on the data's support), for a contrastive loss with gamma = 0, where p_pi =
+    p_data, and for other losses with gamma > 0, whose energy has no closed form.
     """
     check_real("tau", tau, strict=True)
     check_real("cell", cell, strict=True)
@@ -50,6 +51,11 @@ def equilibrium(
             f"gamma must be > 0 for loss 'contrastive' and 0 for the others here, got {weight} ({loss!r})."
         )
     log_data = log_density.double()
+    if log_data.dim() != 1 or not bool(log_data.isfinite().all()):
+        raise ValueError(f"log_density must be a finite vector, got shape {list(log_data.shape)} (drop empty points).")
+    mass = float(log_data.exp().sum()) * cell
+    if abs(mass - 1) > 0.01:
+        raise ValueError(f"log_density must have mass 1 over the cells, got {mass:g}: is cell = {cell:g} right?")
 
     def energy(u: Tensor) -> Tensor:
         return (u / 2).tanh() / (2 * weight) if weight else u

@@ -1,6 +1,7 @@
 """Energies without a sampler: contrastive divergence by Langevin chains, score matching, noise-contrastive estimation.
 
-They are what DxMI's energy is compared with: the same network, the same data, temperature 1.
+They are what DxMI's energy is compared with: the same network, the same data, at temperature 1 (contrastive divergence
+but for the small bias of its ``gamma``).
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents.base import seeded
 from dxmi_rl.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.irl.config import EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.networks import EnergyMLP, average_towards
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets import Target, TargetError
@@ -27,9 +29,9 @@ FITTED_ROWS = 10_000
 """Data from which the Gaussian of noise-contrastive estimation is fitted."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnergyTrainingConfig(EnergyConfig):
-    """Settings of ``train_energy``."""
+    """Settings of ``train_energy``; each method has those of all and the ones that it ``uses``."""
 
     iterations: int = 2000
     """Adam steps."""
@@ -43,8 +45,9 @@ class EnergyTrainingConfig(EnergyConfig):
     """Steps of a short-run chain, and of a persistent chain between two updates."""
     langevin_noise: float = 0.1
     """Standard deviation of a Langevin step's noise over the target's scale."""
-    gamma: float = 0.1
-    """Weight of the energy's squared magnitude in contrastive divergence."""
+    gamma: float = 0.01
+    """Weight of the energy's squared magnitude in contrastive divergence, which keeps energies from drifting; with
+    chains of the right law the energy's slope on -log p_data is then about 1 / (1 + 4 gamma)."""
     chains: int = 10_000
     """Persistent chains that are kept."""
     restarts: float = 0.05
@@ -66,6 +69,9 @@ class TrainedEnergy:
 
 class EnergyTrainer(abc.ABC):
     """One way to train an energy on data, in the state that it keeps between steps."""
+
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Fields of the config that only some methods have."""
 
     def __init__(self, target: Target, config: EnergyTrainingConfig, generator: torch.Generator) -> None:
         self.target, self.config, self.generator = target, config, generator
@@ -92,6 +98,8 @@ class ShortRun(EnergyTrainer):
     E_data[E] - E_chains[E] + gamma (E_data[E^2] + E_chains[E^2]). The chains are too short to forget their start, and
     so the energy's shape depends on it.
     """
+
+    uses: ClassVar[tuple[str, ...]] = ("langevin_steps", "langevin_noise", "gamma")
 
     def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
         samples = self.negatives(energy, data)
@@ -123,8 +131,12 @@ class Persistent(ShortRun):
     1903.08689): ``chains`` of them are kept, and a part ``restarts`` of every batch starts anew from noise.
     """
 
+    uses: ClassVar[tuple[str, ...]] = (*ShortRun.uses, "chains", "restarts")
+
     def __init__(self, target: Target, config: EnergyTrainingConfig, generator: torch.Generator) -> None:
         super().__init__(target, config, generator)
+        if config.chains < config.batch_size:
+            raise ValueError(f"chains must be >= batch_size = {config.batch_size}, got {config.chains}.")
         self.chains = self.starts(torch.empty(config.chains, *target.event_shape, device=target.device))
 
     def negatives(self, energy: EnergyMLP, data: Tensor) -> Tensor:
@@ -142,6 +154,8 @@ class ScoreMatching(EnergyTrainer):
     It models the data with noise of standard deviation s = ``noise_level`` scale, and says nothing about the masses of
     modes that lie far apart.
     """
+
+    uses: ClassVar[tuple[str, ...]] = ("noise_level",)
 
     def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
         size, noise = self.config.noise_level * self.target.scale, self.noise(data)
@@ -190,15 +204,17 @@ def train_energy(
     """
     kind = ENERGY_TRAINERS[method]
     known = list(EnergyTrainingConfig.__dataclass_fields__)
+    special = {key for trainer in ENERGY_TRAINERS for key in ENERGY_TRAINERS[trainer].uses}
     for key in settings:
         if key not in known:
             raise UnknownNameError("setting of train_energy", key, known)
+        if key in special and key not in kind.uses:
+            raise ValueError(f"setting {key!r} means nothing to method {method!r}.")
     if not (target.has_data or target.has_sampler):
         raise TargetError(f"target {target.name!r} has neither data nor a sampler to train an energy on.")
     config = _checked(EnergyTrainingConfig(**settings))
-    generator = torch.Generator(target.device).manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    generator = torch.Generator(target.device).manual_seed(check_integer("seed", seed, minimum=0))
+    with seeded(seed):
         energy = make_energy(target, config).to(target.device)
     average = copy.deepcopy(energy).requires_grad_(False)
     optimizer = torch.optim.Adam(energy.parameters(), lr=config.learning_rate)
@@ -213,10 +229,7 @@ def train_energy(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), 1 - config.ema)
-                for buffer, current in zip(average.buffers(), energy.buffers(), strict=True):
-                    buffer.copy_(current)
+            average_towards(average, energy, config.ema)
             if (step + 1) % 100 == 0 or step + 1 == config.iterations:
                 if not math.isfinite(value := float(loss.detach())):
                     raise DivergenceError(f"{method} on {target.name!r} diverged by step {step}: loss {value}.")
@@ -234,6 +247,4 @@ def _checked(config: EnergyTrainingConfig) -> EnergyTrainingConfig:
         if not 0 <= check_real(key, getattr(config, key)) < 1:
             raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
     check_real("gamma", config.gamma)
-    if config.chains < config.batch_size:
-        raise ValueError(f"chains must be >= batch_size = {config.batch_size}, got {config.chains}.")
     return config

@@ -1,0 +1,221 @@
+"""One game of DxMI in the plane for benchmarks/dxmi_2d.py: how it starts, its curve, what its energy is worth."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl import metrics
+from dxmi_rl.agents.base import seeded
+from dxmi_rl.benchmark.code import code_digest
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.irl import DxMI, DxMIConfig, Grid, energy_quality, equilibrium, recipe, train_energy
+from dxmi_rl.irl.config import EnergyConfig
+from dxmi_rl.storage import write_json
+from dxmi_rl.targets import Target, make_target
+from dxmi_rl.tasks import Task, make_task
+
+STARTS: dict[str, dict[str, Any]] = {
+    "good": {"schedule": "quadratic", "schedule_options": {}},
+    "weak": {"schedule": "sigmoid", "schedule_options": {}},
+    "task": {},
+    "scratch": {"base": None, "schedule_options": {}},
+}
+"""What a start changes in the data task: the paper's good and weak noise schedules, the task's own, no pretraining."""
+SAMPLES, POINTS, LATE = 10_000, 20, 0.75
+"""Samples per score, points of a curve, and the part of the budget after which points are late."""
+EVALUATION_SEED = 700_000
+HELD = 3
+"""So many points in a row hold a score that counts as reached."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """One run. ``method`` is "dxmi", or one of ``dxmi_rl.irl.ENERGY_TRAINERS`` (an energy without a sampler)."""
+
+    experiment: str
+    label: str
+    target: str
+    start: str
+    tau1: float
+    seed: int
+    budget: int
+    """Transitions, or for an energy without a sampler iterations."""
+    method: str = "dxmi"
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of DxMIConfig, or of EnergyTrainingConfig, that differ from the recipe."""
+    agent_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of the inner agent that differ from the recipe."""
+    target_options: dict[str, Any] = field(default_factory=dict)
+    guidance: tuple[float, ...] = ()
+    """Weights of value guidance to score at the end."""
+
+    @property
+    def key(self) -> str:
+        """Sixteen hex digits of all that the result depends on."""
+        parts = dataclasses.asdict(self) | {
+            "code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training"))
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_game(play: Play, device: str = "cpu") -> DxMI:
+    """The task from its start and the recipe with the play's changes."""
+    changes = STARTS[play.start] | {"tau": play.tau1 / 2}
+    if play.target_options:
+        changes["target_options"] = play.target_options
+    if play.target == "8gaussians":
+        name = "8gaussians-data"
+    else:
+        name = play.target
+        if make_target(name).has_energy:  # as data: no exact denoiser, no energy
+            changes |= {"denoiser": "learned", "reward": None, "backward": "learned"}
+    with seeded(play.seed):
+        task = make_task(name, device=device, **changes)
+    found = recipe(task.name, play.settings.get("agent", DxMIConfig.agent))
+    config = dataclasses.replace(
+        found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings}
+    )
+    return DxMI(task, seed=play.seed, config=config)
+
+
+class Scorer:
+    """Sliced W2 and AUC on draws of its own for every point."""
+
+    def __init__(self, target: Target, seed: int) -> None:
+        self.target, self.seed = target, EVALUATION_SEED + 1000 * seed
+        self.count = 0
+
+    def fresh(self) -> torch.Generator:
+        """A generator that no other score has used."""
+        self.count += 1
+        return torch.Generator(self.target.device).manual_seed(self.seed + self.count)
+
+    def distance(self, samples: Tensor) -> float:
+        """Sliced W2 to as many data."""
+        return float(metrics.sliced_w2(samples, self.target.data(len(samples), self.fresh()), seed=self.count))
+
+    def auc(self, energy: Any) -> float:
+        """Data against uniform noise over the plotting range."""
+        low, high = self.target.plot_range
+        generator = self.fresh()
+        data = self.target.data(SAMPLES, generator)
+        noise = low + (high - low) * torch.rand(data.shape, generator=generator, device=data.device)
+        with torch.no_grad():
+            return metrics.auc(-energy(data), -energy(noise))
+
+
+def run(play: Play, folder: Path, device: str = "cpu") -> Path:
+    """Play it, unless its file is there; returns the file with the JSON result."""
+    file = folder / f"{play.key}.json"
+    if not file.exists():
+        with one_thread():
+            result = _game(play, folder, device) if play.method == "dxmi" else _energy_alone(play, device)
+        write_json(file, {"play": dataclasses.asdict(play), **result})
+    return file
+
+
+def _game(play: Play, folder: Path, device: str) -> dict[str, Any]:
+    game = make_game(play, device)
+    scorer = Scorer(game.task.target, play.seed)
+    curve: list[dict[str, float]] = []
+    frames: list[Tensor] = []
+
+    def note(game: DxMI) -> None:
+        if game.costs.timesteps < len(curve) * play.budget / POINTS:
+            return
+        last = game.mdp.sample(game.agent.policy, SAMPLES, scorer.fresh())
+        averaged = game.mdp.sample(game.policy, SAMPLES, scorer.fresh())
+        curve.append(
+            {
+                "timesteps": game.costs.timesteps,
+                "seconds": game.costs.seconds,
+                "energy_evals": game.costs.energy_evals,
+                "sliced_w2": scorer.distance(averaged),
+                "sliced_w2_last": scorer.distance(last),
+                "auc": scorer.auc(game.average_energy),
+                "auc_last": scorer.auc(game.energy),
+            }
+        )
+        frames.append(averaged[:1000].cpu())
+
+    note(game)
+    game.learn(play.budget, callback=note)  # type: ignore[arg-type]
+    late = [point for point in curve if point["timesteps"] > LATE * play.budget]
+    scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
+    scores |= energy_quality(game.average_energy, game.task.target, tau=game.mdp.tau, seed=play.seed)
+    scores |= predicted(game.task, game.config)
+    scores |= {
+        f"guided_{weight:g}": scorer.distance(game.sample(SAMPLES, seed=play.seed, guidance=weight))
+        for weight in play.guidance
+    }
+    if play.seed == 0:
+        game.save(folder / play.key)
+    return {
+        "scores": scores,
+        "curve": curve,
+        "reached": reached(curve, "sliced_w2", 0.1),
+        "costs": dataclasses.asdict(game.costs),
+    }
+
+
+def _energy_alone(play: Play, device: str) -> dict[str, Any]:
+    target = make_target(play.target, **play.target_options).to(device)
+    found = recipe("8gaussians-data")  # the same network
+    names = [name for name in EnergyConfig.__dataclass_fields__ if name not in play.settings]
+    settings = {name: getattr(found, name) for name in names} | play.settings
+    trained = train_energy(target, play.method, seed=play.seed, iterations=play.budget, **settings)
+    scorer = Scorer(target, play.seed)
+    scores = {"auc_late": scorer.auc(trained.energy), **energy_quality(trained.energy, target, seed=play.seed)}
+    costs = {key: getattr(trained, key) for key in ("energy_evals", "energy_grad_evals", "seconds")}
+    return {"scores": scores, "curve": [], "reached": None, "costs": costs}
+
+
+def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
+    """Slope of E / tau, and sliced W2 of sampler and data, at the game's end with players that can do anything.
+
+    Absent where there is no closed form: tau = 0, no exact energy, gamma > 0 with NCE.
+    """
+    target, tau = task.target, task.mdp.tau
+    if not target.has_energy or tau == 0:
+        return {}
+    low, high = target.plot_range
+    grid = Grid.over((1.25 * low, 1.25 * high), points=300, device=target.device)
+    log_data = grid.log_density(target.energy)
+    if config.anchor:
+        return {"predicted_slope": 1.0, "predicted_bias": 0.0}
+    try:
+        end = equilibrium(log_data, grid.cell, tau=tau, loss=config.loss, gamma=config.gamma)
+    except ValueError:
+        return {}
+    weights = log_data.exp() * grid.cell
+    x = -log_data - (weights * -log_data).sum()
+    generator = torch.Generator(target.device).manual_seed(0)
+
+    def draw(log_density: Tensor) -> Tensor:
+        rows = torch.multinomial((log_density.exp() * grid.cell).float(), 20_000, replacement=True, generator=generator)
+        inside = torch.rand(len(rows), 2, generator=generator, device=rows.device) - 0.5
+        return grid.x[rows] + math.sqrt(grid.cell) * inside
+
+    data = draw(log_data)
+    squares = [metrics.sliced_w2(draw(density), data) ** 2 for density in (end.log_policy, log_data)]
+    return {
+        "predicted_slope": float((weights * x * end.energy / tau).sum() / (weights * x * x).sum()),
+        "predicted_bias": math.sqrt(max(0.0, float(squares[0] - squares[1]))),
+    }
+
+
+def reached(curve: list[dict[str, float]], key: str, level: float) -> dict[str, float] | None:
+    """Costs of the first point from which ``HELD`` in a row are below ``level``, or None."""
+    for first in range(len(curve) - HELD + 1):
+        if all(point[key] < level for point in curve[first : first + HELD]):
+            return {cost: curve[first][cost] for cost in ("timesteps", "seconds", "energy_evals")}
+    return None

@@ -1,0 +1,250 @@
+"""DxMI in the plane: an energy and a five-step sampler, measured exactly, against temperature, loss, agent and start.
+
+    python benchmarks/dxmi_2d.py                                  everything: hours, may be stopped and continued
+    python benchmarks/dxmi_2d.py --experiments starts --seeds 0 1
+    python benchmarks/dxmi_2d.py --experiments tau losses --budget 500000
+
+Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for what they vary:
+
+    starts      8 Gaussians from the paper's good and weak noise schedules and from scratch
+    tau         tau1 = tau2 in 0, 0.01, 0.03, 0.1, 0.3, from the good and the weak start and from scratch
+    losses      contrastive, NCE, N2CE with several gamma or M, and the anchor
+    agents      other agents inside, at equal transitions
+    energies    the same network without a sampler (Langevin chains, score matching, NCE) and DxMI at tau = 0
+    targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting
+    weights     8 Gaussians of unequal weights
+    guidance    value guidance of the trained game, by its weight lambda
+
+Scores: sliced W2 of 10,000 samples to data and AUC of data against uniform noise over the plotting range, as means of
+the last quarter of training, for the averaged players and for the last iterates; what the averaged energy is worth at
+the end (dxmi_rl.irl.energy_quality); what the game's equilibrium predicts (dxmi_rl.irl.equilibrium). Runs are kept in
+``--folder``, one file each. Keys of ``--json FILE``:
+
+    command            the command line
+    machine, versions    what it ran on
+    floors             {target: {sliced_w2, auc}} of exact samples and, where there is one, of the exact energy
+    rows               per experiment, label, target, start and tau1: seeds; statistics {score: {iqm, median, ...}},
+                       costs (means), reached (per seed, the costs at sliced W2 < 0.1 held for three points, or null)
+    runs               every run: play, scores, curve, reached, costs
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _dxmi_2d_play import Play, Scorer, run
+from rich.console import Console
+from rich.table import Table
+
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.results import score_statistics
+from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.checks import check_integer, require, resolve_device
+from dxmi_rl.evaluation import exact_floors
+from dxmi_rl.progress import progress
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import write_json
+from dxmi_rl.targets import make_target
+
+TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
+USUAL_TAU = 0.1
+PLANE = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
+AGENTS = ("dxdp", "ppo", "reinforce", "path-wise", "sb3-ppo")
+LOSSES: dict[str, dict[str, Any]] = {
+    "contrastive, gamma 0.3": {"loss": "contrastive", "gamma": 0.3},
+    "contrastive, gamma 1": {"loss": "contrastive"},
+    "contrastive, gamma 1, anchor": {"loss": "contrastive", "anchor": 0.998},
+    "nce": {"loss": "nce"},
+    "n2ce, M 10": {"loss": "n2ce", "noise_ratio": 10.0},
+    "n2ce, M 100": {"loss": "n2ce"},
+}
+UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
+GUIDANCE = (0.1, 0.3, 1.0, 3.0)
+ENERGY_ITERATIONS = 3000
+COLUMNS = {
+    "sliced_w2_late": "sliced W2",
+    "sliced_w2_last_late": "sliced W2, last",
+    "auc_late": "AUC",
+    "auc_last_late": "AUC, last",
+    "energy_correlation": "correlation",
+    "energy_slope": "slope",
+    "predicted_slope": "slope, theory",
+    "energy_fisher": "Fisher",
+    "energy_mode_tv": "mode TV",
+    "energy_nll": "NLL",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    experiments: tuple[str, ...] = ("starts", "tau", "losses", "agents", "energies", "targets", "weights", "guidance")
+    """Which experiments."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of every run."""
+    budget: int = 3_500_000
+    """Transitions of a game."""
+    jobs: int = 2
+    """Runs at a time, one thread each."""
+    device: str = "cpu"
+    """Torch device."""
+    folder: Path = Path("runs/dxmi_2d")
+    """Where finished runs are kept."""
+    json: Path | None = None
+    """File for the results."""
+
+
+def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
+    """The runs of an experiment."""
+    rows: list[dict[str, Any]] = []
+    usual = {"target": "8gaussians", "start": "good", "tau1": USUAL_TAU, "budget": budget}
+    if experiment == "starts":
+        rows = [usual | {"label": "dxmi", "start": start} for start in ("good", "weak", "scratch")]
+    elif experiment == "tau":
+        starts = ("good", "weak", "scratch")
+        rows = [usual | {"label": f"tau1 = {tau:g}", "start": start, "tau1": tau} for start in starts for tau in TAUS]
+    elif experiment == "losses":
+        rows = [usual | {"label": label, "settings": settings} for label, settings in LOSSES.items()]
+    elif experiment == "agents":
+        rows = [usual | {"label": name, "settings": {"agent": name}} for name in AGENTS]
+    elif experiment == "energies":
+        rows = [usual | {"label": f"dxmi, tau1 = {tau:g}", "tau1": tau} for tau in (USUAL_TAU, 0.0)]
+        for method in ("short-run", "persistent", "score-matching", "gaussian-noise"):
+            rows.append(usual | {"label": method, "method": method, "start": "-", "budget": ENERGY_ITERATIONS})
+    elif experiment == "targets":
+        rows = [usual | {"label": "dxmi", "target": target, "start": "task"} for target in PLANE]
+    elif experiment == "weights":
+        rows = [usual | {"label": "dxmi, unequal weights", "target_options": {"weights": UNEQUAL}}]
+    elif experiment == "guidance":
+        rows = [usual | {"label": "dxmi", "guidance": GUIDANCE}]
+    else:
+        raise UnknownNameError("experiment", experiment, list(Arguments.experiments))
+    return [Play(experiment=experiment, seed=seed, **row) for row in rows for seed in seeds]
+
+
+def play_all(chosen: Sequence[Play], arguments: Arguments) -> list[dict[str, Any]]:
+    """Play what is not there yet, ``jobs`` at a time; the results, in order."""
+    from joblib import Parallel, delayed
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
+        delayed(run)(play, arguments.folder, arguments.device) for play in chosen
+    )
+    results = []
+    with progress("games", len(chosen)) as advance:
+        for file in work:
+            results.append(json.loads(Path(file).read_text(encoding="utf-8")))
+            advance(len(results))
+    return results
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per setting: statistics over seeds."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        play = result["play"]
+        key = tuple(play[name] for name in ("experiment", "label", "target", "start", "tau1"))
+        groups.setdefault(key, []).append(result)
+    rows = []
+    for (experiment, label, target, start, tau1), own in groups.items():
+        keys = [key for key in own[0]["scores"] if all(key in result["scores"] for result in own)]
+        rows.append(
+            {
+                "experiment": experiment, "label": label, "target": target, "start": start, "tau1": tau1,
+                "seeds": [result["play"]["seed"] for result in own],
+                "statistics": {key: score_statistics([result["scores"][key] for result in own]) for key in keys},
+                "costs": {
+                    key: sum(result["costs"][key] for result in own) / len(own)
+                    for key in ("seconds", "energy_evals", "energy_grad_evals")
+                },
+                "reached": [result["reached"] for result in own],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def floors(target: str) -> dict[str, float]:
+    """Sliced W2 of exact samples to exact samples (mean of 20 pairs), and the exact energy's AUC where there is one."""
+    built = make_target(target)
+    found = {"sliced_w2": exact_floors(built)["sliced_w2"]}
+    return found | ({"auc": Scorer(built, 0).auc(built.energy)} if built.has_energy else {})
+
+
+def tables(rows: Sequence[dict[str, Any]], found: dict[str, dict[str, float]]) -> list[Table]:
+    """One readable table per experiment."""
+    made = []
+    for experiment in dict.fromkeys(row["experiment"] for row in rows):
+        own = [row for row in rows if row["experiment"] == experiment]
+        keys = [key for key in COLUMNS if any(key in row["statistics"] for row in own)]
+        keys += [key for key in own[0]["statistics"] if key.startswith("guided_")]
+        table = Table(title=f"{experiment}: " + "; ".join(_floor(name, found[name]) for name in _targets(own)))
+        for head in (
+            "setting",
+            "target",
+            "start",
+            *(COLUMNS.get(key, key) for key in keys),
+            "reached",
+            "seconds",
+            "energy evals",
+        ):
+            table.add_column(head, overflow="fold")
+        for row in own:
+            cells = [_cell(row["statistics"].get(key)) for key in keys]
+            when = [entry["seconds"] for entry in row["reached"] if entry]
+            count = f"{len(when)}/{len(row['seeds'])}" + (f", {number(sorted(when)[len(when) // 2])} s" if when else "")
+            costs = (number(row["costs"]["seconds"]), compact(row["costs"]["energy_evals"]))
+            table.add_row(row["label"], row["target"], row["start"], *cells, count, *costs)
+        made.append(table)
+    return made
+
+
+def _targets(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["target"] for row in rows))
+
+
+def _floor(name: str, found: dict[str, float]) -> str:
+    return f"floors of {name}: " + ", ".join(f"{key} {number(value)}" for key, value in found.items())
+
+
+def _cell(statistics: dict[str, Any] | None) -> str:
+    if statistics is None:
+        return ""
+    text = number(statistics["iqm"])
+    return text if "low" not in statistics else f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play, print, write; 2 for arguments that are not allowed."""
+    tyro = require("tyro", "bench")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    console = Console()
+    try:
+        check_integer("budget", arguments.budget)
+        check_integer("jobs", arguments.jobs)
+        resolve_device(arguments.device)
+        chosen = [play for name in arguments.experiments for play in plays(name, arguments.seeds, arguments.budget)]
+    except (ValueError, TypeError) as error:
+        console.print(f"dxmi_2d: {error}", markup=False)
+        return 2
+    results = play_all(chosen, arguments)
+    rows = summarise(results)
+    found = {name: floors(name) for name in _targets(rows)}
+    for table in tables(rows, found):
+        console.print(table)
+    if arguments.json is not None:
+        command = shlex.join(["python", "benchmarks/dxmi_2d.py", *argv])
+        content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
+        write_json(arguments.json, content | {"floors": found, "rows": rows, "runs": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
