@@ -132,7 +132,8 @@ class StepMLP(nn.Module):
 
     Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
     ``[batch, outputs]``. With ``coordinate_width`` the output of a ``CoordinateMLP`` over ``dim`` coordinates is added;
-    inputs and outputs are then multiples of ``dim``, the coordinate running fastest; ValueError if they are not.
+    inputs and outputs are then multiples of ``dim``, the coordinate running fastest; ValueError if they are not. With
+    ``pooled`` it has all outputs for every coordinate and their mean over coordinates is added, as values need it.
     """
 
     input_scale: Tensor
@@ -141,14 +142,17 @@ class StepMLP(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
         residual: bool = False, zero: bool = False, dim: int | None = None, coordinate_width: int = 0,
+        pooled: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = len(input_scale)
         self.coordinates: CoordinateMLP | None = None
         if coordinate_width:
-            if dim is None or inputs % dim or outputs % dim:
+            if dim is None or inputs % dim or (outputs % dim and not pooled):
                 raise ValueError(f"dim must divide {inputs} inputs and {outputs} outputs, got {dim!r}.")
-            self.coordinates = CoordinateMLP(dim, inputs // dim, outputs // dim, steps, width=coordinate_width)
+            own_outputs = outputs if pooled else outputs // dim
+            self.coordinates = CoordinateMLP(dim, inputs // dim, own_outputs, steps, width=coordinate_width)
+        self.pool = (outputs, dim) if pooled and dim is not None else None
         self.mlp = MLP(
             inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, residual=residual, zero=zero
         )
@@ -159,7 +163,10 @@ class StepMLP(nn.Module):
         code = self.codes[t]
         x = x.flatten(1) / (self.input_scale[t] if isinstance(t, int) else self.input_scale[t, None])
         out = self.mlp(x, code.expand(len(x), -1))
-        return out if self.coordinates is None else out + self.coordinates(x, code)
+        if self.coordinates is None:
+            return out
+        parts = self.coordinates(x, code)
+        return out + (parts if self.pool is None else parts.view(-1, *self.pool).mean(2))
 
 
 class EnergyMLP(nn.Module):

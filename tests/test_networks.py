@@ -89,7 +89,33 @@ def test_an_agent_with_it_trains_both_parts_and_resumes(name: str, tmp_path) -> 
     assert all((a == b).all() for a, b in zip(agent.policy.parameters(), other.policy.parameters(), strict=True))
 
 
+def test_pooled_outputs_are_means_over_coordinates() -> None:
+    """V(x) = joint(x) + mean_i v_i(x_i): its mixed second derivatives are those of the joint part."""
+    scale = torch.ones(5)
+    network = moved(StepMLP(4, 1, scale, width=8, depth=2, dim=4, coordinate_width=8, pooled=True))
+    assert isinstance(network, StepMLP) and network.coordinates is not None
+    x = torch.randn(7, 4)
+    parts = network.coordinates(x, torch.eye(5)[3])
+    assert parts.shape == (7, 4)
+    torch.testing.assert_close(
+        network(x, 3), network.mlp(x, torch.eye(5)[3].expand(7, -1)) + parts.mean(1, keepdim=True)
+    )
+    both = moved(StepMLP(4, 3, scale, width=8, depth=2, dim=4, coordinate_width=8, pooled=True))
+    assert both(x, 3).shape == (7, 3), "any number of outputs"
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+def test_values_with_it_are_trained(name: str) -> None:
+    agent = small(name, make_task("manywell32", horizon=3), value_coordinate_width=8)
+    for _ in range(3):
+        agent.iterate()
+    assert agent.value.coordinates.last.weight.abs().max() > 0
+    assert agent.values(torch.randn(5, 32), 1).shape == (5,)
+
+
 def test_widths_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="value_coordinate_width"):
+        make_agent("ppo", "8gaussians", value_coordinate_width=-1)
     for dim in (None, 3):
         with pytest.raises(ValueError, match="dim must divide 4 inputs and 6 outputs"):
             StepMLP(4, 6, torch.ones(5), width=8, depth=2, dim=dim, coordinate_width=8)

@@ -17,7 +17,6 @@ from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
 from dxmi_rl.mdp import Energy, Trajectory
-from dxmi_rl.networks import StepMLP
 from dxmi_rl.registry import UnknownNameError
 
 MAX_WARMUP = 0.1
@@ -81,7 +80,7 @@ class DxDPConfig(GaussianConfig):
 class ValueEnsemble(nn.Module):
     """K independent V(x, t): ``[batch, K]``; without time all steps share one function of x."""
 
-    def __init__(self, members: list[StepMLP], time_dependent: bool) -> None:
+    def __init__(self, members: list[nn.Module], time_dependent: bool) -> None:
         super().__init__()
         self.members, self.time_dependent = nn.ModuleList(members), time_dependent
 
@@ -160,13 +159,8 @@ class DxDP(GaussianAgent):
 
     def make_value(self) -> nn.Module:
         config, scale = self.config, self.mdp.state_scale[:-1]
-        members = [
-            StepMLP(
-                self.mdp.dim, 1, scale if config.time_dependent_value else scale[-1:], width=config.width,
-                depth=config.depth, fourier=self.value_frequencies, residual=config.residual,
-            )
-            for _ in range(config.ensemble)
-        ]  # fmt: skip
+        steps = scale if config.time_dependent_value else scale[-1:]
+        members: list[nn.Module] = [self.value_network(steps) for _ in range(config.ensemble)]
         plain = config.ensemble == 1 and config.time_dependent_value
         return members[0] if plain else ValueEnsemble(members, config.time_dependent_value)
 

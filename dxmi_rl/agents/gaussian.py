@@ -42,6 +42,8 @@ class GaussianConfig:
     """Units per layer of a second network of the correction, which sees one coordinate at a time and is shared between
     all; 0: none. Where the energy is nearly a sum over coordinates, in many dimensions, it learns far faster (give the
     learned kernel one, too: ``backward_options={"coordinate_width": 32}``)."""
+    value_coordinate_width: int = 0
+    """The same for the value network, whose second network then is a mean over coordinates."""
     value_fourier: int | None = None
     """Fourier frequencies of the value network's input; None: 4, but for DxDP in more than 3 dimensions (0 there)."""
     residual: bool = False
@@ -147,10 +149,15 @@ class GaussianAgent(Agent):
 
     def make_value(self) -> nn.Module:
         """The value network: (x, t) -> ``[batch, 1]`` in units of ``value_unit``."""
+        return self.value_network(self.mdp.state_scale[:-1])
+
+    def value_network(self, scale: Tensor) -> StepMLP:
+        """One with a step for every entry of ``scale``."""
         config = self.config
         return StepMLP(
-            self.mdp.dim, 1, self.mdp.state_scale[:-1], width=config.width, depth=config.depth,
-            fourier=self.value_frequencies, residual=config.residual,
+            self.mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=self.value_frequencies,
+            residual=config.residual, dim=self.mdp.dim, pooled=True,
+            coordinate_width=check_integer("value_coordinate_width", config.value_coordinate_width, minimum=0),
         )  # fmt: skip
 
     @property
