@@ -32,6 +32,8 @@ STARTS: dict[str, dict[str, Any]] = {
 """What a start changes in the data task: the paper's good and weak noise schedules, the task's own, no pretraining."""
 SAMPLES, POINTS, LATE = 10_000, 20, 0.75
 """Samples per score, points of a curve, and the part of the budget after which points are late."""
+CHAIN_STEPS = 500
+"""Steps of the chains that try a learned energy."""
 EVALUATION_SEED = 700_000
 HELD = 3
 """So many points in a row hold a score that counts as reached."""
@@ -118,16 +120,15 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     file = folder / f"{play.key}.json"
     if not file.exists():
         with one_thread():
-            result = _game(play, folder, device) if play.method == "dxmi" else _energy_alone(play, device)
+            result = _game(play, device) if play.method == "dxmi" else _energy_alone(play, device)
         write_json(file, {"play": dataclasses.asdict(play), **result})
     return file
 
 
-def _game(play: Play, folder: Path, device: str) -> dict[str, Any]:
+def _game(play: Play, device: str) -> dict[str, Any]:
     game = make_game(play, device)
     scorer = Scorer(game.task.target, play.seed)
     curve: list[dict[str, float]] = []
-    frames: list[Tensor] = []
 
     def note(game: DxMI) -> None:
         if game.costs.timesteps < len(curve) * play.budget / POINTS:
@@ -145,20 +146,17 @@ def _game(play: Play, folder: Path, device: str) -> dict[str, Any]:
                 "auc_last": scorer.auc(game.energy),
             }
         )
-        frames.append(averaged[:1000].cpu())
 
     note(game)
     game.learn(play.budget, callback=note)  # type: ignore[arg-type]
     late = [point for point in curve if point["timesteps"] > LATE * play.budget]
     scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
-    scores |= energy_quality(game.average_energy, game.task.target, tau=game.mdp.tau, seed=play.seed)
+    scores |= quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
     scores |= predicted(game.task, game.config)
     scores |= {
         f"guided_{weight:g}": scorer.distance(game.sample(SAMPLES, seed=play.seed, guidance=weight))
         for weight in play.guidance
     }
-    if play.seed == 0:
-        game.save(folder / play.key)
     return {
         "scores": scores,
         "curve": curve,
@@ -174,9 +172,17 @@ def _energy_alone(play: Play, device: str) -> dict[str, Any]:
     settings = {name: getattr(found, name) for name in names} | play.settings
     trained = train_energy(target, play.method, seed=play.seed, iterations=play.budget, **settings)
     scorer = Scorer(target, play.seed)
-    scores = {"auc_late": scorer.auc(trained.energy), **energy_quality(trained.energy, target, seed=play.seed)}
+    scores = {"auc_late": scorer.auc(trained.energy), **quality(trained.energy, target, play.seed)}
     costs = {key: getattr(trained, key) for key in ("energy_evals", "energy_grad_evals", "seconds")}
     return {"scores": scores, "curve": [], "reached": None, "costs": costs}
+
+
+def quality(energy: Any, target: Target, seed: int, tau: float = 1.0) -> dict[str, float]:
+    """energy_quality; at tau = 0, where the energy is a critic only, on the scale that fits best: slope one."""
+    if tau == 0:
+        tau = energy_quality(energy, target, samples=SAMPLES, steps=1, seed=seed).get("energy_slope", 1.0)
+        tau = max(tau, 1e-6)
+    return energy_quality(energy, target, tau=tau, samples=SAMPLES, steps=CHAIN_STEPS, seed=seed)
 
 
 def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
@@ -188,7 +194,7 @@ def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
     if not target.has_energy or tau == 0:
         return {}
     low, high = target.plot_range
-    grid = Grid.over((1.25 * low, 1.25 * high), points=300, device=target.device)
+    grid = Grid.over((1.25 * low, 1.25 * high), points=150, device=target.device)
     log_data = grid.log_density(target.energy)
     if config.anchor:
         return {"predicted_slope": 1.0, "predicted_bias": 0.0}

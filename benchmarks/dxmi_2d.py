@@ -39,12 +39,10 @@ from pathlib import Path
 from typing import Any
 
 from _dxmi_2d_play import Play, Scorer, run
-from rich.console import Console
-from rich.table import Table
 
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.results import score_statistics
-from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.progress import progress
@@ -67,18 +65,24 @@ LOSSES: dict[str, dict[str, Any]] = {
 UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 GUIDANCE = (0.1, 0.3, 1.0, 3.0)
 ENERGY_ITERATIONS = 3000
-COLUMNS = {
-    "sliced_w2_late": "sliced W2",
-    "sliced_w2_last_late": "sliced W2, last",
-    "auc_late": "AUC",
-    "auc_last_late": "AUC, last",
-    "energy_correlation": "correlation",
-    "energy_slope": "slope",
-    "predicted_slope": "slope, theory",
-    "energy_fisher": "Fisher",
-    "energy_mode_tv": "mode TV",
-    "energy_nll": "NLL",
+SAMPLER = {
+    "sliced_w2_late": "sliced W2 ↓",
+    "sliced_w2_last_late": "sliced W2 ↓,\nlast iterate",
+    "auc_late": "AUC ↑",
+    "auc_last_late": "AUC ↑,\nlast iterate",
+    "predicted_bias": "bias in W2,\ntheory",
 }
+ENERGY = {
+    "energy_correlation": "correlation ↑",
+    "energy_slope": "slope",
+    "predicted_slope": "slope,\ntheory",
+    "energy_fisher": "Fisher ↓",
+    "energy_nll": "NLL ↓",
+    "energy_mode_tv": "mode TV ↓",
+    "energy_sliced_w2": "W2 of\ndraws ↓",
+    "chains_sliced_w2": "W2 of\nchains ↓",
+}
+"""Scores of the two tables of an experiment, with their headers."""
 
 
 @dataclass(frozen=True)
@@ -178,46 +182,44 @@ def floors(target: str) -> dict[str, float]:
 
 
 def tables(rows: Sequence[dict[str, Any]], found: dict[str, dict[str, float]]) -> list[Table]:
-    """One readable table per experiment."""
+    """Two tables per experiment: of the samplers, with their costs, and of the energies."""
     made = []
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
-        keys = [key for key in COLUMNS if any(key in row["statistics"] for row in own)]
-        keys += [key for key in own[0]["statistics"] if key.startswith("guided_")]
-        table = Table(title=f"{experiment}: " + "; ".join(_floor(name, found[name]) for name in _targets(own)))
-        for head in (
-            "setting",
-            "target",
-            "start",
-            *(COLUMNS.get(key, key) for key in keys),
-            "reached",
-            "seconds",
-            "energy evals",
-        ):
-            table.add_column(head, overflow="fold")
-        for row in own:
-            cells = [_cell(row["statistics"].get(key)) for key in keys]
-            when = [entry["seconds"] for entry in row["reached"] if entry]
-            count = f"{len(when)}/{len(row['seeds'])}" + (f", {number(sorted(when)[len(when) // 2])} s" if when else "")
-            costs = (number(row["costs"]["seconds"]), compact(row["costs"]["energy_evals"]))
-            table.add_row(row["label"], row["target"], row["start"], *cells, count, *costs)
-        made.append(table)
+        guided = {key: key.replace("_", " ") for key in own[0]["statistics"] if key.startswith("guided_")}
+        for part, columns in ((f"{experiment}: samplers", SAMPLER | guided), (f"{experiment}: energies", ENERGY)):
+            keys = [key for key in columns if any(key in row["statistics"] for row in own)]
+            costs = ["W2 < 0.1\nheld after", "train\nseconds", "energy\nevals"] if columns is not ENERGY else []
+            header = ["setting", *(columns[key] for key in keys), *costs]
+            body = [[_name(row), *(_cell(row["statistics"].get(key)) for key in keys), *_costs(row)] for row in own]
+            body = [line[: len(header)] for line in body]
+            caption = "Interquartile means over seeds with 95 % intervals. " + " ".join(map(_floor, found.items()))
+            made.append(Table(part, header, body, len(keys), caption))
     return made
 
 
-def _targets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(row["target"] for row in rows))
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['label']}\n{row['target']}" + ("" if row["start"] == "-" else f", {row['start']}")
 
 
-def _floor(name: str, found: dict[str, float]) -> str:
-    return f"floors of {name}: " + ", ".join(f"{key} {number(value)}" for key, value in found.items())
+def _costs(row: dict[str, Any]) -> list[str]:
+    when = sorted(entry["seconds"] for entry in row["reached"] if entry)
+    typical = f"\n{number(when[len(when) // 2])} s" if when else ""
+    held = f"{len(when)} of {len(row['seeds'])}{typical}"
+    return [held, number(row["costs"]["seconds"]), compact(row["costs"]["energy_evals"])]
+
+
+def _floor(entry: tuple[str, dict[str, float]]) -> str:
+    return (
+        f"Exact samples of {entry[0]}: " + ", ".join(f"{key} {number(value)}" for key, value in entry[1].items()) + "."
+    )
 
 
 def _cell(statistics: dict[str, Any] | None) -> str:
     if statistics is None:
         return ""
     text = number(statistics["iqm"])
-    return text if "low" not in statistics else f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]"
+    return text if "low" not in statistics else f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -225,20 +227,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     tyro = require("tyro", "bench")
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    console = Console()
     try:
         check_integer("budget", arguments.budget)
         check_integer("jobs", arguments.jobs)
         resolve_device(arguments.device)
         chosen = [play for name in arguments.experiments for play in plays(name, arguments.seeds, arguments.budget)]
     except (ValueError, TypeError) as error:
-        console.print(f"dxmi_2d: {error}", markup=False)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     results = play_all(chosen, arguments)
     rows = summarise(results)
-    found = {name: floors(name) for name in _targets(rows)}
-    for table in tables(rows, found):
-        console.print(table)
+    found = {name: floors(name) for name in dict.fromkeys(row["target"] for row in rows)}
+    print_tables(tables(rows, found))
     if arguments.json is not None:
         command = shlex.join(["python", "benchmarks/dxmi_2d.py", *argv])
         content = {"command": command, "machine": machine(arguments.device), "versions": versions()}

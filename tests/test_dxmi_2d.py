@@ -1,0 +1,136 @@
+"""benchmarks/dxmi_2d.py: starts and settings are what they are called, runs are kept, tables and keys are whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("tyro")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import _dxmi_2d_play as play_module  # noqa: E402
+import dxmi_2d  # noqa: E402
+from _dxmi_2d_play import Play  # noqa: E402
+
+from dxmi_rl import make_target  # noqa: E402
+
+SMALL_AGENT = {"batch_size": 64, "width": 16}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Few samples and points; games start from scratch, as nothing is pretrained there."""
+    for name, value in {"SAMPLES": 200, "POINTS": 4, "CHAIN_STEPS": 3}.items():
+        monkeypatch.setattr(play_module, name, value)
+    monkeypatch.setattr(dxmi_2d, "ENERGY_ITERATIONS", 20)
+    monkeypatch.setattr(dxmi_2d, "exact_floors", lambda target: {"sliced_w2": 0.05})
+    monkeypatch.setattr(play_module, "predicted", lambda task, config: {"predicted_slope": 1.0})
+    plain = dxmi_2d.plays
+
+    def small(experiment: str, seeds: Any, budget: int) -> list[Play]:
+        changes: dict[str, Any] = {"agent_settings": SMALL_AGENT}
+        played = []
+        for play in plain(experiment, seeds, budget):
+            start = "scratch" if play.method == "dxmi" else play.start
+            played.append(play_module.dataclasses.replace(play, start=start, **changes))
+        return played
+
+    monkeypatch.setattr(dxmi_2d, "plays", small)
+    return tmp_path / "runs"
+
+
+def documented() -> set[str]:
+    assert dxmi_2d.__doc__ is not None
+    lines = dxmi_2d.__doc__.split("--json FILE``:", 1)[1].splitlines()
+    words = [line.strip().split("  ")[0] for line in lines if line.startswith("    ") and line[4] != " "]
+    return {key.strip() for word in words for key in word.split(",")}
+
+
+def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "results.json"
+    arguments = ["--experiments", "energies", "guidance", "--seeds", "0", "1", "--budget", "3000"]
+    arguments += ["--jobs", "1", "--folder", str(quick), "--json", str(file)]
+    assert dxmi_2d.main(arguments) == 0
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert results.keys() == documented()
+    assert "dxmi_2d.py --experiments energies guidance" in results["command"]
+    printed = capsys.readouterr().out
+    for word in ("energies: samplers", "guidance: energies", "Exact samples of 8gaussians", "score-matching"):
+        assert word in printed
+    scores = results["runs"][0]["scores"]
+    late = {"sliced_w2_late", "sliced_w2_last_late", "auc_late", "auc_last_late"}
+    assert late | {"energy_slope", "predicted_slope"} <= scores.keys()
+    guided = [run for run in results["runs"] if run["play"]["experiment"] == "guidance"]
+    assert {f"guided_{weight:g}" for weight in dxmi_2d.GUIDANCE} <= guided[0]["scores"].keys()
+    alone = [row for row in results["rows"] if row["label"] == "persistent"]
+    assert alone[0]["statistics"]["energy_kl"]["iqm"] > 0 and alone[0]["costs"]["energy_grad_evals"] > 0
+
+    kept = {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}
+    assert dxmi_2d.main(arguments) == 0
+    assert kept == {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}, "finished runs are not run again"
+
+
+def test_starts_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(name: str, **changes: Any) -> None:
+        seen[name] = changes
+        raise RuntimeError
+
+    monkeypatch.setattr(play_module, "make_task", stop)
+    for start, schedule in (("good", "quadratic"), ("weak", "sigmoid"), ("scratch", None), ("task", None)):
+        with pytest.raises(RuntimeError):
+            play_module.make_game(Play("starts", "dxmi", "8gaussians", start, 0.1, 0, 100))
+        changes = seen["8gaussians-data"]
+        assert changes["tau"] == 0.05 and changes.get("schedule") == schedule
+        assert ("base" in changes) == (start == "scratch")
+    with pytest.raises(RuntimeError):
+        play_module.make_game(Play("targets", "dxmi", "gmm25", "task", 0.1, 0, 100))
+    assert seen["gmm25"]["denoiser"] == "learned" and seen["gmm25"]["reward"] is None
+
+
+def test_every_experiment_has_its_runs_and_keys_differ() -> None:
+    keys = []
+    for experiment in dxmi_2d.Arguments.experiments:
+        chosen = dxmi_2d.plays(experiment, [0, 1], 1000)
+        assert len(chosen) >= 2 and {play.experiment for play in chosen} == {experiment}
+        keys += [play.key for play in chosen]
+    assert len(set(keys)) == len(keys)
+
+
+def test_reached_needs_to_hold() -> None:
+    curve = [
+        {"timesteps": float(i), "seconds": 2.0 * i, "energy_evals": 3.0 * i, "sliced_w2": value}
+        for i, value in enumerate([0.5, 0.09, 0.2, 0.09, 0.08, 0.07, 0.3])
+    ]
+    assert play_module.reached(curve, "sliced_w2", 0.1) == {"timesteps": 3.0, "seconds": 6.0, "energy_evals": 9.0}
+    assert play_module.reached(curve[:5], "sliced_w2", 0.1) is None
+
+
+def test_the_prediction_is_the_games_end() -> None:
+    """At tau = 0.05 and gamma = 1, DESIGN's 0.83 and 0.025; none with tau = 0; no bias with an anchor."""
+    game = play_module.make_game(Play("tau", "dxmi", "8gaussians", "scratch", 0.1, 0, 100, agent_settings=SMALL_AGENT))
+    found = play_module.predicted(game.task, game.config)
+    assert found["predicted_slope"] == pytest.approx(0.83, abs=0.01)
+    assert found["predicted_bias"] == pytest.approx(0.025, abs=0.015)
+    settings = {"anchor": 0.9}
+    play = Play("tau", "dxmi", "8gaussians", "scratch", 0.1, 0, 100, settings=settings, agent_settings=SMALL_AGENT)
+    anchored = play_module.make_game(play)
+    assert play_module.predicted(anchored.task, anchored.config) == {"predicted_slope": 1.0, "predicted_bias": 0.0}
+
+
+@pytest.mark.parametrize("bad", [["--experiments", "start"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]])
+def test_bad_arguments(bad: list[str], tmp_path: Path) -> None:
+    assert dxmi_2d.main([*bad, "--folder", str(tmp_path)]) == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_critics_energy_is_scored_on_its_best_scale() -> None:
+    target = make_target("8gaussians")
+    scores = play_module.quality(lambda x: 0.01 * target.energy(x), target, 0, tau=0.0)
+    assert scores["energy_slope"] == pytest.approx(1, abs=1e-3)
