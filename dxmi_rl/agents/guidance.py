@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dxmi_rl.checks import check_real
 from dxmi_rl.diffusion.kernels import standard_log_prob
+
+
+@runtime_checkable
+class Guiding(Protocol):
+    """An agent that learns soft values, which can guide its samples (``DxDP.guided``)."""
+
+    def guided(self, weight: float, *, policy: Any = None, energy: Any = None) -> GuidedPolicy:
+        """The policy (or another one) moved by the values' gradients, at the end by the energy's (or another's)."""
 
 
 class GuidedPolicy:

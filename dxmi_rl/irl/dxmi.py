@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents import AGENTS, DxDP
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
+from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
@@ -155,7 +156,7 @@ class DxMI(Agent):
         """
         if not guidance:
             return super().sample(n, seed=seed)
-        if not isinstance(self.agent, DxDP):
+        if not isinstance(self.agent, Guiding):
             raise ValueError(f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' learns soft values.")
         guided = self.agent.guided(guidance, policy=self.policy, energy=self.average_energy)
         return self.mdp.sample(guided, n, self._generator(seed))
