@@ -129,8 +129,8 @@ NOTES: dict[str, AgentNotes] = {
         "chosen on it, ends at an ELBO of -0.098 [-0.101, -0.095] in ten steps and -0.165 [-0.170, -0.159] in five, 25 "
         "of 25 modes, after 110 seconds on one core (five seeds; `python benchmarks/compare.py --preset samplers "
         "--agents 'path-wise-vargrad at larger rates, T = 10' 'path-wise-vargrad at larger rates, T = 5' --jobs 2`). "
-        "On manywell32 in ten steps, with `coordinate_width` in policy and kernel, it ends at 163.75 [163.60, 163.91] of "
-        "164.70 with every well's share within 0.02 (`--agents 'path-wise-vargrad, coordinate by coordinate'`).",
+        "On manywell32 in ten steps, with `coordinate_width` in policy and kernel, it ends at 163.75 [163.60, 163.91] "
+        "of 164.70 with every well's share within 0.02 (`--agents 'path-wise-vargrad, coordinate by coordinate'`).",
         f"In its first phase as `path-wise`, then as `vargrad`. {_FLOWS}",
     ),
     "sb3-ppo": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),
