@@ -173,7 +173,7 @@ def results(name: str) -> list[str]:
         text = f"`{key}` {ARROWS[task['better']]} {interval_text(scores[key])}" if key in scores else ""
         others = [number(scores[other]["iqm"]) if other in scores else "" for other in ("modes", "eubo", "sliced_w2")]
         known = ["" if task[other] is None else number(task[other]) for other in ("floor", "base")]
-        spent = [compact(costs[cost]) for cost in COSTS]
+        spent = [compact(costs[cost]) if cost in costs else "" for cost in COSTS]  # all runs failed
         runs = f"{row['runs']} of {seeds_of(row)}"
         lines.append((title, rank(row), text, *others, *known, compact(row["budget"]), *spent, runs))
     again = shlex.split(rows[0]["command"])

@@ -481,3 +481,16 @@ def test_sigma_ratios_of_every_agent(name: str) -> None:
     gaussian = agent.has_density and getattr(agent.density(), "squashed", None) is None
     wanted = [1.0] * 5 if gaussian else []
     assert measure.sigma_ratios(agent, seed=0, n=50) == pytest.approx(wanted, rel=0.01), "untrained: the base sampler's"
+
+
+def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
+    """An agent without a density among others: its curve has sample metrics only."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    curve = [{"timesteps": float(i), "sliced_w2": 1.0} for i in range(3)]
+    style = {"color": "black", "label": "td3"}
+    assert pictures._draw_row(axes, [{"curve": curve}], "timesteps", "kl_bound", "o", style) == float("inf")
+    assert not axes.lines
+    assert pictures._draw_row(axes, [{"curve": curve}], "timesteps", "sliced_w2", "o", style) == 1.0
+    assert len(axes.lines) == 1

@@ -152,8 +152,11 @@ def leading_digit(value: float) -> int:
 
 
 def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str, style: dict[str, Any]) -> float:
-    """The curve of one row, or a level for an agent that does not train; the lowest value drawn."""
+    """The curve of one row, or a level for an agent that does not train, or nothing without that score; the lowest
+    value drawn.
+    """
     curves = [result["curve"] for result in own if len(result["curve"]) > 1]
+    curves = [curve for curve in curves if all(key in point for point in curve)]
     if not curves:
         levels = [result["curve"][0][key] for result in own if key in result["curve"][0]]
         if not levels:
