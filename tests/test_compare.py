@@ -470,6 +470,11 @@ def test_unreliable_log_z_is_flagged() -> None:
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]
 
 
+def test_rows_differ_in_colour_or_marker() -> None:
+    styles = {(index % len(pictures.COLOURS), pictures.marker_of(index)) for index in range(36)}
+    assert len(styles) == 36
+
+
 @pytest.mark.parametrize(("value", "digit"), [(0.2, 2), (50, 5), (3e-5, 3)])
 def test_leading_digit(value: float, digit: int) -> None:
     assert pictures.leading_digit(value) == digit

@@ -115,7 +115,7 @@ def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> 
         for index, row in enumerate(rows):
             own = results_of(row, results)
             style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": row.label}
-            lowest = min(lowest, _draw_row(ax, own, cost, key, MARKERS[index % len(MARKERS)], style))
+            lowest = min(lowest, _draw_row(ax, own, cost, key, marker_of(index), style))
         floors = [result["scores"][f"{key}_floor"] for result in results if f"{key}_floor" in result["scores"]
                   and result["task"] == rows[0].task]  # fmt: skip
         if floors:
@@ -144,6 +144,11 @@ def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> 
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     return figure
+
+
+def marker_of(index: int) -> str:
+    """A marker that, with the colour of the same row, no other of 36 rows has."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def leading_digit(value: float) -> int:
