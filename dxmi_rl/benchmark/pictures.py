@@ -139,8 +139,9 @@ def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> 
         )
     axes[0].set_ylabel(NAMES[key])
     own_kernels = " (each agent with its own kernel)" if key == "kl_bound" else ""
-    seeds = max(len(results_of(row, results)) for row in rows)
-    figure.suptitle(f"{rows[0].task}{own_kernels}: median and range over {seeds} seed{'s' * (seeds > 1)}", fontsize=11)
+    counts = {len(results_of(row, results)) for row in rows} - {0}
+    text = f"{'up to ' * (len(counts) > 1)}{max(counts)} seed{'s' * (max(counts) > 1)}"
+    figure.suptitle(f"{rows[0].task}{own_kernels}: median and range over {text}", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=9)
     return figure
