@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import metrics
-from dxmi_rl.agents.base import seeded
+from dxmi_rl.agents.base import Agent, seeded
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.irl import DxMI, DxMIConfig, Grid, energy_quality, equilibrium, recipe, train_energy
@@ -130,7 +130,7 @@ def _game(play: Play, device: str) -> dict[str, Any]:
     scorer = Scorer(game.task.target, play.seed)
     curve: list[dict[str, float]] = []
 
-    def note(game: DxMI) -> None:
+    def note(_: Agent) -> None:
         if game.costs.timesteps < len(curve) * play.budget / POINTS:
             return
         last = game.mdp.sample(game.agent.policy, SAMPLES, scorer.fresh())
@@ -148,7 +148,7 @@ def _game(play: Play, device: str) -> dict[str, Any]:
         )
 
     note(game)
-    game.learn(play.budget, callback=note)  # type: ignore[arg-type]
+    game.learn(play.budget, callback=note)
     late = [point for point in curve if point["timesteps"] > LATE * play.budget]
     scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
     scores |= quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
@@ -194,10 +194,10 @@ def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
     if not target.has_energy or tau == 0:
         return {}
     low, high = target.plot_range
-    grid = Grid.over((1.25 * low, 1.25 * high), points=150, device=target.device)
-    log_data = grid.log_density(target.energy)
     if config.anchor:
         return {"predicted_slope": 1.0, "predicted_bias": 0.0}
+    grid = Grid.over((1.25 * low, 1.25 * high), points=150, device=target.device)
+    log_data = grid.log_density(target.energy)
     try:
         end = equilibrium(log_data, grid.cell, tau=tau, loss=config.loss, gamma=config.gamma)
     except ValueError:
@@ -205,14 +205,8 @@ def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
     weights = log_data.exp() * grid.cell
     x = -log_data - (weights * -log_data).sum()
     generator = torch.Generator(target.device).manual_seed(0)
-
-    def draw(log_density: Tensor) -> Tensor:
-        rows = torch.multinomial((log_density.exp() * grid.cell).float(), 20_000, replacement=True, generator=generator)
-        inside = torch.rand(len(rows), 2, generator=generator, device=rows.device) - 0.5
-        return grid.x[rows] + math.sqrt(grid.cell) * inside
-
-    data = draw(log_data)
-    squares = [metrics.sliced_w2(draw(density), data) ** 2 for density in (end.log_policy, log_data)]
+    data, policy, others = (grid.sample(p, 2 * SAMPLES, generator) for p in (log_data, end.log_policy, log_data))
+    squares = [metrics.sliced_w2(draws, data) ** 2 for draws in (policy, others)]
     return {
         "predicted_slope": float((weights * x * end.energy / tau).sum() / (weights * x * x).sum()),
         "predicted_bias": math.sqrt(max(0.0, float(squares[0] - squares[1]))),

@@ -41,6 +41,7 @@ from typing import Any
 from _dxmi_2d_play import Play, Scorer, run
 
 from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
 from dxmi_rl.checks import check_integer, require, resolve_device
@@ -154,7 +155,8 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
         play = result["play"]
-        key = tuple(play[name] for name in ("experiment", "label", "target", "start", "tau1"))
+        target = play["target"] + (f" {play['target_options']}" if play["target_options"] else "")
+        key = (play["experiment"], play["label"], target, play["start"], play["tau1"])
         groups.setdefault(key, []).append(result)
     rows = []
     for (experiment, label, target, start, tau1), own in groups.items():
@@ -162,6 +164,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "experiment": experiment, "label": label, "target": target, "start": start, "tau1": tau1,
+                "made_of": (own[0]["play"]["target"], own[0]["play"]["target_options"]),
                 "seeds": [result["play"]["seed"] for result in own],
                 "statistics": {key: score_statistics([result["scores"][key] for result in own]) for key in keys},
                 "costs": {
@@ -174,9 +177,9 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def floors(target: str) -> dict[str, float]:
+def floors(target: str, options: dict[str, Any]) -> dict[str, float]:
     """Sliced W2 of exact samples to exact samples (mean of 20 pairs), and the exact energy's AUC where there is one."""
-    built = make_target(target)
+    built = make_target(target, **options)
     found = {"sliced_w2": exact_floors(built)["sliced_w2"]}
     return found | ({"auc": Scorer(built, 0).auc(built.energy)} if built.has_energy else {})
 
@@ -230,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_integer("budget", arguments.budget)
         check_integer("jobs", arguments.jobs)
+        check_seeds(arguments.seeds)
         resolve_device(arguments.device)
         chosen = [play for name in arguments.experiments for play in plays(name, arguments.seeds, arguments.budget)]
     except (ValueError, TypeError) as error:
@@ -237,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     results = play_all(chosen, arguments)
     rows = summarise(results)
-    found = {name: floors(name) for name in dict.fromkeys(row["target"] for row in rows)}
+    made_of = {row["target"]: row.pop("made_of") for row in rows}
+    found = {name: floors(*parts) for name, parts in made_of.items()}
     print_tables(tables(rows, found))
     if arguments.json is not None:
         command = shlex.join(["python", "benchmarks/dxmi_2d.py", *argv])

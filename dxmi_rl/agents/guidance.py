@@ -27,6 +27,7 @@ class GuidedPolicy:
     ``soft_value(x, t)`` gives V_t ``[batch]`` for t = 1..T, low where samples should go, with V_T = E. ``weight``
     (lambda) is a length per nat: it scales with the data's width over tau.
     What is moved has no simple density: the log-probability that ``transport`` returns is that of the draw before.
+    Raises TypeError or ValueError for a weight that is not finite and >= 0.
     """
 
     def __init__(self, policy: Any, soft_value: Callable[[Tensor, int], Tensor], weight: float) -> None:

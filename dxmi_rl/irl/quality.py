@@ -24,7 +24,6 @@ class Grid:
 
     x: Tensor
     cell: float
-    points: int
 
     @classmethod
     def over(cls, plot_range: tuple[float, float], points: int = 200, device: torch.device | None = None) -> Grid:
@@ -32,7 +31,7 @@ class Grid:
         low, high = plot_range
         width = (high - low) / check_integer("points", points)
         axis = low + width * (torch.arange(points, device=device) + 0.5)
-        return cls(torch.cartesian_prod(axis, axis), width**2, points)
+        return cls(torch.cartesian_prod(axis, axis), width**2)
 
     def log_density_at(self, x: Tensor, energy: EnergyFunction, log_density: Tensor, tau: float = 1.0) -> Tensor:
         """log p of points between the centres, ``[n]``, where ``log_density`` is that of this energy and tau."""
