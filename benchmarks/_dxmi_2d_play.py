@@ -19,7 +19,7 @@ from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.irl import DxMI, DxMIConfig, Grid, energy_quality, equilibrium, recipe, train_energy
 from dxmi_rl.irl.config import EnergyConfig
-from dxmi_rl.storage import write_json
+from dxmi_rl.storage import save_tensors, write_json
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import Task, make_task
 
@@ -32,6 +32,10 @@ STARTS: dict[str, dict[str, Any]] = {
 """What a start changes in the data task: the paper's good and weak noise schedules, the task's own, no pretraining."""
 SAMPLES, POINTS, LATE = 10_000, 20, 0.75
 """Samples per score, points of a curve, and the part of the budget after which points are late."""
+CELLS, SHOWN = 81, 1000
+"""Cells per side and samples that a history keeps of every point."""
+HISTORY = ("timesteps", "sliced_w2_last", "auc_last")
+"""What a history keeps of the curve."""
 CHAIN_STEPS = 500
 """Steps of the chains that try a learned energy."""
 EVALUATION_SEED = 700_000
@@ -57,8 +61,14 @@ class Play:
     agent_settings: dict[str, Any] = field(default_factory=dict)
     """Settings of the inner agent that differ from the recipe."""
     target_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Changes of the task beside those of the start."""
     guidance: tuple[float, ...] = ()
     """Weights of value guidance to score at the end."""
+    points: int = POINTS
+    """Points of the curve."""
+    keep: bool = False
+    """Keep the trained game and its history, beside the result, for pictures."""
 
     @property
     def key(self) -> str:
@@ -68,10 +78,14 @@ class Play:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
+    def file(self, folder: Path) -> Path:
+        """Where the result is, or will be."""
+        return folder / f"{self.key}.json"
 
-def make_game(play: Play, device: str = "cpu") -> DxMI:
-    """The task from its start and the recipe with the play's changes."""
-    changes = STARTS[play.start] | {"tau": play.tau1 / 2}
+
+def make_task_of(play: Play, device: str = "cpu") -> Task:
+    """The task of a play: its start's, its temperature, its own changes."""
+    changes = STARTS[play.start] | {"tau": play.tau1 / 2} | play.task_options
     if play.target_options:
         changes["target_options"] = play.target_options
     if play.target == "8gaussians":
@@ -81,7 +95,12 @@ def make_game(play: Play, device: str = "cpu") -> DxMI:
         if make_target(name).has_energy:  # as data: no exact denoiser, no energy
             changes |= {"denoiser": "learned", "reward": None, "backward": "learned"}
     with seeded(play.seed):
-        task = make_task(name, device=device, **changes)
+        return make_task(name, device=device, **changes)
+
+
+def make_game(play: Play, device: str = "cpu") -> DxMI:
+    """The recipe of the play's task with the play's changes."""
+    task = make_task_of(play, device)
     found = recipe(task.name, play.settings.get("agent", DxMIConfig.agent))
     config = dataclasses.replace(
         found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings}
@@ -117,21 +136,28 @@ class Scorer:
 
 def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     """Play it, unless its file is there; returns the file with the JSON result."""
-    file = folder / f"{play.key}.json"
+    file = play.file(folder)
     if not file.exists():
         with one_thread():
-            result = _game(play, device) if play.method == "dxmi" else _energy_alone(play, device)
+            result = _game(play, device, file) if play.method == "dxmi" else _energy_alone(play, device)
         write_json(file, {"play": dataclasses.asdict(play), **result})
     return file
 
 
-def _game(play: Play, device: str) -> dict[str, Any]:
+def kept_files(file: Path) -> tuple[Path, Path]:
+    """Where the trained game and its history are, for a result's file."""
+    return file.with_suffix(".safetensors"), file.with_name(f"{file.stem}-history.safetensors")
+
+
+def _game(play: Play, device: str, file: Path) -> dict[str, Any]:
     game = make_game(play, device)
     scorer = Scorer(game.task.target, play.seed)
+    cells = Grid.over(game.task.target.plot_range, CELLS, game.task.target.device).x
     curve: list[dict[str, float]] = []
+    history: list[tuple[Tensor, Tensor]] = []
 
     def note(_: Agent) -> None:
-        if game.costs.timesteps < len(curve) * play.budget / POINTS:
+        if game.costs.timesteps < len(curve) * play.budget / play.points:
             return
         last = game.mdp.sample(game.agent.policy, SAMPLES, scorer.fresh())
         averaged = game.mdp.sample(game.policy, SAMPLES, scorer.fresh())
@@ -147,12 +173,24 @@ def _game(play: Play, device: str) -> dict[str, Any]:
             }
         )
 
+        if play.keep:
+            with torch.no_grad():
+                history.append((last[:SHOWN].cpu(), game.energy(cells).cpu()))
+
     note(game)
     game.learn(play.budget, callback=note)
+    if play.keep:
+        checkpoint, film = kept_files(file)
+        samples, energy = map(torch.stack, zip(*history, strict=True))
+        noted = {key: torch.tensor([float(point[key]) for point in curve]) for key in HISTORY}
+        save_tensors(film, {"samples": samples, "energy": energy, **noted}, {"play": dataclasses.asdict(play)})
+        game.save(checkpoint)
     late = [point for point in curve if point["timesteps"] > LATE * play.budget]
     scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
     scores |= quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
     scores |= predicted(game.task, game.config)
+    if play.guidance:
+        scores["sliced_w2_end"] = scorer.distance(game.sample(SAMPLES, seed=play.seed))
     scores |= {
         f"guided_{weight:g}": scorer.distance(game.sample(SAMPLES, seed=play.seed, guidance=weight))
         for weight in play.guidance

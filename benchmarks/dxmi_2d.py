@@ -14,11 +14,14 @@ Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for 
     targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting
     weights     8 Gaussians of unequal weights
     guidance    value guidance of the trained game, by its weight lambda
+    race        seconds to sliced W2 < 0.1 against the authors' settings (their networks, kernel, rates and batches)
 
 Scores: sliced W2 of 10,000 samples to data and AUC of data against uniform noise over the plotting range, as means of
 the last quarter of training, for the averaged players and for the last iterates; what the averaged energy is worth at
 the end (dxmi_rl.irl.energy_quality); what the game's equilibrium predicts (dxmi_rl.irl.equilibrium). Runs are kept in
-``--folder``, one file each. Keys of ``--json FILE``:
+``--folder``, one file each. ``--pictures FOLDER`` draws games, animations and scores against tau, lambda and seconds.
+
+Keys of ``--json FILE``:
 
     command            the command line
     machine, versions    what it ran on
@@ -30,6 +33,7 @@ the end (dxmi_rl.irl.energy_quality); what the game's equilibrium predicts (dxmi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -38,17 +42,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _dxmi_2d_play import Play, Scorer, run
+from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, run
 
+from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
+from dxmi_rl.irl import DxMI
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import write_json
+from dxmi_rl.storage import load_tensors, write_json
 from dxmi_rl.targets import make_target
 
 TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
@@ -65,6 +71,19 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 GUIDANCE = (0.1, 0.3, 1.0, 3.0)
+FILM_POINTS, RACE_POINTS = 60, 80
+AUTHORS: dict[str, Any] = {
+    "settings": {"energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0},
+    "agent_settings": {
+        **{key: value for key, value in dataclasses.asdict(DxDP.paper()).items() if value is not None}, "fourier": 0,
+    },
+    "task_options": {"backward": "brownian"},
+}  # fmt: skip
+"""The settings of the authors' release, in which the averages are the last iterates."""
+AUTHORS_RATES = {
+    "good": {"policy_learning_rate": 3e-5, "sigma_learning_rate": 1e-3},
+    "weak": {"policy_learning_rate": 1e-3, "sigma_learning_rate": 1e-2},
+}
 ENERGY_ITERATIONS = 3000
 SAMPLER = {
     "sliced_w2_late": "sliced W2 ↓",
@@ -90,7 +109,9 @@ ENERGY = {
 class Arguments:
     """What the command line sets."""
 
-    experiments: tuple[str, ...] = ("starts", "tau", "losses", "agents", "energies", "targets", "weights", "guidance")
+    experiments: tuple[str, ...] = (
+        "starts", "tau", "losses", "agents", "energies", "targets", "weights", "guidance", "race"
+    )  # fmt: skip
     """Which experiments."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of every run."""
@@ -104,6 +125,8 @@ class Arguments:
     """Where finished runs are kept."""
     json: Path | None = None
     """File for the results."""
+    pictures: Path | None = None
+    """Folder for pictures."""
 
 
 def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
@@ -112,6 +135,7 @@ def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
     usual = {"target": "8gaussians", "start": "good", "tau1": USUAL_TAU, "budget": budget}
     if experiment == "starts":
         rows = [usual | {"label": "dxmi", "start": start} for start in ("good", "weak", "scratch")]
+        return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "tau":
         starts = ("good", "weak", "scratch")
         rows = [usual | {"label": f"tau1 = {tau:g}", "start": start, "tau1": tau} for start in starts for tau in TAUS]
@@ -125,13 +149,29 @@ def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
             rows.append(usual | {"label": method, "method": method, "start": "-", "budget": ENERGY_ITERATIONS})
     elif experiment == "targets":
         rows = [usual | {"label": "dxmi", "target": target, "start": "task"} for target in PLANE]
+        return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "weights":
         rows = [usual | {"label": "dxmi, unequal weights", "target_options": {"weights": UNEQUAL}}]
     elif experiment == "guidance":
         rows = [usual | {"label": "dxmi", "guidance": GUIDANCE}]
+    elif experiment == "race":
+        for start, rates in AUTHORS_RATES.items():
+            theirs = AUTHORS | {"agent_settings": AUTHORS["agent_settings"] | rates}
+            both = usual | {"start": start, "points": RACE_POINTS}
+            rows += [both | {"label": "dxmi"}, both | theirs | {"label": "authors' settings"}]
     else:
         raise UnknownNameError("experiment", experiment, list(Arguments.experiments))
-    return [Play(experiment=experiment, seed=seed, **row) for row in rows for seed in seeds]
+    return _all_seeds(experiment, rows, seeds)
+
+
+def _all_seeds(experiment: str, rows: Sequence[dict[str, Any]], seeds: Sequence[int], film: bool = False) -> list[Play]:
+    """Every row with every seed; with ``film`` the first seed's games are kept for pictures."""
+    kept = {"keep": True, "points": FILM_POINTS}
+    return [
+        Play(experiment=experiment, seed=seed, **row, **(kept if film and seed == seeds[0] else {}))
+        for row in rows
+        for seed in seeds
+    ]
 
 
 def play_all(chosen: Sequence[Play], arguments: Arguments) -> list[dict[str, Any]]:
@@ -225,6 +265,32 @@ def _cell(statistics: dict[str, Any] | None) -> str:
     return text if "low" not in statistics else f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
 
 
+def draw_all(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """Pictures of what was run, into ``arguments.pictures``."""
+    import _dxmi_2d_pictures as pictures
+
+    assert arguments.pictures is not None
+    for result in results:
+        play = Play(**result["play"])
+        if play.keep:
+            name = f"{play.target}-{play.start}" if play.experiment == "starts" else play.target
+            checkpoint, film = kept_files(play.file(arguments.folder))
+            title = f"{name}: DxMI, seed {play.seed}, {play.budget:,} transitions"
+            game = DxMI.load(checkpoint, task=make_task_of(play, arguments.device), device=arguments.device)
+            pictures.draw_game(game, arguments.pictures / f"game_{name}.png", title)
+            frames, _ = load_tensors(film)
+            square = game.task.target.plot_range
+            pictures.animate(frames, arguments.pictures / f"game_{name}.gif", square, game.mdp.tau, title)
+    by_experiment = {name: [row for row in rows if row["experiment"] == name] for name in arguments.experiments}
+    if by_experiment.get("tau"):
+        pictures.draw_against_tau(by_experiment["tau"], arguments.pictures / "tau.png")
+    if by_experiment.get("guidance"):
+        pictures.draw_guidance(by_experiment["guidance"][0], GUIDANCE, arguments.pictures / "guidance.png")
+    if by_experiment.get("race"):
+        raced = [result for result in results if result["play"]["experiment"] == "race"]
+        pictures.draw_race(raced, arguments.pictures / "race.png")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed."""
     tyro = require("tyro", "bench")
@@ -244,6 +310,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     made_of = {row["target"]: row.pop("made_of") for row in rows}
     found = {name: floors(*parts) for name, parts in made_of.items()}
     print_tables(tables(rows, found))
+    if arguments.pictures is not None:
+        draw_all(results, rows, arguments)
     if arguments.json is not None:
         command = shlex.join(["python", "benchmarks/dxmi_2d.py", *argv])
         content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
