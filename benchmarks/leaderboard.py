@@ -1,10 +1,11 @@
-"""Rebuild docs/leaderboard.md and README's table from the submissions in benchmarks/results/.
+"""Rebuild docs/leaderboard.md, README's table and docs/experiments/ from the results in benchmarks/results/.
 
-    python benchmarks/leaderboard.py            write both
-    python benchmarks/leaderboard.py --check    exit status 1 when one of them is not what the submissions give
+    python benchmarks/leaderboard.py            write all
+    python benchmarks/leaderboard.py --check    exit status 1 when one of them is not what the results give
 
 A submission is the ``results.json`` of one comparison (``dxmi-rl compare``), named after it, such as
-``benchmarks/results/standard.json``; this script trains nothing.
+``benchmarks/results/standard.json``. Results in the folder ``experiments`` beside the submissions are of comparisons
+that rank nobody, and have a page each. This script trains nothing.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Arguments:
     """File with the two marker lines, between which the table goes."""
     page: Path = ROOT / "docs" / "leaderboard.md"
     """The page."""
+    experiments: Path = ROOT / "docs" / "experiments"
+    """Folder of the pages of experiments."""
     check: bool = False
     """Write nothing; exit status 1 when a file is out of step."""
 
@@ -143,8 +146,18 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
         lines.append("")
     for name, results in submissions.items():
         text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
-        lines += [text, f"Written on {results['date']} from `benchmarks/results/{name}.json`.", ""]
+        lines += [text, _origin(results, f"{name}.json"), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _origin(results: dict[str, Any], file: str) -> str:
+    return f"Written on {results['date']} from `benchmarks/results/{file}`."
+
+
+def experiment_page(name: str, results: dict[str, Any]) -> str:
+    """Tables of one comparison, and its preset's own words."""
+    text = markdown(Comparison(results)).rstrip()
+    return f"{text}\n\n{_origin(results, f'experiments/{name}.json')}\n"
 
 
 def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
@@ -209,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.readme: between_markers(readme, readme_table(submissions)),
             arguments.page: page(submissions),
         }
+        for file in sorted((arguments.results / "experiments").glob("*.json")):
+            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_results(file))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

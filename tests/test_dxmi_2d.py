@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("tyro")
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -18,6 +20,8 @@ import dxmi_2d  # noqa: E402
 from _dxmi_2d_play import Play  # noqa: E402
 
 from dxmi_rl import make_target  # noqa: E402
+from dxmi_rl.agents import DxDP  # noqa: E402
+from dxmi_rl.diffusion import Brownian  # noqa: E402
 
 SMALL_AGENT = {"batch_size": 64, "width": 16}
 
@@ -30,6 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(dxmi_2d, "ENERGY_ITERATIONS", 20)
     monkeypatch.setattr(dxmi_2d, "exact_floors", lambda target: {"sliced_w2": 0.05})
     monkeypatch.setattr(play_module, "predicted", lambda task, config: {"predicted_slope": 1.0})
+    monkeypatch.setattr(dxmi_2d, "FILM_POINTS", 3)
     plain = dxmi_2d.plays
 
     def small(experiment: str, seeds: Any, budget: int) -> list[Play]:
@@ -73,6 +78,31 @@ def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys
     kept = {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}
     assert dxmi_2d.main(arguments) == 0
     assert kept == {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}, "finished runs are not run again"
+
+
+def test_pictures_of_games_and_scores(quick: Path, tmp_path: Path) -> None:
+    arguments = ["--experiments", "starts", "tau", "guidance", "race", "--seeds", "3", "--budget", "1000"]
+    folder = tmp_path / "pictures"
+    assert dxmi_2d.main([*arguments, "--jobs", "1", "--folder", str(quick), "--pictures", str(folder)]) == 0
+    names = {"game_8gaussians-scratch.png", "game_8gaussians-scratch.gif", "tau.png", "guidance.png", "race.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    for file in folder.iterdir():
+        with Image.open(file) as picture:
+            assert min(picture.size) > 200
+            assert getattr(picture, "n_frames", 1) == (4 if file.suffix == ".gif" else 1)
+    assert len(list(quick.glob("*-history.safetensors"))) == 1, "only games with pictures are kept"
+
+
+def test_the_race_is_against_the_authors_settings() -> None:
+    """DxDP.paper() with the table's rates, AVR, three layers without frequencies, constant rates, the last iterate."""
+    theirs = [play for play in dxmi_2d.plays("race", [0], 1000) if play.label != "dxmi"]
+    assert [play.start for play in theirs] == ["good", "weak"]
+    game = play_module.make_game(dataclasses.replace(theirs[1], start="scratch"))
+    paper = DxDP.paper(policy_learning_rate=1e-3, sigma_learning_rate=1e-2)
+    assert game.agent.config == paper and isinstance(game.mdp.kernel, Brownian)
+    config = game.config
+    assert (config.energy_fourier, config.energy_steps, config.anneal, config.ema) == (0, 1, False, 0.0)
+    assert (config.loss, config.gamma, config.anchor, config.energy_learning_rate) == ("contrastive", None, 0.0, 1e-3)
 
 
 def test_starts_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def run(place: Path, *more: str) -> int:
-    paths = {"--results": "results", "--readme": "README.md", "--page": "page.md"}
+    paths = {"--results": "results", "--readme": "README.md", "--page": "page.md", "--experiments": "experiments"}
     return leaderboard.main([*(word for key, name in paths.items() for word in (key, str(place / name))), *more])
 
 
@@ -45,6 +45,17 @@ def test_it_writes_once_and_checks(place: Path, capsys: pytest.CaptureFixture[st
     assert run(place) == 0 and run(place, "--check") == 0
     text = (place / "README.md").read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+
+
+def test_experiments_have_pages_and_rank_nobody(place: Path) -> None:
+    run(place)
+    before = (place / "page.md").read_text(encoding="utf-8")
+    (place / "results" / "experiments").mkdir()
+    (place / "results" / "experiments" / "mine.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    assert run(place, "--check") == 1 and run(place) == 0 and run(place, "--check") == 0
+    text = (place / "experiments" / "mine.md").read_text(encoding="utf-8")
+    assert "benchmarks/results/experiments/mine.json" in text and "| ppo |" in text
+    assert (place / "page.md").read_text(encoding="utf-8") == before
 
 
 def test_rows_are_ranked_by_the_tasks_score(place: Path) -> None:
