@@ -101,7 +101,7 @@ def make_task_of(play: Play, device: str = "cpu") -> Task:
 def make_game(play: Play, device: str = "cpu") -> DxMI:
     """The recipe of the play's task with the play's changes."""
     task = make_task_of(play, device)
-    found = recipe(task.name, play.settings.get("agent", DxMIConfig.agent))
+    found = recipe(task.name, **{key: play.settings[key] for key in ("agent", "loss") if key in play.settings})
     config = dataclasses.replace(
         found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings}
     )

@@ -62,9 +62,11 @@ USUAL_TAU = 0.1
 PLANE = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 AGENTS = ("dxdp", "ppo", "reinforce", "path-wise", "sb3-ppo")
 LOSSES: dict[str, dict[str, Any]] = {
-    "contrastive, gamma 0.3": {"loss": "contrastive", "gamma": 0.3},
-    "contrastive, gamma 1": {"loss": "contrastive"},
-    "contrastive, gamma 1, anchor": {"loss": "contrastive", "anchor": 0.998},
+    "contrastive, gamma 0.25": {"gamma": 0.25},
+    "contrastive, gamma 0.5": {"gamma": 0.5},
+    "contrastive, gamma 1": {"gamma": 1.0},
+    "contrastive, gamma 1, anchor": {"gamma": 1.0, "anchor": 0.998},
+    "contrastive, gamma 0.5, no replay": {"gamma": 0.5, "replay": 0},
     "nce": {"loss": "nce"},
     "n2ce, M 10": {"loss": "n2ce", "noise_ratio": 10.0},
     "n2ce, M 100": {"loss": "n2ce"},
@@ -73,7 +75,7 @@ UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 GUIDANCE = (0.1, 0.3, 1.0, 3.0)
 FILM_POINTS, RACE_POINTS = 60, 80
 AUTHORS: dict[str, Any] = {
-    "settings": {"energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0},
+    "settings": {"gamma": 1.0, "energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0, "replay": 0},
     "agent_settings": {
         **{key: value for key, value in dataclasses.asdict(DxDP.paper()).items() if value is not None}, "fourier": 0,
     },

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dxmi_rl import load_agent, make_agent, make_task
 from dxmi_rl.diffusion import PretrainingConfig
-from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig, fixed
+from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig, fixed, recipe
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import Target
@@ -176,6 +176,13 @@ def test_the_averages_are_exponential() -> None:
                 row.mul_(0.8).add_(p.detach(), alpha=0.2)
     for rows, (a, _) in zip(average, pairs, strict=True):
         assert all(torch.allclose(row, p, atol=1e-5) for row, p in zip(rows, a.parameters(), strict=True))
+
+
+def test_a_recipes_gamma_is_of_its_loss() -> None:
+    """What was found for the contrastive loss says nothing of the others, which have their own."""
+    assert dxmi(data_task()).config.gamma == recipe("8gaussians-data").gamma == 0.5
+    assert dxmi(data_task(), loss="nce").config.gamma is None
+    assert dxmi(data_task(), loss="nce", gamma=0.1).config.gamma == 0.1
 
 
 def test_with_an_anchor_gamma_does_not_pull_towards_zero() -> None:
@@ -355,14 +362,17 @@ def test_a_fixed_energy_has_a_normaliser() -> None:
 
 
 def test_replayed_samples_double_what_the_energy_sees() -> None:
-    plain, replayed = dxmi(data_task()), dxmi(data_task(), replay=2)
+    plain, replayed = dxmi(data_task(), replay=0), dxmi(data_task(), replay=2)
     for built in (plain, replayed):
         for _ in range(4):
             built.iterate()
     batch = plain.agent.config.batch_size
     steps = 4 * plain.config.energy_steps
     assert replayed.costs.energy_evals - plain.costs.energy_evals == 2 * batch * steps
-    assert len(replayed.past) == 2 * batch
+    finals: list[Tensor] = []
+    replayed.iterate(finals.append)
+    assert len(replayed.past) == 2 * batch, "rollouts, whatever energy_steps is"
+    assert torch.equal(replayed.past[batch:], finals[0])
     assert len(plain.past) == batch
 
 

@@ -69,8 +69,8 @@ class DxMIConfig(EnergyConfig):
     """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
     last step has noise: without it the energy learns to tell the two by that alone."""
     replay: int = 0
-    """Past batches of samples from which the energy sees as many again, drawn at random: it then does not forget what
-    the policy has left. 0: only the present batch."""
+    """Past rollouts from whose samples the energy sees as many again, drawn at random: it then does not forget what the
+    policy has left. 0: only the present one."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``; 0 uses
     the last iterates."""

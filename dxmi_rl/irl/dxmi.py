@@ -41,8 +41,9 @@ class DxMI(Agent):
     config: DxMIConfig
 
     def _default_config(self, settings: dict[str, Any]) -> DxMIConfig:
-        """The recipe of the task and the chosen agent."""
-        return recipe(self.task.name, settings.get("agent", DxMIConfig.agent))
+        """The recipe of the task, the chosen agent and the chosen loss."""
+        chosen = {key: settings[key] for key in ("agent", "loss") if key in settings}
+        return recipe(self.task.name, **chosen)
 
     def _build(self) -> None:
         config, target = self.config, self.task.target
@@ -83,6 +84,8 @@ class DxMI(Agent):
         def energy_step(final: Tensor) -> None:
             for _ in range(self.config.energy_steps):
                 energy_log.update(self.update_energy(final))
+            if self.config.replay:
+                self.past = torch.cat([self.past, final])[-self.config.replay * len(final) :]
             if on_final is not None:
                 on_final(final)
 
@@ -118,11 +121,10 @@ class DxMI(Agent):
         return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()}
 
     def _with_past(self, final: Tensor) -> Tensor:
-        """``final`` and as many rows of earlier batches, which it joins."""
+        """``final`` and as many rows of earlier rollouts' final states."""
         if not self.config.replay:
             return final
         past = self.past[torch.randint(len(self.past), (len(final),), generator=self.generator, device=final.device)]
-        self.past = torch.cat([self.past, final])[-self.config.replay * len(final) :]
         return torch.cat([final, past])
 
     @torch.no_grad()

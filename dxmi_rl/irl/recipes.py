@@ -7,13 +7,14 @@ from typing import Any
 
 from dxmi_rl.irl.config import DxMIConfig
 
-# The sampler moves slower than the energy, and both come to rest: constant rates leave the game circling.
-_PLANE = DxMIConfig(energy_steps=3, energy_fourier=3, anneal=True, ema=0.995)
+# Both players come to rest: constant rates leave the game circling. Replayed samples keep the energy high where the
+# sampler was and no longer is: without them it forgets, and is an opponent of the present sampler rather than a model.
+_PLANE = DxMIConfig(energy_steps=2, energy_fourier=3, gamma=0.5, replay=4, anneal=True, ema=0.995)
 _PLANE_AGENT: dict[str, Any] = {
-    "batch_size": 512,
+    "batch_size": 256,
     "width": 128,
     "fourier": 2,
-    "policy_learning_rate": 3e-4,
+    "policy_learning_rate": 6e-4,
     "sigma_learning_rate": 2e-3,
 }
 _IMAGES = DxMIConfig(
@@ -45,10 +46,14 @@ _BY_AGENT: dict[str, dict[str, Any]] = {
 IMAGE_TASKS = ("digits",)
 
 
-def recipe(task: str, agent: str = "dxdp") -> DxMIConfig:
-    """The settings for a task and an inner agent; tasks without a recipe get the plane's, other agents no settings."""
+def recipe(task: str, agent: str = "dxdp", loss: str = DxMIConfig.loss) -> DxMIConfig:
+    """The settings for a task, an inner agent and a loss; tasks without a recipe get the plane's, other agents no
+    settings, and other losses than the contrastive one their own gamma.
+    """
     images = task in IMAGE_TASKS
-    config = replace(_IMAGES if images else _PLANE, agent=agent)
+    config = replace(_IMAGES if images else _PLANE, agent=agent, loss=loss)
+    if loss != DxMIConfig.loss:
+        config = replace(config, gamma=None)
     if agent not in _BY_AGENT:
         return config
     settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT[agent]}
