@@ -59,6 +59,8 @@ def agent_page(name: str) -> str:
     parts += ["## Train it" if kind.trains else "## Run it", *snippets(name, notes.task), "## Settings"]
     parts += settings(name)
     parts += ["## Results", *results(name)]
+    if notes.findings:
+        parts += ["## What its parts bring", *notes.findings]
     return "\n\n".join(parts) + "\n"
 
 

@@ -37,6 +37,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(dxmi_2d, "exact_floors", lambda target: {"sliced_w2": 0.05})
     monkeypatch.setattr(play_module, "predicted", lambda task, config: {"predicted_slope": 1.0})
     monkeypatch.setattr(dxmi_2d, "FILM_POINTS", 3)
+    monkeypatch.setattr(dxmi_2d, "TAUS", (0.0, 0.1))
     plain = dxmi_2d.plays
 
     def small(experiment: str, seeds: Any, budget: int) -> list[Play]:
