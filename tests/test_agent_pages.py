@@ -55,7 +55,9 @@ def test_a_page_says_all(name: str) -> None:
     headings = re.findall(r"^## (.*)", text, re.MULTILINE)
     trains = AGENTS[name].trains
     first, third = ("What it optimises", "Train it") if trains else ("What it does", "Run it")
-    assert headings == [first, "Use", third, "Settings", "Results"], "an entry in docs/_agent_notes.py?"
+    wanted = [first, "Use", third, "Settings", "Results"]
+    wanted += ["What its parts bring"] if notes.NOTES[name].findings else []
+    assert headings == wanted, "an entry in docs/_agent_notes.py?"
     for field in fields(AGENTS[name].Config):
         assert f"| `{field.name}` |" in text
     assert "Raises" not in text and "Subclasses" not in text
