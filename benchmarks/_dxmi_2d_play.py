@@ -98,14 +98,16 @@ def make_task_of(play: Play, device: str = "cpu") -> Task:
         return make_task(name, device=device, **changes)
 
 
+def config_of(play: Play) -> DxMIConfig:
+    """The recipe of a play, all of whose targets have the plane's, with the play's changes."""
+    chosen = {key: play.settings[key] for key in ("agent", "loss") if key in play.settings}
+    found = recipe("8gaussians-data", **chosen)
+    return dataclasses.replace(found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings})
+
+
 def make_game(play: Play, device: str = "cpu") -> DxMI:
-    """The recipe of the play's task with the play's changes."""
-    task = make_task_of(play, device)
-    found = recipe(task.name, **{key: play.settings[key] for key in ("agent", "loss") if key in play.settings})
-    config = dataclasses.replace(
-        found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings}
-    )
-    return DxMI(task, seed=play.seed, config=config)
+    """A game that has not begun."""
+    return DxMI(make_task_of(play, device), seed=play.seed, config=config_of(play))
 
 
 class Scorer:
@@ -188,7 +190,6 @@ def _game(play: Play, device: str, file: Path) -> dict[str, Any]:
     late = [point for point in curve if point["timesteps"] > LATE * play.budget]
     scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
     scores |= quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
-    scores |= predicted(game.task, game.config)
     if play.guidance:
         scores["sliced_w2_end"] = scorer.distance(game.sample(SAMPLES, seed=play.seed))
     scores |= {
@@ -223,18 +224,18 @@ def quality(energy: Any, target: Target, seed: int, tau: float = 1.0) -> dict[st
     return energy_quality(energy, target, tau=tau, samples=SAMPLES, steps=CHAIN_STEPS, seed=seed)
 
 
-def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
-    """Slope of E / tau, and sliced W2 of sampler and data, at the game's end with players that can do anything.
-
-    Absent where there is no closed form: tau = 0, no exact energy, gamma > 0 with NCE.
+def predicted(play: Play) -> dict[str, float]:
+    """``predicted_slope`` of E / tau, and ``predicted_bias``, the sliced W2 of sampler and data, at the game's end with
+    players that can do anything. Empty where there is no closed form: no game, tau = 0, no exact energy, gamma > 0 with
+    NCE.
     """
-    target, tau = task.target, task.mdp.tau
-    if not target.has_energy or tau == 0:
+    target, tau, config = make_target(play.target, **play.target_options), play.tau1 / 2, config_of(play)
+    if play.method != "dxmi" or not target.has_energy or tau == 0:
         return {}
-    low, high = target.plot_range
     if config.anchor:
         return {"predicted_slope": 1.0, "predicted_bias": 0.0}
-    grid = Grid.over((1.25 * low, 1.25 * high), points=150, device=target.device)
+    low, high = target.plot_range
+    grid = Grid.over((1.25 * low, 1.25 * high), points=100)
     log_data = grid.log_density(target.energy)
     try:
         end = equilibrium(log_data, grid.cell, tau=tau, loss=config.loss, gamma=config.gamma)
@@ -242,13 +243,23 @@ def predicted(task: Task, config: DxMIConfig) -> dict[str, float]:
         return {}
     weights = log_data.exp() * grid.cell
     x = -log_data - (weights * -log_data).sum()
-    generator = torch.Generator(target.device).manual_seed(0)
-    data, policy, others = (grid.sample(p, 2 * SAMPLES, generator) for p in (log_data, end.log_policy, log_data))
-    squares = [metrics.sliced_w2(draws, data) ** 2 for draws in (policy, others)]
+    policy = end.log_policy.exp() * grid.cell
     return {
         "predicted_slope": float((weights * x * end.energy / tau).sum() / (weights * x * x).sum()),
-        "predicted_bias": math.sqrt(max(0.0, float(squares[0] - squares[1]))),
+        "predicted_bias": weighted_sliced_w2(grid.x, policy / policy.sum(), weights / weights.sum()),
     }
+
+
+def weighted_sliced_w2(x: Tensor, first: Tensor, second: Tensor, projections: int = 100) -> float:
+    """Sliced W2 of two weightings ``[n]`` of the same points of the plane, without draws."""
+    import ot
+
+    angles = math.pi * (torch.arange(projections) + 0.5) / projections
+    directions = torch.stack([angles.cos(), angles.sin()])
+    distance = ot.sliced_wasserstein_distance(
+        x.double().numpy(), x.double().numpy(), first.numpy(), second.numpy(), projections=directions.double().numpy()
+    )
+    return float(distance)
 
 
 def reached(curve: list[dict[str, float]], key: str, level: float) -> dict[str, float] | None:

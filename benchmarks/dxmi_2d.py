@@ -27,7 +27,8 @@ Keys of ``--json FILE``:
     machine, versions    what it ran on
     floors             {target: {sliced_w2, auc}} of exact samples and, where there is one, of the exact energy
     rows               per experiment, label, target, start and tau1: seeds; statistics {score: {iqm, median, ...}},
-                       costs (means), reached (per seed, the costs at sliced W2 < 0.1 held for three points, or null)
+                       predicted (by the game's theory), costs (means), reached (per seed, the costs at sliced W2 < 0.1
+                       held for three points, or null)
     runs               every run: play, scores, curve, reached, costs
 """
 
@@ -42,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, run
+from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, predicted, run
 
 from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.machine import machine, versions
@@ -214,6 +215,7 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     for key in ("seconds", "energy_evals", "energy_grad_evals")
                 },
                 "reached": [result["reached"] for result in own],
+                "predicted": predicted(Play(**own[0]["play"])),
             }
         )  # fmt: skip
     return rows
@@ -233,10 +235,10 @@ def tables(rows: Sequence[dict[str, Any]], found: dict[str, dict[str, float]]) -
         own = [row for row in rows if row["experiment"] == experiment]
         guided = {key: key.replace("_", " ") for key in own[0]["statistics"] if key.startswith("guided_")}
         for part, columns in ((f"{experiment}: samplers", SAMPLER | guided), (f"{experiment}: energies", ENERGY)):
-            keys = [key for key in columns if any(key in row["statistics"] for row in own)]
+            keys = [key for key in columns if any(key in row["statistics"] or key in row["predicted"] for row in own)]
             costs = ["W2 < 0.1\nheld after", "train\nseconds", "energy\nevals"] if columns is not ENERGY else []
             header = ["setting", *(columns[key] for key in keys), *costs]
-            body = [[_name(row), *(_cell(row["statistics"].get(key)) for key in keys), *_costs(row)] for row in own]
+            body = [[_name(row), *(_cell(row, key) for key in keys), *_costs(row)] for row in own]
             body = [line[: len(header)] for line in body]
             caption = "Interquartile means over seeds with 95 % intervals. " + " ".join(map(_floor, found.items()))
             made.append(Table(part, header, body, len(keys), caption))
@@ -260,7 +262,10 @@ def _floor(entry: tuple[str, dict[str, float]]) -> str:
     )
 
 
-def _cell(statistics: dict[str, Any] | None) -> str:
+def _cell(row: dict[str, Any], key: str) -> str:
+    if key in row["predicted"]:
+        return number(row["predicted"][key])
+    statistics = row["statistics"].get(key)
     if statistics is None:
         return ""
     text = number(statistics["iqm"])

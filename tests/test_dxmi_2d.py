@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setattr(play_module, name, value)
     monkeypatch.setattr(dxmi_2d, "ENERGY_ITERATIONS", 20)
     monkeypatch.setattr(dxmi_2d, "exact_floors", lambda target: {"sliced_w2": 0.05})
-    monkeypatch.setattr(play_module, "predicted", lambda task, config: {"predicted_slope": 1.0})
+    monkeypatch.setattr(dxmi_2d, "predicted", lambda play: {"predicted_slope": 1.0})
     monkeypatch.setattr(dxmi_2d, "FILM_POINTS", 3)
     monkeypatch.setattr(dxmi_2d, "TAUS", (0.0, 0.1))
     plain = dxmi_2d.plays
@@ -72,7 +72,7 @@ def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys
         assert word in printed
     scores = results["runs"][0]["scores"]
     late = {"sliced_w2_late", "sliced_w2_last_late", "auc_late", "auc_last_late"}
-    assert late | {"energy_slope", "predicted_slope"} <= scores.keys()
+    assert late | {"energy_slope"} <= scores.keys()
     guided = [run for run in results["runs"] if run["play"]["experiment"] == "guidance"]
     assert {f"guided_{weight:g}" for weight in dxmi_2d.GUIDANCE} <= guided[0]["scores"].keys()
     alone = [row for row in results["rows"] if row["label"] == "persistent"]
@@ -147,15 +147,16 @@ def test_reached_needs_to_hold() -> None:
 
 def test_the_prediction_is_the_games_end() -> None:
     """At tau = 0.05 and gamma = 1, DESIGN's 0.83 and 0.025; none with tau = 0; no bias with an anchor."""
-    play = Play(
-        "tau", "dxmi", "8gaussians", "scratch", 0.1, 0, 100, settings={"gamma": 1.0}, agent_settings=SMALL_AGENT
-    )
-    game = play_module.make_game(play)
-    found = play_module.predicted(game.task, game.config)
+    play = Play("tau", "dxmi", "8gaussians", "scratch", 0.1, 0, 100, settings={"gamma": 1.0})
+    found = play_module.predicted(play)
     assert found["predicted_slope"] == pytest.approx(0.83, abs=0.01)
-    assert found["predicted_bias"] == pytest.approx(0.025, abs=0.015)
-    anchored = play_module.make_game(dataclasses.replace(play, settings={"anchor": 0.9}))
-    assert play_module.predicted(anchored.task, anchored.config) == {"predicted_slope": 1.0, "predicted_bias": 0.0}
+    assert found["predicted_bias"] == pytest.approx(0.025, abs=0.004)
+    anchored = dataclasses.replace(play, settings={"gamma": 1.0, "anchor": 0.9})
+    assert play_module.predicted(anchored) == {"predicted_slope": 1.0, "predicted_bias": 0.0}
+    assert play_module.predicted(dataclasses.replace(play, tau1=0.0)) == {}
+    assert play_module.predicted(dataclasses.replace(play, settings={"loss": "nce"}))["predicted_slope"] == (
+        pytest.approx(1 / 1.05, abs=0.002)
+    )
 
 
 @pytest.mark.parametrize("bad", [["--experiments", "start"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]])
