@@ -7,16 +7,19 @@ from typing import Any
 
 from dxmi_rl.irl.config import DxMIConfig
 
-# Both players come to rest: constant rates leave the game circling. Replayed samples keep the energy high where the
-# sampler was and no longer is: without them it forgets, and is an opponent of the present sampler rather than a model.
-_PLANE = DxMIConfig(energy_steps=2, energy_fourier=3, gamma=0.5, replay=4, anneal=True, ema=0.995)
+# Both players come to rest: constant rates leave the game circling.
+_PLANE = DxMIConfig(energy_steps=3, energy_fourier=3, anneal=True, ema=0.995)
 _PLANE_AGENT: dict[str, Any] = {
-    "batch_size": 256,
+    "batch_size": 512,
     "width": 128,
     "fourier": 2,
-    "policy_learning_rate": 6e-4,
+    "policy_learning_rate": 3e-4,
     "sigma_learning_rate": 2e-3,
 }
+# Found for DxDP alone, which is fast enough to follow: replayed samples keep the energy high where the sampler was and
+# no longer is. Without them it forgets, and is an opponent of the present sampler rather than a model of the data.
+_PLANE_DXDP: dict[str, Any] = {"energy_steps": 2, "gamma": 0.5, "replay": 4}
+_PLANE_DXDP_AGENT: dict[str, Any] = {"batch_size": 256, "policy_learning_rate": 6e-4}
 _IMAGES = DxMIConfig(
     energy_learning_rate=3e-4,
     energy_width=256,
@@ -47,16 +50,17 @@ IMAGE_TASKS = ("digits",)
 
 
 def recipe(task: str, agent: str = "dxdp", loss: str = DxMIConfig.loss) -> DxMIConfig:
-    """The settings for a task, an inner agent and a loss; tasks without a recipe get the plane's, other agents no
-    settings, and other losses than the contrastive one their own gamma.
+    """The settings for a task, an inner agent and a loss. Tasks without a recipe get the plane's; agents without one
+    their own defaults; other losses than the contrastive one their own gamma.
     """
     images = task in IMAGE_TASKS
     config = replace(_IMAGES if images else _PLANE, agent=agent, loss=loss)
+    settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT.get(agent, {})}
+    if agent == "dxdp" and images:
+        settings["policy_steps"] = 1
+    elif agent == "dxdp":
+        config = replace(config, **_PLANE_DXDP)
+        settings |= _PLANE_DXDP_AGENT
     if loss != DxMIConfig.loss:
         config = replace(config, gamma=None)
-    if agent not in _BY_AGENT:
-        return config
-    settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT[agent]}
-    if images and agent == "dxdp":
-        settings["policy_steps"] = 1
-    return replace(config, agent_settings=settings)
+    return replace(config, agent_settings=settings if agent in _BY_AGENT else {})
