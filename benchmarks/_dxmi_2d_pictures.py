@@ -41,7 +41,7 @@ def draw_game(game: DxMI, file: Path, title: str) -> None:
     unit = game.mdp.tau or float(game.average_energy(grid.x).detach().std())
     density = grid.log_density(game.average_energy, unit)
     values = isinstance(game.agent, DxDP)
-    figure = Figure(figsize=(3.1 * 5, 3.2 * (2 if values else 1) + 0.5), layout="compressed")
+    figure = Figure(figsize=(3.1 * max(5, horizon), 3.2 * (2 if values else 1) + 0.5), layout="compressed")
     figure.suptitle(title, fontsize=12)
     axes = figure.subplots(2 if values else 1, max(5, horizon), squeeze=False)
     draw_samples(axes[0, 0], target, target.test_data(SHOWN, generator))
@@ -66,8 +66,9 @@ def draw_game(game: DxMI, file: Path, title: str) -> None:
             image = draw_heat(axes[1, t], value, square)
             axes[1, t].set_title(rf"$V_{t}(x_{t}) / \tau$")
         figure.colorbar(image, ax=axes[1, horizon - 1], shrink=0.8, label="nats above the lowest")
-    for unused in axes[:, max(5, horizon) - 1 : horizon - 1 : -1][1:].flatten() if values else []:
-        unused.set_axis_off()
+    for unused in axes.flat:
+        if not unused.has_data():
+            unused.set_axis_off()
     save(figure, file)
 
 
