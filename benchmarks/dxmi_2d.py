@@ -77,11 +77,9 @@ GUIDANCE = (0.1, 0.3, 1.0, 3.0)
 FILM_POINTS, RACE_POINTS = 60, 80
 AUTHORS: dict[str, Any] = {
     "settings": {"gamma": 1.0, "energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0, "replay": 0},
-    "agent_settings": {
-        **{key: value for key, value in dataclasses.asdict(DxDP.paper()).items() if value is not None}, "fourier": 0,
-    },
+    "agent_settings": {key: value for key, value in dataclasses.asdict(DxDP.paper()).items() if value is not None},
     "task_options": {"backward": "brownian"},
-}  # fmt: skip
+}
 """The settings of the authors' release, in which the averages are the last iterates."""
 AUTHORS_RATES = {
     "good": {"policy_learning_rate": 3e-5, "sigma_learning_rate": 1e-3},

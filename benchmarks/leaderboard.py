@@ -155,7 +155,7 @@ def _origin(results: dict[str, Any], file: str) -> str:
 
 
 def experiment_page(name: str, results: dict[str, Any]) -> str:
-    """Tables of one comparison, and its preset's own words."""
+    """Tables of one comparison, and the file they come from."""
     text = markdown(Comparison(results)).rstrip()
     return f"{text}\n\n{_origin(results, f'experiments/{name}.json')}\n"
 

@@ -58,7 +58,7 @@ _DXDP = (
     "(0.376), one-step targets (0.334), two value networks (0.316 with their mean, 0.324 with their maximum), whole "
     "soft returns (0.389) and no replay (0.392), both on the other side.\n"
     "- **What may pay and is no default:** fresh next states in value targets (`value_resampling`, 0.296), for 30 % "
-    "more energy evaluations. The search on gmm9 tried it and did not choose it.\n"
+    "more energy evaluations. The search on gmm9 has it in its space and did not choose it.\n"
     "- **The paper's settings** end at 1.13 (1.11 with its own kernel), but take one value and one policy step per "
     "rollout: one second of training against about a minute.",
     "On manywell32, where 100,000 transitions do not train it (a bound of about 30 nats): without replay 39.8, without "
