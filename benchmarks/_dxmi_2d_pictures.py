@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dxmi_rl.agents import DxDP
+from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.envs.rendering import draw_samples
 from dxmi_rl.irl import DxMI, Grid
 from dxmi_rl.storage import write_atomically
@@ -69,7 +70,7 @@ def draw_game(game: DxMI, file: Path, title: str) -> None:
     for unused in axes.flat:
         if not unused.has_data():
             unused.set_axis_off()
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_heat(axes: Axes, value: Tensor, square: tuple[float, float]) -> Any:
@@ -153,7 +154,7 @@ def draw_against_tau(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.grid(alpha=0.3)
     figure.axes[0].set_yscale("log")
     figure.axes[0].legend(title="start")
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_guidance(row: dict[str, Any], weights: Sequence[float], file: Path) -> None:
@@ -165,7 +166,7 @@ def draw_guidance(row: dict[str, Any], weights: Sequence[float], file: Path) -> 
     axes.set_xticks(range(len(keys)), ["0", *(f"{weight:g}" for weight in weights)])
     axes.set(xlabel=r"weight $\lambda$ of value guidance", ylabel="sliced W2 ↓")
     axes.grid(alpha=0.3)
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def draw_race(runs: Sequence[dict[str, Any]], file: Path) -> None:
@@ -187,7 +188,7 @@ def draw_race(runs: Sequence[dict[str, Any]], file: Path) -> None:
         axes.axhline(0.1, color="black", linewidth=0.8)
         axes.set(yscale="log", xlabel="seconds of training", ylabel="sliced W2 ↓", title=f"{start} start")
         axes.legend(fontsize=8)
-    save(figure, file)
+    save_figure(figure, file)
 
 
 def interval(
@@ -200,8 +201,3 @@ def interval(
     axes.errorbar(
         list(x), middle, yerr=[below, above], color=color, marker=marker, linestyle=line, capsize=3, label=label
     )
-
-
-def save(figure: Figure, file: Path) -> None:
-    """Atomically, and without matplotlib's version, so that the same picture is the same file."""
-    write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=90, metadata={"Software": None}))

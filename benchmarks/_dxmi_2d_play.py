@@ -30,8 +30,12 @@ STARTS: dict[str, dict[str, Any]] = {
     "scratch": {"base": None, "schedule_options": {}},
 }
 """What a start changes in the data task: the paper's good and weak noise schedules, the task's own, no pretraining."""
-SAMPLES, POINTS, LATE = 10_000, 20, 0.75
+SAMPLES, POINTS, LATE = 10_000, 8, 0.75
 """Samples per score, points of a curve, and the part of the budget after which points are late."""
+QUICK_PROJECTIONS = 200
+"""Of sliced W2 early in a run."""
+QUALITY_SAMPLES = 4000
+"""Data and chains that score the energy at the end."""
 CELLS, SHOWN = 81, 1000
 """Cells per side and samples that a history keeps of every point."""
 HISTORY = ("timesteps", "sliced_w2_last", "auc_last")
@@ -72,10 +76,9 @@ class Play:
 
     @property
     def key(self) -> str:
-        """Sixteen hex digits of all that the result depends on."""
-        parts = dataclasses.asdict(self) | {
-            "code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training"))
-        }
+        """Sixteen hex digits of all that the result depends on: not of what it is an experiment for."""
+        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training"))
+        parts = dataclasses.asdict(self) | {"code": code, "experiment": None, "label": None}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def file(self, folder: Path) -> Path:
@@ -122,9 +125,10 @@ class Scorer:
         self.count += 1
         return torch.Generator(self.target.device).manual_seed(self.seed + self.count)
 
-    def distance(self, samples: Tensor) -> float:
+    def distance(self, samples: Tensor, projections: int = 1000) -> float:
         """Sliced W2 to as many data."""
-        return float(metrics.sliced_w2(samples, self.target.data(len(samples), self.fresh()), seed=self.count))
+        data = self.target.data(len(samples), self.fresh())
+        return float(metrics.sliced_w2(samples, data, projections=projections, seed=self.count))
 
     def auc(self, energy: Any) -> float:
         """Data against uniform noise over the plotting range."""
@@ -161,20 +165,15 @@ def _game(play: Play, device: str, file: Path) -> dict[str, Any]:
     def note(_: Agent) -> None:
         if game.costs.timesteps < len(curve) * play.budget / play.points:
             return
-        last = game.mdp.sample(game.agent.policy, SAMPLES, scorer.fresh())
         averaged = game.mdp.sample(game.policy, SAMPLES, scorer.fresh())
-        curve.append(
-            {
-                "timesteps": game.costs.timesteps,
-                "seconds": game.costs.seconds,
-                "energy_evals": game.costs.energy_evals,
-                "sliced_w2": scorer.distance(averaged),
-                "sliced_w2_last": scorer.distance(last),
-                "auc": scorer.auc(game.average_energy),
-                "auc_last": scorer.auc(game.energy),
-            }
-        )
-
+        point = {key: float(getattr(game.costs, key)) for key in ("timesteps", "seconds", "energy_evals")}
+        late = play.keep or point["timesteps"] > LATE * play.budget
+        point["sliced_w2"] = scorer.distance(averaged, 1000 if late else QUICK_PROJECTIONS)
+        if late:
+            last = game.mdp.sample(game.agent.policy, SAMPLES, scorer.fresh())
+            point["sliced_w2_last"] = scorer.distance(last)
+            point["auc"], point["auc_last"] = scorer.auc(game.average_energy), scorer.auc(game.energy)
+        curve.append(point)
         if play.keep:
             with torch.no_grad():
                 history.append((last[:SHOWN].cpu(), game.energy(cells).cpu()))
@@ -219,9 +218,9 @@ def _energy_alone(play: Play, device: str) -> dict[str, Any]:
 def quality(energy: Any, target: Target, seed: int, tau: float = 1.0) -> dict[str, float]:
     """energy_quality; at tau = 0, where the energy is a critic only, on the scale that fits best: slope one."""
     if tau == 0:
-        tau = energy_quality(energy, target, samples=SAMPLES, steps=1, seed=seed).get("energy_slope", 1.0)
+        tau = energy_quality(energy, target, samples=QUALITY_SAMPLES, steps=1, seed=seed).get("energy_slope", 1.0)
         tau = max(tau, 1e-6)
-    return energy_quality(energy, target, tau=tau, samples=SAMPLES, steps=CHAIN_STEPS, seed=seed)
+    return energy_quality(energy, target, tau=tau, samples=QUALITY_SAMPLES, steps=CHAIN_STEPS, seed=seed)
 
 
 def predicted(play: Play) -> dict[str, float]:

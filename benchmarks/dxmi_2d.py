@@ -2,19 +2,20 @@
 
     python benchmarks/dxmi_2d.py                                  everything: hours, may be stopped and continued
     python benchmarks/dxmi_2d.py --experiments starts --seeds 0 1
-    python benchmarks/dxmi_2d.py --experiments tau losses --budget 500000
+    python benchmarks/dxmi_2d.py --experiments tau losses --budget 200000
 
-Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for what they vary:
+Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for what they vary; each has transitions of
+its own (``BUDGETS``), or all have ``--budget``:
 
     starts      8 Gaussians from the paper's good and weak noise schedules and from scratch
     tau         tau1 = tau2 in 0, 0.01, 0.03, 0.1, 0.3, from the good and the weak start and from scratch
-    losses      contrastive, NCE, N2CE with several gamma or M, and the anchor
-    agents      other agents inside, at equal transitions
+    losses      contrastive, NCE, N2CE with several gamma or M, and without replay
+    agents      other agents inside, with their plain rates, the same networks, batches and energy steps
     energies    the same network without a sampler (Langevin chains, score matching, NCE) and DxMI at tau = 0
     targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting
     weights     8 Gaussians of unequal weights
     guidance    value guidance of the trained game, by its weight lambda
-    race        seconds to sliced W2 < 0.1 against the authors' settings (their networks, kernel, rates and batches)
+    race        seconds to sliced W2 < 0.1: the authors' settings against others of the same algorithm and networks
 
 Scores: sliced W2 of 10,000 samples to data and AUC of data against uniform noise over the plotting range, as means of
 the last quarter of training, for the averaged players and for the last iterates; what the averaged energy is worth at
@@ -52,7 +53,7 @@ from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
-from dxmi_rl.irl import DxMI
+from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, write_json
@@ -61,26 +62,40 @@ from dxmi_rl.targets import make_target
 TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
 USUAL_TAU = 0.1
 PLANE = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
-AGENTS = ("dxdp", "ppo", "reinforce", "path-wise", "sb3-ppo")
+AGENTS = ("ppo", "reinforce", "sft-pg", "path-wise", "sb3-ppo")
+PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
+"""Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
+BUDGETS = {
+    "starts": 2_500_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
+    "targets": 1_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
+}  # fmt: skip
+"""Transitions of a game."""
+RACE_BUDGET = 800_000
+"""Of a game of ours in the race: what its rates fall to zero over."""
+RACE_SETTINGS = {"ema": 0.98}
+"""Averages over some fifty iterations: those of the recipe are for longer games."""
 LOSSES: dict[str, dict[str, Any]] = {
     "contrastive, gamma 0.25": {"gamma": 0.25},
-    "contrastive, gamma 0.5": {"gamma": 0.5},
+    "contrastive, gamma 0.5": {},
     "contrastive, gamma 1": {"gamma": 1.0},
-    "contrastive, gamma 1, anchor": {"gamma": 1.0, "anchor": 0.998},
-    "contrastive, gamma 0.5, no replay": {"gamma": 0.5, "replay": 0},
+    "contrastive, gamma 0.5, no replay": {"replay": 0},
     "nce": {"loss": "nce"},
     "n2ce, M 10": {"loss": "n2ce", "noise_ratio": 10.0},
     "n2ce, M 100": {"loss": "n2ce"},
 }
 UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 GUIDANCE = (0.1, 0.3, 1.0, 3.0)
-FILM_POINTS, RACE_POINTS = 60, 80
+STARTS = ("good", "weak", "scratch")
+FILM_POINTS, RACE_POINTS, LONG_POINTS = 60, 30, 20
 AUTHORS: dict[str, Any] = {
     "settings": {"gamma": 1.0, "energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0, "replay": 0},
-    "agent_settings": {key: value for key, value in dataclasses.asdict(DxDP.paper()).items() if value is not None},
+    "agent_settings": {
+        key: value for key, value in dataclasses.asdict(DxDP.paper(value_steps=5)).items() if value is not None
+    },
     "task_options": {"backward": "brownian"},
 }
-"""The settings of the authors' release, in which the averages are the last iterates."""
+"""The settings of the authors' release, in which the averages are the last iterates. Its T regressions of V are five
+steps of ours."""
 AUTHORS_RATES = {
     "good": {"policy_learning_rate": 3e-5, "sigma_learning_rate": 1e-3},
     "weak": {"policy_learning_rate": 1e-3, "sigma_learning_rate": 1e-2},
@@ -110,14 +125,14 @@ ENERGY = {
 class Arguments:
     """What the command line sets."""
 
-    experiments: tuple[str, ...] = (
-        "starts", "tau", "losses", "agents", "energies", "targets", "weights", "guidance", "race"
-    )  # fmt: skip
+    experiments: tuple[str, ...] = tuple(BUDGETS)
     """Which experiments."""
+    starts: tuple[str, ...] = ()
+    """Only games on 8 Gaussians from these starts (good, weak, scratch), and those from others; all by default."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of every run."""
-    budget: int = 3_500_000
-    """Transitions of a game."""
+    budget: int | None = None
+    """Transitions of every game; by default the experiment's own."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     device: str = "cpu"
@@ -130,20 +145,23 @@ class Arguments:
     """Folder for pictures."""
 
 
-def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
-    """The runs of an experiment."""
+def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> list[Play]:
+    """The runs of an experiment. Raises UnknownNameError."""
     rows: list[dict[str, Any]] = []
+    if experiment not in BUDGETS:
+        raise UnknownNameError("experiment", experiment, list(BUDGETS))
+    budget = BUDGETS[experiment] if budget is None else budget
     usual = {"target": "8gaussians", "start": "good", "tau1": USUAL_TAU, "budget": budget}
     if experiment == "starts":
-        rows = [usual | {"label": "dxmi", "start": start} for start in ("good", "weak", "scratch")]
+        rows = [usual | {"label": "dxmi", "start": start, "points": LONG_POINTS} for start in STARTS]
         return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "tau":
-        starts = ("good", "weak", "scratch")
-        rows = [usual | {"label": f"tau1 = {tau:g}", "start": start, "tau1": tau} for start in starts for tau in TAUS]
+        rows = [usual | {"label": f"tau1 = {tau:g}", "start": start, "tau1": tau} for start in STARTS for tau in TAUS]
     elif experiment == "losses":
         rows = [usual | {"label": label, "settings": settings} for label, settings in LOSSES.items()]
     elif experiment == "agents":
-        rows = [usual | {"label": name, "settings": {"agent": name}} for name in AGENTS]
+        rows = [usual | {"label": "dxdp"}]
+        rows += [usual | _inside(name, rate) for name in AGENTS for rate in (PLAIN_RATE, SLOW_RATE)]
     elif experiment == "energies":
         rows = [usual | {"label": f"dxmi, tau1 = {tau:g}", "tau1": tau} for tau in (USUAL_TAU, 0.0)]
         for method in ("short-run", "persistent", "score-matching", "gaussian-noise"):
@@ -159,17 +177,29 @@ def plays(experiment: str, seeds: Sequence[int], budget: int) -> list[Play]:
         for start, rates in AUTHORS_RATES.items():
             theirs = AUTHORS | {"agent_settings": AUTHORS["agent_settings"] | rates}
             both = usual | {"start": start, "points": RACE_POINTS}
-            rows += [both | {"label": "dxmi"}, both | theirs | {"label": "authors' settings"}]
-    else:
-        raise UnknownNameError("experiment", experiment, list(Arguments.experiments))
+            ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGET), "settings": RACE_SETTINGS}
+            rows += [both | ours, both | theirs | {"label": "authors' settings"}]
     return _all_seeds(experiment, rows, seeds)
+
+
+def _inside(agent: str, rate: float) -> dict[str, Any]:
+    """Another agent in DxDP's game: the energy's settings of its recipe, networks of the same size, batches."""
+    theirs = recipe("8gaussians-data")
+    settings: dict[str, Any] = {key: getattr(theirs, key) for key in ("energy_steps", "gamma", "replay")}
+    own = {key: theirs.agent_settings[key] for key in ("batch_size", "width")}
+    if agent.startswith("sb3-"):
+        own["learning_rate"] = rate
+    else:
+        own |= {"fourier": theirs.agent_settings["fourier"], "policy_learning_rate": rate}
+        own |= {} if agent == "sft-pg" else {"sigma_learning_rate": 3 * rate}  # whose sigma is fixed
+    return {"label": f"{agent}, rate {rate:g}", "settings": settings | {"agent": agent}, "agent_settings": own}
 
 
 def _all_seeds(experiment: str, rows: Sequence[dict[str, Any]], seeds: Sequence[int], film: bool = False) -> list[Play]:
     """Every row with every seed; with ``film`` the first seed's games are kept for pictures."""
     kept = {"keep": True, "points": FILM_POINTS}
     return [
-        Play(experiment=experiment, seed=seed, **row, **(kept if film and seed == seeds[0] else {}))
+        Play(experiment=experiment, seed=seed, **(row | (kept if film and seed == seeds[0] else {})))
         for row in rows
         for seed in seeds
     ]
@@ -180,15 +210,18 @@ def play_all(chosen: Sequence[Play], arguments: Arguments) -> list[dict[str, Any
     from joblib import Parallel, delayed
 
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    distinct = {play.key: play for play in reversed(chosen)}  # experiments share games
+    first = [play for play in chosen if distinct[play.key] is play]
     work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
-        delayed(run)(play, arguments.folder, arguments.device) for play in chosen
+        delayed(run)(play, arguments.folder, arguments.device) for play in first
     )
-    results = []
-    with progress("games", len(chosen)) as advance:
-        for file in work:
-            results.append(json.loads(Path(file).read_text(encoding="utf-8")))
-            advance(len(results))
-    return results
+    with progress("games", len(first)) as advance:
+        for done, _ in enumerate(work, 1):
+            advance(done)
+    return [
+        json.loads(play.file(arguments.folder).read_text(encoding="utf-8")) | {"play": dataclasses.asdict(play)}
+        for play in chosen
+    ]
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -302,11 +335,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
-        check_integer("budget", arguments.budget)
+        if arguments.budget is not None:
+            check_integer("budget", arguments.budget)
         check_integer("jobs", arguments.jobs)
         check_seeds(arguments.seeds)
         resolve_device(arguments.device)
+        for start in arguments.starts:
+            if start not in STARTS:
+                raise UnknownNameError("start", start, list(STARTS))
         chosen = [play for name in arguments.experiments for play in plays(name, arguments.seeds, arguments.budget)]
+        left_out = set(STARTS) - set(arguments.starts or STARTS)
+        chosen = [play for play in chosen if play.start not in left_out]
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

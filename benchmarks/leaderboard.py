@@ -11,6 +11,7 @@ that rank nobody, and have a page each. This script trains nothing.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,9 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
 
 
 def _origin(results: dict[str, Any], file: str) -> str:
-    return f"Written on {results['date']} from `benchmarks/results/{file}`."
+    found = Counter(run["machine"]["processor"] for run in results["runs"])
+    processors = ", ".join(f"{name} ({count} runs)" for name, count in found.most_common())
+    return f"Written on {results['date']} from `benchmarks/results/{file}`. Processors: {processors}."
 
 
 def experiment_page(name: str, results: dict[str, Any]) -> str:

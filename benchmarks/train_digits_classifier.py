@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.metrics import DIGITS_CLASSIFIER
-from dxmi_rl.networks import DigitsFeatures
+from dxmi_rl.features import DIGITS_CLASSIFIER, DigitsFeatures
 from dxmi_rl.storage import save_tensors
 from dxmi_rl.targets.digits import load_digits_split
 

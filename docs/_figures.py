@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.envs.rendering import draw_samples, is_image
-from dxmi_rl.storage import write_atomically
 from dxmi_rl.targets import Funnel, LennardJones13, LogGaussianCox, ManyWell, ParticleTarget, Target
 from dxmi_rl.targets.cox import GRID, load_finpines
 from dxmi_rl.tasks import Task, make_task, reference_target
@@ -51,8 +51,7 @@ def draw_picture(name: str, file: Path) -> None:
     for axes, (title, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         draw(axes)
         axes.set_title(title, fontsize=9)
-    # Without matplotlib's name and version the same picture is the same file.
-    write_atomically(file, lambda path: figure.savefig(path, format="png", dpi=100, metadata={"Software": None}))
+    save_figure(figure, file, dpi=100)
 
 
 def base_title(task: Task) -> str:

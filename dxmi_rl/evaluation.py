@@ -17,10 +17,11 @@ from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_de
 from dxmi_rl.annealing import annealed_importance_sampling
 from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import BackwardKernel, Learned
+from dxmi_rl.features import load_features
 from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import GaussianMixture, Target
-from dxmi_rl.targets.digits import Digits
+from dxmi_rl.targets.images import ImageSet
 from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task, make_task, reference_target
 
@@ -95,7 +96,7 @@ def evaluate(
         against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
-        ``fd``, ``precision``, ``recall`` (digits),
+        ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task or bad sizes.
@@ -116,8 +117,8 @@ def evaluate(
         def draw(n: int) -> Tensor:
             return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
 
-        if isinstance(target, Digits):
-            scores |= _digit_scores(target, draw(FD_SAMPLES))
+        if isinstance(target, ImageSet):
+            scores |= image_scores(target, draw(FD_SAMPLES))
         elif _has_samples(target) and not _aims_elsewhere(task):
             scores |= _sample_scores(target, draw, samples, draws, seed)
         if hasattr(model, "score"):
@@ -138,7 +139,7 @@ def quick_scores(
     task, target, mdp = agent.task, _scoring_target(agent.task), agent.mdp
     scores: dict[str, float] = {}
     with torch.no_grad():
-        number = FD_SAMPLES if isinstance(target, Digits) else samples
+        number = FD_SAMPLES if isinstance(target, ImageSet) else samples
         energy = _energy_to_score(agent, task)
         if agent.has_density:
             trajectory = agent.sample_trajectory(number, seed=seed, policy=policy)
@@ -150,7 +151,7 @@ def quick_scores(
             log_z = None if task.energy_replaced else target.log_z
             scores |= {"kl_bound": log_z - elbo} if log_z is not None else {"elbo": elbo}
             scores |= _tempered(task, elbo, energy, final)
-        if isinstance(target, Digits):
+        if isinstance(target, ImageSet):
             scores["fd"] = _frechet(target, final)
         elif _has_samples(target) and target.finite_variance and not _aims_elsewhere(task):
             exact = _exact(target, samples, seed).flatten(1)
@@ -365,21 +366,37 @@ def _auc(score: Any, target: Target, samples: int, seed: int) -> float:
     return metrics.auc(-score(data), -score(noise))
 
 
-def _frechet(target: Digits, x: Tensor) -> float:
-    network = metrics.load_digits_features(x.device)
-    return metrics.frechet_distance(network(x), network(target.test_images))
+_kept_features: dict[tuple[str, str, int, str], Tensor] = {}
 
 
-def _digit_scores(target: Digits, x: Tensor) -> dict[str, float]:
-    network = metrics.load_digits_features(x.device)
-    features, real = network(x), network(target.test_images)
-    return {"fd": metrics.frechet_distance(features, real), **metrics.precision_recall(real, features)}
+def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of images and of the test images; the latter are kept for the next call."""
+    network = load_features(target.features, x.device)
+    key = (target.name, target.digest(), FD_SAMPLES, str(x.device))
+    if key not in _kept_features:
+        _kept_features.clear()
+        _kept_features[key] = network(target.test_data(FD_SAMPLES))
+    return network(x), _kept_features[key]
+
+
+def _frechet(target: ImageSet, x: Tensor) -> float:
+    return metrics.frechet_distance(*_features(target, x))
+
+
+def image_scores(target: ImageSet, x: Tensor) -> dict[str, float]:
+    """``fd``, ``kd``, ``precision``, ``recall``, ``density`` and ``coverage`` of images ``[n, *event_shape]``.
+
+    Against the test images (at most 5,000), on the target's features. Raises as ``metrics.frechet_distance``.
+    """
+    features, real = _features(target, x)
+    distances = {"fd": metrics.frechet_distance(features, real), "kd": metrics.kernel_distance(features, real)}
+    return distances | metrics.neighbour_scores(real, features)
 
 
 def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str, float]:
-    """Floors of the metrics in ``scores``: exact samples against exact samples, or train against test digits."""
-    if isinstance(target, Digits):
-        return {f"{key}_floor": value for key, value in _digit_scores(target, target.train_images).items()}
+    """Floors of the metrics in ``scores``: exact samples against exact samples, or training against test images."""
+    if isinstance(target, ImageSet):
+        return {f"{key}_floor": value for key, value in image_scores(target, target.train_data(FD_SAMPLES)).items()}
     if not _has_samples(target):
         return {}
     floors = exact_floors(target, samples)

@@ -6,22 +6,16 @@ Nothing here knows agents or targets. Heavy packages are imported inside the fun
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dxmi_rl.checks import NonFiniteError, check_integer, check_real, require, resolve_device
-from dxmi_rl.networks import DigitsFeatures
-from dxmi_rl.storage import load_tensors
-
-DIGITS_CLASSIFIER = Path(__file__).parent / "data" / "digits_classifier.safetensors"
+from dxmi_rl.checks import NonFiniteError, check_integer, check_real, require
 
 # Bandwidths of the MMD kernels over the median distance; each is twice the one before (``_kernel_sum`` relies on it).
 MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -315,8 +309,40 @@ def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
     return max(float(shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * overlap), 0.0)
 
 
-def precision_recall(features_real: Tensor, features_fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Improved precision and recall: the fraction of each set inside the other's k-nearest-neighbour balls.
+def kernel_distance(features_x: Tensor, features_y: Tensor) -> float:
+    """Unbiased squared MMD with the kernel (x . y / d + 1)^3 (KID, when the features are Inception's).
+
+    Unlike the Frechet distance it has no bias for few samples; equal laws give about zero, on either side of it. All
+    pairs are used, instead of subsets.
+
+    Args:
+        features_x: ``[n, d]``, n >= 2.
+        features_y: ``[m, d]``, m >= 2.
+
+    Raises:
+        TypeError, ValueError: as ``sliced_w2``.
+
+    Source: Binkowski et al. 2018, arXiv 1801.01401.
+    """
+    _check_pair("features_x", features_x, "features_y", features_y, minimum=2)
+    x, y = features_x.double(), features_y.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: Tensor) -> Tensor:
+        pairs = kernel(a, a)
+        return (pairs.sum() - pairs.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def neighbour_scores(features_real: Tensor, features_fake: Tensor, k: int = 5) -> dict[str, float]:
+    """Improved precision and recall, density and coverage, by the balls that reach to the k-th nearest neighbour.
+
+    precision: part of the fake features in the ball of a real one (of its own set); recall: the same with the sets
+    exchanged; density: in how many real balls a fake feature lies, over k; coverage: part of the real balls with a fake
+    feature in them.
 
     Args:
         features_real: ``[n, d]``, n >= k + 2.
@@ -324,36 +350,20 @@ def precision_recall(features_real: Tensor, features_fake: Tensor, k: int = 5) -
         k: which neighbour sets the radius of a ball.
 
     Returns:
-        ``{"precision", "recall"}``, both in [0, 1].
+        ``{"precision", "recall", "density", "coverage"}``, all in [0, 1] but density, which may exceed 1.
 
     Raises:
         MissingExtraError: without prdc (extra ``bench``).
         TypeError, ValueError: as ``sliced_w2``.
 
-    Source: Kynkaanniemi et al. 2019; the implementation is prdc's (Naeem et al. 2020).
+    Source: Kynkaanniemi et al. 2019; Naeem et al. 2020, whose implementation, prdc, it is.
     """
     k = check_integer("k", k)
     _check_pair("features_real", features_real, "features_fake", features_fake, minimum=k + 2)
     prdc = require("prdc", "bench")
     with contextlib.redirect_stdout(io.StringIO()):  # prdc prints the sizes
         result = prdc.compute_prdc(_array(features_real), _array(features_fake), nearest_k=k)
-    return {key: float(result[key]) for key in ("precision", "recall")}
-
-
-def load_digits_features(device: str | torch.device | None = None) -> DigitsFeatures:
-    """The trained ``DigitsFeatures``, frozen, in eval mode, one shared instance per device.
-
-    The weights ship with the package; ``benchmarks/train_digits_classifier.py`` makes them. Raises FileNotFoundError or
-    CheckpointError when they are missing or damaged, ValueError for an unknown device.
-    """
-    return _load_digits_features(str(resolve_device(device)))
-
-
-@functools.cache
-def _load_digits_features(device: str) -> DigitsFeatures:
-    model = DigitsFeatures()
-    model.load_state_dict(load_tensors(DIGITS_CLASSIFIER)[0])
-    return model.to(device).eval().requires_grad_(False)
+    return {key: float(result[key]) for key in ("precision", "recall", "density", "coverage")}
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_batch
-
+SMALLEST_MAP = 4
+"""Convolutional networks halve height and width down to this."""
 POWER_ITERATIONS = 3
 """Of spectral norms per update: with one, Adam's steps are ahead of the estimate."""
 
@@ -169,30 +169,136 @@ class StepMLP(nn.Module):
         return out + (parts if self.pool is None else parts.view(-1, *self.pool).mean(2))
 
 
-class EnergyMLP(nn.Module):
-    """An energy-based model E_phi: ``[batch, *event] -> [batch]``, an MLP on x / ``scale``.
+class ConvBlock(nn.Module):
+    """h + conv(silu(conv(silu(h)) + condition)), 3 x 3, in ``outputs`` channels; h is projected where they differ."""
 
-    With ``spectral_norm`` every linear layer is divided by its largest singular value; ``train()`` mode improves the
-    estimate of it in each call, ``eval()`` mode keeps it. Raises ValueError for it with ``residual``, whose norms have
-    gains that it does not bound.
+    def __init__(self, inputs: int, outputs: int, condition: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip: nn.Module = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.condition = nn.Linear(condition, outputs, bias=False) if condition else None
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+        hidden = self.first(nn.functional.silu(x))
+        if self.condition is not None and code is not None:
+            hidden = hidden + self.condition(code)[:, :, None, None]
+        return self.skip(x) + self.second(nn.functional.silu(hidden))
+
+
+class ConvEncoder(nn.Module):
+    """A residual convolutional network of images, ``[batch, *event], [batch, condition] -> [batch, outputs]``.
+
+    A stage has ``depth`` blocks, and between stages height and width are halved (an odd row or column is left out), as
+    often as the smaller stays at four or more; the first stage has ``width`` channels and all others twice as many. The
+    last map is averaged over space. There are no norms, which would let images of a batch see each other.
+
+    Args:
+        event_shape: ``(channels, height, width)``.
+        outputs: size of the output.
+        condition: size of the conditioning vector that all blocks see (0: none).
+
+    Raises ValueError for another event_shape.
+    """
+
+    def __init__(
+        self, event_shape: tuple[int, ...], outputs: int, *, width: int, depth: int, condition: int = 0
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if len(event_shape) != 3:
+            raise ValueError(f"a convolutional network needs images (channels, height, width), got {event_shape}.")
+        colours, *sides = event_shape
+        stages = 1 + max(0, math.floor(math.log2(min(sides) / SMALLEST_MAP)))
+        self.first = nn.Conv2d(colours, width, 3, padding=1)
+        sizes = [width, *[2 * width] * (stages - 1)]
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                ConvBlock(sizes[max(0, stage - (block == 0))], sizes[stage], condition) for block in range(depth)
+            )
+            for stage in range(stages)
+        )
+        self.last = nn.Linear(sizes[-1], outputs)
+
+    def forward(self, x: Tensor, code: Tensor | None = None) -> Tensor:
+        hidden = self.first(x)
+        for index, stage in enumerate(self.stages):
+            if index:
+                hidden = nn.functional.avg_pool2d(hidden, 2)
+            for block in stage:  # type: ignore[attr-defined]
+                hidden = block(hidden, code)
+        return self.last(nn.functional.silu(hidden).mean((2, 3)))
+
+
+class StepConv(nn.Module):
+    """A ConvEncoder of (x, t), t = 0..steps-1 one-hot, as ``StepMLP``: x is divided by ``input_scale[t]`` first."""
+
+    input_scale: Tensor
+    codes: Tensor
+
+    def __init__(
+        self, event_shape: tuple[int, ...], outputs: int, input_scale: Tensor, *, width: int, depth: int
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.net = ConvEncoder(event_shape, outputs, width=width, depth=depth, condition=len(input_scale))
+        self.register_buffer("input_scale", input_scale.clone())
+        self.register_buffer("codes", torch.eye(len(input_scale), dtype=input_scale.dtype))
+
+    def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
+        scale = self.input_scale[t] if isinstance(t, int) else self.input_scale[t].view(-1, 1, 1, 1)
+        return self.net(x / scale, self.codes[t].expand(len(x), -1))
+
+
+class EnergyNetwork(nn.Module):
+    """An energy-based model E_phi of x / ``scale``: ``[batch, *event] -> [batch]``.
+
+    With ``spectral_norm`` every layer is divided by its largest singular value; ``train()`` mode improves the
+    estimate of it in each call, ``eval()`` mode keeps it.
+    """
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def bound_slopes(self) -> None:
+        """Give every layer spectral norm one, of a convolution that of its kernel as a matrix."""
+        for layer in [module for module in self.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]:
+            nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=POWER_ITERATIONS)
+
+
+class EnergyMLP(EnergyNetwork):
+    """An MLP on flattened events. Raises ValueError for ``spectral_norm`` with ``residual``, whose norms have gains
+    that it does not bound.
     """
 
     def __init__(
         self, dim: int, scale: float, *, width: int = 128, depth: int = 3, fourier: int = 0, residual: bool = False,
         spectral_norm: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.scale = scale
+        super().__init__(scale)
         # 1.8: data have mean square one in these units, and a mode at the rim not much more.
         self.mlp = MLP(dim, 1, width=width, depth=depth, fourier=fourier, fade=1.8, residual=residual)
         if spectral_norm and residual:
             raise ValueError("spectral_norm must be False for residual blocks: the gains of their norms have no bound.")
         if spectral_norm:
-            for layer in [module for module in self.mlp.modules() if isinstance(module, nn.Linear)]:
-                nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=POWER_ITERATIONS)
+            self.bound_slopes()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x.flatten(1) / self.scale).squeeze(-1)
+
+
+class EnergyConv(EnergyNetwork):
+    """A ConvEncoder of images. With ``spectral_norm`` the slope is held down, not bounded by one: blocks add up."""
+
+    def __init__(
+        self, event_shape: tuple[int, ...], scale: float, *, width: int, depth: int, spectral_norm: bool = False
+    ) -> None:  # fmt: skip
+        super().__init__(scale)
+        self.net = ConvEncoder(event_shape, 1, width=width, depth=depth)
+        if spectral_norm:
+            self.bound_slopes()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x / self.scale).squeeze(-1)
 
 
 @torch.no_grad()
@@ -207,31 +313,3 @@ def average_towards(average: nn.Module, current: nn.Module, decay: float) -> Non
             layer.train()
             _ = layer.weight  # iterates on singular vectors of its own
             layer.eval()
-
-
-class DigitsFeatures(nn.Module):
-    """A small classifier of 8x8 digits whose 64 last hidden units serve as features. 43,050 parameters.
-
-    Images ``[n, 1, 8, 8]`` in [-1, 1] (values outside are not clipped) give features ``[n, 64]``, all >= 0.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(512, 64),
-            nn.ReLU(),
-        )
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features ``[n, 64]``. Raises TypeError or ValueError for anything but floating images ``[n, 1, 8, 8]``."""
-        return self.body(check_batch("x", x, (1, 8, 8)))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Class scores ``[n, 10]``."""
-        return self.head(self(x))

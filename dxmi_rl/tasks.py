@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +19,7 @@ from dxmi_rl.diffusion import (
     SCHEDULES,
     BackwardKernel,
     BaseSampler,
+    DenoiserUNet,
     IdentitySampler,
     MixtureDenoiser,
     PretrainingConfig,
@@ -32,8 +35,10 @@ from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets import (
     TARGETS,
     DataTarget,
+    Digits,
     EnergyTarget,
     GaussianMixture,
+    ImageSet,
     Target,
     TargetError,
     make_target,
@@ -68,7 +73,8 @@ class TaskConfig:
     sigma_last: float | None = None
     """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
     denoiser: str = "exact"
-    """"exact" (Gaussian mixtures) or "learned" (trained on the target's data by the DDPM loss)."""
+    """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), or for images a path: the
+    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
     backward: str = "forward"
@@ -270,6 +276,11 @@ def _default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
     """An exact denoiser for a Gaussian mixture, from scratch for another energy, a learned denoiser for data."""
     if issubclass(kind, GaussianMixture):
         return TaskConfig(target)
+    if isinstance(target, Digits):
+        return replace(TASKS["digits"], target=target)
+    if isinstance(target, ImageSet):
+        unet = PretrainingConfig(network="unet", iterations=5000, batch_size=64)
+        return replace(TASKS["digits"], target=target, tau=0.1 / target.dim, pretraining=unet)
     if kind.has_energy:
         return TaskConfig(target, base=None, track="sample")
     return TaskConfig(target, denoiser="learned", reward=None)
@@ -334,9 +345,9 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     elif config.denoiser == "learned":
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
-        denoiser = pretrained_denoiser(target, config.pretraining)
+        denoiser = pretrained_denoiser(target, config.pretraining, device=device)
     else:
-        raise UnknownNameError("denoiser", config.denoiser, ["exact", "learned"])
+        denoiser = _load_denoiser(config.denoiser, target)
     sigma_last = config.sigma_last
     if sigma_last is None:
         known = config.denoiser == "exact" and target.smallest_scale is not None
@@ -347,6 +358,23 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     eta = 1.0 if base == "ddpm" else config.eta
     sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
+
+
+def _load_denoiser(path: str, target: Target) -> nn.Module:
+    file = Path(path)
+    if not file.exists():
+        raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
+    denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
+    shape = (denoiser.net.config.in_channels, *_pair(denoiser.net.config.sample_size))
+    if shape != target.event_shape:
+        raise ValueError(
+            f"denoiser {path!r} is for images {shape}, and target {target.name!r} has {target.event_shape}."
+        )
+    return denoiser.requires_grad_(False).eval()
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _ladder(target: Target) -> dict[str, float]:

@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(dxmi_2d, "TAUS", (0.0, 0.1))
     plain = dxmi_2d.plays
 
-    def small(experiment: str, seeds: Any, budget: int) -> list[Play]:
+    def small(experiment: str, seeds: Any, budget: int | None) -> list[Play]:
         changes: dict[str, Any] = {"agent_settings": SMALL_AGENT}
         played = []
         for play in plain(experiment, seeds, budget):
@@ -101,11 +101,25 @@ def test_the_race_is_against_the_authors_settings() -> None:
     theirs = [play for play in dxmi_2d.plays("race", [0], 1000) if play.label != "dxmi"]
     assert [play.start for play in theirs] == ["good", "weak"]
     game = play_module.make_game(dataclasses.replace(theirs[1], start="scratch"))
-    paper = DxDP.paper(policy_learning_rate=1e-3, sigma_learning_rate=1e-2)
+    paper = DxDP.paper(value_steps=5, policy_learning_rate=1e-3, sigma_learning_rate=1e-2)
     assert game.agent.config == paper and isinstance(game.mdp.kernel, Brownian)
     config = game.config
     plain = {"energy_steps": 1, "gamma": 1.0, "energy_learning_rate": 1e-3, "ema": 0.0, "agent_settings": ANY}
     assert config == DxMIConfig(**plain)
+
+
+def test_other_agents_play_the_same_game() -> None:
+    """DxDP's energy steps, gamma and replay, equal batches and networks; two rates each."""
+    played = [dataclasses.replace(play, start="scratch") for play in dxmi_2d.plays("agents", [0], 1000)]
+    games = {play.label: play_module.make_game(play) for play in played}
+    assert len(games) == 1 + 2 * len(dxmi_2d.AGENTS)
+    first = games["dxdp"].config
+    for label, game in games.items():
+        own = game.config
+        assert (own.energy_steps, own.gamma, own.replay) == (first.energy_steps, first.gamma, first.replay), label
+        assert game.agent.config.batch_size == 256 and game.agent.config.width == 128, label
+    rates = [games[f"reinforce, rate {rate:g}"].agent.config.policy_learning_rate for rate in (1e-3, 3e-4)]
+    assert rates == [1e-3, 3e-4]
 
 
 def test_starts_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,13 +141,27 @@ def test_starts_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen["gmm25"]["denoiser"] == "learned" and seen["gmm25"]["reward"] is None
 
 
-def test_every_experiment_has_its_runs_and_keys_differ() -> None:
-    keys = []
+def test_every_experiment_has_its_own_budget() -> None:
+    assert dxmi_2d.Arguments.experiments == tuple(dxmi_2d.BUDGETS)
+    assert {play.budget for play in dxmi_2d.plays("tau", [0])} == {dxmi_2d.BUDGETS["tau"]}
+    assert {play.budget for play in dxmi_2d.plays("tau", [0], 77)} == {77}
+
+
+def test_every_experiment_has_its_runs_and_shares_games_with_others() -> None:
+    keys = {}
     for experiment in dxmi_2d.Arguments.experiments:
         chosen = dxmi_2d.plays(experiment, [0, 1], 1000)
         assert len(chosen) >= 2 and {play.experiment for play in chosen} == {experiment}
-        keys += [play.key for play in chosen]
-    assert len(set(keys)) == len(keys)
+        keys[experiment] = {play.key for play in chosen}
+        assert len(keys[experiment]) == len(chosen)
+    assert len(keys["tau"] & keys["losses"]) == len(keys["tau"] & keys["agents"]) == 2, "the recipe's game, per seed"
+    assert len(keys["tau"] & keys["energies"]) == 4, "and that at tau = 0"
+
+
+def test_games_from_some_starts_only(quick: Path) -> None:
+    arguments = ["--experiments", "tau", "--starts", "scratch", "--seeds", "0", "--budget", "1000"]
+    assert dxmi_2d.main([*arguments, "--jobs", "1", "--folder", str(quick)]) == 0, "there play all from scratch"
+    assert len(list(quick.glob("*.json"))) == 2, "the same game for two temperatures"
 
 
 def test_reached_needs_to_hold() -> None:
@@ -159,7 +187,9 @@ def test_the_prediction_is_the_games_end() -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [["--experiments", "start"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]])
+@pytest.mark.parametrize(
+    "bad", [["--experiments", "start"], ["--starts", "bad"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]]
+)
 def test_bad_arguments(bad: list[str], tmp_path: Path) -> None:
     assert dxmi_2d.main([*bad, "--folder", str(tmp_path)]) == 2
 

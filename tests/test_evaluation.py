@@ -75,7 +75,7 @@ def test_keys_of_images() -> None:
     with seeded(0):
         built = make_task("digits", pretraining={"iterations": 20, "batch_size": 32, "width": 16})
     scores = quick(Base(built), floors=True)
-    keys = {"fd", "precision", "recall"}
+    keys = {"fd", "kd", "precision", "recall", "density", "coverage"}
     assert scores.keys() == keys | {f"{key}_floor" for key in keys} | {"denoiser_calls"}, "no energy, no weights"
     assert scores["fd_floor"] < scores["fd"]
 

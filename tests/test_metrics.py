@@ -13,7 +13,7 @@ import torch
 
 from dxmi_rl import metrics, statistics
 from dxmi_rl.checks import MissingExtraError, NonFiniteError
-from dxmi_rl.networks import DigitsFeatures
+from dxmi_rl.features import DigitsFeatures, load_features
 from dxmi_rl.targets.digits import load_digits_split
 
 
@@ -165,27 +165,39 @@ def test_frechet_distance_agrees_with_the_matrix_root_and_survives_singular_cova
     assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_kernel_distance_is_an_unbiased_mmd():
+    from sklearn.metrics.pairwise import polynomial_kernel
+
+    x, y = normal(40, 3), normal(30, 3, seed=1) + 0.5
+    xx, yy, xy = (polynomial_kernel(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
+    within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
+    assert metrics.kernel_distance(x, y) == pytest.approx(sum(within) - 2 * xy.mean(), rel=1e-9)
+    repeated = [metrics.kernel_distance(normal(50, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1)) for i in range(60)]
+    assert abs(np.mean(repeated)) < 3 * np.std(repeated) / 60**0.5, "no bias"
+    assert min(repeated) < 0
+
+
 def test_precision_and_recall(capsys):
     real, fake = normal(300, 2), normal(300, 2, seed=1)
-    assert min(metrics.precision_recall(real, fake).values()) > 0.85
-    assert metrics.precision_recall(real, fake + 100) == {"precision": 0, "recall": 0}
-    collapsed = metrics.precision_recall(real, 0.1 * fake)
+    assert min(metrics.neighbour_scores(real, fake).values()) > 0.85
+    assert set(metrics.neighbour_scores(real, fake + 100).values()) == {0.0}
+    collapsed = metrics.neighbour_scores(real, 0.1 * fake)
     assert collapsed["precision"] > 0.95 and collapsed["recall"] < 0.1
     assert capsys.readouterr().out == ""
 
 
 def test_digits_features_classify_the_test_digits():
-    model = metrics.load_digits_features()
+    model = load_features("digits")
     _, _, images, labels = load_digits_split()
     features = model(images)
     assert features.shape == (360, 64) and float(features.min()) >= 0 and not features.requires_grad
     assert float((model.logits(images).argmax(1) == labels).double().mean()) >= 0.98
-    assert metrics.load_digits_features("cpu") is model
+    assert load_features("digits", "cpu") is model
 
 
 def test_digits_features_tell_digits_from_noise():
     train, _, test, _ = load_digits_split()
-    model = metrics.load_digits_features()
+    model = load_features("digits")
     noise = normal(360, 1, 8, 8).float().clamp(-1, 1)
     floor = metrics.frechet_distance(model(train), model(test))
     assert floor < 0.1 * metrics.frechet_distance(model(train), model(noise))
@@ -237,10 +249,10 @@ BAD_SAMPLES = [
         metrics.sliced_w2,
         metrics.mmd,
         metrics.frechet_distance,
-        lambda x, y: metrics.precision_recall(x, y, k=1),
+        lambda x, y: metrics.neighbour_scores(x, y, k=1),
         lambda x, y: metrics.mode_statistics(x, y, 1.0),
     ],
-    ids=["sliced_w2", "mmd", "frechet_distance", "precision_recall", "mode_statistics"],
+    ids=["sliced_w2", "mmd", "frechet_distance", "neighbour_scores", "mode_statistics"],
 )
 def test_bad_samples_are_refused(function, bad, error, message):
     with pytest.raises(error, match=message):
@@ -291,10 +303,10 @@ def test_bad_vectors_are_refused(function, bad, error, message):
         (lambda: metrics.exact_floor(metrics.mmd, torch.randn, 5, pairs=0), ValueError, "pairs"),
         (lambda: metrics.log_weight_errors(torch.zeros(1)), ValueError, "at least 2"),
         (lambda: metrics.frechet_distance(GOOD[:1], GOOD), ValueError, "at least 2"),
-        (lambda: metrics.precision_recall(GOOD, GOOD, k=3), ValueError, "at least 5"),
-        (lambda: metrics.precision_recall(GOOD, GOOD, k=0), ValueError, "k must be"),
+        (lambda: metrics.neighbour_scores(GOOD, GOOD, k=3), ValueError, "at least 5"),
+        (lambda: metrics.neighbour_scores(GOOD, GOOD, k=0), ValueError, "k must be"),
         (lambda: DigitsFeatures()(torch.zeros(2, 64)), ValueError, "8, 8"),
-        (lambda: metrics.load_digits_features("nowhere"), ValueError, "device"),
+        (lambda: load_features("digits", "nowhere"), ValueError, "device"),
         (lambda: statistics.interquartile_mean([]), ValueError, "non-empty"),
         (lambda: statistics.interquartile_mean([0.0, math.nan]), NonFiniteError, "1 of 2"),
         (lambda: statistics.bootstrap_interval([0.0, math.inf]), NonFiniteError, "1 of 2"),
@@ -311,7 +323,7 @@ def test_bad_arguments_are_refused(call, error, message):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "prdc", None)
     with pytest.raises(MissingExtraError, match=r"dxmi_rl\[bench\]"):
-        metrics.precision_recall(normal(9, 2), normal(9, 2))
+        metrics.neighbour_scores(normal(9, 2), normal(9, 2))
 
 
 def test_importing_metrics_imports_nothing_heavy():

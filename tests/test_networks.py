@@ -6,10 +6,11 @@ import pytest
 import torch
 from agent_cases import small
 
-from dxmi_rl import load_agent, make_agent, make_task
+from dxmi_rl import DxMI, load_agent, make_agent, make_task
 from dxmi_rl.agents.policy import CorrectionPolicy
 from dxmi_rl.diffusion import make_kernel
-from dxmi_rl.networks import CoordinateMLP, StepMLP
+from dxmi_rl.irl.config import EnergyConfig, make_energy
+from dxmi_rl.networks import ConvEncoder, CoordinateMLP, EnergyConv, StepConv, StepMLP
 
 
 def moved(network: torch.nn.Module) -> torch.nn.Module:
@@ -125,3 +126,58 @@ def test_widths_that_cannot_be() -> None:
         make_task("8gaussians", backward="learned", backward_options={"coordinate_width": -1})
     with pytest.raises(ValueError, match="coordinate_width must be 0 for policy 'fine-tuned'"):
         make_agent("ppo", "8gaussians", policy="fine-tuned", coordinate_width=8)
+
+
+# Convolutional networks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "stages"), [((1, 8, 8), 2), ((3, 28, 28), 3), ((3, 32, 32), 4), ((1, 3, 5), 1)])
+def test_an_encoder_halves_images_down_to_four(shape: tuple[int, ...], stages: int) -> None:
+    network = ConvEncoder(shape, 2, width=8, depth=1, condition=3)
+    assert len(network.stages) == stages
+    x, code = torch.randn(5, *shape), torch.eye(3)[[0, 1, 2, 0, 1]]
+    whole = network(x, code)
+    assert whole.shape == (5, 2)
+    torch.testing.assert_close(network(x[2:3], code[2:3]), whole[2:3])  # images do not see each other
+    assert not torch.allclose(network(x, code.roll(1, 0)), whole)
+
+
+def test_a_conv_step_as_number_and_as_tensor_are_the_same() -> None:
+    network = StepConv((1, 8, 8), 1, torch.linspace(2, 1, 4), width=8, depth=2)
+    x = torch.randn(6, 1, 8, 8)
+    torch.testing.assert_close(network(x, 3), network(x, torch.full((6,), 3)))
+    assert not torch.allclose(network(x, 3), network(x, 2))
+
+
+def test_a_convolutional_energy_sees_where_things_are() -> None:
+    energy = EnergyConv((1, 8, 8), 0.5, width=8, depth=1)
+    bar = -torch.ones(2, 1, 8, 8)
+    bar[0, :, 2, 1:7] = bar[1, :, 1:7, 2] = 1
+    assert energy(bar).shape == (2,) and float((energy(bar)[0] - energy(bar)[1]).abs().detach()) > 1e-5
+    held = EnergyConv((1, 8, 8), 0.5, width=8, depth=1, spectral_norm=True)
+    norms = [
+        float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).detach())
+        for layer in held.train().modules()
+        if isinstance(layer, (torch.nn.Linear, torch.nn.Conv2d)) and [held(bar) for _ in range(20)]
+    ]
+    assert len(norms) == 7 and all(norm == pytest.approx(1, abs=0.02) for norm in norms)
+
+
+def test_dxmi_trains_with_convolutional_energy_and_values() -> None:
+    settings = {"batch_size": 8, "width": 8, "depth": 1, "convolutional_value": True, "residual": False}
+    quick = {"iterations": 3, "batch_size": 8, "width": 16}
+    game = DxMI(
+        make_task("digits", pretraining=quick), seed=0, energy_convolutional=True, energy_width=8,
+        agent_settings=settings,
+    )  # fmt: skip
+    before = [parameter.clone() for parameter in game.modules()["agent/value"].parameters()]
+    game.learn(64)
+    assert isinstance(game.energy, EnergyConv)
+    after = game.modules()["agent/value"].parameters()
+    assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    with pytest.raises(ValueError, match="energy_fourier must be off"):
+        make_energy(game.task.target, EnergyConfig(energy_convolutional=True, energy_fourier=2))
+    with pytest.raises(ValueError, match="needs images"):
+        make_energy(make_task("8gaussians").target, EnergyConfig(energy_convolutional=True))
+    with pytest.raises(ValueError, match="value_fourier must be 0"):
+        DxMI(game.task, agent_settings=settings | {"value_fourier": 3})

@@ -147,7 +147,7 @@ def test_digits_give_rows_of_the_training_set() -> None:
     batch = target.data(64, seeded(0)).flatten(1)
     known = target.train_images.flatten(1)
     assert bool((torch.cdist(batch, known).min(dim=1).values == 0).all())
-    assert torch.equal(target.test_data(3), target.test_images)
+    assert torch.equal(target.test_data(3), target.test_images[:3]) and len(target.test_data(1000)) == 360
 
 
 @pytest.mark.usefixtures("float64")

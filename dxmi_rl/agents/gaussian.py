@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPol
 from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.mdp import EnergyError, Trajectory
-from dxmi_rl.networks import StepMLP
+from dxmi_rl.networks import StepConv, StepMLP
 from dxmi_rl.registry import UnknownNameError
 
 CACHED_NUMBERS = 640 * 128
@@ -48,6 +49,9 @@ class GaussianConfig:
     """Fourier frequencies of the value network's input; None: 4, but for DxDP in more than 3 dimensions (0 there)."""
     residual: bool = False
     """Residual blocks in the value network."""
+    convolutional_value: bool = False
+    """The value network of images is a residual convolutional network: ``width`` channels, ``depth`` blocks per stage;
+    without ``value_fourier`` and ``value_coordinate_width``."""
     state_dependent_sigma: bool = True
     """The correction network also shapes sigma, per dimension."""
     energy_gradient: bool | None = None
@@ -151,9 +155,14 @@ class GaussianAgent(Agent):
         """The value network: (x, t) -> ``[batch, 1]`` in units of ``value_unit``."""
         return self.value_network(self.mdp.state_scale[:-1])
 
-    def value_network(self, scale: Tensor) -> StepMLP:
+    def value_network(self, scale: Tensor) -> nn.Module:
         """One with a step for every entry of ``scale``."""
         config = self.config
+        if config.convolutional_value:
+            for key in ("value_fourier", "value_coordinate_width"):
+                if getattr(config, key):
+                    raise ValueError(f"{key} must be 0 for a convolutional value, got {getattr(config, key)!r}.")
+            return StepConv(self.mdp.event_shape, 1, scale, width=config.width, depth=config.depth)
         return StepMLP(
             self.mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=self.value_frequencies,
             residual=config.residual, dim=self.mdp.dim, pooled=True,
@@ -185,7 +194,8 @@ class GaussianAgent(Agent):
     def update_value(self, x: Tensor, t: Tensor, targets: Tensor) -> Tensor:
         """One Adam step on (V_t(x) - target)^2 in units of ``value_unit``: its steps mean the same at every tau."""
         self.value_optimizer.zero_grad(set_to_none=True)
-        rows = max(1, CACHED_NUMBERS // self.config.width) if x.device.type == "cpu" else len(x)
+        places = math.prod(self.mdp.event_shape[1:]) if self.config.convolutional_value else 1
+        rows = max(1, CACHED_NUMBERS // (self.config.width * places)) if x.device.type == "cpu" else len(x)
         total = targets.new_zeros(())
         for part in range(0, len(x), rows):
             chosen = slice(part, part + rows)

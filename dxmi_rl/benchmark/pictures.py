@@ -42,6 +42,11 @@ AXES = {
 }
 
 
+def save_figure(figure: Figure, file: Path, dpi: int = 90) -> None:
+    """Write a PNG atomically and without matplotlib's name and version: the same picture is the same file."""
+    write_atomically(file, lambda part: figure.savefig(part, format="png", dpi=dpi, metadata={"Software": None}))
+
+
 def draw_pictures(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[Result], folder: Path) -> list[str]:
     """Write ``samples_<task>.png`` and ``curves_<task>.png`` where there is something to show; their names."""
     files = {}

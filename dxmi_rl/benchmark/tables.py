@@ -17,7 +17,7 @@ from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
 SCORES = {
     "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
     "mode_tv": "↓", "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
-    "fd": "↓", "fd_late": "↓", "precision": "↑", "recall": "↑",
+    "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
 COSTS = {

@@ -5,6 +5,7 @@ from dxmi_rl.diffusion.kernels import KERNELS, BackwardKernel, Brownian, Forward
 from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
 from dxmi_rl.diffusion.schedules import SCHEDULES, Schedule, make_schedule
+from dxmi_rl.diffusion.unet import DenoiserUNet
 
 __all__ = [
     "KERNELS",
@@ -13,6 +14,7 @@ __all__ = [
     "BaseSampler",
     "Brownian",
     "DenoiserMLP",
+    "DenoiserUNet",
     "Forward",
     "IdentitySampler",
     "Learned",

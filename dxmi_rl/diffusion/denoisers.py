@@ -17,7 +17,7 @@ from dxmi_rl.targets.mixtures import in_blocks
 Level = float | Tensor
 
 
-def _column(value: Level, x: Tensor) -> Level:
+def column(value: Level, x: Tensor) -> Level:
     """A number as it is, a tensor ``[batch]`` shaped to multiply ``x``."""
     return value.view(-1, *[1] * (x.dim() - 1)) if isinstance(value, Tensor) else value
 
@@ -54,8 +54,8 @@ class MixtureDenoiser(nn.Module):
             exponents = exponents + self.log_ratios.to(x.dtype)
         # Weights below e^-80 change nothing, and arithmetic on denormal numbers is ten times slower.
         weights = torch.softmax(torch.maximum(exponents, exponents.detach().amax(0) - 80.0), dim=0)
-        gain = _column(alpha * self.std**2 / variance, x)
-        posterior = (1 - gain * _column(alpha, x)) * (weights.T @ self.means)
+        gain = column(alpha * self.std**2 / variance, x)
+        posterior = (1 - gain * column(alpha, x)) * (weights.T @ self.means)
         return torch.add(posterior, x, alpha=gain) if isinstance(gain, float) else posterior + gain * x
 
 
@@ -95,7 +95,7 @@ class DenoiserMLP(nn.Module):
 
     def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
         """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
-        z = x / _column(alpha, x)
+        z = x / column(alpha, x)
         ratio = s / alpha
         level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         log_level = level.log().reshape(-1, 1)

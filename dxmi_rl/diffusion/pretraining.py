@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from dxmi_rl.checks import DivergenceError
+from dxmi_rl.checks import CheckpointError, DivergenceError
 from dxmi_rl.diffusion.denoisers import DenoiserMLP
-from dxmi_rl.storage import cached_tensors
+from dxmi_rl.diffusion.unet import DenoiserUNet
+from dxmi_rl.networks import average_towards
+from dxmi_rl.progress import track
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import (
+    cache_path,
+    cached_tensors,
+    flatten_optimizer,
+    load_tensors,
+    restore_optimizer,
+    save_tensors,
+)
 from dxmi_rl.targets import Target
 
+Denoiser = DenoiserMLP | DenoiserUNet
+NETWORKS = ["mlp", "unet"]
+UNET_ONLY = ("channels", "layers", "attention", "preconditioning")
+MLP_ONLY = ("width", "depth", "residual", "fourier")
+SAVE_SECONDS = 300.0
+"""A training that takes longer is saved so often."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class PretrainingConfig:
-    """Settings of behaviour cloning; all of them are part of the cache key."""
+    """Settings of behaviour cloning; those that its network uses are part of the cache key."""
 
     iterations: int = 4000
     """Adam steps."""
@@ -28,81 +50,161 @@ class PretrainingConfig:
     """Smallest noise level s / alpha over the data's standard deviation."""
     level_max: float = 30.0
     """Largest noise level, likewise."""
+    network: str = "mlp"
+    """"mlp" (DenoiserMLP) or, for images, "unet" (DenoiserUNet, extra ``images``)."""
     width: int = 128
-    """Units per layer."""
+    """Units per layer of an MLP."""
     depth: int = 3
-    """Residual blocks, or hidden layers."""
+    """Residual blocks, or hidden layers, of an MLP."""
     residual: bool = True
-    """Residual blocks; plain layers stay long at the linear denoiser."""
+    """Residual blocks in an MLP; plain layers stay long at the linear denoiser."""
     fourier: int = 0
-    """Fourier frequencies of the input (0: none); sharp shapes in the plane need them."""
+    """Fourier frequencies of an MLP's input (0: none); sharp shapes in the plane need them."""
+    channels: tuple[int, ...] = (32, 64, 64)
+    """Channels of every stage of a U-Net; each but the last halves height and width."""
+    layers: int = 1
+    """Residual blocks per stage of a U-Net."""
+    attention: bool = True
+    """The last stage of a U-Net attends."""
+    preconditioning: str = "edm"
+    """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
     ema: float = 0.999
     """Decay of the averaged weights that are returned."""
     seed: int = 0
     """Seed of initialisation, data order and noise."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.channels, (list, tuple)):
+            raise TypeError(f"channels must be a tuple of integers, one per stage, got {self.channels!r}.")
+        object.__setattr__(self, "channels", tuple(self.channels))
+
+    def used(self) -> dict[str, Any]:
+        """The settings that matter to this network: what caches and checkpoints go by."""
+        left_out = {"network", *UNET_ONLY} if self.network == "mlp" else MLP_ONLY
+        return {key: value for key, value in asdict(self).items() if key not in left_out}
+
+    def __repr__(self) -> str:
+        return f"PretrainingConfig({', '.join(f'{key}={value!r}' for key, value in self.used().items())})"
+
 
 def pretrained_denoiser(
     target: Target, config: PretrainingConfig | None = None, *, device: torch.device | None = None
-) -> DenoiserMLP:
-    """A DenoiserMLP of ``target``'s data, from the cache when this configuration was trained before.
+) -> Denoiser:
+    """A denoiser of ``target``'s data, from the cache when this configuration was trained before.
 
     DDPM loss E ||eps - eps_theta||^2 (Ho et al. 2020, arXiv 2006.11239, eq. 14) with eps_theta = (x - alpha D) / s,
     weighted by 1 + level^2 (Salimans and Ho 2022, arXiv 2202.00512: the v weighting, for few-step use), over levels
-    c tan(pi u / 2), u uniform: the cosine schedule in continuous time. Raises DivergenceError on a non-finite loss.
+    c tan(pi u / 2), u uniform: the cosine schedule in continuous time. MLPs are always trained on the CPU, U-Nets on
+    ``device``. What takes longer than five minutes is kept on the way: interrupted, it goes on where it was, and on the
+    CPU ends the same as if it had not been.
+
+    Raises UnknownNameError for an unknown network, MissingExtraError for a U-Net without diffusers, DivergenceError on
+    a non-finite loss.
     """
-    config = config or PretrainingConfig()
-    key = {"target": target.name, "data": target.digest(), "version": 3, **asdict(config)}
+    config, device = config or PretrainingConfig(), device or torch.device("cpu")
+    key = {"target": target.name, "data": target.digest(), "version": 3, **config.used()}
     denoiser = _build(target, config)
-    tensors = cached_tensors("denoiser", key, lambda: _train(target, config).state_dict())
-    denoiser.load_state_dict(tensors)
-    return denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
+    place = device if config.network == "unet" else torch.device("cpu")
+
+    def train() -> dict[str, Tensor]:
+        partial = cache_path("denoiser-partial", key | {"device": place.type})
+        average = _Cloning(target, config, place, partial).run()
+        partial.unlink(missing_ok=True)
+        return average.state_dict()
+
+    denoiser.load_state_dict(cached_tensors("denoiser", key, train))
+    return denoiser.requires_grad_(False).eval().to(device)
 
 
-def _build(target: Target, config: PretrainingConfig) -> DenoiserMLP:
+def _build(target: Target, config: PretrainingConfig) -> Denoiser:
+    if config.network not in NETWORKS:
+        raise UnknownNameError("network of pretraining", config.network, NETWORKS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        if config.network == "unet":
+            return DenoiserUNet(
+                target.event_shape, target.scale, channels=config.channels, layers=config.layers,
+                attention=config.attention, preconditioning=config.preconditioning,
+            )  # fmt: skip
         return DenoiserMLP(
-            target.event_shape,
-            target.scale,
-            width=config.width,
-            depth=config.depth,
-            residual=config.residual,
+            target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual,
             fourier=config.fourier,
-        )
+        )  # fmt: skip
 
 
-def _train(target: Target, config: PretrainingConfig) -> DenoiserMLP:
-    from dxmi_rl.progress import track
+class _Cloning:
+    """The training of a denoiser, which can be stopped and continued."""
 
-    target = copy.deepcopy(target).to("cpu")  # one machine, one result: always trained on the CPU
-    denoiser = _build(target, config)
-    average = copy.deepcopy(denoiser)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=config.learning_rate)
-    generator = torch.Generator().manual_seed(config.seed)
-    low, high = (2 / math.pi * math.atan(level) for level in (config.level_min, config.level_max))
-    for step in track(range(config.iterations), f"pretraining on {target.name}"):
+    def __init__(self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path) -> None:
+        self.target, self.config, self.partial = copy.deepcopy(target).to(device), config, partial
+        self.begin()
+        if partial.is_file():
+            self.restore()
+
+    def begin(self) -> None:
+        """Start anew."""
+        config, device = self.config, self.target.device
+        self.denoiser = _build(self.target, config).to(device)
+        self.average = copy.deepcopy(self.denoiser)
+        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate)
+        self.generator = torch.Generator(device).manual_seed(config.seed)
+        self.start = 0
+
+    def run(self) -> Denoiser:
+        """Train to the end; the averaged network."""
+        config, saved = self.config, time.monotonic()
+        remaining = range(self.start, config.iterations)
+        for step in track(remaining, f"pretraining on {self.target.name}"):
+            loss = self.step(step)
+            if step % 500 == 0 and not bool(torch.isfinite(loss)):
+                raise DivergenceError(
+                    f"pretraining on {self.target.name!r} diverged at iteration {step}: loss {float(loss)}."
+                )
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self.save(step + 1)
+                saved = time.monotonic()
+        return self.average
+
+    def step(self, step: int) -> Tensor:
+        """One Adam step; the loss."""
+        config = self.config
+        low, high = (2 / math.pi * math.atan(level) for level in (config.level_min, config.level_max))
         warm, done = min(1.0, (step + 1) / 100), step / config.iterations
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
-        clean = target.data(config.batch_size, generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        uniform = low + (high - low) * torch.rand(len(clean), generator=generator)
-        level = target.scale * torch.tan(math.pi / 2 * uniform)
+        clean = self.target.data(config.batch_size, self.generator)
+        noise = torch.randn(clean.shape, generator=self.generator, device=clean.device)
+        uniform = low + (high - low) * torch.rand(len(clean), generator=self.generator, device=clean.device)
+        level = self.target.scale * torch.tan(math.pi / 2 * uniform)
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        denoised = denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s)
+        denoised = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s)
         # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
         loss = ((denoised - clean) / s.view(shape)).square().mean()
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimizer.step()
-        if step % 500 == 0 and not bool(torch.isfinite(loss)):
-            raise DivergenceError(
-                f"pretraining on {target.name!r} diverged at iteration {step}: loss {float(loss.detach())}."
-            )
-        decay = min(config.ema, (step + 1) / (step + 10))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(denoiser.parameters()), 1 - decay)
-    return average
+        self.optimizer.step()
+        average_towards(self.average, self.denoiser, min(config.ema, (step + 1) / (step + 10)))
+        return loss.detach()
+
+    def save(self, step: int) -> None:
+        """Keep the state before iteration ``step``."""
+        networks = {"denoiser": self.denoiser, "average": self.average}
+        tensors = {f"{name}/{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+        tensors |= flatten_optimizer("optimizer", self.optimizer) | {"generator": self.generator.get_state()}
+        save_tensors(self.partial, tensors, {"step": step})
+
+    def restore(self) -> None:
+        """Go on from what ``save`` kept; from the start where that is damaged."""
+        try:
+            tensors, found = load_tensors(self.partial)
+            for name, net in (("denoiser", self.denoiser), ("average", self.average)):
+                start = len(name) + 1
+                net.load_state_dict({k[start:]: value for k, value in tensors.items() if k.startswith(f"{name}/")})
+            restore_optimizer("optimizer", self.optimizer, tensors)
+            self.generator.set_state(tensors["generator"])
+            self.start = int(found["step"])
+        except (CheckpointError, KeyError, RuntimeError, ValueError):
+            self.partial.unlink(missing_ok=True)
+            self.begin()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dxmi_rl.checks import check_integer
-from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.networks import EnergyConv, EnergyMLP, EnergyNetwork
 from dxmi_rl.targets import Target
 
 
@@ -22,16 +22,27 @@ class EnergyConfig:
     """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
     energy_residual: bool = False
     """Residual blocks in the energy."""
+    energy_convolutional: bool = False
+    """The energy of images is a residual convolutional network: ``energy_width`` channels, ``energy_depth`` blocks per
+    stage (by default 32 and 1); without ``energy_fourier`` and ``energy_residual``, which are about MLPs."""
     energy_spectral_norm: bool = False
     """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
-    2018, arXiv 1802.05957), so that its slope in what it sees (with the Fourier features) is bounded; not with
-    ``energy_residual``."""
+    2018, arXiv 1802.05957), so that an MLP's slope in what it sees (with the Fourier features) is bounded; not with
+    ``energy_residual``. A convolutional energy's slope is held down only, as its blocks add up."""
 
 
-def make_energy(target: Target, config: EnergyConfig) -> EnergyMLP:
-    """A new energy network for the target. Raises TypeError or ValueError for sizes that are no positive integers."""
+def make_energy(target: Target, config: EnergyConfig) -> EnergyNetwork:
+    """A new energy network for the target. Raises TypeError or ValueError for settings that it cannot have."""
     for key in ("energy_width", "energy_depth"):
         check_integer(key, getattr(config, key))
+    if config.energy_convolutional:
+        for key in ("energy_fourier", "energy_residual"):
+            if getattr(config, key):
+                raise ValueError(f"{key} must be off for a convolutional energy, got {getattr(config, key)!r}.")
+        return EnergyConv(
+            target.event_shape, target.scale, width=config.energy_width, depth=config.energy_depth,
+            spectral_norm=config.energy_spectral_norm,
+        ).eval()  # fmt: skip
     check_integer("energy_fourier", config.energy_fourier, minimum=0)
     return EnergyMLP(
         target.dim, target.scale, width=config.energy_width, depth=config.energy_depth, fourier=config.energy_fourier,

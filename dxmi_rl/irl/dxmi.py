@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,9 +42,12 @@ class DxMI(Agent):
     config: DxMIConfig
 
     def _default_config(self, settings: dict[str, Any]) -> DxMIConfig:
-        """The recipe of the task, the chosen agent and the chosen loss."""
+        """The recipe of the task, the chosen agent, loss and kind of energy."""
         chosen = {key: settings[key] for key in ("agent", "loss") if key in settings}
-        return recipe(self.task.name, **chosen)
+        found = recipe(self.task.name, **chosen, images=len(self.task.event_shape) == 3)
+        if settings.get("energy_convolutional"):
+            found = replace(found, energy_width=32, energy_depth=1, energy_residual=False, energy_fourier=0)
+        return found
 
     def _build(self) -> None:
         config, target = self.config, self.task.target

@@ -47,13 +47,16 @@ def fixed_energy(task: Task) -> nn.Module:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
     config = recipe(task.name)
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
+    settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}
+    if not config.energy_convolutional:
+        del settings["energy_convolutional"]  # no key of an MLP has ever had it
     key = {
         "task": task.name,
         "task_config": repr(TASKS[task.name]),
         "version": 1,
         "timesteps": FIXED_TIMESTEPS,
         "seed": FIXED_SEED,
-        "config": dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio},
+        "config": settings,
     }
 
     def train() -> dict[str, Tensor]:

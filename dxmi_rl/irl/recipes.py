@@ -49,11 +49,15 @@ _BY_AGENT: dict[str, dict[str, Any]] = {
 IMAGE_TASKS = ("digits",)
 
 
-def recipe(task: str, agent: str = "dxdp", loss: str = DxMIConfig.loss) -> DxMIConfig:
-    """The settings for a task, an inner agent and a loss. Tasks without a recipe get the plane's; agents without one
-    their own defaults; other losses than the contrastive one their own gamma.
+def recipe(
+    task: str, agent: str = "dxdp", loss: str = DxMIConfig.loss, *, images: bool | None = None
+) -> DxMIConfig:  # fmt: skip
+    """The settings for a task, an inner agent and a loss.
+
+    Tasks without a recipe get the plane's, or with ``images`` that of the digits (None: known by the task's name);
+    agents without one their own defaults; other losses than the contrastive one their own gamma.
     """
-    images = task in IMAGE_TASKS
+    images = task in IMAGE_TASKS if images is None else images
     config = replace(_IMAGES if images else _PLANE, agent=agent, loss=loss)
     settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT.get(agent, {})}
     if agent == "dxdp" and images:

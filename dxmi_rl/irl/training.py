@@ -20,7 +20,7 @@ from dxmi_rl.agents.base import seeded
 from dxmi_rl.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.irl.config import EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.networks import EnergyMLP, average_towards
+from dxmi_rl.networks import EnergyNetwork, average_towards
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets import Target, TargetError
@@ -60,7 +60,7 @@ class EnergyTrainingConfig(EnergyConfig):
 class TrainedEnergy:
     """An averaged network at temperature 1, and what it took."""
 
-    energy: EnergyMLP
+    energy: EnergyNetwork
     energy_evals: int
     energy_grad_evals: int
     """Of them differentiated with respect to x."""
@@ -78,7 +78,7 @@ class EnergyTrainer(abc.ABC):
         self.energy_evals = self.energy_grad_evals = 0
 
     @abc.abstractmethod
-    def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def loss(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         """The scalar to descend, from a batch of data ``[n, *event_shape]``."""
 
     def noise(self, like: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ class ShortRun(EnergyTrainer):
 
     uses: ClassVar[tuple[str, ...]] = ("langevin_steps", "langevin_noise", "gamma")
 
-    def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def loss(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         samples = self.negatives(energy, data)
         energy_data, energy_samples = energy(torch.cat([data, samples])).chunk(2)
         self.count(2 * len(data))
         return ENERGY_LOSSES["contrastive"](energy_data, energy_samples, self.config.gamma)
 
-    def negatives(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def negatives(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         """Ends of chains, as many as data."""
         return self.langevin(energy, self.starts(data))
 
@@ -115,7 +115,7 @@ class ShortRun(EnergyTrainer):
         """Where chains start."""
         return self.target.scale * self.noise(like)
 
-    def langevin(self, energy: EnergyMLP, x: Tensor) -> Tensor:
+    def langevin(self, energy: EnergyNetwork, x: Tensor) -> Tensor:
         """``langevin_steps`` unadjusted steps at temperature 1."""
         size = self.config.langevin_noise * self.target.scale
         for _ in range(self.config.langevin_steps):
@@ -139,7 +139,7 @@ class Persistent(ShortRun):
             raise ValueError(f"chains must be >= batch_size = {config.batch_size}, got {config.chains}.")
         self.chains = self.starts(torch.empty(config.chains, *target.event_shape, device=target.device))
 
-    def negatives(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def negatives(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         rows = torch.randperm(len(self.chains), generator=self.generator, device=data.device)[: len(data)]
         x = self.chains[rows]
         fresh = torch.rand(len(x), generator=self.generator, device=x.device) < self.config.restarts
@@ -157,7 +157,7 @@ class ScoreMatching(EnergyTrainer):
 
     uses: ClassVar[tuple[str, ...]] = ("noise_level",)
 
-    def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def loss(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         size, noise = self.config.noise_level * self.target.scale, self.noise(data)
         point = (data + size * noise).requires_grad_()
         (gradient,) = torch.autograd.grad(energy(point).sum(), point, create_graph=True)
@@ -178,7 +178,7 @@ class GaussianNoise(EnergyTrainer):
         covariance = rows.T.cov() + (1e-3 * target.scale) ** 2 * torch.eye(rows.shape[1], device=rows.device)
         self.gaussian = torch.distributions.MultivariateNormal(rows.mean(0), covariance)
 
-    def loss(self, energy: EnergyMLP, data: Tensor) -> Tensor:
+    def loss(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         standard = self.noise(data).flatten(1)
         noise = self.gaussian.loc + standard @ self.gaussian.scale_tril.T
         both = torch.cat([data.flatten(1), noise])

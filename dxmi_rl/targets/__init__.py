@@ -12,6 +12,7 @@ from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
 from dxmi_rl.targets.funnel import Funnel
+from dxmi_rl.targets.images import ImageSet, MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
 from dxmi_rl.targets.manywell import ManyWell, manywell32
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget
@@ -26,16 +27,23 @@ __all__ = [
     "EnergyTarget",
     "Funnel",
     "GaussianMixture",
+    "ImageSet",
     "LennardJones13",
     "LogGaussianCox",
     "ManyWell",
+    "MissingDataError",
     "ParticleTarget",
     "PlanarSet",
     "StudentMixture",
     "Target",
     "TargetError",
+    "cifar10",
+    "emoji32",
+    "fashion_mnist",
     "list_targets",
+    "load_images",
     "make_target",
+    "mnist5k",
     "target_class",
 ]
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dxmi_rl.checks import MissingExtraError
 from dxmi_rl.targets.base import Target
+from dxmi_rl.targets.images import ImageSet, stratified_split
+
+LEVELS = 16
 
 
 def load_digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -17,35 +20,29 @@ def load_digits_split() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     The split is stratified and fixed (random_state = 0). Raises MissingExtraError without scikit-learn.
     """
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise MissingExtraError("target 'digits' needs scikit-learn: pip install scikit-learn.") from error
-    bunch = load_digits()
-    images = (bunch.images / 8 - 1).astype(np.float32)[:, None]
-    split = train_test_split(images, bunch.target, test_size=360, random_state=0, stratify=bunch.target)
-    train, test, train_labels, test_labels = (torch.from_numpy(np.ascontiguousarray(part)) for part in split)
-    return train, train_labels, test, test_labels
+    digits = Digits()
+    assert digits.train_labels is not None and digits.test_labels is not None
+    return digits.train_images, digits.train_labels, digits.test_images, digits.test_labels
 
 
-class Digits(Target):
-    """8x8 digits scaled to [-1, 1]; a data set, without an energy of its own."""
+class Digits(ImageSet):
+    """8x8 digits scaled to [-1, 1]; a data set, without an energy of its own.
 
-    has_data: ClassVar[bool] = True
-    train_images: Tensor
-    test_images: Tensor
+    1,437 training and 360 test images; the split is stratified and fixed. Raises MissingExtraError without
+    scikit-learn.
+    """
+
+    features: ClassVar[str] = "digits"
 
     def __init__(self) -> None:
-        train, test = (part.to(torch.get_default_dtype()) for part in load_digits_split()[::2])
-        super().__init__((1, 8, 8), scale=float(train.std()), plot_range=(-1.0, 1.0))
-        self.register_buffer("train_images", train)
-        self.register_buffer("test_images", test)
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise MissingExtraError("target 'digits' needs scikit-learn: pip install scikit-learn.") from error
+        bunch = load_digits()
+        parts = stratified_split(bunch.images.astype(np.uint8)[:, None], bunch.target, 360)
+        values = torch.from_numpy(parts["train"]).to(torch.get_default_dtype()) * (2 / LEVELS) - 1
+        super().__init__(**parts, levels=LEVELS, scale=float(values.std()))
 
-    def _data(self, n: int, generator: torch.Generator | None) -> Tensor:
-        device = self.train_images.device
-        return self.train_images[torch.randint(len(self.train_images), (n,), generator=generator, device=device)]
-
-    def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """All 360 test images, whatever ``n``."""
-        return self.test_images
+    def digest(self) -> str:
+        return Target.digest(self)  # what caches of digits have gone by from the beginning

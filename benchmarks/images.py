@@ -1,0 +1,324 @@
+"""Images in few steps: DxMI, other agents in its game, and training-free samplers with the same number of calls.
+
+    python benchmarks/images.py                                           8 x 8 digits, all rows, three seeds
+    python benchmarks/images.py --data fashion-mnist --rows "ddpm, T = 100" --seeds 0
+    python benchmarks/images.py --data fashion-mnist --rows "dxmi, T = 4" --seeds 0
+
+A command that is stopped goes on where it was when it is started again: pretraining, games (every 50 iterations) and
+finished runs are kept. Rows:
+
+    ddpm, ddim, dpm-solver, edm-heun      with 4, 10 and 100 calls of the denoiser, without training
+    dxmi                                  at T = 4 and 10, the recipe of dxmi_rl/irl/recipes.py with DxDP inside
+    dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
+    dxmi, tau = 0                         a GAN in all but name, at T = 4
+
+Scores: Frechet and kernel distance, precision, recall, density and coverage of 2,000 samples (digits: 5,000) against
+the test images, on the features that the set names: a classifier of digits, or EfficientNet-Lite0 ("FD-Lite0").
+Distances compare within one set only. Games are scored with the averaged policy, and ``fd_last`` is the last iterate's;
+``fd_train`` is against as many training images. The floor is the score of training images.
+
+Keys of ``--json FILE``:
+
+    command            the command line
+    machine, versions    what it ran on
+    floors             scores of training images against test images
+    rows               per row: row, calls (of the denoiser, per sample), seeds, statistics {score: {iqm, median, ...}},
+                       costs (means)
+    runs               every run: play, scores, curve (fd while training), costs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dxmi_rl import evaluation, make_agent, make_task, metrics
+from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.benchmark.code import code_digest
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.protocol import check_seeds
+from dxmi_rl.benchmark.results import score_statistics
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
+from dxmi_rl.checks import check_integer, require, resolve_device
+from dxmi_rl.features import load_features
+from dxmi_rl.irl import DxMI
+from dxmi_rl.progress import progress
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import load_tensors, save_tensors, write_json
+from dxmi_rl.targets import ImageSet, emoji32, fashion_mnist, make_target, mnist5k
+from dxmi_rl.tasks import Task
+
+DATA: dict[str, Callable[[], Any]] = {
+    "digits": lambda: make_target("digits"), "mnist5k": mnist5k, "fashion-mnist": fashion_mnist, "emoji32": emoji32
+}  # fmt: skip
+SOLVERS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
+INSIDE = ("ppo", "grpo", "sft-pg")
+CALLS = (4, 10, 100)
+STEPS = (4, 10)
+POINTS, SHOWN = 10, 64
+EVALUATION_SEED = 900_000
+SCORES = {
+    "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
+    "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑", "coverage": "coverage ↑",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    data: str = "digits"
+    """Set of images: digits, mnist5k, fashion-mnist or emoji32."""
+    rows: tuple[str, ...] = ()
+    """Which rows; all by default."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every row."""
+    budget: int | None = None
+    """Transitions of a game; by default 500,000 for digits and 250,000 for others."""
+    jobs: int = 2
+    """Runs at a time, one thread each."""
+    device: str = "cpu"
+    """Torch device."""
+    folder: Path = Path("runs/images")
+    """Where finished and unfinished runs are kept."""
+    json: Path | None = None
+    """File for the results."""
+    pictures: Path | None = None
+    """Folder for pictures."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """One run of a row."""
+
+    data: str
+    row: str
+    agent: str
+    """A solver, or the agent inside DxMI."""
+    horizon: int
+    seed: int
+    budget: int
+    """Transitions; 0 for solvers."""
+    tau: float | None = None
+    """Temperature in nats; None: the task's."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Fields of DxMIConfig that differ from the recipe."""
+
+    def file(self, folder: Path) -> Path:
+        """Where the result is, or will be; what is unfinished has other endings."""
+        parts = dataclasses.asdict(self) | {"code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation"))}
+        return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def all_plays(data: str, seeds: Sequence[int], budget: int | None = None) -> list[Play]:
+    """Every row with every seed. Raises UnknownNameError for an unknown set."""
+    if data not in DATA:
+        raise UnknownNameError("data", data, list(DATA))
+    transitions = budget or (500_000 if data == "digits" else 250_000)
+    rows: list[dict[str, Any]] = [
+        {"row": f"{solver}, T = {calls}", "agent": solver, "horizon": calls, "budget": 0}
+        for solver in SOLVERS
+        for calls in CALLS
+    ]
+    game = {"agent": "dxdp", "horizon": 4, "budget": transitions}
+    rows += [game | {"row": f"dxmi, T = {steps}", "horizon": steps} for steps in STEPS]
+    rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
+    rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
+    return [Play(data=data, seed=seed, **row) for row in rows for seed in seeds]
+
+
+def build_task(play: Play, device: str) -> Task:
+    """The set's task with the play's horizon and temperature."""
+    changes: dict[str, Any] = {"horizon": play.horizon} | ({} if play.tau is None else {"tau": play.tau})
+    with seeded(play.seed):
+        return make_task("digits" if play.data == "digits" else DATA[play.data](), device=device, **changes)
+
+
+def run(play: Play, folder: Path, device: str = "cpu") -> Path:
+    """Play it, unless its file is there; returns the file with the JSON result."""
+    file = play.file(folder)
+    if not file.exists():
+        with one_thread():
+            task = build_task(play, device)
+            agent, curve = (_solver(play, task), []) if play.agent in SOLVERS else _trained(play, task, file)
+            scores = score(agent, play.seed)
+            drawn = agent.sample(SHOWN, seed=play.seed)
+        save_tensors(file.with_suffix(".samples.safetensors"), {"x": drawn}, {"row": play.row})
+        costs = dataclasses.asdict(agent.costs) | {"calls": agent.denoiser_calls}
+        write_json(file, {"play": dataclasses.asdict(play), "scores": scores, "curve": curve, "costs": costs})
+    return file
+
+
+def _solver(play: Play, task: Task) -> Agent:
+    return make_agent(play.agent, task=task, seed=play.seed)
+
+
+def _trained(play: Play, task: Task, file: Path) -> tuple[DxMI, list[dict[str, float]]]:
+    """The game at its end, begun or continued, and its curve."""
+    checkpoint, noted = file.with_suffix(".safetensors"), file.with_suffix(".curve.json")
+    curve: list[dict[str, float]] = []
+    if checkpoint.is_file():
+        game = DxMI.load(checkpoint, task=task)
+        curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
+        curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
+    else:
+        game = DxMI(task, seed=play.seed, agent=play.agent, **play.settings)
+
+    def note(_: Agent) -> None:
+        if game.num_timesteps < len(curve) * play.budget / POINTS:
+            return
+        costs = game.costs
+        fd = frechet(game, EVALUATION_SEED + len(curve))
+        curve.append({"timesteps": costs.timesteps, "seconds": costs.seconds, "fd": fd})
+        write_json(noted, curve)
+
+    if not curve:
+        note(game)
+    if (left := play.budget - game.num_timesteps) > 0:
+        game.learn(left, reset_num_timesteps=False, checkpoint=checkpoint, callback=note)
+    return game, curve
+
+
+def samples_of(target: ImageSet) -> int:
+    """How many samples are scored."""
+    return evaluation.FD_SAMPLES if target.features == "digits" else 2000
+
+
+def frechet(agent: Agent, seed: int) -> float:
+    """Frechet distance of the agent's samples to the test images."""
+    target = image_set(agent.task)
+    network = load_features(target.features, target.device)
+    x = agent.sample(samples_of(target), seed=seed)
+    return metrics.frechet_distance(network(x), network(target.test_data(len(x))))
+
+
+def score(agent: Agent, seed: int) -> dict[str, float]:
+    """Scores of an agent at its end."""
+    target, n = image_set(agent.task), samples_of(image_set(agent.task))
+    x = agent.sample(n, seed=EVALUATION_SEED + 100 + seed)
+    network = load_features(target.features, target.device)
+    scores = evaluation.image_scores(target, x)
+    scores["fd_train"] = metrics.frechet_distance(network(x), network(target.train_data(n)))
+    if isinstance(agent, DxMI):
+        generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
+        last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
+        scores["fd_last"] = metrics.frechet_distance(network(last), network(target.test_data(n)))
+    return scores
+
+
+def image_set(task: Task) -> ImageSet:
+    """The task's target, which is one."""
+    assert isinstance(task.target, ImageSet)
+    return task.target
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per setting: statistics over seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(result["play"]["row"], []).append(result)
+    return [
+        {
+            "row": row,
+            "calls": own[0]["costs"]["calls"],
+            "seeds": [result["play"]["seed"] for result in own],
+            "statistics": {
+                key: score_statistics([result["scores"][key] for result in own]) for key in own[0]["scores"]
+            },
+            "costs": {key: sum(result["costs"][key] for result in own) / len(own) for key in ("timesteps", "seconds")},
+        }
+        for row, own in groups.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]], floors: dict[str, float], data: str) -> Table:
+    """All rows, and what training images score."""
+    keys = [key for key in SCORES if any(key in row["statistics"] for row in rows)]
+    header = ["row", *(SCORES[key] for key in keys), "calls", "transitions", "seconds"]
+    body = [["training images", *(number(floors[key]) if key in floors else "" for key in keys), "", "", ""]]
+    for row in rows:
+        cells = [_cell(row["statistics"].get(key)) for key in keys]
+        trained = bool(row["costs"]["timesteps"])
+        costs = [compact(row["costs"]["timesteps"]), number(row["costs"]["seconds"])] if trained else ["", ""]
+        body.append([row["row"], *cells, str(row["calls"]), *costs])
+    return Table(data, header, body, len(keys), "Interquartile means over seeds with 95 % intervals.")
+
+
+def _cell(statistics: dict[str, Any] | None) -> str:
+    if statistics is None:
+        return ""
+    text = number(statistics["iqm"])
+    return f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
+
+
+def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
+    """Grids of samples, with their nearest training images, and distances against calls."""
+    import _images_pictures as pictures
+
+    assert arguments.pictures is not None
+    target = DATA[arguments.data]()
+    grids = {
+        play.row: load_tensors(play.file(arguments.folder).with_suffix(".samples.safetensors"))[0]["x"]
+        for play in reversed(plays)
+    }
+    pictures.draw_grids(dict(reversed(grids.items())), target, arguments.pictures / f"images_{arguments.data}.png")
+    pictures.draw_calls(rows, arguments.pictures / f"images_{arguments.data}_calls.png", arguments.data)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Play, print, write; 2 for arguments that are not allowed or images that are not there."""
+    tyro = require("tyro", "bench")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        check_integer("jobs", arguments.jobs)
+        if arguments.budget is not None:
+            check_integer("budget", arguments.budget)
+        check_seeds(arguments.seeds)
+        resolve_device(arguments.device)
+        plays = all_plays(arguments.data, arguments.seeds, arguments.budget)
+        known = list(dict.fromkeys(play.row for play in plays))
+        for row in arguments.rows:
+            if row not in known:
+                raise UnknownNameError("row", row, known)
+        plays = [play for play in plays if not arguments.rows or play.row in arguments.rows]
+        target = DATA[arguments.data]()
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from joblib import Parallel, delayed
+
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    build_task(plays[0], arguments.device)  # pretrained once, not by every worker
+    work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
+        delayed(run)(play, arguments.folder, arguments.device) for play in plays
+    )
+    results = []
+    with progress("runs", len(plays)) as advance:
+        for file in work:
+            results.append(json.loads(Path(file).read_text(encoding="utf-8")))
+            advance(len(results))
+    rows = summarise(results)
+    floors = evaluation.image_scores(target, target.train_data(samples_of(target)))
+    print_tables([table(rows, floors, arguments.data)])
+    if arguments.pictures is not None:
+        draw_all(plays, rows, arguments)
+    if arguments.json is not None:
+        command = shlex.join(["python", "benchmarks/images.py", *argv])
+        content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
+        write_json(arguments.json, content | {"floors": floors, "rows": rows, "runs": results})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
