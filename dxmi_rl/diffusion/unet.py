@@ -77,7 +77,7 @@ class DenoiserUNet(nn.Module):
         ratio = s / alpha
         level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         z = x / column(alpha, x)
-        spread = column(level, x)
+        spread = level.view(-1, 1, 1, 1)
         times = self.times(level).to(x.dtype).expand(len(x))
         if self.preconditioning == "epsilon":
             return z - spread * self.net(z / (1 + spread**2).sqrt(), times).sample
