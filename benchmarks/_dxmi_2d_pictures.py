@@ -146,7 +146,7 @@ def draw_against_tau(rows: Sequence[dict[str, Any]], file: Path) -> None:
     ):
         for number, start in enumerate(starts):
             own = {row["tau1"]: row["statistics"][key] for row in rows if row["start"] == start}
-            shift = 0.06 * (number - 1)
+            shift = 0.06 * (number - (len(starts) - 1) / 2)
             color, marker, line = STYLES[number % len(STYLES)]
             interval(axes, [taus.index(tau) + shift for tau in own], list(own.values()), color, marker, line, start)
         axes.set_xticks(range(len(taus)), [f"{tau:g}" for tau in taus])
