@@ -10,7 +10,7 @@ its own (``BUDGETS``), or all have ``--budget``:
     starts      8 Gaussians from the paper's good and weak noise schedules and from scratch
     tau         tau1 = tau2 in 0, 0.01, 0.03, 0.1, 0.3, from the good and the weak start and from scratch
     losses      contrastive, NCE, N2CE with several gamma or M, and without replay
-    agents      other agents inside, with their plain rates, the same networks, batches and energy steps
+    agents      other agents inside, at two policy rates, with the same networks, batches and energy steps
     energies    the same network without a sampler (Langevin chains, score matching, NCE) and DxMI at tau = 0
     targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting
     weights     8 Gaussians of unequal weights
@@ -50,7 +50,7 @@ from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
-from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
+from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
@@ -296,11 +296,7 @@ def _floor(entry: tuple[str, dict[str, float]]) -> str:
 def _cell(row: dict[str, Any], key: str) -> str:
     if key in row["predicted"]:
         return number(row["predicted"][key])
-    statistics = row["statistics"].get(key)
-    if statistics is None:
-        return ""
-    text = number(statistics["iqm"])
-    return text if "low" not in statistics else f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
+    return statistics_text(row["statistics"].get(key))
 
 
 def draw_all(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:

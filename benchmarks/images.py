@@ -35,7 +35,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
+from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
@@ -111,8 +111,6 @@ class Play:
     """Transitions; 0 for solvers."""
     tau: float | None = None
     """Temperature in nats; None: the task's."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Fields of DxMIConfig that differ from the recipe."""
 
     def file(self, folder: Path) -> Path:
         """Where the result is, or will be; what is unfinished has other endings."""
@@ -150,7 +148,12 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     if not file.exists():
         with one_thread():
             task = build_task(play, device)
-            agent, curve = (_solver(play, task), []) if play.agent in SOLVERS else _trained(play, task, file)
+            agent: Agent
+            curve: list[dict[str, float]] = []
+            if play.agent in SOLVERS:
+                agent = make_agent(play.agent, task=task, seed=play.seed)
+            else:
+                agent, curve = _trained(play, task, file)
             scores = score(agent, play.seed)
             drawn = agent.sample(SHOWN, seed=play.seed)
         save_tensors(file.with_suffix(".samples.safetensors"), {"x": drawn}, {"row": play.row})
@@ -159,26 +162,24 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     return file
 
 
-def _solver(play: Play, task: Task) -> Agent:
-    return make_agent(play.agent, task=task, seed=play.seed)
-
-
 def _trained(play: Play, task: Task, file: Path) -> tuple[DxMI, list[dict[str, float]]]:
     """The game at its end, begun or continued, and its curve."""
     checkpoint, noted = file.with_suffix(".safetensors"), file.with_suffix(".curve.json")
     curve: list[dict[str, float]] = []
+    target = image_set(task)
     if checkpoint.is_file():
         game = DxMI.load(checkpoint, task=task)
         curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
         curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
     else:
-        game = DxMI(task, seed=play.seed, agent=play.agent, **play.settings)
+        game = DxMI(task, seed=play.seed, agent=play.agent)
 
     def note(_: Agent) -> None:
         if game.num_timesteps < len(curve) * play.budget / POINTS:
             return
         costs = game.costs
-        fd = frechet(game, EVALUATION_SEED + len(curve))
+        x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
+        fd = evaluation.image_distance(target, x)
         curve.append({"timesteps": costs.timesteps, "seconds": costs.seconds, "fd": fd})
         write_json(noted, curve)
 
@@ -194,25 +195,17 @@ def samples_of(target: ImageSet) -> int:
     return evaluation.FD_SAMPLES if target.features == "digits" else 2000
 
 
-def frechet(agent: Agent, seed: int) -> float:
-    """Frechet distance of the agent's samples to the test images."""
-    target = image_set(agent.task)
-    network = load_features(target.features, target.device)
-    x = agent.sample(samples_of(target), seed=seed)
-    return metrics.frechet_distance(network(x), network(target.test_data(len(x))))
-
-
 def score(agent: Agent, seed: int) -> dict[str, float]:
     """Scores of an agent at its end."""
-    target, n = image_set(agent.task), samples_of(image_set(agent.task))
+    target = image_set(agent.task)
+    n, network = samples_of(target), load_features(target.features, target.device)
     x = agent.sample(n, seed=EVALUATION_SEED + 100 + seed)
-    network = load_features(target.features, target.device)
     scores = evaluation.image_scores(target, x)
     scores["fd_train"] = metrics.frechet_distance(network(x), network(target.train_data(n)))
     if isinstance(agent, DxMI):
         generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
         last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
-        scores["fd_last"] = metrics.frechet_distance(network(last), network(target.test_data(n)))
+        scores["fd_last"] = evaluation.image_distance(target, last)
     return scores
 
 
@@ -247,18 +240,11 @@ def table(rows: Sequence[dict[str, Any]], floors: dict[str, float], data: str) -
     header = ["row", *(SCORES[key] for key in keys), "calls", "transitions", "seconds"]
     body = [["training images", *(number(floors[key]) if key in floors else "" for key in keys), "", "", ""]]
     for row in rows:
-        cells = [_cell(row["statistics"].get(key)) for key in keys]
+        cells = [statistics_text(row["statistics"].get(key)) for key in keys]
         trained = bool(row["costs"]["timesteps"])
         costs = [compact(row["costs"]["timesteps"]), number(row["costs"]["seconds"])] if trained else ["", ""]
         body.append([row["row"], *cells, str(row["calls"]), *costs])
     return Table(data, header, body, len(keys), "Interquartile means over seeds with 95 % intervals.")
-
-
-def _cell(statistics: dict[str, Any] | None) -> str:
-    if statistics is None:
-        return ""
-    text = number(statistics["iqm"])
-    return f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
 
 
 def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
@@ -269,9 +255,10 @@ def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: A
     target = DATA[arguments.data]()
     grids = {
         play.row: load_tensors(play.file(arguments.folder).with_suffix(".samples.safetensors"))[0]["x"]
-        for play in reversed(plays)
+        for play in plays
+        if play.seed == arguments.seeds[0]
     }
-    pictures.draw_grids(dict(reversed(grids.items())), target, arguments.pictures / f"images_{arguments.data}.png")
+    pictures.draw_grids(grids, target, arguments.pictures / f"images_{arguments.data}.png")
     pictures.draw_calls(rows, arguments.pictures / f"images_{arguments.data}_calls.png", arguments.data)
 
 

@@ -152,7 +152,7 @@ def quick_scores(
             scores |= {"kl_bound": log_z - elbo} if log_z is not None else {"elbo": elbo}
             scores |= _tempered(task, elbo, energy, final)
         if isinstance(target, ImageSet):
-            scores["fd"] = _frechet(target, final)
+            scores["fd"] = image_distance(target, final)
         elif _has_samples(target) and target.finite_variance and not _aims_elsewhere(task):
             exact = _exact(target, samples, seed).flatten(1)
             scores["sliced_w2"] = metrics.sliced_w2(final.flatten(1), exact, projections=200, seed=seed)
@@ -370,23 +370,25 @@ _kept_features: dict[tuple[str, str, int, str], Tensor] = {}
 
 
 def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of images and of the test images; the latter are kept for the next call."""
+    """Features of images and of as many test images; the latter are kept for the next call."""
     network = load_features(target.features, x.device)
-    key = (target.name, target.digest(), FD_SAMPLES, str(x.device))
+    key = (target.name, target.digest(), len(x), str(x.device))
     if key not in _kept_features:
         _kept_features.clear()
-        _kept_features[key] = network(target.test_data(FD_SAMPLES))
+        _kept_features[key] = network(target.test_data(len(x)))
     return network(x), _kept_features[key]
 
 
-def _frechet(target: ImageSet, x: Tensor) -> float:
+def image_distance(target: ImageSet, x: Tensor) -> float:
+    """``fd`` of ``image_scores`` alone."""
     return metrics.frechet_distance(*_features(target, x))
 
 
 def image_scores(target: ImageSet, x: Tensor) -> dict[str, float]:
     """``fd``, ``kd``, ``precision``, ``recall``, ``density`` and ``coverage`` of images ``[n, *event_shape]``.
 
-    Against the test images (at most 5,000), on the target's features. Raises as ``metrics.frechet_distance``.
+    Against as many test images, or all where there are fewer, on the target's features. Raises as
+    ``metrics.frechet_distance``.
     """
     features, real = _features(target, x)
     distances = {"fd": metrics.frechet_distance(features, real), "kd": metrics.kernel_distance(features, real)}

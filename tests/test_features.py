@@ -74,3 +74,15 @@ def test_images_are_scored_on_the_features_of_their_target(tmp_path: Path, monke
     network = load_features("lite0")
     floor = metrics.frechet_distance(network(target.train_data(40)), network(target.test_data(40)))
     assert scores["fd_floor"] == pytest.approx(floor, rel=1e-6)
+
+
+def test_images_are_scored_against_as_many_test_images() -> None:
+    """Frechet distances are biased by the number of images: one number of test images must not stand for another."""
+    digits = make_target("digits")
+    assert isinstance(digits, ImageSet)
+    network = load_features("digits")
+    for n in (100, 200, 100):
+        x = digits.train_data(n)
+        expected = metrics.frechet_distance(network(x), network(digits.test_data(n)))
+        assert evaluation.image_distance(digits, x) == pytest.approx(expected, rel=1e-9)
+        assert evaluation.image_scores(digits, x)["fd"] == pytest.approx(expected, rel=1e-9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -179,3 +180,11 @@ def _rich(table: Table, columns: list[int]) -> RichTable:
     for line in table.body:
         rich.add_row(*(Text(line[index]) for index in columns))
     return rich
+
+
+def statistics_text(statistics: dict[str, Any] | None) -> str:
+    """Of ``score_statistics``: the interquartile mean, and below it the interval where there is one."""
+    if statistics is None:
+        return ""
+    text = number(statistics["iqm"])
+    return f"{text}\n[{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
