@@ -8,6 +8,7 @@ A command that is stopped goes on where it was when it is started again: pretrai
 finished runs are kept. Rows:
 
     ddpm, ddim, dpm-solver, edm-heun      with 4, 10 and 100 calls of the denoiser, without training
+    ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
     dxmi                                  at T = 4 and 10, the recipe of dxmi_rl/irl/recipes.py with DxDP inside
     dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
@@ -50,6 +51,7 @@ from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.checks import check_integer, require, resolve_device
+from dxmi_rl.diffusion import ReverseSampler, pretrained_denoiser
 from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
 from dxmi_rl.progress import progress
@@ -59,7 +61,8 @@ from dxmi_rl.targets import ImageSet, emoji32, fashion_mnist, make_target, mnist
 from dxmi_rl.tasks import Task
 
 DATA: dict[str, Callable[[], Any]] = {
-    "digits": lambda: make_target("digits"), "mnist5k": mnist5k, "fashion-mnist": fashion_mnist, "emoji32": emoji32
+    "digits": lambda: make_target("digits"), "mnist5k": mnist5k, "mnist5k-14": lambda: mnist5k(14),
+    "fashion-mnist": fashion_mnist, "fashion-mnist-14": lambda: fashion_mnist(size=14), "emoji32": emoji32,
 }  # fmt: skip
 SOLVERS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
 INSIDE = ("ppo", "grpo", "sft-pg")
@@ -78,7 +81,7 @@ class Arguments:
     """What the command line sets."""
 
     data: str = "digits"
-    """Set of images: digits, mnist5k, fashion-mnist or emoji32."""
+    """Set of images: digits, mnist5k, fashion-mnist, these two with -14 (14 x 14 pixels), or emoji32."""
     rows: tuple[str, ...] = ()
     """Which rows; all by default."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -111,6 +114,8 @@ class Play:
     """Transitions; 0 for solvers."""
     tau: float | None = None
     """Temperature in nats; None: the task's."""
+    early: bool = False
+    """With the denoiser as it was after four fifths of its pretraining."""
 
     def file(self, folder: Path) -> Path:
         """Where the result is, or will be; what is unfinished has other endings."""
@@ -128,6 +133,7 @@ def all_plays(data: str, seeds: Sequence[int], budget: int | None = None) -> lis
         for solver in SOLVERS
         for calls in CALLS
     ]
+    rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
     game = {"agent": "dxdp", "horizon": 4, "budget": transitions}
     rows += [game | {"row": f"dxmi, T = {steps}", "horizon": steps} for steps in STEPS]
     rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
@@ -139,7 +145,13 @@ def build_task(play: Play, device: str) -> Task:
     """The set's task with the play's horizon and temperature."""
     changes: dict[str, Any] = {"horizon": play.horizon} | ({} if play.tau is None else {"tau": play.tau})
     with seeded(play.seed):
-        return make_task("digits" if play.data == "digits" else DATA[play.data](), device=device, **changes)
+        task = make_task("digits" if play.data == "digits" else DATA[play.data](), device=device, **changes)
+        if play.early:
+            assert isinstance(task.mdp.base, ReverseSampler)
+            task.mdp.base.denoiser = pretrained_denoiser(
+                task.target, task.config.pretraining, device=task.device, early=True
+            )
+    return task
 
 
 def run(play: Play, folder: Path, device: str = "cpu") -> Path:

@@ -279,7 +279,9 @@ def _default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
     if isinstance(target, Digits):
         return replace(TASKS["digits"], target=target)
     if isinstance(target, ImageSet):
-        unet = PretrainingConfig(network="unet", iterations=5000, batch_size=64)
+        halvings = min(2, *(((side & -side).bit_length() - 1) for side in target.event_shape[1:]))
+        channels = PretrainingConfig.channels[: halvings + 1]
+        unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
         return replace(TASKS["digits"], target=target, tau=0.1 / target.dim, pretraining=unet)
     if kind.has_energy:
         return TaskConfig(target, base=None, track="sample")

