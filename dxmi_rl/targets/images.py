@@ -239,7 +239,7 @@ def _sized(name: str, size: int) -> str:
 
 
 def shrunk(images: Bytes, block: int) -> Bytes:
-    """Means of square blocks of pixels, rounded: ``[rows, channels, side, side] -> [.., side / block, side / block]``."""
+    """Means of square blocks of pixels, rounded: ``[rows, channels, side, side] -> [..., side / block, ...]``."""
     if block == 1:
         return images
     rows, channels, side, _ = images.shape

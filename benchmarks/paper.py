@@ -1,0 +1,219 @@
+"""The paper's games of images: CIFAR-10, ImageNet 64 x 64 and LSUN bedrooms in 4 or 10 steps, for a GPU machine.
+
+    python benchmarks/paper.py --dry-run                          what every preset takes; one iteration of CIFAR-10
+    python benchmarks/paper.py --presets cifar10-t10 --data cifar-10-batches-py --denoiser ddpm-cifar10-32
+        --device cuda --precision bfloat16
+    torchrun --nproc_per_node 8 benchmarks/paper.py --presets lsun-bedroom-t4 --data bedrooms --denoiser edm.safetensors
+        --device cuda --precision bfloat16 --rows-at-a-time 8
+
+Settings are those of the released configurations (dxmi_rl/irl/paper.py). What differs: value and energy are two
+networks (one there), ImageNet is played without classes and no running cost is left out, CIFAR-10 at T = 4 starts from
+a DDPM (a DDGAN there), and LSUN without its scale of the kernel's sigmas. A command that is stopped goes on where it
+was when it is started again.
+
+The dry run counts parameters, memory and arithmetic of networks at full size on torch's meta device, and plays one
+iteration of the CIFAR-10 presets with random images, an untrained backbone and ``--batch-size`` (2). Hours on an H100
+assume ``--utilisation`` of its 989 TFLOP/s in bfloat16 and leave out scoring.
+
+Keys of ``--json FILE``:
+
+    command              the command line
+    machine, versions    what it ran on
+    costs                {preset: {networks: {denoiser, energy, value: {parameters, flops, saved_bytes}}, state_bytes,
+                         iteration_flops, training_flops, hours}}
+    dry_runs             {preset: {batch_size, seconds, losses}} of one iteration
+    runs                 per seed: seed, iterations, scores (as in benchmarks/images.py), curve, costs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from images import EVALUATION_SEED, SHOWN, samples_of, score
+
+from dxmi_rl import evaluation
+from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.protocol import check_seeds
+from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
+from dxmi_rl.checks import check_integer, check_real, require, resolve_device
+from dxmi_rl.execution import is_main_process, set_execution
+from dxmi_rl.irl import DxMI
+from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, PresetCost, make_game, preset_cost
+from dxmi_rl.storage import save_tensors, write_json
+from dxmi_rl.targets import ImageSet, cifar10, load_images
+
+H100_FLOPS = 989e12
+"""Dense bfloat16 FLOP a second of an H100 SXM (NVIDIA's data sheet)."""
+SMALL_BATCH = 2
+POINTS = 20
+"""Scores while training."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    presets: tuple[str, ...] = ()
+    """Which games: cifar10-t10, cifar10-t4, imagenet64-t10, imagenet64-t4, lsun-bedroom-t4; all in a dry run."""
+    dry_run: bool = False
+    """Count, and try one iteration of CIFAR-10, without data."""
+    data: Path | None = None
+    """Images: CIFAR-10's python folder for its presets; for others a folder of pictures or an .npz file."""
+    denoiser: Path | None = None
+    """Backbone: the folder of a diffusers DDPMPipeline, or a .safetensors file of DenoiserUNet.save."""
+    iterations: int | None = None
+    """Iterations; by default the released configuration's."""
+    batch_size: int | None = None
+    """Trajectories per iteration; by default the paper's, and 2 in a dry run."""
+    precision: str = "float32"
+    """float32, or bfloat16 (autocast)."""
+    rows_at_a_time: int | None = None
+    """Rows of a batch that a network computes at once; by default all."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds, one game after the other."""
+    device: str = "cpu"
+    """Torch device."""
+    utilisation: float = 0.3
+    """Part of an H100's arithmetic that is had, in the estimate."""
+    folder: Path = Path("runs/paper")
+    """Where games are kept."""
+    json: Path | None = None
+    """File for the results."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count or play, print, write; 2 for arguments that are not allowed or files that are not there."""
+    tyro = require("tyro", "bench")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        check_seeds(arguments.seeds)
+        check_real("utilisation", arguments.utilisation, strict=True)
+        for key in ("iterations", "batch_size", "rows_at_a_time"):
+            if getattr(arguments, key) is not None:
+                check_integer(key, getattr(arguments, key))
+        resolve_device(arguments.device)
+        names = arguments.presets or tuple(PAPER_PRESETS)
+        presets = {name: PAPER_PRESETS[name] for name in names}
+        if not arguments.dry_run:
+            if len(arguments.presets) != 1 or arguments.data is None or arguments.denoiser is None:
+                raise ValueError("a game needs one preset, --data and --denoiser; --dry-run needs none.")
+            target = load_target(names[0], arguments.data, presets[names[0]])
+        costs = {name: preset_cost(preset) for name, preset in presets.items()}
+        if arguments.dry_run:
+            print_tables([cost_table(costs, presets, arguments.utilisation)])
+            small = [name for name in names if name.startswith("cifar10")]
+            dry_runs = {name: try_one(presets[name], arguments) for name in small}
+            runs = []
+        else:
+            dry_runs = {}
+            runs = [play(names[0], presets[names[0]], target, seed, arguments) for seed in arguments.seeds]
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, tried in dry_runs.items():
+        print(f"{name}: one iteration with {tried['batch_size']} trajectories took {tried['seconds']:.1f} s")
+    if is_main_process():
+        for run in runs:
+            print(f"seed {run['seed']}: {', '.join(f'{key} {number(value)}' for key, value in run['scores'].items())}")
+        if arguments.json is not None:
+            content = {"command": shlex.join(["python", "benchmarks/paper.py", *argv])}
+            content |= {"machine": machine(arguments.device), "versions": versions()}  # type: ignore[dict-item]
+            counted = {
+                name: dataclasses.asdict(cost) | {"hours": cost.hours(H100_FLOPS, arguments.utilisation)}
+                for name, cost in costs.items()
+            }
+            write_json(arguments.json, content | {"costs": counted, "dry_runs": dry_runs, "runs": runs})
+    return 0
+
+
+def cost_table(costs: dict[str, PresetCost], presets: dict[str, PaperPreset], utilisation: float) -> Table:
+    """What every preset takes."""
+    header = [
+        "preset", "images", "T", "batch", "iterations", "denoiser,\nparameters", "energy,\nparameters",
+        "GFLOP\nper call", "state,\nGiB", "kept per\nrow, MiB", "TFLOP per\niteration", "hours,\none H100",
+    ]  # fmt: skip
+    body = []
+    for name, cost in costs.items():
+        preset, denoiser = presets[name], cost.networks["denoiser"]
+        body.append([
+            name, " x ".join(map(str, preset.event_shape)), str(preset.task["horizon"]), str(preset.batch_size),
+            f"{preset.iterations:,}", compact(denoiser.parameters), compact(cost.networks["energy"].parameters),
+            number(denoiser.flops / 1e9), number(cost.state_bytes / 2**30), number(denoiser.saved_bytes / 2**20),
+            number(cost.iteration_flops / 1e12), number(cost.hours(H100_FLOPS, utilisation)),
+        ])  # fmt: skip
+    note = f"Counted, not measured; hours at {utilisation:.0%} of 989 TFLOP/s. What a row keeps is in 32 bits."
+    return Table("the paper's games", header, body, 0, note)
+
+
+def try_one(preset: PaperPreset, arguments: Arguments) -> dict[str, Any]:
+    """One iteration at full size with random images and an untrained backbone."""
+    rows = arguments.batch_size or SMALL_BATCH
+    generator = torch.Generator().manual_seed(0)
+    bytes_ = torch.randint(256, (2 * rows, *preset.event_shape), generator=generator, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder, seeded(0):
+        file = preset.make_backbone().save(Path(folder) / "backbone.safetensors")
+        task = preset.make_task(ImageSet(bytes_, bytes_[:1]), file, device=arguments.device)
+        game = make_game(task, preset, batch_size=rows)
+    set_execution(game, precision=arguments.precision, rows_at_a_time=arguments.rows_at_a_time)
+    started = time.perf_counter()
+    game.learn(game.timesteps_per_iteration)
+    return {"batch_size": rows, "seconds": time.perf_counter() - started, "losses": game.log}
+
+
+def load_target(name: str, path: Path, preset: PaperPreset) -> ImageSet:
+    """The images of a preset. Raises MissingDataError where they are not."""
+    if name.startswith("cifar10"):
+        return cifar10(str(path))
+    return load_images(path, size=preset.event_shape[1], name=name.rsplit("-", 1)[0])
+
+
+def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """One game to its end, begun or continued: scores, and its distances on the way."""
+    assert arguments.denoiser is not None
+    task = preset.make_task(target, arguments.denoiser, device=arguments.device)
+    checkpoint = arguments.folder / f"{name}_{seed}.safetensors"
+    noted = checkpoint.with_suffix(".curve.json")
+    curve: list[dict[str, float]] = []
+    if checkpoint.is_file():
+        game = DxMI.load(checkpoint, task=task)
+        curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
+    else:
+        game = make_game(task, preset, seed=seed, batch_size=arguments.batch_size)
+    set_execution(game, precision=arguments.precision, rows_at_a_time=arguments.rows_at_a_time, share=True)
+    iterations = arguments.iterations or preset.iterations
+    budget = iterations * game.timesteps_per_iteration
+
+    def note(_: Agent) -> None:
+        if game.num_timesteps < len(curve) * budget / POINTS:
+            return
+        x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
+        fd = evaluation.image_distance(target, x)
+        curve.append({"timesteps": game.costs.timesteps, "seconds": game.costs.seconds, "fd": fd})
+        if is_main_process():
+            print(f"{name}, seed {seed}: {game.num_timesteps / budget:.0%}, fd {number(fd)}", flush=True)
+            write_json(noted, curve)
+            save_tensors(checkpoint.with_suffix(".samples.safetensors"), {"x": x[:SHOWN]}, {"fd": fd})
+
+    if not curve:
+        note(game)
+    if (left := budget - game.num_timesteps) > 0:
+        kept = checkpoint if is_main_process() else None
+        game.learn(left, reset_num_timesteps=False, checkpoint=kept, callback=note, progress_bar=is_main_process())
+    scores, costs = score(game, seed), dataclasses.asdict(game.costs)
+    return {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve, "costs": costs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
