@@ -1,8 +1,9 @@
 """Images in few steps: DxMI, other agents in its game, and training-free samplers with the same number of calls.
 
     python benchmarks/images.py                                           8 x 8 digits, all rows, three seeds
-    python benchmarks/images.py --data fashion-mnist --rows "ddpm, T = 100" --seeds 0
-    python benchmarks/images.py --data fashion-mnist --rows "dxmi, T = 4" --seeds 0
+    python benchmarks/images.py --ablations --seeds 0 1 2 3 4
+    python benchmarks/images.py --data fashion-mnist-14 --rows "ddpm, T = 100" --seeds 0
+    python benchmarks/images.py --data fashion-mnist-14 --rows "dxmi, T = 4" --seeds 0
 
 A command that is stopped goes on where it was when it is started again: pretraining, games (every 50 iterations) and
 finished runs are kept. Rows:
@@ -13,10 +14,14 @@ finished runs are kept. Rows:
     dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
 
+``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
+kernel, whose variances follow the sampler (adaptive velocity) or do not.
+
 Scores: Frechet and kernel distance, precision, recall, density and coverage of 2,000 samples (digits: 5,000) against
 the test images, on the features that the set names: a classifier of digits, or EfficientNet-Lite0 ("FD-Lite0").
-Distances compare within one set only. Games are scored with the averaged policy, and ``fd_last`` is the last iterate's;
-``fd_train`` is against as many training images. The floor is the score of training images.
+Distances compare within one set only. Games are scored with the averaged policy; ``fd_last`` is the last iterate's,
+``fd_guided`` has value guidance (``GUIDANCE``) and ``fd_train`` is against as many training images. The floor is the
+score of training images.
 
 Keys of ``--json FILE``:
 
@@ -36,7 +41,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +49,7 @@ import torch
 
 from dxmi_rl import evaluation, make_agent, make_task, metrics
 from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
@@ -54,11 +60,12 @@ from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.diffusion import ReverseSampler, pretrained_denoiser
 from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
+from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, save_tensors, write_json
 from dxmi_rl.targets import ImageSet, emoji32, fashion_mnist, make_target, mnist5k
-from dxmi_rl.tasks import Task
+from dxmi_rl.tasks import IMAGE_TAU, Task
 
 DATA: dict[str, Callable[[], Any]] = {
     "digits": lambda: make_target("digits"), "mnist5k": mnist5k, "mnist5k-14": lambda: mnist5k(14),
@@ -68,11 +75,21 @@ SOLVERS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
 INSIDE = ("ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "contrastive": {"loss": "contrastive"},
+    "sigma fixed": {"agent.sigma_learning_rate": 0.0},
+    "adaptive velocity": {"task.backward": "brownian"},
+    "constant velocity": {"task.backward": "brownian", "task.backward_options": {"rate": 1.0}},
+}
+GUIDANCE = 0.1
+"""Weight of the guided score."""
 POINTS, SHOWN = 10, 64
 EVALUATION_SEED = 900_000
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
-    "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑", "coverage": "coverage ↑",
+    "fd_guided": "FD ↓,\nguided", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
+    "coverage": "coverage ↑",
 }  # fmt: skip
 
 
@@ -86,8 +103,10 @@ class Arguments:
     """Which rows; all by default."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every row."""
+    ablations: bool = False
+    """The recipe at T = 4 and what is changed in it, instead of the rows."""
     budget: int | None = None
-    """Transitions of a game; by default 500,000 for digits and 250,000 for others."""
+    """Transitions of a game; by default 600,000 for digits and 250,000 for others."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     device: str = "cpu"
@@ -113,45 +132,66 @@ class Play:
     budget: int
     """Transitions; 0 for solvers."""
     tau: float | None = None
-    """Temperature in nats; None: the task's."""
+    """Temperature in nats; None: IMAGE_TAU per dimension."""
     early: bool = False
     """With the denoiser as it was after four fifths of its pretraining."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """What differs from the recipe: settings of DxMI, "agent." of its agent, "task." of the task."""
 
     def file(self, folder: Path) -> Path:
         """Where the result is, or will be; what is unfinished has other endings."""
-        parts = dataclasses.asdict(self) | {"code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation"))}
+        parts = dataclasses.asdict(self) | {"row": "", "code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation"))}
         return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
-def all_plays(data: str, seeds: Sequence[int], budget: int | None = None) -> list[Play]:
-    """Every row with every seed. Raises UnknownNameError for an unknown set."""
+def all_plays(
+    data: str, seeds: Sequence[int], budget: int | None = None, *, ablations: bool = False
+) -> list[Play]:  # fmt: skip
+    """Every row, or every ablation, with every seed. Raises UnknownNameError for an unknown set."""
     if data not in DATA:
         raise UnknownNameError("data", data, list(DATA))
-    transitions = budget or (500_000 if data == "digits" else 250_000)
-    rows: list[dict[str, Any]] = [
-        {"row": f"{solver}, T = {calls}", "agent": solver, "horizon": calls, "budget": 0}
-        for solver in SOLVERS
-        for calls in CALLS
-    ]
-    rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
-    game = {"agent": "dxdp", "horizon": 4, "budget": transitions}
-    rows += [game | {"row": f"dxmi, T = {steps}", "horizon": steps} for steps in STEPS]
-    rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
-    rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
+    game = {"agent": "dxdp", "horizon": 4, "budget": budget or (600_000 if data == "digits" else 250_000)}
+    if ablations:
+        rows: list[dict[str, Any]] = [game | {"row": name, "changes": changes} for name, changes in ABLATIONS.items()]
+    else:
+        rows = [
+            {"row": f"{solver}, T = {calls}", "agent": solver, "horizon": calls, "budget": 0}
+            for solver in SOLVERS
+            for calls in CALLS
+        ]
+        rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
+        rows += [game | {"row": f"dxmi, T = {steps}", "horizon": steps} for steps in STEPS]
+        rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
+        rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, seed=seed, **row) for row in rows for seed in seeds]
 
 
 def build_task(play: Play, device: str) -> Task:
-    """The set's task with the play's horizon and temperature."""
-    changes: dict[str, Any] = {"horizon": play.horizon} | ({} if play.tau is None else {"tau": play.tau})
+    """The set's task with the play's horizon, temperature and changes."""
+    target = DATA[play.data]()
+    tau = IMAGE_TAU / target.dim if play.tau is None else play.tau
     with seeded(play.seed):
-        task = make_task("digits" if play.data == "digits" else DATA[play.data](), device=device, **changes)
+        task = make_task(target, device=device, horizon=play.horizon, tau=tau, **changes_of(play, "task."))
         if play.early:
             assert isinstance(task.mdp.base, ReverseSampler)
             task.mdp.base.denoiser = pretrained_denoiser(
                 task.target, task.config.pretraining, device=task.device, early=True
             )
     return task
+
+
+def build_game(play: Play, task: Task) -> DxMI:
+    """DxMI as the play has it: the recipe, and its changes."""
+    own = {key: value for key, value in play.changes.items() if "." not in key}
+    convolutional = task.config.pretraining.network == "unet"
+    config = recipe(task.name, play.agent, own.get("loss"), images=True, convolutional=convolutional)
+    settings = config.agent_settings | changes_of(play, "agent.")
+    return DxMI(task, seed=play.seed, config=dataclasses.replace(config, **own, agent_settings=settings))
+
+
+def changes_of(play: Play, prefix: str) -> dict[str, Any]:
+    """The changes whose names begin so, without that."""
+    return {key.removeprefix(prefix): value for key, value in play.changes.items() if key.startswith(prefix)}
 
 
 def run(play: Play, folder: Path, device: str = "cpu") -> Path:
@@ -184,7 +224,7 @@ def _trained(play: Play, task: Task, file: Path) -> tuple[DxMI, list[dict[str, f
         curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
         curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
     else:
-        game = DxMI(task, seed=play.seed, agent=play.agent)
+        game = build_game(play, task)
 
     def note(_: Agent) -> None:
         if game.num_timesteps < len(curve) * play.budget / POINTS:
@@ -218,6 +258,9 @@ def score(agent: Agent, seed: int) -> dict[str, float]:
         generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
         last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
         scores["fd_last"] = evaluation.image_distance(target, last)
+        if isinstance(agent.agent, Guiding):
+            guided = agent.sample(n, seed=EVALUATION_SEED + 100 + seed, guidance=GUIDANCE)
+            scores["fd_guided"] = evaluation.image_distance(target, guided)
     return scores
 
 
@@ -285,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_integer("budget", arguments.budget)
         check_seeds(arguments.seeds)
         resolve_device(arguments.device)
-        plays = all_plays(arguments.data, arguments.seeds, arguments.budget)
+        plays = all_plays(arguments.data, arguments.seeds, arguments.budget, ablations=arguments.ablations)
         known = list(dict.fromkeys(play.row for play in plays))
         for row in arguments.rows:
             if row not in known:

@@ -18,6 +18,8 @@ from dxmi_rl.rollout import Policy, fast_loop, log_prob, play
 from dxmi_rl.targets.custom import evaluation_mode
 
 Energy = Callable[[Tensor], Tensor]
+Draw = Callable[[int, torch.Generator | None], Tensor]
+"""Rows of data, ``[n, *event_shape]``."""
 COORDINATES = ["noise", "next_state"]
 
 
@@ -84,6 +86,7 @@ class DenoisingMDP:
         self.base, self.kernel = base.to(self.device), kernel.to(self.device)
         self.start_std = base.schedule.start_std
         self._energy: Energy | None = None
+        self._start: Draw | None = None
         if energy is not None:
             self.set_energy(energy)
 
@@ -178,15 +181,28 @@ class DenoisingMDP:
 
     # -- dynamics ----------------------------------------------------------------------------------------------
 
+    def start_from(self, data: Draw | None) -> None:
+        """Let episodes start at noised data, x_0 = alpha_0 x + s_0 noise with x from ``data(n, generator)``, as low as
+        the ladder begins; None: at noise alone, as ever.
+        """
+        self._start = data
+
     def reset(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """x_0 ~ N(0, s0^2 I): ``[n, *event_shape]``. Raises ValueError for n < 1, TypeError for a seed as generator."""
+        """x_0 ~ N(0, s0^2 I), or noised data (``start_from``): ``[n, *event_shape]``. Raises ValueError for n < 1,
+        TypeError for a seed as generator.
+        """
         check_integer("n", n)
         if not (generator is None or isinstance(generator, torch.Generator)):
             raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}.")
-        return self.start_std * self._noise(n, generator)
+        if self._start is None:
+            return self.start_std * self._noise(n, generator)
+        alpha, s = self.base.schedule.alpha[0], self.base.schedule.s[0]
+        return alpha * self._start(n, generator) + s * self._noise(n, generator)
 
     def start_log_prob(self, x: Tensor) -> Tensor:
-        """log p_0(x_0): ``[batch]``."""
+        """log p_0(x_0): ``[batch]``. Raises TypeError where episodes start at noised data, whose density is unknown."""
+        if self._start is not None:
+            raise TypeError("episodes start at noised data, whose density is unknown: no bound on log Z can be had.")
         return gaussian_log_prob(x, torch.zeros_like(x), x.new_full((), math.log(self.start_std)))
 
     def next_state(self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str = "noise") -> Tensor:

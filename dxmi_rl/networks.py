@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -299,6 +301,36 @@ class EnergyConv(EnergyNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x / self.scale).squeeze(-1)
+
+
+class EnergyDenoiser(EnergyNetwork):
+    """What a denoiser D takes out of x that has no noise: sum_k g_k |x - D(x, l_k)|^2 / (d c^2) + b, at few levels l_k.
+
+    D is small on the data that it was trained on, so the energy is low there before it is trained: an autoencoder's
+    reconstruction error (as in Yoon et al. 2021, arXiv 2105.05735), with D for autoencoder. D, the gains g (start: 1)
+    and b (start: 0) are trained; copies of D are taken.
+
+    Args:
+        denoiser: D(x, alpha, s), such as the base sampler's.
+        scale: c, the data's standard deviation.
+        levels: l_k / c.
+    """
+
+    levels: Tensor
+
+    def __init__(self, denoiser: nn.Module, scale: float, *, levels: Sequence[float] = (0.5, 1.0, 2.0)) -> None:
+        super().__init__(scale)
+        self.denoiser = copy.deepcopy(denoiser).requires_grad_(True)
+        self.register_buffer("levels", scale * torch.tensor(levels))
+        self.log_gain = nn.Parameter(torch.zeros(len(levels)))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, copies = len(x), len(self.levels)
+        rows = x.repeat(copies, *[1] * (x.dim() - 1))
+        level = self.levels.to(x.dtype).repeat_interleave(n)
+        errors = ((rows - self.denoiser(rows, torch.ones_like(level), level)) / self.scale).flatten(1)
+        return self.log_gain.exp() @ errors.square().mean(1).view(copies, n) + self.bias
 
 
 @torch.no_grad()

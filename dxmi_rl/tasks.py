@@ -46,6 +46,8 @@ from dxmi_rl.targets import (
 )
 
 TRACKS = ["fine-tune", "sample"]
+IMAGE_TAU = 0.03
+"""Temperature per dimension of image sets, found on digits; twice that blurs samples."""
 BASES = ["ddpm", "ddim", "edm"]
 
 TargetLike = str | Target | Energy | Tensor | np.ndarray
@@ -72,9 +74,9 @@ class TaskConfig:
     """Stochasticity of "ddim" and "edm"; 1 is DDPM's."""
     sigma_last: float | None = None
     """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
-    denoiser: str = "exact"
-    """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), or for images a path: the
-    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save."""
+    denoiser: str | nn.Module = "exact"
+    """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), for images a path (the
+    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s)."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
     backward: str = "forward"
@@ -282,7 +284,7 @@ def _default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
         halvings = min(2, *(((side & -side).bit_length() - 1) for side in target.event_shape[1:]))
         channels = PretrainingConfig.channels[: halvings + 1]
         unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
-        return replace(TASKS["digits"], target=target, tau=0.1 / target.dim, pretraining=unet)
+        return replace(TASKS["digits"], target=target, tau=IMAGE_TAU / target.dim, pretraining=unet)
     if kind.has_energy:
         return TaskConfig(target, base=None, track="sample")
     return TaskConfig(target, denoiser="learned", reward=None)
@@ -348,6 +350,8 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
         denoiser = pretrained_denoiser(target, config.pretraining, device=device)
+    elif isinstance(config.denoiser, nn.Module):
+        denoiser = config.denoiser
     else:
         denoiser = _load_denoiser(config.denoiser, target)
     sigma_last = config.sigma_last

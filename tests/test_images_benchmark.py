@@ -27,7 +27,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(script, "POINTS", 2)
 
     def task(play: script.Play, device: str) -> Any:
-        changes = {} if play.tau is None else {"tau": play.tau}
+        changes = script.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})
         pretraining = {"iterations": 5, "width": 16, "batch_size": 16}
         return make_task("digits", horizon=play.horizon, pretraining=pretraining, device=device, **changes)
 

@@ -2,7 +2,7 @@
 
 from dxmi_rl.diffusion.denoisers import DenoiserMLP, MixtureDenoiser
 from dxmi_rl.diffusion.kernels import KERNELS, BackwardKernel, Brownian, Forward, Learned, make_kernel
-from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser
+from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser, train_denoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
 from dxmi_rl.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from dxmi_rl.diffusion.unet import DenoiserUNet
@@ -27,4 +27,5 @@ __all__ = [
     "mixture_sigma_last",
     "pretrained_denoiser",
     "sample_base",
+    "train_denoiser",
 ]

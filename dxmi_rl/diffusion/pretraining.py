@@ -122,6 +122,15 @@ def pretrained_denoiser(
     return denoiser.requires_grad_(False).eval().to(device)
 
 
+def train_denoiser(
+    target: Target, config: PretrainingConfig | None = None, *, device: torch.device | None = None
+) -> Denoiser:  # fmt: skip
+    """As ``pretrained_denoiser``, with nothing kept on disk: every call trains."""
+    config, device = config or PretrainingConfig(), device or torch.device("cpu")
+    place = device if config.network == "unet" else torch.device("cpu")
+    return _Cloning(target, config, place).run().requires_grad_(False).eval().to(device)
+
+
 def _build(target: Target, config: PretrainingConfig) -> Denoiser:
     if config.network not in NETWORKS:
         raise UnknownNameError("network of pretraining", config.network, NETWORKS)
@@ -142,12 +151,13 @@ class _Cloning:
     """The training of a denoiser, which can be stopped and continued."""
 
     def __init__(
-        self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path, early: Path
+        self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path | None = None,
+        early: Path | None = None,
     ) -> None:  # fmt: skip
         self.target, self.config, self.partial, self.early = copy.deepcopy(target).to(device), config, partial, early
         self.begin()
-        if partial.is_file():
-            self.restore()
+        if partial is not None and partial.is_file():
+            self.restore(partial)
 
     def begin(self) -> None:
         """Start anew."""
@@ -168,10 +178,10 @@ class _Cloning:
                 raise DivergenceError(
                     f"pretraining on {self.target.name!r} diverged at iteration {step}: loss {float(loss)}."
                 )
-            if step + 1 == math.ceil(EARLY * config.iterations):
+            if self.early is not None and step + 1 == math.ceil(EARLY * config.iterations):
                 save_tensors(self.early, self.average.state_dict(), {"step": step + 1})
-            if time.monotonic() - saved > SAVE_SECONDS:
-                self.save(step + 1)
+            if self.partial is not None and time.monotonic() - saved > SAVE_SECONDS:
+                self.save(self.partial, step + 1)
                 saved = time.monotonic()
         return self.average
 
@@ -198,17 +208,17 @@ class _Cloning:
         average_towards(self.average, self.denoiser, min(config.ema, (step + 1) / (step + 10)))
         return loss.detach()
 
-    def save(self, step: int) -> None:
+    def save(self, partial: Path, step: int) -> None:
         """Keep the state before iteration ``step``."""
         networks = {"denoiser": self.denoiser, "average": self.average}
         tensors = {f"{name}/{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
         tensors |= flatten_optimizer("optimizer", self.optimizer) | {"generator": self.generator.get_state()}
-        save_tensors(self.partial, tensors, {"step": step})
+        save_tensors(partial, tensors, {"step": step})
 
-    def restore(self) -> None:
+    def restore(self, partial: Path) -> None:
         """Go on from what ``save`` kept; from the start where that is damaged."""
         try:
-            tensors, found = load_tensors(self.partial)
+            tensors, found = load_tensors(partial)
             for name, net in (("denoiser", self.denoiser), ("average", self.average)):
                 start = len(name) + 1
                 net.load_state_dict({k[start:]: value for k, value in tensors.items() if k.startswith(f"{name}/")})
@@ -216,5 +226,5 @@ class _Cloning:
             self.generator.set_state(tensors["generator"])
             self.start = int(found["step"])
         except (CheckpointError, KeyError, RuntimeError, ValueError):
-            self.partial.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
             self.begin()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from dxmi_rl.checks import check_integer
-from dxmi_rl.networks import EnergyConv, EnergyMLP, EnergyNetwork
+from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
 from dxmi_rl.targets import Target
 
 
@@ -25,14 +27,26 @@ class EnergyConfig:
     energy_convolutional: bool = False
     """The energy of images is a residual convolutional network: ``energy_width`` channels, ``energy_depth`` blocks per
     stage (by default 32 and 1); without ``energy_fourier`` and ``energy_residual``, which are about MLPs."""
+    energy_denoiser: bool = False
+    """The energy starts as the base sampler's denoiser, sum_k |x - D(x, l_k)|^2 (EnergyDenoiser), whatever else is said
+    here of its network; low on data from the start, it is for detecting what is no data."""
     energy_spectral_norm: bool = False
     """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
     2018, arXiv 1802.05957), so that an MLP's slope in what it sees (with the Fourier features) is bounded; not with
     ``energy_residual``. A convolutional energy's slope is held down only, as its blocks add up."""
 
 
-def make_energy(target: Target, config: EnergyConfig) -> EnergyNetwork:
-    """A new energy network for the target. Raises TypeError or ValueError for settings that it cannot have."""
+def make_energy(target: Target, config: EnergyConfig, denoiser: nn.Module | None = None) -> EnergyNetwork:
+    """A new energy network for the target; ``denoiser`` is the base sampler's.
+
+    Raises TypeError or ValueError for settings that it cannot have.
+    """
+    if config.energy_denoiser:
+        if denoiser is None:
+            raise ValueError("energy_denoiser must be False where the base sampler has no denoiser network.")
+        if config.energy_spectral_norm:
+            raise ValueError("energy_spectral_norm must be False with energy_denoiser.")
+        return EnergyDenoiser(denoiser, target.scale).eval()
     for key in ("energy_width", "energy_depth"):
         check_integer(key, getattr(config, key))
     if config.energy_convolutional:

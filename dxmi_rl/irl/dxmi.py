@@ -14,6 +14,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.checks import check_batch, check_integer, check_real
+from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
@@ -44,8 +45,10 @@ class DxMI(Agent):
     def _default_config(self, settings: dict[str, Any]) -> DxMIConfig:
         """The recipe of the task, the chosen agent, loss and kind of energy."""
         chosen = {key: settings[key] for key in ("agent", "loss") if key in settings}
-        found = recipe(self.task.name, **chosen, images=len(self.task.event_shape) == 3)
-        if settings.get("energy_convolutional"):
+        images = len(self.task.event_shape) == 3
+        large = isinstance(getattr(self.mdp.base, "denoiser", None), DenoiserUNet)
+        found = recipe(self.task.name, **chosen, images=images, convolutional=large)
+        if settings.get("energy_convolutional") and not large:
             found = replace(found, energy_width=32, energy_depth=1, energy_residual=False, energy_fourier=0)
         return found
 
@@ -67,7 +70,7 @@ class DxMI(Agent):
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
         if AGENTS[config.agent].needs_denoiser:
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
-        self.energy = make_energy(target, config).to(self.mdp.device)
+        self.energy = make_energy(target, config, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
         self.mdp.set_energy(self.energy)
         inner = AGENTS[config.agent]  # from plain defaults: the recipes were found with these
         self.agent = inner(self.task, seed=self.seed, config=inner.Config(), **config.agent_settings)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dxmi_rl.irl.config import make_energy
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.recipes import fixed_recipe
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.tasks import TASKS, Task
 
@@ -45,11 +45,12 @@ def fixed_energy(task: Task) -> nn.Module:
     """
     if task.spec is None:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
-    config = recipe(task.name)
+    config = fixed_recipe(task.name)
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}
-    if not config.energy_convolutional:
-        del settings["energy_convolutional"]  # no key of an MLP has ever had it
+    for name in ("energy_convolutional", "energy_denoiser"):  # no key of an MLP has ever had them
+        if not settings[name]:
+            del settings[name]
     key = {
         "task": task.name,
         "task_config": repr(TASKS[task.name]),

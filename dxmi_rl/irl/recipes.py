@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.irl.config import DxMIConfig
 
 # Both players come to rest: constant rates leave the game circling.
@@ -20,14 +21,17 @@ _PLANE_AGENT: dict[str, Any] = {
 # no longer is. Without them it forgets, and is an opponent of the present sampler rather than a model of the data.
 _PLANE_DXDP: dict[str, Any] = {"energy_steps": 2, "gamma": 0.5, "replay": 4}
 _PLANE_DXDP_AGENT: dict[str, Any] = {"batch_size": 256, "policy_learning_rate": 6e-4}
+# Constant rates and a long average: the players circle, and what lies between is better than where they come to rest.
+# After some thousand iterations the energy knows its training images by heart, so games of small sets are short.
 _IMAGES = DxMIConfig(
+    loss="n2ce",
     energy_learning_rate=3e-4,
     energy_width=256,
     energy_depth=2,
     energy_residual=True,
     data_noise=0.05,
-    anneal=True,
-    ema=0.995,
+    anneal=False,
+    ema=0.998,
 )
 _IMAGES_AGENT: dict[str, Any] = {
     "batch_size": 128,
@@ -35,10 +39,19 @@ _IMAGES_AGENT: dict[str, Any] = {
     "depth": 2,
     "residual": True,
     "value_fourier": 0,
-    "policy_learning_rate": 3e-5,
-    "sigma_learning_rate": 3e-4,
+    "policy_learning_rate": 2e-5,
+    "sigma_learning_rate": 3e-5,
     "value_learning_rate": 1e-3,
+    "anneal": False,
 }
+# The same for backbones that are U-Nets, whose iterations are dear: fewer of them, faster, and averaged less long.
+_CONVOLUTIONAL: dict[str, Any] = {
+    "energy_convolutional": True, "energy_width": 32, "energy_depth": 1, "energy_residual": False, "ema": 0.995
+}  # fmt: skip
+_CONVOLUTIONAL_AGENT: dict[str, Any] = {
+    "convolutional_value": True, "batch_size": 64, "width": 32, "depth": 1, "residual": False,
+    "policy_learning_rate": 5e-5, "sigma_learning_rate": 5e-5,
+}  # fmt: skip
 _BY_AGENT: dict[str, dict[str, Any]] = {
     # The value follows a moving energy, so there is nothing to warm up. The more a rollout teaches the policy, the
     # fewer energy steps there are, in which the energy can drift where neither player has samples. All recipes were
@@ -50,21 +63,41 @@ IMAGE_TASKS = ("digits",)
 
 
 def recipe(
-    task: str, agent: str = "dxdp", loss: str = DxMIConfig.loss, *, images: bool | None = None
+    task: str, agent: str = "dxdp", loss: str | None = None, *, images: bool | None = None, convolutional: bool = False
 ) -> DxMIConfig:  # fmt: skip
-    """The settings for a task, an inner agent and a loss.
+    """The settings for a task, an inner agent and a loss (None: the recipe's).
 
-    Tasks without a recipe get the plane's, or with ``images`` that of the digits (None: known by the task's name);
-    agents without one their own defaults; other losses than the contrastive one their own gamma.
+    Tasks without a recipe get the plane's, or with ``images`` that of the digits (None: known by the task's name), with
+    ``convolutional`` networks or without; agents without one their own defaults, and for images the same networks and
+    rates; other losses than the contrastive one their own gamma.
     """
     images = task in IMAGE_TASKS if images is None else images
-    config = replace(_IMAGES if images else _PLANE, agent=agent, loss=loss)
+    config = replace(_IMAGES if images else _PLANE, agent=agent)
+    loss = config.loss if loss is None else loss
+    config = replace(config, loss=loss)
     settings = {**(_IMAGES_AGENT if images else _PLANE_AGENT), **_BY_AGENT.get(agent, {})}
-    if agent == "dxdp" and images:
-        settings["policy_steps"] = 1
+    if images:
+        if agent == "dxdp":
+            settings["policy_steps"] = 1
+        if convolutional:
+            config, settings = replace(config, **_CONVOLUTIONAL), settings | _CONVOLUTIONAL_AGENT
+        known = {field.name for field in fields(AGENTS[agent].Config)}
+        settings = {key: value for key, value in settings.items() if key in known}
     elif agent == "dxdp":
         config = replace(config, **_PLANE_DXDP)
         settings |= _PLANE_DXDP_AGENT
+    elif agent not in _BY_AGENT:
+        settings = {}
     if loss != DxMIConfig.loss:
         config = replace(config, gamma=None)
-    return replace(config, agent_settings=settings if agent in _BY_AGENT else {})
+    return replace(config, agent_settings=settings)
+
+
+def fixed_recipe(task: str) -> DxMIConfig:
+    """What the energies of ``energy="fixed"`` are made with: that of images stays as it is, as results depend on it."""
+    config = recipe(task)
+    if task not in IMAGE_TASKS:
+        return config
+    rates = {"policy_learning_rate": 3e-5, "sigma_learning_rate": 3e-4}
+    agent = {key: value for key, value in (config.agent_settings | rates).items() if key != "anneal"}
+    return replace(config, loss="contrastive", anneal=True, ema=0.995, agent_settings=agent)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.agents.base import seeded
 from dxmi_rl.checks import DivergenceError, check_integer, check_real
@@ -195,12 +195,15 @@ ENERGY_TRAINERS.add("gaussian-noise", GaussianNoise)
 
 
 def train_energy(
-    target: Target, method: str = "persistent", *, seed: int = 0, progress_bar: bool = False, **settings: Any
-) -> TrainedEnergy:
+    target: Target, method: str = "persistent", *, seed: int = 0, progress_bar: bool = False,
+    denoiser: nn.Module | None = None, **settings: Any,
+) -> TrainedEnergy:  # fmt: skip
     """Train an energy network on the target's data, on its device, by one of ``ENERGY_TRAINERS``.
 
-    ``settings`` are fields of EnergyTrainingConfig. Raises UnknownNameError for unknown names, TypeError and ValueError
-    for values that are not allowed, TargetError for a target without data, DivergenceError on a non-finite loss.
+    ``settings`` are fields of EnergyTrainingConfig; ``denoiser`` is what ``energy_denoiser`` starts from.
+
+    Raises UnknownNameError for unknown names, TypeError and ValueError for values that are not allowed, TargetError for
+    a target without data, DivergenceError on a non-finite loss.
     """
     kind = ENERGY_TRAINERS[method]
     known = list(EnergyTrainingConfig.__dataclass_fields__)
@@ -215,7 +218,7 @@ def train_energy(
     config = _checked(EnergyTrainingConfig(**settings))
     generator = torch.Generator(target.device).manual_seed(check_integer("seed", seed, minimum=0))
     with seeded(seed):
-        energy = make_energy(target, config).to(target.device)
+        energy = make_energy(target, config, denoiser).to(target.device)
     average = copy.deepcopy(energy).requires_grad_(False)
     optimizer = torch.optim.Adam(energy.parameters(), lr=config.learning_rate)
     started = time.perf_counter()

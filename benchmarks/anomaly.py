@@ -1,0 +1,263 @@
+"""Outliers in tables: the energy of a DxMI game beside energies trained otherwise and pyod's detectors.
+
+    python benchmarks/anomaly.py --mlbench FOLDER/usr/lib/R/site-library/mlbench/data --seeds 0 1 2 3 4
+    python benchmarks/anomaly.py --sets cancer "digit 3" --methods energy knn
+    python benchmarks/anomaly.py --protocol all
+
+Sets: shuttle, five of the UCI's (satellite, breastw, ionosphere, pima, glass), breast cancer, and ten tasks in which
+one digit is normal and nine are not. Protocol "inliers" trains on a random half of the inliers and scores the other
+half and all outliers; "all" trains on every row without labels and scores the same rows. Every method gets columns
+that are standardised alike (EnergyDetector's own way), and its library's defaults. Methods:
+
+    energy                   EnergyDetector
+    energy, start            the same before the game: what the denoiser takes out
+    energy, tau = 0          the game without entropy
+    energy, Langevin         the same network and start, trained by persistent Langevin chains
+    energy, NCE              the same, against a Gaussian
+    knn, lof, iforest, ocsvm, ecod, copod, deep-svdd, autoencoder      pyod's
+
+Keys of ``--json FILE``:
+
+    command              the command line
+    machine, versions    what it ran on
+    protocol             inliers or all
+    methods              per method: auroc, average_precision, rank (of the AUROC among all methods), fit_seconds,
+                         score_seconds (means over sets of means over seeds)
+    sets                 per set: rows, features, outliers, auroc {method: {iqm, ...}}
+    runs                 every fit: set, method, seed, auroc, average_precision, fit_seconds, score_seconds, error
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _anomaly_data import MLBENCH, Rows, all_sets
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from dxmi_rl.anomaly import EnergyDetector
+from dxmi_rl.anomaly.detector import standardisation
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.protocol import check_seeds
+from dxmi_rl.benchmark.results import score_statistics
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.benchmark.tables import Table, number, print_tables, statistics_text
+from dxmi_rl.checks import check_integer, require
+from dxmi_rl.progress import progress
+from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import write_json
+
+ENERGIES: dict[str, dict[str, Any]] = {
+    "energy": {},
+    "energy, start": {"epochs": 0},
+    "energy, tau = 0": {"tau": 0.0},
+    "energy, Langevin": {"training": "persistent"},
+    "energy, NCE": {"training": "gaussian-noise"},
+}
+PYOD = {
+    "knn": ("knn", "KNN", ""), "lof": ("lof", "LOF", ""), "iforest": ("iforest", "IForest", "random_state"),
+    "ocsvm": ("ocsvm", "OCSVM", ""), "ecod": ("ecod", "ECOD", ""), "copod": ("copod", "COPOD", ""),
+    "deep-svdd": ("deep_svdd", "DeepSVDD", "random_state"),
+    "autoencoder": ("auto_encoder", "AutoEncoder", "random_state"),
+}  # fmt: skip
+"""Module, class and the name of the seed, if there is one."""
+METHODS = [*ENERGIES, *PYOD]
+PROTOCOLS = ["inliers", "all"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    sets: tuple[str, ...] = ()
+    """Which sets; all by default."""
+    methods: tuple[str, ...] = ()
+    """Which methods; all by default."""
+    protocol: str = "inliers"
+    """inliers, or all."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds of splits and methods."""
+    mlbench: Path = MLBENCH
+    """Folder of r-cran-mlbench's data."""
+    jobs: int = 2
+    """Sets and seeds at a time, one thread each."""
+    device: str = "cpu"
+    """Torch device of the energies."""
+    json: Path | None = None
+    """File for the results."""
+
+
+def split(outlier: np.ndarray, protocol: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of rows to train on and to score."""
+    if protocol == "all":
+        return np.arange(len(outlier)), np.arange(len(outlier))
+    inliers = np.random.default_rng(seed).permutation(np.flatnonzero(~outlier))
+    half = len(inliers) // 2
+    return inliers[:half], np.concatenate([inliers[half:], np.flatnonzero(outlier)])
+
+
+def make_method(
+    name: str, features: int, seed: int, device: str
+) -> tuple[Any, Callable[[Any, np.ndarray], np.ndarray]]:
+    """An unfitted detector, and how it scores rows, larger for outliers."""
+    if name in ENERGIES:
+        detector = EnergyDetector(seed=seed, device=device, **ENERGIES[name])
+        return detector, lambda fitted, rows: -fitted.score_samples(rows)
+    module, kind, seeded = PYOD[name]
+    settings: dict[str, Any] = {seeded: seed} if seeded else {}
+    if module in ("deep_svdd", "auto_encoder"):
+        settings["verbose"] = 0
+    if kind == "DeepSVDD":
+        settings["n_features"] = features
+    made = getattr(require(f"pyod.models.{module}", "anomaly"), kind)(**settings)
+    return made, lambda fitted, rows: fitted.decision_function(rows)
+
+
+def run(name: str, data: Rows, methods: Sequence[str], protocol: str, seed: int, device: str) -> list[dict[str, Any]]:
+    """Fit and score every method once on one set."""
+    rows, outlier = data
+    train, test = split(outlier, protocol, seed)
+    mean, scale = standardisation(rows[train])
+    standardised, found = (rows - mean) / scale, []
+    with one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for method in methods:
+            result: dict[str, Any] = {"set": name, "method": method, "seed": seed, "error": None}
+            try:
+                detector, score = make_method(method, rows.shape[1], seed, device)
+                x = rows if method in ENERGIES else standardised  # which it does itself
+                started = time.perf_counter()
+                silent = io.StringIO()  # for pyod's bars
+                with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+                    detector.fit(x[train])
+                fitted = time.perf_counter()
+                scores = score(detector, x[test])
+                result |= {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
+                result |= {
+                    "auroc": float(roc_auc_score(outlier[test], scores)),
+                    "average_precision": float(average_precision_score(outlier[test], scores)),
+                }
+            except (ValueError, RuntimeError) as error:
+                result["error"] = str(error)
+            found.append(result)
+    return found
+
+
+def summarise(
+    runs: Sequence[dict[str, Any]], sets: Sequence[str], methods: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Per method its means over sets of means over seeds, and its mean rank; a run that failed counts as chance."""
+    means = {
+        key: np.array([
+            [
+                np.mean([run.get(key, chance) for run in runs if run["set"] == name and run["method"] == method])
+                for method in methods
+            ]
+            for name in sets
+        ])
+        for key, chance in (("auroc", 0.5), ("average_precision", 0.0), ("fit_seconds", 0.0), ("score_seconds", 0.0))
+    }  # fmt: skip
+    ranks = np.array([rankdata(-row) for row in means["auroc"]])
+    return {
+        method: {key: float(values[:, index].mean()) for key, values in means.items()}
+        | {"rank": float(ranks[:, index].mean())}
+        for index, method in enumerate(methods)
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fit, print, write; 2 for arguments that are not allowed or data that are not there."""
+    tyro = require("tyro", "bench")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        check_integer("jobs", arguments.jobs)
+        check_seeds(arguments.seeds)
+        if arguments.protocol not in PROTOCOLS:
+            raise UnknownNameError("protocol", arguments.protocol, PROTOCOLS)
+        known = all_sets(arguments.mlbench)
+        sets, methods = arguments.sets or tuple(known), arguments.methods or tuple(METHODS)
+        for kind, names, allowed in (("set", sets, list(known)), ("method", methods, METHODS)):
+            for name in names:
+                if name not in allowed:
+                    raise UnknownNameError(kind, name, allowed)
+        data = {name: known[name]() for name in sets}
+    except (ValueError, TypeError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from joblib import Parallel, delayed
+
+    tasks = [(name, seed) for seed in arguments.seeds for name in sets]
+    work = Parallel(n_jobs=arguments.jobs, return_as="generator_unordered")(
+        delayed(run)(name, data[name], methods, arguments.protocol, seed, arguments.device) for name, seed in tasks
+    )
+    runs: list[dict[str, Any]] = []
+    with progress("sets and seeds", len(tasks)) as advance:
+        for done, found in enumerate(work, 1):
+            runs += found
+            advance(done)
+    runs.sort(key=lambda run: (sets.index(run["set"]), methods.index(run["method"]), run["seed"]))
+    for result in runs:
+        if result["error"]:
+            print(f"{result['method']} on {result['set']}, seed {result['seed']}: {result['error']}", file=sys.stderr)
+    by_method = summarise(runs, sets, methods)
+    by_set = describe(runs, data, methods)
+    print_tables([set_table(by_set, methods, arguments.protocol), method_table(by_method)])
+    if arguments.json is not None:
+        content = {"command": shlex.join(["python", "benchmarks/anomaly.py", *argv])}
+        content |= {"machine": machine(arguments.device), "versions": versions()}  # type: ignore[dict-item]
+        content |= {"protocol": arguments.protocol}
+        write_json(arguments.json, content | {"methods": by_method, "sets": by_set, "runs": runs})
+    return 0
+
+
+def describe(runs: Sequence[dict[str, Any]], data: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
+    """Size and scores of every set."""
+    return {
+        name: {
+            "rows": len(rows),
+            "features": rows.shape[1],
+            "outliers": int(outlier.sum()),
+            "auroc": {
+                method: score_statistics(
+                    [run.get("auroc", 0.5) for run in runs if run["set"] == name and run["method"] == method]
+                )
+                for method in methods
+            },
+        }
+        for name, (rows, outlier) in data.items()
+    }
+
+
+def set_table(sets: dict[str, Any], methods: Sequence[str], protocol: str) -> Table:
+    """AUROC of every method on every set."""
+    body = [
+        [name, str(found["rows"]), *(statistics_text(found["auroc"][method]) for method in methods)]
+        for name, found in sets.items()
+    ]
+    header = ["set", "rows", *(method.replace(", ", ",\n") for method in methods)]
+    note = "Interquartile means of the AUROC over seeds with 95 % intervals."
+    return Table(f"outliers, trained on {protocol}", header, body, len(methods), note)
+
+
+def method_table(methods: dict[str, dict[str, float]]) -> Table:
+    """Means over sets."""
+    keys = {"auroc": "AUROC ↑", "rank": "rank ↓", "average_precision": "average\nprecision ↑"}
+    keys |= {"fit_seconds": "seconds\nto fit", "score_seconds": "seconds\nto score"}
+    ordered = sorted(methods, key=lambda name: methods[name]["rank"])
+    body = [[name, *(number(methods[name][key]) for key in keys)] for name in ordered]
+    return Table("means over sets", ["method", *keys.values()], body, 0, "Ranks are of the AUROC among all methods.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
