@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from dxmi_rl.benchmark.pictures import save_figure
@@ -16,18 +17,21 @@ from dxmi_rl.targets import ImageSet
 
 SHOWN = 12
 """Images of a row."""
+TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 SEARCHED = 60_000
 """Training images among which the nearest is looked for."""
 STYLES = {
     "ddpm": ("#0072B2", "o", "-"), "ddim": ("#E69F00", "s", "--"), "dpm-solver": ("#009E73", "^", ":"),
-    "edm-heun": ("#CC79A7", "v", "-."), "dxmi": ("#D55E00", "*", "-"),
+    "edm-heun": ("#CC79A7", "v", "-."), "dxmi": ("#D55E00", "*", "-"), "dxmi, tau = 0": ("#D55E00", "|", ""),
+    "dxmi/ppo": ("#56B4E9", "P", ""), "dxmi/grpo": ("black", "x", ""), "dxmi/sft-pg": ("#777777", "D", ""),
 }  # fmt: skip
 """Okabe and Ito's colours."""
-OTHER = ("black", "x", "")
+BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
+"""Rows of untrained samplers that grids show."""
 
 
 def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> None:
-    """A pair of lines per row, samples and below each the training image that is nearest to it; above them test images.
+    """Test images, samples of some base samplers, and of every game, with the training image nearest to each sample.
 
     ``samples``: ``[n, *event_shape]`` per row, drawn with the same seed.
     """
@@ -35,18 +39,22 @@ def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> N
     lines = [("test images", target.test_data(SHOWN))]
     for row, x in samples.items():
         shown = x[:SHOWN].to(train)
-        nearest = train[torch.cdist(shown.flatten(1), train).argmin(1)].view_as(shown)
-        lines += [(row, shown), ("nearest in training", nearest)]
-    figure = Figure(figsize=(0.62 * SHOWN + 2.2, 0.64 * len(lines) + 0.2), layout="constrained")
+        if row in BEFORE:
+            lines.append((row, shown))
+        elif row.startswith("dxmi"):
+            nearest = train[torch.cdist(shown.flatten(1), train).argmin(1)].view_as(shown)
+            lines += [(row, shown), ("nearest in training", nearest)]
+    figure = Figure(figsize=(0.62 * SHOWN + 2.8, 0.64 * len(lines) + 0.2), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.01, hspace=0.0)  # type: ignore[union-attr, call-arg]
     for axes, (title, x) in zip(figure.subplots(len(lines), 1, squeeze=False)[:, 0], lines, strict=True):
         _draw_line(axes, x)
-        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9 if title in samples else 7)
+        axes.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8 if title in samples else 7)
     save_figure(figure, file)
 
 
 def _draw_line(axes: Axes, x: Tensor) -> None:
-    strip = torch.cat([*x.cpu().clamp(-1, 1)], dim=2).permute(1, 2, 0) / 2 + 0.5
+    framed = torch.nn.functional.pad(x.cpu().clamp(-1, 1) / 2 + 0.5, (0, 1, 0, 1), value=0.6)  # a grey line between
+    strip = torch.cat([*framed], dim=2).permute(1, 2, 0)
     axes.imshow(strip.expand(-1, -1, 3).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -59,16 +67,19 @@ def draw_calls(rows: Sequence[dict[str, Any]], file: Path, title: str) -> None:
     methods: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         methods.setdefault(row["row"].rsplit(", T = ", 1)[0], []).append(row)
-    for method, own in methods.items():
-        color, marker, line = STYLES.get(method, OTHER)
+    for method, (color, marker, line) in STYLES.items():
+        own = methods.get(method, [])
         middle = [row["statistics"]["fd"]["iqm"] for row in own]
         calls = [row["calls"] for row in own]
-        if method in STYLES:
-            axes.plot(calls, middle, color=color, marker=marker, linestyle=line, label=method)
-        else:
-            axes.plot(calls, middle, color=color, marker=marker, linestyle="")
-            axes.annotate(method, (calls[0], middle[0]), xytext=(6, 0), textcoords="offset points", fontsize=8)
+        if own:
+            axes.plot(calls, middle, color=color, marker=marker, markersize=8, linestyle=line or "none", label=method)
     axes.set(xscale="log", yscale="log", xlabel="denoiser calls per sample", ylabel="Frechet distance ↓", title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xticks([4, 10, 100])
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     save_figure(figure, file)

@@ -158,7 +158,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 SNIPPETS = [
     (f"{page.stem}-{index}", code)
-    for page in PAGES
+    for page in [*PAGES, DOCS / "anomaly.md", DOCS / "images.md"]
     for index, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 

@@ -246,5 +246,5 @@ def test_a_damaged_partial_pretraining_starts_anew(tmp_path: Path) -> None:
     config = PretrainingConfig(network="unet", channels=(8, 8), iterations=2, batch_size=4)
     file = tmp_path / "partial.safetensors"
     file.write_bytes(b"damaged")
-    cloning = pretraining._Cloning(image_set(), config, torch.device("cpu"), file, tmp_path / "early.safetensors")
+    cloning = pretraining._Cloning(image_set(), config, torch.device("cpu"), file)
     assert cloning.start == 0 and not file.exists()

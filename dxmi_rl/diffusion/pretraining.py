@@ -32,7 +32,7 @@ Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]
 UNET_ONLY = ("channels", "layers", "attention", "preconditioning")
 MLP_ONLY = ("width", "depth", "residual", "fourier")
-EARLY, EARLY_KIND = 0.8, "denoiser-early"
+EARLY = 0.8
 """After this part of the iterations the averaged weights are kept, too."""
 SAVE_SECONDS = 300.0
 """A training that takes longer is saved so often."""
@@ -109,16 +109,18 @@ def pretrained_denoiser(
     denoiser = _build(target, config)
     place = device if config.network == "unet" else torch.device("cpu")
 
+    kind, other = ("denoiser-early", "denoiser") if early else ("denoiser", "denoiser-early")
+
     def train() -> dict[str, Tensor]:
         partial = cache_path("denoiser-partial", key | {"device": place.type})
-        average = _Cloning(target, config, place, partial, cache_path(EARLY_KIND, key)).run()
+        cloning = _Cloning(target, config, place, partial)
+        cloning.run()
         partial.unlink(missing_ok=True)
-        return average.state_dict()
+        found = {"denoiser": cloning.average.state_dict(), "denoiser-early": cloning.early.state_dict()}
+        save_tensors(cache_path(other, key), found[other], key)
+        return found[kind]
 
-    if early and not cache_path(EARLY_KIND, key).is_file():
-        train()
-    tensors = load_tensors(cache_path(EARLY_KIND, key))[0] if early else cached_tensors("denoiser", key, train)
-    denoiser.load_state_dict(tensors)
+    denoiser.load_state_dict(cached_tensors(kind, key, train))
     return denoiser.requires_grad_(False).eval().to(device)
 
 
@@ -151,10 +153,9 @@ class _Cloning:
     """The training of a denoiser, which can be stopped and continued."""
 
     def __init__(
-        self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path | None = None,
-        early: Path | None = None,
+        self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path | None = None
     ) -> None:  # fmt: skip
-        self.target, self.config, self.partial, self.early = copy.deepcopy(target).to(device), config, partial, early
+        self.target, self.config, self.partial = copy.deepcopy(target).to(device), config, partial
         self.begin()
         if partial is not None and partial.is_file():
             self.restore(partial)
@@ -163,7 +164,7 @@ class _Cloning:
         """Start anew."""
         config, device = self.config, self.target.device
         self.denoiser = _build(self.target, config).to(device)
-        self.average = copy.deepcopy(self.denoiser)
+        self.average, self.early = copy.deepcopy(self.denoiser), copy.deepcopy(self.denoiser)
         self.optimizer = torch.optim.Adam(self.denoiser.parameters(), lr=config.learning_rate)
         self.generator = torch.Generator(device).manual_seed(config.seed)
         self.start = 0
@@ -178,8 +179,8 @@ class _Cloning:
                 raise DivergenceError(
                     f"pretraining on {self.target.name!r} diverged at iteration {step}: loss {float(loss)}."
                 )
-            if self.early is not None and step + 1 == math.ceil(EARLY * config.iterations):
-                save_tensors(self.early, self.average.state_dict(), {"step": step + 1})
+            if step + 1 == math.ceil(EARLY * config.iterations):
+                self.early = copy.deepcopy(self.average)
             if self.partial is not None and time.monotonic() - saved > SAVE_SECONDS:
                 self.save(self.partial, step + 1)
                 saved = time.monotonic()
@@ -208,10 +209,13 @@ class _Cloning:
         average_towards(self.average, self.denoiser, min(config.ema, (step + 1) / (step + 10)))
         return loss.detach()
 
+    def networks(self) -> dict[str, Denoiser]:
+        """The network, its average, and the average after four fifths of the iterations."""
+        return {"denoiser": self.denoiser, "average": self.average, "early": self.early}
+
     def save(self, partial: Path, step: int) -> None:
         """Keep the state before iteration ``step``."""
-        networks = {"denoiser": self.denoiser, "average": self.average}
-        tensors = {f"{name}/{key}": value for name, net in networks.items() for key, value in net.state_dict().items()}
+        tensors = {f"{k}/{key}": value for k, net in self.networks().items() for key, value in net.state_dict().items()}
         tensors |= flatten_optimizer("optimizer", self.optimizer) | {"generator": self.generator.get_state()}
         save_tensors(partial, tensors, {"step": step})
 
@@ -219,7 +223,7 @@ class _Cloning:
         """Go on from what ``save`` kept; from the start where that is damaged."""
         try:
             tensors, found = load_tensors(partial)
-            for name, net in (("denoiser", self.denoiser), ("average", self.average)):
+            for name, net in self.networks().items():
                 start = len(name) + 1
                 net.load_state_dict({k[start:]: value for k, value in tensors.items() if k.startswith(f"{name}/")})
             restore_optimizer("optimizer", self.optimizer, tensors)
