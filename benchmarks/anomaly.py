@@ -214,8 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_set = describe(runs, data, methods)
     print_tables([set_table(by_set, methods, arguments.protocol), method_table(by_method)])
     if arguments.json is not None:
-        content = {"command": shlex.join(["python", "benchmarks/anomaly.py", *argv])}
-        content |= {"machine": machine(arguments.device), "versions": versions()}  # type: ignore[dict-item]
+        content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/anomaly.py", *argv])}
+        content |= {"machine": machine(arguments.device), "versions": versions()}
         content |= {"protocol": arguments.protocol}
         write_json(arguments.json, content | {"methods": by_method, "sets": by_set, "runs": runs})
     return 0

@@ -128,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in runs:
             print(f"seed {run['seed']}: {', '.join(f'{key} {number(value)}' for key, value in run['scores'].items())}")
         if arguments.json is not None:
-            content = {"command": shlex.join(["python", "benchmarks/paper.py", *argv])}
-            content |= {"machine": machine(arguments.device), "versions": versions()}  # type: ignore[dict-item]
+            content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/paper.py", *argv])}
+            content |= {"machine": machine(arguments.device), "versions": versions()}
             counted = {
                 name: dataclasses.asdict(cost) | {"hours": cost.hours(H100_FLOPS, arguments.utilisation)}
                 for name, cost in costs.items()

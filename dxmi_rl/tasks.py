@@ -47,7 +47,7 @@ from dxmi_rl.targets import (
 
 TRACKS = ["fine-tune", "sample"]
 IMAGE_TAU = 0.03
-"""Temperature per dimension of image sets, found on digits; twice that blurs samples."""
+"""Temperature per dimension of image sets, found on digits, where samples blur at 0.1."""
 BASES = ["ddpm", "ddim", "edm"]
 
 TargetLike = str | Target | Energy | Tensor | np.ndarray
