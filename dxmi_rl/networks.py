@@ -161,6 +161,13 @@ class StepMLP(nn.Module):
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
 
+    @property
+    def last(self) -> nn.Linear:
+        """The MLP's last layer."""
+        last = self.mlp.layers[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         code = self.codes[t]
         x = x.flatten(1) / (self.input_scale[t] if isinstance(t, int) else self.input_scale[t, None])
@@ -244,6 +251,11 @@ class StepConv(nn.Module):
         self.net = ConvEncoder(event_shape, outputs, width=width, depth=depth, condition=len(input_scale))
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("codes", torch.eye(len(input_scale), dtype=input_scale.dtype))
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer."""
+        return self.net.last
 
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         scale = self.input_scale[t] if isinstance(t, int) else self.input_scale[t].view(-1, 1, 1, 1)

@@ -73,7 +73,8 @@ def test_picked_rows_stay_together(base: str | None) -> None:
 def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) -> None:
     agent = dxdp(
         task_for("dxdp"), replay=3, exploration=0.5, target_average=0.9, ensemble=2, correction=True,
-        policy_trajectories=20, value_resampling=True, warmup_iterations=1, fixed_last_sigma=True,
+        policy_trajectories=20, value_resampling=True, warmup_iterations=1, fixed_last_sigma=True, lookahead_value=True,
+        value_unit=2.0,
     )  # fmt: skip
     step, paths = agent.timesteps_per_iteration, {k: tmp_path / str(k) for k in (1, 4, 9)}
 
@@ -213,7 +214,9 @@ def test_exploration_widens_rollouts_in_the_first_half_of_the_budget() -> None:
     assert dxdp().behaviour().__class__ is not WiderPolicy
 
 
-@pytest.mark.parametrize("settings", [{"replay": 2}, {"value_resampling": True}, {"sampled_entropy": False}])
+@pytest.mark.parametrize(
+    "settings", [{"replay": 2}, {"value_resampling": True}, {"sampled_entropy": False}, {"lookahead_value": True}]
+)
 def test_every_call_of_an_owned_denoiser_is_counted(settings: dict[str, Any]) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
     agent = dxdp(task, policy="fine-tuned", correction=True, **settings)

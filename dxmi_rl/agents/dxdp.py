@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from dxmi_rl.agents.base import FinalStateHook, frozen
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
 from dxmi_rl.agents.guidance import GuidedPolicy
-from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.agents.policy import FineTunedPolicy, GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.diffusion import ReverseSampler
 from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
 from dxmi_rl.mdp import Energy, Trajectory
+from dxmi_rl.networks import StepConv, StepMLP
 from dxmi_rl.registry import UnknownNameError
 
 MAX_WARMUP = 0.1
@@ -59,6 +62,10 @@ class DxDPConfig(GaussianConfig):
     """Nats c of the sigmoid time cost c [s(T // 2 - t) - s(T // 2 - t - 1)] in the value target, s the sigmoid."""
     time_dependent_value: bool = True
     """V_t(x); False: one V(x) for all steps."""
+    lookahead_value: bool = False
+    """V_t(x) = E(D_t(x)) + v_t(x): the energy of what the denoiser expects in the end (the policy's own, or that of the
+    base sampler under a correction), and the network, from 0, learns the rest. For images, where a network that starts
+    from nothing follows a learned energy too late; it costs a denoiser call and an energy evaluation per value."""
     ensemble: int = 1
     """Value networks, independently initialised."""
     ensemble_value: str = "mean"
@@ -80,7 +87,7 @@ class DxDPConfig(GaussianConfig):
 class ValueEnsemble(nn.Module):
     """K independent V(x, t): ``[batch, K]``; without time all steps share one function of x."""
 
-    def __init__(self, members: list[nn.Module], time_dependent: bool) -> None:
+    def __init__(self, members: Sequence[nn.Module], time_dependent: bool) -> None:
         super().__init__()
         self.members, self.time_dependent = nn.ModuleList(members), time_dependent
 
@@ -145,6 +152,8 @@ class DxDP(GaussianAgent):
             for key in ("batch_size", "policy_trajectories"):
                 if getattr(config, key) == 1:
                     raise ValueError(f"{key} must be >= 2 with correction=True, which compares trajectories, got 1.")
+        if config.lookahead_value and not isinstance(self.mdp.base, ReverseSampler):
+            raise ValueError("lookahead_value must be False where the base sampler has no denoiser.")
         if config.ensemble_value not in ENSEMBLES:
             raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
         super()._build()
@@ -160,7 +169,11 @@ class DxDP(GaussianAgent):
     def make_value(self) -> nn.Module:
         config, scale = self.config, self.mdp.state_scale[:-1]
         steps = scale if config.time_dependent_value else scale[-1:]
-        members: list[nn.Module] = [self.value_network(steps) for _ in range(config.ensemble)]
+        members: list[StepMLP | StepConv] = [self.value_network(steps) for _ in range(config.ensemble)]
+        if config.lookahead_value:
+            for member in members:
+                nn.init.zeros_(member.last.weight)
+                nn.init.zeros_(member.last.bias)
         plain = config.ensemble == 1 and config.time_dependent_value
         return members[0] if plain else ValueEnsemble(members, config.time_dependent_value)
 
@@ -176,7 +189,26 @@ class DxDP(GaussianAgent):
     def values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
         """V_t(x): ``[batch]``; of the averaged network when it is given."""
         members = (self.value if network is None else network)(x, t)
-        return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
+        learned = self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
+        return learned + self.lookahead(x, t) if self.config.lookahead_value else learned
+
+    def lookahead(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """E(D_t(x)): ``[batch]``, differentiable in x and not in the denoiser's weights.
+
+        The soft value of rewards at the posterior's mean, as Li et al. 2024 (arXiv 2408.08252) use it at sampling time.
+        """
+        base = self.policy.base if isinstance(self.policy, FineTunedPolicy) else self.mdp.base
+        assert isinstance(base, ReverseSampler)
+        weights = {name: weight.detach() for name, weight in base.denoiser.named_parameters()}
+        expected: Tensor = torch.func.functional_call(base.denoiser, weights, (x, *base.schedule.at(t)))
+        self.costs.denoiser_calls += len(x)
+        self.costs.energy_evals += len(x)
+        return self.mdp.finite_energy(expected)
+
+    @torch.no_grad()
+    def regressed(self, rollout: Rollout, targets: Tensor) -> Tensor:
+        """What the value network is to learn of ``targets``: all, or what the look-ahead leaves of them: ``[T n]``."""
+        return targets - self.lookahead(rollout.x, rollout.t) if self.config.lookahead_value else targets
 
     def guided(self, weight: float, *, policy: Any = None, energy: Energy | None = None) -> GuidedPolicy:
         """The policy (or another one) moved by the gradients of V_t, t < T, and at the end of the live energy (or
@@ -202,6 +234,7 @@ class DxDP(GaussianAgent):
         rollout = self.remember(self.collect(on_final, self.behaviour()), moved=on_final is not None)
         needed = config.correction or not config.value_resampling
         targets = self.value_targets(rollout) if needed else torch.zeros_like(rollout.log_prob)
+        regressed = targets if config.value_resampling else self.regressed(rollout, targets)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
@@ -210,9 +243,9 @@ class DxDP(GaussianAgent):
         log: dict[str, float | Tensor] = {}
         for step in range(steps):
             if due(step, value_steps, steps):
-                part, wanted = self.pick(rollout, targets, config.batch_size)
+                part, wanted = self.pick(rollout, regressed, config.batch_size)
                 if config.value_resampling:
-                    wanted = self.resampled_targets(part)
+                    wanted = self.regressed(part, self.resampled_targets(part))
                 log["value_loss"] = self.update_value(part.x, part.t, wanted)
                 self.average_value()
             if due(step, policy_steps, steps):
@@ -376,7 +409,7 @@ class DxDP(GaussianAgent):
         cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, moments[1])
         future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.energy_evals += n
-        self.costs.energy_grad_evals += n
+        self.costs.energy_grad_evals += n + len(future) * self.config.lookahead_value
         loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
         if self.config.correction and returns is not None:
             missed = self.missed(rollout, returns)

@@ -1,0 +1,106 @@
+"""DxDP's look-ahead value: the energy of what the denoiser expects, and a network for what that leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import BATCH, PRETRAINING, task_for
+from dxdp_cases import T, dxdp
+
+from dxmi_rl import make_task
+from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.diffusion import ReverseSampler
+
+
+def states(task: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of every step: x ``[40, 2]`` and t ``[40]``."""
+    t = torch.arange(40) % T
+    return task.mdp.state_scale[t, None] * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), t
+
+
+@pytest.mark.parametrize("ensemble", [1, 2])
+def test_it_starts_as_the_energy_of_the_denoised_state(ensemble: int) -> None:
+    task = task_for("dxdp")
+    agent = dxdp(task, lookahead_value=True, ensemble=ensemble)
+    x, t = states(task)
+    base = task.mdp.base
+    wanted = torch.stack([
+        task.target.energy(base.denoiser(row[None], base.schedule.alpha[step], base.schedule.s[step])).squeeze()
+        for row, step in zip(x, t, strict=True)
+    ])  # fmt: skip
+    assert torch.allclose(agent.values(x, t), wanted, rtol=1e-4, atol=1e-4)
+    for step in range(T):
+        assert torch.allclose(agent.values(x[t == step], step), wanted[t == step], rtol=1e-4, atol=1e-4)
+
+
+def test_before_the_last_step_it_is_the_energy_of_where_that_step_leads() -> None:
+    agent = dxdp(lookahead_value=True)
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    wanted = agent.mdp.energy(agent.mdp.base.mean(x, T - 1))
+    assert torch.allclose(agent.values(x, T - 1), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_its_gradient_goes_through_the_denoiser_and_leaves_the_weights_alone() -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
+    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    assert isinstance(agent.policy, FineTunedPolicy)
+    x, t = states(task)
+    x.requires_grad_(True)
+    agent.values(x, t).sum().backward()
+    own = list(agent.policy.base.denoiser.parameters())
+    assert all(weight.grad is None and weight.requires_grad for weight in own)
+    y = x.detach().double().requires_grad_(True)
+    double = agent.policy.base.denoiser.double()
+    alpha, s = (table.double()[t] for table in (task.mdp.base.schedule.alpha, task.mdp.base.schedule.s))
+    (wanted,) = torch.autograd.grad(task.target.energy(double(y, alpha, s)).sum(), y)
+    assert x.grad is not None and torch.allclose(x.grad.double(), wanted, rtol=1e-2, atol=1e-2 * float(wanted.std()))
+
+
+def test_it_looks_through_the_policys_own_denoiser() -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
+    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    x, t = states(task)
+    before = agent.values(x, t)
+    with torch.no_grad():
+        for weight in agent.policy.base.denoiser.parameters():
+            weight.mul_(1.1)
+    assert not torch.allclose(agent.values(x, t), before)
+
+
+@pytest.mark.parametrize("resampling", [False, True])
+def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = dxdp(lookahead_value=True, value_resampling=resampling, value_steps=1, policy_steps=1, replay=1)
+    seen: list[tuple[torch.Tensor, ...]] = []
+    monkeypatch.setattr(agent, "update_value", lambda *row: seen.append(row) or torch.zeros(()))
+    source = "resampled_targets" if resampling else "value_targets"
+    made = getattr(agent, source)
+    monkeypatch.setattr(agent, source, lambda rollout: noted(made(rollout)))
+    targets: list[torch.Tensor] = []
+
+    def noted(found: torch.Tensor) -> torch.Tensor:
+        targets.append(found)
+        return found
+
+    agent.iterate()
+    ((x, t, wanted),) = seen
+    assert x.shape == (T * BATCH, 2)
+    assert torch.allclose(wanted, targets[-1] - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
+
+
+def test_a_base_sampler_without_a_denoiser_is_refused() -> None:
+    task = task_for("dxdp", base=None)
+    assert not isinstance(task.mdp.base, ReverseSampler)
+    with pytest.raises(ValueError, match="lookahead_value must be False"):
+        dxdp(task, lookahead_value=True)
+
+
+def test_the_unit_of_values() -> None:
+    assert dxdp(task_for("dxdp", tau=0.3)).value_unit == pytest.approx(0.6)
+    agent = dxdp(value_unit=4.0, moved=True)
+    x = torch.randn(10, 2)
+    assert torch.allclose(agent.values(x, 1), 4 * agent.value(x, 1).squeeze(1))
+    for bad, error in ((0.0, ValueError), (-1.0, ValueError), ("tau", TypeError)):
+        with pytest.raises(error, match="value_unit"):
+            dxdp(value_unit=bad)
