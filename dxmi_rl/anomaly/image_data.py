@@ -206,7 +206,7 @@ def elpv(
         raise UnknownNameError("type of solar cells", cells, CELL_TYPES)
     help_text = "Get it with pip install elpv-dataset, or from https://github.com/zae-bayern/elpv-dataset."
     if folder is None:
-        folder = Path(require("elpv_dataset", "anomaly").__file__).parent / "data"
+        folder = Path(str(require("elpv_dataset", "anomaly").__file__)).parent / "data"
     table = _existing(Path(folder) / "labels.csv", help_text)
     try:
         rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -230,7 +230,7 @@ def elpv(
 
 
 def textures(
-    name: str = "brick", *, size: int = 128, seed: int = 0, train: int = 60, normal: int = 40, defective: int = 40
+    name: str = "brick", *, size: int = 224, seed: int = 0, train: int = 60, normal: int = 40, defective: int = 40
 ) -> AnomalyImages:  # fmt: skip
     """Crops of a photograph of brick, grass or gravel (512 x 512 grey, scikit-image's), some with defects.
 
