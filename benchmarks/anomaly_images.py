@@ -17,7 +17,7 @@ command that is stopped goes on with the next fit when it is started again. Meth
     energy, NCE              the same, against a Gaussian
     gaussian                 one Gaussian for all places
     padim                    a Gaussian for every place
-    patchcore                distance to the nearest of a coreset of places
+    patchcore                distance to the nearest of a coreset of places (a tenth; of many images a hundredth)
     pixels                   control: distance to the nearest training image of 32 x 32 pixels
     mean grey                control: distance to the mean grey of training images, and of every pixel to it
 
@@ -85,6 +85,8 @@ ENERGIES: dict[str, dict[str, Any]] = {
     "energy, Langevin": {"training": "persistent"},
     "energy, NCE": {"training": "gaussian-noise"},
 }
+CORESETS, MANY = (0.1, 0.01), 100
+"""Parts that PatchCore keeps, two of its paper's, of few and of many training images: its fit is quadratic in them."""
 CONTROLS = ["pixels", "mean grey"]
 METHODS = [*ENERGIES, "gaussian", "padim", "patchcore", *CONTROLS]
 CONTROL_SIZE = 32
@@ -154,11 +156,13 @@ class Remembered:
         return self.known[key].to(x.device)
 
 
-def place_detector(name: str, seed: int, device: str) -> Any:
-    """An unfitted detector of places."""
+def place_detector(name: str, seed: int, device: str, images: int) -> Any:
+    """An unfitted detector of places, for so many training images."""
     if name in ENERGIES:
         return EnergyDetector(seed=seed, device=device, **{"max_iterations": ITERATIONS} | ENERGIES[name])
-    return {"gaussian": OneGaussian(), "padim": PaDiM(seed=seed), "patchcore": PatchCore(seed=seed)}[name]
+    if name == "patchcore":
+        return PatchCore(coreset=CORESETS[images > MANY], seed=seed)
+    return {"gaussian": OneGaussian(), "padim": PaDiM(seed=seed)}[name]
 
 
 def controls(name: str, data: AnomalyImages) -> tuple[np.ndarray, np.ndarray | None]:
@@ -188,7 +192,7 @@ def fit(method: str, data: AnomalyImages, seed: int, network: Remembered) -> tup
         fitted = started
         scores, maps = controls(method, data)
     else:
-        inner = place_detector(method, seed, str(network.maps.device))
+        inner = place_detector(method, seed, str(network.maps.device), len(data.train))
         detector = ImageDetector(inner, network=network, layers=(0,), size=None, device=str(network.maps.device))
         detector.fit(data.train)
         fitted = time.perf_counter()

@@ -98,8 +98,9 @@ def test_errors_are_said(arguments: list[str], text: str, capsys: pytest.Capture
 
 def test_every_method_is_built() -> None:
     for name in set(script.METHODS) - set(script.CONTROLS):
-        detector = script.place_detector(name, 3, "cpu")
+        detector = script.place_detector(name, 3, "cpu", 10)
         assert detector.get_params().get("seed", 3) == 3
+    assert script.place_detector("patchcore", 0, "cpu", 101).coreset == 0.01
 
 
 def test_sets_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

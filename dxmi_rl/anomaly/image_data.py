@@ -230,7 +230,7 @@ def elpv(
 
 
 def textures(
-    name: str = "brick", *, size: int = 224, seed: int = 0, train: int = 60, normal: int = 40, defective: int = 40
+    name: str = "brick", *, size: int = 224, seed: int = 0, train: int = 40, normal: int = 40, defective: int = 40
 ) -> AnomalyImages:  # fmt: skip
     """Crops of a photograph of brick, grass or gravel (512 x 512 grey, scikit-image's), some with defects.
 
