@@ -139,21 +139,22 @@ def all_sets(arguments: Arguments) -> dict[str, Callable[[int], AnomalyImages]]:
 
 
 class Remembered:
-    """A network that computes the maps of a batch of images once, for all methods."""
+    """A network that computes the layers of a batch of images once, for all methods."""
 
     def __init__(self, device: str) -> None:
         self.maps = FeatureMaps(layers=LAYERS, size=SIZE, device=device)
-        self.known: dict[str, Tensor] = {}
+        self.known: dict[str, list[Tensor]] = {}
         self.seconds = 0.0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Maps of images ``[n, 3, height, width]`` in [-1, 1]."""
-        key = hashlib.sha256(x[:, :1].contiguous().cpu().numpy().tobytes()).hexdigest()
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> list[Tensor]:
+        """Layers of images ``[n, 3, height, width]`` in [-1, 1]."""
+        key = hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
         if key not in self.known:
             started = time.perf_counter()
-            self.known[key] = torch.from_numpy(self.maps(x))
+            self.known[key] = [layer.cpu() for layer in self.maps.chosen_layers(x)]
             self.seconds += time.perf_counter() - started
-        return self.known[key].to(x.device)
+        return [layer.to(x.device) for layer in self.known[key]]
 
 
 def place_detector(name: str, seed: int, device: str, images: int) -> Any:
@@ -193,7 +194,8 @@ def fit(method: str, data: AnomalyImages, seed: int, network: Remembered) -> tup
         scores, maps = controls(method, data)
     else:
         inner = place_detector(method, seed, str(network.maps.device), len(data.train))
-        detector = ImageDetector(inner, network=network, layers=(0,), size=None, device=str(network.maps.device))
+        settings: dict[str, Any] = {"layers": range(len(LAYERS)), "size": None, "device": str(network.maps.device)}
+        detector = ImageDetector(inner, network=network, **settings)
         detector.fit(data.train)
         fitted = time.perf_counter()
         maps = -detector.score_maps(data.test)

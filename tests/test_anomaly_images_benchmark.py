@@ -45,10 +45,10 @@ def unmarked(seed: int) -> AnomalyImages:
 
 
 def remember(self: Any, device: str) -> None:
-    def network(x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(x[:, :2], 2)
+    def network(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.nn.functional.avg_pool2d(x[:, :2], size) for size in (2, 4)]
 
-    self.maps = script.FeatureMaps(network, layers=(0,), device=device)
+    self.maps = script.FeatureMaps(network, layers=(0, 1), device=device)
     self.known, self.seconds = {}, 0.0
 
 
@@ -70,6 +70,15 @@ def test_a_run_gives_tables_keys_and_pictures(tmp_path: Path, capsys: pytest.Cap
     assert {file.name for file in tmp_path.glob("*.png")} == {"anomaly_small.png", "anomaly_unmarked.png"}
     printed = capsys.readouterr().out
     assert "means over sets" in printed and "AUPRO" in printed
+
+
+def test_features_are_those_that_the_detector_computes() -> None:
+    images = small(0).train
+    remembered = script.Remembered("cpu")
+    for _ in range(2):
+        found = script.FeatureMaps(remembered, layers=range(2))(images)
+        assert np.array_equal(found, remembered.maps(images))
+    assert len(remembered.known) == 1
 
 
 def test_finished_fits_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,14 +59,15 @@ class FeatureMaps:
         return np.concatenate([self._maps(part.to(self.device)).cpu().numpy() for part in rows.split(ROWS)])
 
     def _maps(self, x: Tensor) -> Tensor:
-        x = x.expand(-1, 3, -1, -1)
-        if self.size is not None:
-            x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
-        maps = [nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False) for layer in self._layers(x)]
+        maps = [nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False) for layer in self.chosen_layers(x)]
         grid = max((tuple(layer.shape[2:]) for layer in maps), key=np.prod)
         return torch.cat([nn.functional.interpolate(layer, size=grid, mode="bilinear") for layer in maps], 1)
 
-    def _layers(self, x: Tensor) -> list[Tensor]:
+    def chosen_layers(self, x: Tensor) -> list[Tensor]:
+        """The layers' maps as the network gives them, of images ``[n, 1 or 3, height, width]`` in [-1, 1]."""
+        x = x.expand(-1, 3, -1, -1)
+        if self.size is not None:
+            x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
         inner = getattr(self.network, "net", self.network)  # of Lite0Features
         if hasattr(inner, "forward_intermediates"):
             found = inner.forward_intermediates(_normalised(x, self.network), intermediates_only=True)
