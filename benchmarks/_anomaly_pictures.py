@@ -20,7 +20,8 @@ def draw_maps(name: str, kept: Mapping[str, Mapping[str, Tensor]], file: Path) -
     """A column per test image: the image, its mask if there are any, and the map of every method that has one.
 
     ``kept``: per method ``images`` ``[n, channels, height, width]``, ``masks`` and ``maps`` ``[n, height, width]``.
-    The colours of a method go from its lowest to its highest score in this picture. What is marked is outlined in maps.
+    Colours of a method go from its lowest score in this picture to the one that a hundredth is above. What is marked is
+    outlined in maps.
     """
     first = next(iter(kept.values()))
     images, masks = first["images"].numpy(), first["masks"].numpy() if "masks" in first else None
@@ -44,6 +45,6 @@ def draw_maps(name: str, kept: Mapping[str, Mapping[str, Tensor]], file: Path) -
 
 
 def _draw_map(ax: Axes, maps: np.ndarray, index: int, masks: np.ndarray | None) -> None:
-    ax.imshow(maps[index], cmap=COLOURS, vmin=maps.min(), vmax=maps.max(), interpolation="nearest")
+    ax.imshow(maps[index], cmap=COLOURS, vmin=maps.min(), vmax=np.quantile(maps, 0.99), interpolation="nearest")
     if masks is not None and masks[index].any():
         ax.contour(masks[index], levels=[0.5], colors="white", linewidths=0.8)
