@@ -157,11 +157,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
         Raises NotFittedError before ``fit``.
         """
-        check_is_fitted(self)
-        tensors = {f"energy.{key}": value for key, value in self.energy_.state_dict().items()}
-        tensors |= {"mean": torch.from_numpy(self.mean_), "scale": torch.from_numpy(self.scale_)}
-        learned = {key: getattr(self, key) for key in ("offset_", "n_iter_", "n_features_in_", "data_scale_")}
-        return save_tensors(path, tensors, {"detector": "energy", "settings": self.get_params(), "learned": learned})
+        tensors, metadata = self.state()
+        return save_tensors(path, tensors, {"detector": "energy"} | metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Self:
@@ -170,14 +167,27 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if metadata.get("detector") != "energy":
             raise CheckpointError(f"{str(path)!r} does not hold a detector that EnergyDetector.save wrote.")
         try:
-            detector = cls(**metadata["settings"] | {"device": device})
-            for key, value in metadata["learned"].items():
-                setattr(detector, key, value)
-            detector.mean_, detector.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
-            energy = EnergyDenoiser(detector._new_denoiser(), detector.data_scale_)
-            energy.load_state_dict({key[7:]: value for key, value in tensors.items() if key.startswith("energy.")})
+            return cls.from_state(tensors, metadata, device)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{str(path)!r} is a damaged detector: {error}") from error
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON-able settings from which ``from_state`` makes this detector. Raises NotFittedError."""
+        check_is_fitted(self)
+        tensors = {f"energy.{key}": value for key, value in self.energy_.state_dict().items()}
+        tensors |= {"mean": torch.from_numpy(self.mean_), "scale": torch.from_numpy(self.scale_)}
+        learned = {key: getattr(self, key) for key in ("offset_", "n_iter_", "n_features_in_", "data_scale_")}
+        return tensors, {"settings": self.get_params(), "learned": learned}
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], device: str | None = None) -> Self:
+        """The detector of a ``state``. Raises KeyError, TypeError, RuntimeError or ValueError for a damaged one."""
+        detector = cls(**metadata["settings"] | {"device": device})
+        for key, value in metadata["learned"].items():
+            setattr(detector, key, value)
+        detector.mean_, detector.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
+        energy = EnergyDenoiser(detector._new_denoiser(), detector.data_scale_)
+        energy.load_state_dict({key[7:]: value for key, value in tensors.items() if key.startswith("energy.")})
         detector.energy_ = energy.to(resolve_device(device)).requires_grad_(False).eval()
         return detector
 

@@ -1,0 +1,185 @@
+"""ImageDetector: anomalous images, and where in them, by the energy of every place of their feature maps."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from dxmi_rl.anomaly.detector import EnergyDetector
+from dxmi_rl.anomaly.feature_maps import FeatureMaps, Network
+from dxmi_rl.checks import CheckpointError, check_real
+from dxmi_rl.storage import load_tensors, save_tensors
+
+Array = NDArray[Any]
+Images = NDArray[Any] | Tensor
+
+
+class ImageDetector(OutlierMixin, BaseEstimator):
+    """Anomalous images, and where they are, from normal ones alone.
+
+    ``fit`` takes feature maps of some layers of a network that was trained elsewhere, on one grid, and fits a detector
+    to the features of all places; by default that is EnergyDetector: one energy for all places. The scores of places,
+    interpolated to the size of the image and smoothed a little, are its map, and a high quantile of the map's energies
+    is the energy of the image.
+
+    Images are arrays or tensors ``[n, 1 or 3, height, width]`` of one size, uint8 or floating in [-1, 1]. Scores have
+    scikit-learn's sign: the larger, the more normal; ``predict`` gives 1 and -1.
+
+    Args:
+        detector: what scores places: ``fit(maps)`` and ``score_maps(maps)``, larger for normal ones, such as
+            EnergyDetector, PatchCore, PaDiM; a copy of it is fitted. None: EnergyDetector().
+        network: "lite0", or a network or function of your own (``FeatureMaps``).
+        layers: its maps that are used.
+        size: height and width that images are resized to before the network; None leaves them.
+        position: weight of two more channels that say where a place is, -1 to 1 across the image, in standard
+            deviations of a feature; for images that are aligned. 0: none.
+        smoothing: standard deviation of the map's Gaussian filter, in parts of the image's height.
+        quantile: of a map's energies that scores the image; 1 is the largest.
+        contamination: part of the training images that ``predict`` calls outliers, in (0, 0.5].
+        device: torch device of the network, "cpu" by default (the detector has its own).
+
+    Attributes:
+        detector_: the fitted detector of places.
+        shape_: ``(channels, height, width)`` of the training images.
+        offset_: ``decision_function`` is ``score_samples`` less this.
+
+    Raises TypeError or ValueError for other images, NaN among them, other sizes than in ``fit``, settings that are not
+    allowed; and what network and detector raise.
+    """
+
+    def __init__(
+        self, detector: Any = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
+        size: int | None = 256, position: float = 0.0, smoothing: float = 1 / 64, quantile: float = 0.98,
+        contamination: float = 0.1, device: str | None = None,
+    ) -> None:  # fmt: skip
+        self.detector = detector
+        self.network = network
+        self.layers = layers
+        self.size = size
+        self.position = position
+        self.smoothing = smoothing
+        self.quantile = quantile
+        self.contamination = contamination
+        self.device = device
+
+    def fit(self, X: Images, y: object = None) -> Self:
+        """Learn what is normal from normal images, two or more."""
+        check_real("smoothing", self.smoothing)
+        check_real("position", self.position)
+        for key in ("quantile", "contamination"):
+            largest = 0.5 if key == "contamination" else 1
+            if not 0 < check_real(key, getattr(self, key)) <= largest:
+                raise ValueError(f"{key} must lie in (0, {largest}], got {getattr(self, key)}.")
+        maps = self._feature_maps()(X)
+        if len(maps) < 2:
+            raise ValueError(f"X must be two images or more, got {len(maps)}.")
+        self.shape_ = tuple(int(length) for length in X.shape[1:])
+        self.spread_ = float(maps.std(axis=(0, 2, 3)).mean())
+        self.detector_ = EnergyDetector() if self.detector is None else clone(self.detector)
+        maps = self._placed(maps)
+        self.detector_.fit(maps)
+        self.offset_ = float(np.quantile(self._summarised(self._whole(maps)), self.contamination))
+        return self
+
+    def score_maps(self, X: Images) -> Array:
+        """The score of every pixel, ``[n, height, width]``, larger for normal ones."""
+        check_is_fitted(self, "detector_")
+        maps = self._feature_maps()(X)
+        if tuple(X.shape[1:]) != self.shape_:
+            raise ValueError(f"X must be images of shape {list(self.shape_)} as in fit, got {list(X.shape[1:])}.")
+        return self._whole(self._placed(maps))
+
+    def score_samples(self, X: Images) -> Array:
+        """The score of every image, ``[n]``."""
+        return self._summarised(self.score_maps(X))
+
+    def decision_function(self, X: Images) -> Array:
+        """``score_samples`` less ``offset_``: negative for anomalous images."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Images) -> Array:
+        """1 for normal images, -1 for anomalous ones: ``[n]``."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write settings and the energy as one safetensors file, atomically; a network of your own is not in it.
+
+        Raises NotFittedError before ``fit``, TypeError when places are scored by something else than EnergyDetector.
+        """
+        check_is_fitted(self, "detector_")
+        if not isinstance(self.detector_, EnergyDetector):
+            raise TypeError(f"detector must be an EnergyDetector to be saved, got {type(self.detector_).__name__}.")
+        tensors, inner = self.detector_.state()
+        settings = self.get_params(deep=False) | {"layers": list(self.layers)}
+        del settings["detector"]
+        if not isinstance(self.network, str):
+            settings["network"] = None
+        learned = {"shape_": list(self.shape_), "spread_": self.spread_, "offset_": self.offset_}
+        return save_tensors(
+            path, tensors, {"detector": "image", "settings": settings, "learned": learned, "energy": inner}
+        )  # fmt: skip
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, network: Network | None = None, device: str | None = None
+    ) -> Self:  # fmt: skip
+        """What ``save`` wrote; ``network`` is needed where it was one of your own.
+
+        Raises FileNotFoundError, CheckpointError for a damaged or foreign file, ValueError without that network.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("detector") != "image":
+            raise CheckpointError(f"{str(path)!r} does not hold a detector that ImageDetector.save wrote.")
+        try:
+            settings, learned = metadata["settings"] | {"device": device}, metadata["learned"]
+            energy = EnergyDetector.from_state(tensors, metadata["energy"], device)
+            shape, spread, offset = tuple(learned["shape_"]), learned["spread_"], learned["offset_"]
+            found = cls(clone(energy), **settings)
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{str(path)!r} is a damaged detector: {error}") from error
+        if network is not None:
+            found.network = network
+        elif found.network is None:
+            raise ValueError(
+                f"network must be given for {str(path)!r}: it was one of your own, which is not in the file."
+            )
+        found.detector_, found.shape_, found.spread_, found.offset_ = energy, shape, spread, offset
+        return found
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _feature_maps(self) -> FeatureMaps:
+        return FeatureMaps(self.network, layers=self.layers, size=self.size, device=self.device)
+
+    def _placed(self, maps: Array) -> Array:
+        """Maps, with the channels of the position."""
+        if not self.position:
+            return maps
+        scale = self.position * self.spread_
+        ramps = np.meshgrid(*(scale * np.linspace(-1, 1, length) for length in maps.shape[2:]), indexing="ij")
+        places = np.broadcast_to(np.stack(ramps), (len(maps), 2, *maps.shape[2:]))
+        return np.concatenate([maps, places.astype(maps.dtype)], 1)
+
+    def _whole(self, maps: Array) -> Array:
+        """Scores of places at the size of the image, smoothed."""
+        from scipy.ndimage import gaussian_filter
+
+        places = torch.from_numpy(np.ascontiguousarray(self.detector_.score_maps(maps), np.float64))[:, None]
+        size = self.shape_[1:]
+        pixels = nn.functional.interpolate(places, size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
+        sigma = self.smoothing * size[0]
+        return gaussian_filter(pixels, (0, sigma, sigma)) if sigma else pixels
+
+    def _summarised(self, maps: Array) -> Array:
+        return np.quantile(maps.reshape(len(maps), -1), 1 - self.quantile, axis=1)
