@@ -16,6 +16,9 @@ that are standardised alike (EnergyDetector's own way), and its library's defaul
     energy, NCE              the same, against a Gaussian
     knn, lof, iforest, ocsvm, ecod, copod, deep-svdd, autoencoder      pyod's
 
+A command that is stopped goes on where it was: finished fits are kept in ``--folder``. ``--pictures FOLDER`` draws the
+mean ranks with the critical difference (Demsar 2006: Friedman's test, then Nemenyi's at 5 %, over sets).
+
 Keys of ``--json FILE``:
 
     command              the command line
@@ -30,7 +33,9 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import shlex
 import sys
 import time
@@ -47,7 +52,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dxmi_rl.anomaly import EnergyDetector
 from dxmi_rl.anomaly.detector import standardisation
+from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
@@ -93,8 +100,12 @@ class Arguments:
     """Sets and seeds at a time, one thread each."""
     device: str = "cpu"
     """Torch device of the energies."""
+    folder: Path = Path("runs/anomaly")
+    """Where finished fits are kept."""
     json: Path | None = None
     """File for the results."""
+    pictures: Path | None = None
+    """Folder for the picture of ranks."""
 
 
 def split(outlier: np.ndarray, protocol: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +134,17 @@ def make_method(
     return made, lambda fitted, rows: fitted.decision_function(rows)
 
 
-def run(name: str, data: Rows, methods: Sequence[str], protocol: str, seed: int, device: str) -> list[dict[str, Any]]:
-    """Fit and score every method once on one set."""
+def result_file(folder: Path, name: str, method: str, protocol: str, seed: int) -> Path:
+    """Where the result of a fit is, or will be."""
+    key: list[Any] = [name, method, protocol, seed, ENERGIES.get(method), PYOD.get(method)]
+    key.append(code_digest(("dxmi_rl.anomaly.detector",)) if method in ENERGIES else None)
+    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+
+
+def run(
+    name: str, data: Rows, methods: Sequence[str], protocol: str, seed: int, device: str, folder: Path
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Fit and score every method once on one set, unless its file is there."""
     rows, outlier = data
     train, test = split(outlier, protocol, seed)
     mean, scale = standardisation(rows[train])
@@ -132,6 +152,10 @@ def run(name: str, data: Rows, methods: Sequence[str], protocol: str, seed: int,
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in methods:
+            file = result_file(folder, name, method, protocol, seed)
+            if file.is_file():
+                found.append(json.loads(file.read_text(encoding="utf-8")))
+                continue
             result: dict[str, Any] = {"set": name, "method": method, "seed": seed, "error": None}
             try:
                 detector, score = make_method(method, rows.shape[1], seed, device)
@@ -149,6 +173,7 @@ def run(name: str, data: Rows, methods: Sequence[str], protocol: str, seed: int,
                 }
             except (ValueError, RuntimeError) as error:
                 result["error"] = str(error)
+            write_json(file, result)
             found.append(result)
     return found
 
@@ -197,9 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from joblib import Parallel, delayed
 
+    arguments.folder.mkdir(parents=True, exist_ok=True)
     tasks = [(name, seed) for seed in arguments.seeds for name in sets]
     work = Parallel(n_jobs=arguments.jobs, return_as="generator_unordered")(
-        delayed(run)(name, data[name], methods, arguments.protocol, seed, arguments.device) for name, seed in tasks
+        delayed(run)(name, data[name], methods, arguments.protocol, seed, arguments.device, arguments.folder)
+        for name, seed in tasks
     )
     runs: list[dict[str, Any]] = []
     with progress("sets and seeds", len(tasks)) as advance:
@@ -213,6 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     by_method = summarise(runs, sets, methods)
     by_set = describe(runs, data, methods)
     print_tables([set_table(by_set, methods, arguments.protocol), method_table(by_method)])
+    if arguments.pictures is not None:
+        draw_ranks(runs, arguments.pictures / f"anomaly_ranks_{arguments.protocol}.png", arguments.protocol)
     if arguments.json is not None:
         content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/anomaly.py", *argv])}
         content |= {"machine": machine(arguments.device), "versions": versions()}
@@ -237,6 +266,31 @@ def describe(runs: Sequence[dict[str, Any]], data: dict[str, Rows], methods: Seq
         }
         for name, (rows, outlier) in data.items()
     }
+
+
+def draw_ranks(runs: Sequence[dict[str, Any]], file: Path, protocol: str) -> None:
+    """Mean ranks of the AUROC over sets, with bars over methods that Nemenyi's test at 5 % does not tell apart.
+
+    Raises MissingExtraError.
+    """
+    tests = require("scikit_posthocs", "anomaly")
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+    scores = DataFrame(runs).assign(auroc=lambda frame: frame.get("auroc", 0.5)).fillna({"auroc": 0.5})
+    table = scores.pivot_table(values="auroc", index="set", columns="method")
+    ranks = table.rank(axis=1, ascending=False).mean()
+    figure = Figure(figsize=(8, 0.24 * len(ranks) + 1.2), layout="constrained")
+    ax = figure.subplots()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tests.critical_difference_diagram(
+            ranks, tests.posthoc_nemenyi_friedman(table), ax=ax, label_fmt_left="{label}  {rank:.1f} ",
+            label_fmt_right=" {rank:.1f}  {label}", color_palette=["black"] * len(ranks),
+            elbow_props={"linewidth": 0.7},
+        )  # fmt: skip
+    ax.set_title(f"Mean rank of the AUROC on {len(table)} sets, trained on {protocol} (1 is best)", fontsize=11, pad=18)
+    save_figure(figure, file, dpi=110)
 
 
 def set_table(sets: dict[str, Any], methods: Sequence[str], protocol: str) -> Table:

@@ -19,10 +19,13 @@ import anomaly as script
 from dxmi_rl.targets import MissingDataError
 
 
-def test_a_small_run_gives_tables_and_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_run_gives_tables_keys_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scikit_posthocs")
     file = tmp_path / "results.json"
     command = ["--sets", "cancer", "digit 1", "--methods", "knn", "ecod", "iforest", "--seeds", "0", "1", "--jobs", "1"]
+    command += ["--folder", str(tmp_path / "runs"), "--pictures", str(tmp_path)]
     assert script.main([*command, "--json", str(file)]) == 0
+    assert (tmp_path / "anomaly_ranks_inliers.png").stat().st_size > 10_000
     found = json.loads(file.read_text(encoding="utf-8"))
     assert script.__doc__ is not None
     for key in found:
@@ -35,11 +38,24 @@ def test_a_small_run_gives_tables_and_keys(tmp_path: Path, capsys: pytest.Captur
     assert "means over sets" in printed and "digit 1" in printed
 
 
-def test_energies_are_among_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, methods = _anomaly_data.cancer(), ["ecod", "knn"]
+    first = script.run("cancer", rows, methods[:1], "inliers", 0, "cpu", tmp_path)
+    made: list[str] = []
+    make = script.make_method
+    monkeypatch.setattr(script, "make_method", lambda name, *rest: made.append(name) or make(name, *rest))
+    again = script.run("cancer", rows, methods, "inliers", 0, "cpu", tmp_path)
+    assert made == ["knn"] and again[:1] == first
+    script.run("cancer", rows, methods, "all", 0, "cpu", tmp_path)
+    script.run("cancer", rows, methods, "inliers", 1, "cpu", tmp_path)
+    assert made == ["knn", *methods, *methods], "another protocol or seed is another fit"
+
+
+def test_energies_are_among_the_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick = {"pretraining_iterations": 10, "width": 8, "max_iterations": 2}
     monkeypatch.setattr(script, "ENERGIES", {name: quick | own for name, own in script.ENERGIES.items()})
     rows = _anomaly_data.cancer()
-    found = script.run("cancer", rows, list(script.ENERGIES), "all", 0, "cpu")
+    found = script.run("cancer", rows, list(script.ENERGIES), "all", 0, "cpu", tmp_path)
     assert [run["error"] for run in found] == [None] * 5
     assert all(0 < run["auroc"] <= 1 for run in found)
 

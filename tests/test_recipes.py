@@ -1,0 +1,58 @@
+"""DxMI's recipes: who gets which, and that every one of them can be played."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dxmi_rl import make_task
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.irl import DxMI, recipe
+from dxmi_rl.irl.config import DxMIConfig
+from dxmi_rl.networks import EnergyDenoiser, EnergyMLP
+from dxmi_rl.targets import load_images
+from dxmi_rl.tasks import LAST_NOISE, Task
+
+PRETRAINING = PretrainingConfig(iterations=2, batch_size=8, width=8, depth=1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Task:
+    """A task of an image set without a recipe of its own, with a denoiser that is no U-Net."""
+    file = tmp_path / "pictures.npy"
+    np.save(file, np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
+    return make_task(load_images(file), horizon=2, pretraining=PRETRAINING)
+
+
+def test_other_images_start_from_their_denoiser(pictures: Task) -> None:
+    game = DxMI(pictures, seed=0, agent_settings=recipe(pictures.name, images=True).agent_settings | {"batch_size": 8})
+    assert isinstance(game.energy, EnergyDenoiser)
+    x = pictures.target.data(6)
+    ahead = game.agent.mdp.energy(game.agent.policy.base.denoiser(x, *pictures.mdp.base.schedule.at(1)))
+    before = game.agent.values(x, 1)
+    assert torch.allclose(before, ahead, atol=1e-5)
+    game.learn(3 * game.timesteps_per_iteration)
+    assert all(bool((part == 0).all()) for part in (game.agent.value.last.weight, game.agent.value.last.bias))
+    assert not torch.allclose(game.agent.values(x, 1), before), "the energy and the denoiser have moved"
+    assert float(game.agent.policy.log_sigma.detach().exp()[-1]) == pytest.approx(LAST_NOISE)
+
+
+def test_the_digits_have_a_recipe_of_their_own() -> None:
+    config = recipe("digits")
+    assert not config.energy_denoiser and "lookahead_value" not in config.agent_settings
+    game = DxMI(make_task("digits", pretraining=PRETRAINING), seed=0)
+    assert isinstance(game.energy, EnergyMLP) and float(game.mdp.base.sigma[-1]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("agent", ["ppo", "grpo", "sft-pg", "path-wise"])
+def test_other_agents_get_the_same_game_and_keep_their_critics(agent: str) -> None:
+    config = recipe("pictures", agent, images=True)
+    ours = recipe("pictures", images=True)
+    of_the_game = ("energy_denoiser", "energy_learning_rate", "gradient_penalty", "data_noise", "ema", "loss")
+    assert all(getattr(config, key) == getattr(ours, key) for key in of_the_game)
+    assert isinstance(config, DxMIConfig) and "lookahead_value" not in config.agent_settings
+    assert config.agent_settings["policy_learning_rate"] == ours.agent_settings["policy_learning_rate"]
+    assert config.agent_settings.get("value_learning_rate", 1) > 0
