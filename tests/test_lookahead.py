@@ -89,6 +89,21 @@ def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.M
     assert torch.allclose(wanted, targets[-1] - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
 
 
+def test_it_can_be_all_there_is() -> None:
+    agents = [
+        dxdp(lookahead_value=True, correction=False, replay=1, **settings)
+        for settings in ({"value_steps": 0}, {"value_steps": 1, "value_learning_rate": 0.0})
+    ]
+    for agent in agents:
+        agent.learn(4 * agent.timesteps_per_iteration)
+        assert bool((agent.value.last.weight == 0).all())
+    cheap, dear = agents
+    assert all(torch.equal(*pair) for pair in zip(cheap.policy.parameters(), dear.policy.parameters(), strict=True))
+    assert cheap.costs.energy_evals < dear.costs.energy_evals
+    with pytest.raises(ValueError, match="value_steps must be >= 1"):
+        dxdp(value_steps=0)
+
+
 def test_a_base_sampler_without_a_denoiser_is_refused() -> None:
     task = task_for("dxdp", base=None)
     assert not isinstance(task.mdp.base, ReverseSampler)

@@ -55,4 +55,4 @@ def test_other_agents_get_the_same_game_and_keep_their_critics(agent: str) -> No
     assert all(getattr(config, key) == getattr(ours, key) for key in of_the_game)
     assert isinstance(config, DxMIConfig) and "lookahead_value" not in config.agent_settings
     assert config.agent_settings["policy_learning_rate"] == ours.agent_settings["policy_learning_rate"]
-    assert config.agent_settings.get("value_learning_rate", 1) > 0
+    assert config.agent_settings.get("value_learning_rate", 1e-3) == 1e-3

@@ -42,7 +42,7 @@ class DxDPConfig(GaussianConfig):
     td_lambda: float = 0.9
     """Mixing of n-step soft returns in the value target; 0 is the paper's one-step target."""
     value_steps: int = 2
-    """Value regressions per rollout."""
+    """Value regressions per rollout; 0, with ``lookahead_value``: the look-ahead is all."""
     policy_steps: int = 4
     """Policy steps per rollout, each with fresh next states."""
     policy_trajectories: int | None = None
@@ -136,8 +136,9 @@ class DxDP(GaussianAgent):
 
     def _build(self) -> None:
         config = self.config
-        for key in ("value_steps", "policy_steps", "replay", "ensemble"):
+        for key in ("policy_steps", "replay", "ensemble"):
             check_integer(key, getattr(config, key))
+        check_integer("value_steps", config.value_steps, minimum=1 - config.lookahead_value)
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(config, key), minimum=0)
         for key in ("td_lambda", "target_average"):
@@ -232,14 +233,14 @@ class DxDP(GaussianAgent):
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
         config = self.config
         rollout = self.remember(self.collect(on_final, self.behaviour()), moved=on_final is not None)
-        needed = config.correction or not config.value_resampling
-        targets = self.value_targets(rollout) if needed else torch.zeros_like(rollout.log_prob)
-        regressed = targets if config.value_resampling else self.regressed(rollout, targets)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
         policy_steps = 0 if warming else config.policy_steps
         steps = max(value_steps, policy_steps)
+        fits = value_steps > 0 and not config.value_resampling
+        targets = self.value_targets(rollout) if config.correction or fits else torch.zeros_like(rollout.log_prob)
+        regressed = self.regressed(rollout, targets) if fits else targets
         log: dict[str, float | Tensor] = {}
         for step in range(steps):
             if due(step, value_steps, steps):

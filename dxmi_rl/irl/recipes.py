@@ -46,12 +46,12 @@ _IMAGES_AGENT: dict[str, Any] = {
 }
 # For other images, where data have fine structure that a sampler lacks at first: an energy from nothing drives it into
 # patterns that no image has, whatever its rates. One that starts as the denoiser, with a gradient penalty, does not.
-# Values look ahead through the denoiser, and nothing else (their network stays 0): it follows such an energy too late.
+# Values look ahead through the denoiser, and are nothing else: a network follows such an energy too late.
 _DENOISER: dict[str, Any] = {
     "energy_denoiser": True, "energy_learning_rate": 2e-4, "gradient_penalty": 1.0, "data_noise": 0.01,
 }  # fmt: skip
 _DENOISER_AGENT: dict[str, Any] = {"fixed_last_sigma": True, "policy_learning_rate": 3e-5}
-_DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_learning_rate": 0.0, "value_steps": 1}
+_DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0}
 # For backbones that are U-Nets. At five times these rates the sampler of Fashion-MNIST ends in noise; two hundred
 # iterations at these bring it nearer to the data, and how far they lead is not known yet.
 _CONVOLUTIONAL: dict[str, Any] = {
