@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import metrics
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, seeded
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.sweep import one_thread
@@ -77,7 +78,8 @@ class Play:
     @property
     def key(self) -> str:
         """Sixteen hex digits of all that the result depends on: not of what it is an experiment for."""
-        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training"))
+        agent = AGENTS[self.settings.get("agent", "dxdp")].__module__
+        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training", agent))
         parts = dataclasses.asdict(self) | {"code": code, "experiment": None, "label": None}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -17,7 +17,7 @@ that are standardised alike (EnergyDetector's own way), and its library's defaul
     knn, lof, iforest, ocsvm, ecod, copod, deep-svdd, autoencoder      pyod's
 
 A command that is stopped goes on where it was: finished fits are kept in ``--folder``. ``--pictures FOLDER`` draws the
-mean ranks with the critical difference (Demsar 2006: Friedman's test, then Nemenyi's at 5 %, over sets).
+mean ranks, and which of them Nemenyi's test over sets does not tell apart at 5 % (Demsar 2006).
 
 Keys of ``--json FILE``:
 
@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import io
 import json
 import shlex
@@ -42,9 +43,11 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import _anomaly_data
 import numpy as np
 from _anomaly_data import MLBENCH, Rows, all_sets
 from scipy.stats import rankdata
@@ -134,10 +137,14 @@ def make_method(
     return made, lambda fitted, rows: fitted.decision_function(rows)
 
 
-def result_file(folder: Path, name: str, method: str, protocol: str, seed: int) -> Path:
+def result_file(folder: Path, name: str, method: str, protocol: str, seed: int, device: str) -> Path:
     """Where the result of a fit is, or will be."""
     key: list[Any] = [name, method, protocol, seed, ENERGIES.get(method), PYOD.get(method)]
-    key.append(code_digest(("dxmi_rl.anomaly.detector",)) if method in ENERGIES else None)
+    if method in ENERGIES:
+        key += [device, code_digest(("dxmi_rl.anomaly.detector", "dxmi_rl.agents.dxdp"))]
+    else:
+        key += [version("pyod"), inspect.getsource(standardisation)]
+    key += [inspect.getsource(split), inspect.getsource(_anomaly_data)]
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
 
@@ -152,7 +159,7 @@ def run(
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in methods:
-            file = result_file(folder, name, method, protocol, seed)
+            file = result_file(folder, name, method, protocol, seed, device)
             if file.is_file():
                 found.append(json.loads(file.read_text(encoding="utf-8")))
                 continue
@@ -173,7 +180,8 @@ def run(
                 }
             except (ValueError, RuntimeError) as error:
                 result["error"] = str(error)
-            write_json(file, result)
+            if result["error"] is None:  # what failed is tried again
+                write_json(file, result)
             found.append(result)
     return found
 

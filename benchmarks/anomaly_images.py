@@ -211,19 +211,26 @@ def fit(method: str, data: AnomalyImages, seed: int, network: Remembered) -> tup
     return {"scores": found} | seconds, maps
 
 
-def result_file(folder: Path, name: str, method: str, seed: int) -> Path:
-    """Where the result of a fit is, or will be: its maps have another ending."""
-    key: list[Any] = [name, method, seed, LAYERS, SIZE, ITERATIONS, ENERGIES.get(method)]
-    key.append(code_digest(("dxmi_rl.anomaly.images", "dxmi_rl.anomaly.patches", "dxmi_rl.anomaly.image_data")))
+def folder_of(name: str, arguments: Arguments) -> Path | None:
+    """Where the images of a set are, for those that you have in a folder."""
+    return {"mvtec": arguments.mvtec, "visa": arguments.visa}.get(name.split()[0])
+
+
+def result_file(folder: Path, name: str, method: str, seed: int, device: str, data: Path | None = None) -> Path:
+    """Where the result of a fit is, or will be: its maps have another ending. ``data``: the folder of MVTec or VisA."""
+    key: list[Any] = [name, method, seed, device, ENERGIES.get(method), None if data is None else str(data.resolve())]
+    key += [LAYERS, SIZE, ITERATIONS, CORESETS, MANY, CONTROL_SIZE]
+    parts = ("images", "patches", "image_data", "image_scores")
+    key.append(code_digest((*(f"dxmi_rl.anomaly.{part}" for part in parts), "dxmi_rl.agents.dxdp")))
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
 
 
 def run(
     name: str, load: Callable[[int], AnomalyImages], methods: Sequence[str], seed: int, device: str, folder: Path,
-    advance: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None, data_folder: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Every method once on one set, unless its file is there."""
-    files = {method: result_file(folder, name, method, seed) for method in methods}
+    files = {method: result_file(folder, name, method, seed, device, data_folder) for method in methods}
     if any(not file.is_file() for file in files.values()):
         data, network = load(seed), Remembered(device)
         if any(method not in CONTROLS for method in methods):
@@ -323,7 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in arguments.sets:
                     runs += run(
                         name, known[name], methods, seed, arguments.device, arguments.folder,
-                        lambda: advance(next(done)),
+                        lambda: advance(next(done)), folder_of(name, arguments),
                     )  # fmt: skip
     except (ValueError, TypeError, ImportError, OSError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -336,7 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments.sets:
             kept = {
                 method: load_tensors(
-                    result_file(arguments.folder, name, method, arguments.seeds[0]).with_suffix(".safetensors")
+                    result_file(
+                        arguments.folder, name, method, arguments.seeds[0], arguments.device, folder_of(name, arguments)
+                    ).with_suffix(".safetensors")
                 )[0]
                 for method in methods
             }

@@ -49,6 +49,7 @@ from typing import Any
 import torch
 
 from dxmi_rl import evaluation, make_agent, make_task, metrics
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, seeded
 from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.benchmark.code import code_digest
@@ -149,7 +150,8 @@ class Play:
 
     def file(self, folder: Path) -> Path:
         """Where the result is, or will be; what is unfinished has other endings."""
-        parts = dataclasses.asdict(self) | {"row": "", "code": code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation"))}
+        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation", AGENTS[self.agent].__module__))
+        parts = dataclasses.asdict(self) | {"row": "", "code": code, "backbone": repr(BACKBONES[self.backbone])}
         return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 

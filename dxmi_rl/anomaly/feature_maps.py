@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dxmi_rl.checks import check_integer, resolve_device
-from dxmi_rl.features import load_features
+from dxmi_rl.features import Lite0Features, load_features
 
 Network = str | Callable[[Tensor], Any]
 ROWS = 32
@@ -25,7 +25,8 @@ class FeatureMaps:
 
     Args:
         network: "lite0", EfficientNet-Lite0 of ImageNet (extra ``images``). Or a network of timm (what has
-            ``forward_intermediates``; images are normalised as its ``pretrained_cfg`` says). Or any function of images
+            ``forward_intermediates``; images are normalised as its ``pretrained_cfg`` says). Modules are moved to
+            ``device`` and run in evaluation mode. Or any function of images
             ``[n, 3, height, width]`` in [-1, 1] that returns one map ``[n, channels, h, w]``, or a sequence of them.
         layers: indices of maps; of Lite0 0 to 4 have strides 2, 4, 8, 16 and 32.
         size: height and width that images are resized to first (bilinear, antialiased); None leaves them.
@@ -56,6 +57,8 @@ class FeatureMaps:
         Raises TypeError or ValueError for other images, and for a network that returns no maps.
         """
         rows = as_numbers(images)
+        if isinstance(self.network, nn.Module):
+            self.network.to(self.device).eval()
         return np.concatenate([self._maps(part.to(self.device)).cpu().numpy() for part in rows.split(ROWS)])
 
     def _maps(self, x: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ class FeatureMaps:
         x = x.expand(-1, 3, -1, -1)
         if self.size is not None:
             x = nn.functional.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
-        inner = getattr(self.network, "net", self.network)  # of Lite0Features
+        inner = self.network.net if isinstance(self.network, Lite0Features) else self.network
         if hasattr(inner, "forward_intermediates"):
             found = inner.forward_intermediates(_normalised(x, self.network), intermediates_only=True)
         else:
@@ -102,8 +105,8 @@ def as_numbers(images: NDArray[Any] | Tensor) -> Tensor:
 
 
 def _normalised(x: Tensor, network: Any) -> Tensor:
-    if hasattr(network, "net"):
-        return (127.5 * (x + 1) - 127) / 128  # Lite0's
+    if isinstance(network, Lite0Features):
+        return (127.5 * (x + 1) - 127) / 128
     config = getattr(network, "pretrained_cfg", {})
     mean, spread = (
         torch.tensor(config.get(key, default), device=x.device).view(-1, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,9 +190,10 @@ def elpv(
 ) -> AnomalyImages:  # fmt: skip
     """ELPV: electroluminescence images of solar cells (Deitsch et al. 2019), 300 x 300 grey, without masks.
 
-    Blocks of ``ELPV_BLOCK`` neighbours in the file go to one side: half of them, drawn by ``seed``, train with their
-    cells of defect probability 0; all cells of the others are scored, anomalous above ``DEFECTIVE``. (A random split
-    has cells of one module on both sides, and pixels then give the answer.)
+    Blocks of ``ELPV_BLOCK`` neighbours in the file, all of one type, go to one side: half of them, drawn by ``seed``,
+    train with their cells of defect probability 0; all cells of the others are scored, anomalous above ``DEFECTIVE``.
+    (A random split has cells of every module on both sides, and pixels then give the answer. Which cells are of one
+    module the file does not say: blocks have a module's size, and some cut one in two.)
 
     Args:
         cells: "mono" or "poly", the type of the modules.
@@ -210,10 +212,15 @@ def elpv(
     table = _existing(Path(folder) / "labels.csv", help_text)
     try:
         rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
-        own = [(Path(folder) / file, float(defect)) for file, defect, kind in rows if kind == cells]
+        found = [(Path(folder) / file, float(defect), kind) for file, defect, kind in rows]
     except ValueError as error:
         raise MissingDataError(f"{str(table)!r} is not lines of file, probability and type: {error}.") from error
-    block = np.arange(len(own)) // ELPV_BLOCK
+    own = [(file, defect) for file, defect, kind in found if kind == cells]
+    blocks: list[tuple[int, int]] = []
+    for stretch, (kind, neighbours) in enumerate(itertools.groupby(found, key=lambda row: row[2])):
+        if kind == cells:
+            blocks += [(stretch, place // ELPV_BLOCK) for place, _ in enumerate(neighbours)]
+    block = np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1) if blocks else np.zeros(1, int)
     if len(own) == 0 or block[-1] == 0:
         raise MissingDataError(f"{str(table)!r} must have more than {ELPV_BLOCK} cells {cells!r}, got {len(own)}.")
     generator = np.random.default_rng(check_integer("seed", seed, minimum=0))

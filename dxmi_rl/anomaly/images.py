@@ -41,7 +41,8 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         layers: its maps that are used.
         size: height and width that images are resized to before the network; None leaves them.
         position: weight of two more channels that say where a place is, -1 to 1 across the image, in standard
-            deviations of a feature; for images that are aligned. 0: none.
+            deviations of a feature; for images that are aligned. 0: none. Detectors that scale features themselves, as
+            EnergyDetector does, see no difference between two weights.
         smoothing: standard deviation of the map's Gaussian filter, in parts of the image's height.
         quantile: of a map's energies that scores the image; 1 is the largest.
         contamination: part of the training images that ``predict`` calls outliers, in (0, 0.5].

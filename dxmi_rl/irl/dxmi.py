@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.diffusion import DenoiserUNet
-from dxmi_rl.irl.config import DxMIConfig, make_energy
+from dxmi_rl.irl.config import DxMIConfig, EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
@@ -46,8 +46,14 @@ class DxMI(Agent):
         """The recipe of the task, the chosen agent, loss and kind of energy."""
         chosen = {key: settings[key] for key in ("agent", "loss") if key in settings}
         images = len(self.task.event_shape) == 3
-        large = isinstance(getattr(self.mdp.base, "denoiser", None), DenoiserUNet)
-        found = recipe(self.task.name, **chosen, images=images, convolutional=large)
+        denoiser = getattr(self.mdp.base, "denoiser", None)
+        large = isinstance(denoiser, DenoiserUNet)
+        # Who chooses the energy's network does not want the denoiser for one.
+        chosen_network = {field.name for field in fields(EnergyConfig)} & settings.keys() - {"energy_denoiser"}
+        starts = denoiser is not None and settings.get("energy_denoiser", not chosen_network)
+        found = recipe(self.task.name, **chosen, images=images, convolutional=large, denoiser=starts)
+        if images and denoiser is not None:  # as much noise on data as on samples
+            found = replace(found, data_noise=round(float(self.mdp.base.sigma[-1]), 6))
         if settings.get("energy_convolutional") and not large:
             found = replace(found, energy_width=32, energy_depth=1, energy_residual=False, energy_fourier=0)
         return found

@@ -56,7 +56,7 @@ _DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0}
 # iterations at these bring it nearer to the data, and how far they lead is not known yet.
 _CONVOLUTIONAL: dict[str, Any] = {
     "energy_convolutional": True, "energy_width": 32, "energy_depth": 1, "energy_residual": False, "ema": 0.99,
-    "energy_learning_rate": 1e-4,
+    "energy_learning_rate": 1e-4, "data_noise": 0.01,
 }  # fmt: skip
 _CONVOLUTIONAL_AGENT: dict[str, Any] = {
     "convolutional_value": True, "batch_size": 64, "width": 32, "depth": 1, "residual": False,
@@ -73,13 +73,15 @@ IMAGE_TASKS = ("digits",)
 
 
 def recipe(
-    task: str, agent: str = "dxdp", loss: str | None = None, *, images: bool | None = None, convolutional: bool = False
+    task: str, agent: str = "dxdp", loss: str | None = None, *, images: bool | None = None,
+    convolutional: bool = False, denoiser: bool = True,
 ) -> DxMIConfig:  # fmt: skip
     """The settings for a task, an inner agent and a loss (None: the recipe's).
 
-    Tasks without a recipe get the plane's, or with ``images`` that of the digits (None: known by the task's name), with
-    ``convolutional`` networks or without; agents without one their own defaults, and for images the same networks and
-    rates; other losses than the contrastive one their own gamma.
+    Tasks without a recipe get the plane's, or with ``images`` (None: known by the task's name) that of U-Nets when the
+    networks are ``convolutional``, else that of an energy which starts as the denoiser, or without a ``denoiser`` that
+    of the digits; agents without one their own defaults, and for images the same networks and rates; other losses than
+    the contrastive one their own gamma.
     """
     images = task in IMAGE_TASKS if images is None else images
     config = replace(_IMAGES if images else _PLANE, agent=agent)
@@ -91,7 +93,7 @@ def recipe(
             settings["policy_steps"] = 1
         if convolutional:
             config, settings = replace(config, **_CONVOLUTIONAL), settings | _CONVOLUTIONAL_AGENT
-        elif task not in IMAGE_TASKS:
+        elif denoiser and task not in IMAGE_TASKS:
             config, settings = replace(config, **_DENOISER), settings | _DENOISER_AGENT
             settings |= _DENOISER_DXDP if agent == "dxdp" else {}
         known = {field.name for field in fields(AGENTS[agent].Config)}
