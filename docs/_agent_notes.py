@@ -59,6 +59,9 @@ _DXDP = (
     "soft returns (0.389) and no replay (0.392), both on the other side.\n"
     "- **What may pay and is no default:** fresh next states in value targets (`value_resampling`, 0.296), for 30 % "
     "more energy evaluations. The search on gmm9 has it in its space and did not choose it.\n"
+    "- **What does not pay here:** the look-ahead value, 0.463 (0.492, 0.440, 0.457; `python benchmarks/compare.py "
+    '--preset ablations --tasks 8gaussians --agents "look-ahead value"`, run later, on an AMD EPYC): the mean of what '
+    "may follow lies between modes, where the energy is high. It is for images.\n"
     "- **The paper's settings** end at 1.13 (1.11 with its own kernel), but take one value and one policy step per "
     "rollout: one second of training against about a minute.",
     "On manywell32, where 100,000 transitions do not train it (a bound of about 30 nats): without replay 39.8, without "
