@@ -50,6 +50,7 @@ from typing import Any
 import _anomaly_data
 import numpy as np
 from _anomaly_data import MLBENCH, Rows, all_sets
+from _anomaly_energies import ENERGIES
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -57,7 +58,6 @@ from dxmi_rl.anomaly import EnergyDetector
 from dxmi_rl.anomaly.detector import standardisation
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.machine import machine, versions
-from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
@@ -67,13 +67,6 @@ from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import write_json
 
-ENERGIES: dict[str, dict[str, Any]] = {
-    "energy": {},
-    "energy, start": {"epochs": 0},
-    "energy, tau = 0": {"tau": 0.0},
-    "energy, Langevin": {"training": "persistent"},
-    "energy, NCE": {"training": "gaussian-noise"},
-}
 PYOD = {
     "knn": ("knn", "KNN", ""), "lof": ("lof", "LOF", ""), "iforest": ("iforest", "IForest", "random_state"),
     "ocsvm": ("ocsvm", "OCSVM", ""), "ecod": ("ecod", "ECOD", ""), "copod": ("copod", "COPOD", ""),
@@ -284,6 +277,8 @@ def draw_ranks(runs: Sequence[dict[str, Any]], file: Path, protocol: str) -> Non
     tests = require("scikit_posthocs", "anomaly")
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from dxmi_rl.benchmark.pictures import save_figure
 
     scores = DataFrame(runs).assign(auroc=lambda frame: frame.get("auroc", 0.5)).fillna({"auroc": 0.5})
     table = scores.pivot_table(values="auroc", index="set", columns="method")

@@ -34,6 +34,7 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shlex
 import sys
@@ -46,6 +47,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _anomaly_energies import ENERGIES
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
@@ -78,13 +80,6 @@ from dxmi_rl.storage import load_tensors, save_tensors, write_json
 
 LAYERS, SIZE = (2, 3), 256
 ITERATIONS = 300
-ENERGIES: dict[str, dict[str, Any]] = {
-    "energy": {},
-    "energy, start": {"epochs": 0},
-    "energy, tau = 0": {"tau": 0.0},
-    "energy, Langevin": {"training": "persistent"},
-    "energy, NCE": {"training": "gaussian-noise"},
-}
 CORESETS, MANY = (0.1, 0.01), 100
 """Parts that PatchCore keeps, two of its paper's, of few and of many training images: its fit is quadratic in them."""
 CONTROLS = ["pixels", "mean grey"]
@@ -211,6 +206,10 @@ def fit(method: str, data: AnomalyImages, seed: int, network: Remembered) -> tup
     return {"scores": found} | seconds, maps
 
 
+FITTING = "".join(map(inspect.getsource, (place_detector, controls, fit)))
+"""What a kept fit depends on in this file."""
+
+
 def folder_of(name: str, arguments: Arguments) -> Path | None:
     """Where the images of a set are, for those that you have in a folder."""
     return {"mvtec": arguments.mvtec, "visa": arguments.visa}.get(name.split()[0])
@@ -219,7 +218,7 @@ def folder_of(name: str, arguments: Arguments) -> Path | None:
 def result_file(folder: Path, name: str, method: str, seed: int, device: str, data: Path | None = None) -> Path:
     """Where the result of a fit is, or will be: its maps have another ending. ``data``: the folder of MVTec or VisA."""
     key: list[Any] = [name, method, seed, device, ENERGIES.get(method), None if data is None else str(data.resolve())]
-    key += [LAYERS, SIZE, ITERATIONS, CORESETS, MANY, CONTROL_SIZE]
+    key += [LAYERS, SIZE, ITERATIONS, CORESETS, MANY, CONTROL_SIZE, FITTING]
     parts = ("images", "patches", "image_data", "image_scores")
     key.append(code_digest((*(f"dxmi_rl.anomaly.{part}" for part in parts), "dxmi_rl.agents.dxdp")))
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"

@@ -74,7 +74,6 @@ def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) ->
     agent = dxdp(
         task_for("dxdp"), replay=3, exploration=0.5, target_average=0.9, ensemble=2, correction=True,
         policy_trajectories=20, value_resampling=True, warmup_iterations=1, fixed_last_sigma=True, lookahead_value=True,
-        value_unit=2.0,
     )  # fmt: skip
     step, paths = agent.timesteps_per_iteration, {k: tmp_path / str(k) for k in (1, 4, 9)}
 

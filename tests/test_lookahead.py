@@ -145,13 +145,3 @@ def test_a_base_sampler_without_a_denoiser_is_refused() -> None:
     assert not isinstance(task.mdp.base, ReverseSampler)
     with pytest.raises(ValueError, match="lookahead_value must be False"):
         dxdp(task, lookahead_value=True)
-
-
-def test_the_unit_of_values() -> None:
-    assert dxdp(task_for("dxdp", tau=0.3)).value_unit == pytest.approx(0.6)
-    agent = dxdp(value_unit=4.0, moved=True)
-    x = torch.randn(10, 2)
-    assert torch.allclose(agent.values(x, 1), 4 * agent.value(x, 1).squeeze(1))
-    for bad, error in ((0.0, ValueError), (-1.0, ValueError), ("tau", TypeError)):
-        with pytest.raises(error, match="value_unit"):
-            dxdp(value_unit=bad)

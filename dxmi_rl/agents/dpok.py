@@ -47,7 +47,7 @@ class DPOK(ClippedAgent):
         self.temperature, self.base_weight = (beta, 0.0) if self.config.future_kl else (0.0, beta)
 
     @property
-    def usual_value_unit(self) -> float:
+    def value_unit(self) -> float:
         return self.beta * self.mdp.dim
 
     def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:

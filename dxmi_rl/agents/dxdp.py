@@ -154,7 +154,8 @@ class DxDP(GaussianAgent):
                 if getattr(config, key) == 1:
                     raise ValueError(f"{key} must be >= 2 with correction=True, which compares trajectories, got 1.")
         if config.lookahead_value and not isinstance(self.mdp.base, ReverseSampler):
-            raise ValueError("lookahead_value must be False where the base sampler has no denoiser.")
+            kind = type(self.mdp.base).__name__
+            raise ValueError(f"lookahead_value must be False for base sampler {kind}, which has no denoiser, got True.")
         if config.ensemble_value not in ENSEMBLES:
             raise UnknownNameError("ensemble_value", config.ensemble_value, ENSEMBLES)
         super()._build()

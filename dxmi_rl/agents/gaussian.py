@@ -65,9 +65,6 @@ class GaussianConfig:
     """Peak rate of log sigma; None: 3e-3 for a correction, 3e-4 for a fine-tuned network."""
     value_learning_rate: float = 2e-3
     """Peak rate of the value network."""
-    value_unit: float | None = None
-    """What the value network counts in; None: tau d, the spread of a soft return at the optimum (DPOK: beta d), or 1
-    where tau is 0. An energy that is learned spreads by about one, whatever tau is."""
     clip_gradient: float = 1.0
     """Largest norm of a policy gradient."""
     kernel_steps: int = 1
@@ -104,8 +101,6 @@ class GaussianAgent(Agent):
         for key in ("batch_size", "width", "depth", "kernel_steps"):
             check_integer(key, getattr(config, key))
         check_real("value_learning_rate", config.value_learning_rate)
-        if config.value_unit is not None:
-            check_real("value_unit", config.value_unit, strict=True)
         check_real("clip_gradient", config.clip_gradient, strict=True)
         if not self.mdp.has_energy:
             raise EnergyError(
@@ -189,12 +184,7 @@ class GaussianAgent(Agent):
 
     @property
     def value_unit(self) -> float:
-        """What the value network counts in."""
-        return self.usual_value_unit if self.config.value_unit is None else self.config.value_unit
-
-    @property
-    def usual_value_unit(self) -> float:
-        """What ``value_unit=None`` stands for."""
+        """What the value network counts in: tau d, the spread of a soft return; 1 when tau = 0."""
         return self.mdp.tau * self.mdp.dim or 1.0
 
     def values(self, x: Tensor, t: Tensor | int) -> Tensor:

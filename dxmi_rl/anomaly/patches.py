@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ Array = NDArray[Any]
 PLACES_AT_A_TIME = 4096
 
 
-class PlaceDetector(BaseEstimator):
+class PlaceDetector(BaseEstimator, ABC):
     """What ``ImageDetector`` asks of a detector: ``fit(maps)`` and ``score_maps(maps)``, as of EnergyDetector.
 
     Maps are ``[images, channels, height, width]``; scores ``[images, height, width]`` are larger for normal places.
@@ -38,11 +39,13 @@ class PlaceDetector(BaseEstimator):
             raise ValueError(f"X must have {self.n_features_in_} channels as in fit, got {maps.shape[1]}.")
         return -self._distances(maps)
 
+    @abstractmethod
     def _fit(self, maps: Array) -> None:
-        raise NotImplementedError
+        """Learn from checked maps."""
 
+    @abstractmethod
     def _distances(self, maps: Array) -> Array:
-        raise NotImplementedError
+        """Distances of all places of checked maps: ``[images, height, width]``."""
 
 
 class PatchCore(PlaceDetector):

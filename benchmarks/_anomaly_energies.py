@@ -1,0 +1,13 @@
+"""How the energies of benchmarks/anomaly.py and benchmarks/anomaly_images.py differ: settings of EnergyDetector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ENERGIES: dict[str, dict[str, Any]] = {
+    "energy": {},
+    "energy, start": {"epochs": 0},
+    "energy, tau = 0": {"tau": 0.0},
+    "energy, Langevin": {"training": "persistent"},
+    "energy, NCE": {"training": "gaussian-noise"},
+}
