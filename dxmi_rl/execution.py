@@ -5,6 +5,7 @@ Algorithms do not know: a network still gives the same rows for the same rows. L
 
 from __future__ import annotations
 
+import atexit
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -129,10 +130,18 @@ def set_execution(
     if share:
         state = require("accelerate", "images").PartialState(cpu=agent.mdp.device.type == "cpu")
         process, processes = state.process_index, state.num_processes
+        # A group that is still there when the interpreter goes aborts the process now and then: its threads run on.
+        atexit.unregister(_leave)
+        atexit.register(_leave)
     execution = Execution(precision, rows_at_a_time, process, processes)
     for module in agent.modules().values():
         _tell(module, execution)
     return execution
+
+
+def _leave() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:
