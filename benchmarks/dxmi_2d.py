@@ -12,7 +12,7 @@ its own (``BUDGETS``), or all have ``--budget``:
     losses      contrastive, NCE, N2CE with several gamma or M, and without replay
     agents      other agents inside, at two policy rates, with the same networks, batches and energy steps
     energies    the same network without a sampler (Langevin chains, score matching, NCE) and DxMI at tau = 0
-    targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting
+    targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting, their recipe with a long average
     weights     8 Gaussians of unequal weights
     guidance    value guidance of the trained game, by its weight lambda
     race        seconds to sliced W2 < 0.1: the authors' settings against others of the same algorithm and networks
@@ -67,13 +67,15 @@ PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
 """Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
 BUDGETS = {
     "starts": 2_500_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
-    "targets": 1_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
+    "targets": 2_500_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
 }  # fmt: skip
 """Transitions of a game."""
 RACE_BUDGET = 800_000
 """Of a game of ours in the race: what its rates fall to zero over."""
 RACE_SETTINGS = {"ema": 0.98}
 """Averages over some fifty iterations: those of the recipe are for longer games."""
+LONG_SETTINGS = {"ema": 0.998}
+"""For games of two thousand iterations."""
 LOSSES: dict[str, dict[str, Any]] = {
     "contrastive, gamma 0.25": {"gamma": 0.25},
     "contrastive, gamma 0.5": {},
@@ -167,7 +169,12 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> l
         for method in ("short-run", "persistent", "score-matching", "gaussian-noise"):
             rows.append(usual | {"label": method, "method": method, "start": "-", "budget": ENERGY_ITERATIONS})
     elif experiment == "targets":
-        rows = [usual | {"label": "dxmi", "target": target, "start": "task"} for target in PLANE]
+        fine = recipe(PLANE[0])
+        changes = {
+            "settings": LONG_SETTINGS | {"energy_fourier": fine.energy_fourier},
+            "agent_settings": {"fourier": fine.agent_settings["fourier"]},
+        }
+        rows = [usual | changes | {"label": "dxmi", "target": target, "start": "task"} for target in PLANE]
         return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "weights":
         rows = [usual | {"label": "dxmi, unequal weights", "target_options": {"weights": UNEQUAL}}]

@@ -21,6 +21,10 @@ _PLANE_AGENT: dict[str, Any] = {
 # no longer is. Without them it forgets, and is an opponent of the present sampler rather than a model of the data.
 _PLANE_DXDP: dict[str, Any] = {"energy_steps": 2, "gamma": 0.5, "replay": 4}
 _PLANE_DXDP_AGENT: dict[str, Any] = {"batch_size": 256, "policy_learning_rate": 6e-4}
+# Other targets of the plane have finer structure than 8 Gaussians: without these frequencies the modes of gmm25, a
+# fortieth of the plane wide, are not found.
+_FINE, _FINE_AGENT = {"energy_fourier": 5}, {"fourier": 4}
+FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 # Constant rates and a long average: the players circle, and what lies between is better than where they come to rest.
 # After some thousand iterations the energy knows its training images by heart, so games of small sets are short.
 _IMAGES = DxMIConfig(
@@ -101,6 +105,9 @@ def recipe(
     elif agent == "dxdp":
         config = replace(config, **_PLANE_DXDP)
         settings |= _PLANE_DXDP_AGENT
+        if task in FINE_TASKS:
+            config = replace(config, **_FINE)
+            settings |= _FINE_AGENT
     elif agent not in _BY_AGENT:
         settings = {}
     if loss != DxMIConfig.loss:
@@ -109,10 +116,10 @@ def recipe(
 
 
 def fixed_recipe(task: str) -> DxMIConfig:
-    """What the energies of ``energy="fixed"`` are made with: that of images stays as it is, as results depend on it."""
-    config = recipe(task)
+    """What the energies of ``energy="fixed"`` are made with: these stay as they are, as results depend on them."""
     if task not in IMAGE_TASKS:
-        return config
+        return recipe("8gaussians-data")
+    config = recipe(task)
     rates = {"policy_learning_rate": 3e-5, "sigma_learning_rate": 3e-4}
     agent = {key: value for key, value in (config.agent_settings | rates).items() if key != "anneal"}
     return replace(config, loss="contrastive", anneal=True, ema=0.995, agent_settings=agent)
