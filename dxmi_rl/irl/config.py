@@ -93,6 +93,15 @@ class DxMIConfig(EnergyConfig):
     data_noise: float = 0.0
     """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
     last step has noise: without it the energy learns to tell the two by that alone."""
+    augmentation: float = 0.0
+    """Probability p of each random change of each image that the energy's loss sees, data and samples alike, so that it
+    does not learn the data by heart (Karras et al. 2020, arXiv 2006.06676): small translations, scalings and rotations,
+    brightness and contrast. For images only; policy, values and ``score`` see images as they are."""
+    augmentation_target: float | None = None
+    """Adjusts p, which then starts at ``augmentation``, also at 0: p rises while 2 AUC - 1 of the energy between data
+    and samples is above this, and falls while it is below. In (0, 1); None: p stays."""
+    augmentation_flip: bool = False
+    """Mirror images are among the changes: for things that have no left and right, not for digits."""
     replay: int = 0
     """Past rollouts from whose samples the energy sees as many again, drawn at random: it then does not forget what the
     policy has left. 0: only the present one."""

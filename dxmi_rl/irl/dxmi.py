@@ -15,6 +15,7 @@ from dxmi_rl.agents.base import Agent, FinalStateHook, adam
 from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.diffusion import DenoiserUNet
+from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
@@ -70,6 +71,8 @@ class DxMI(Agent):
         for key in ("ema", "anchor"):
             if not 0 <= check_real(key, getattr(config, key)) < 1:
                 raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
+        augmentation = make_augmentation(target, config)
+        self.augmentation = None if augmentation is None else augmentation.to(self.mdp.device)
         self.loss = ENERGY_LOSSES[config.loss]
         self.loss.resolved(config.gamma, config.noise_ratio)
         if config.agent == self.name:
@@ -113,7 +116,10 @@ class DxMI(Agent):
         if config.data_noise:
             noise = torch.randn(data.shape, generator=self.generator, device=data.device)
             data = data + config.data_noise * noise
-        x = torch.cat([data, final]).requires_grad_(config.gradient_penalty > 0)
+        x = torch.cat([data, final])
+        if self.augmentation is not None:
+            x = self.augmentation(x, self.generator)
+        x.requires_grad_(config.gradient_penalty > 0)
         energy = self.energy.train()(x)
         added = energy if self.anchor is None else energy - self.anchor(x)
         data_part, policy_part = added.chunk(2)
@@ -131,7 +137,10 @@ class DxMI(Agent):
         if config.gradient_penalty:
             self.costs.energy_grad_evals += evaluations
         energy_data, energy_policy = energy.detach().chunk(2)
-        return {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()}
+        log: dict[str, float | Tensor] = {
+            "energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()
+        }  # fmt: skip
+        return log if self.augmentation is None else log | self.augmentation.adapt(energy_data, energy_policy)
 
     def _with_past(self, final: Tensor) -> Tensor:
         """``final`` and as many rows of earlier rollouts' final states."""
@@ -161,7 +170,8 @@ class DxMI(Agent):
     def modules(self) -> dict[str, nn.Module]:
         inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
         own = {"policy": self.policy, "energy": self.energy, "average_energy": self.average_energy}
-        return own | ({"anchor": self.anchor} if self.anchor is not None else {}) | inner
+        options = {"anchor": self.anchor, "augmentation": self.augmentation}
+        return own | {name: module for name, module in options.items() if module is not None} | inner
 
     def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the

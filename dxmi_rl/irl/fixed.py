@@ -48,7 +48,9 @@ def fixed_energy(task: Task) -> nn.Module:
     config = fixed_recipe(task.name)
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}
-    for name in ("energy_convolutional", "energy_denoiser"):  # no key of an MLP has ever had them
+    # Settings that came later: no key has ever had them where they are off.
+    later = ("energy_convolutional", "energy_denoiser", "augmentation", "augmentation_target", "augmentation_flip")
+    for name in later:
         if not settings[name]:
             del settings[name]
     key = {
