@@ -41,7 +41,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,11 @@ from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, save_tensors, write_json
-from dxmi_rl.targets import ImageSet, emoji32, fashion_mnist, make_target, mnist5k
+from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import IMAGE_TAU, Task
 
-DATA: dict[str, Callable[[], Any]] = {
-    "digits": lambda: make_target("digits"), "mnist5k": mnist5k, "mnist5k-14": lambda: mnist5k(14),
-    "fashion-mnist": fashion_mnist, "fashion-mnist-14": lambda: fashion_mnist(size=14), "emoji32": emoji32,
-}  # fmt: skip
+DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
+"""Named tasks of images."""
 SOLVERS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
 INSIDE = ("ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
@@ -180,13 +178,15 @@ def all_plays(
 
 def build_task(play: Play, device: str) -> Task:
     """The set's task with the play's horizon, temperature and changes."""
-    target = DATA[play.data]()
-    tau = IMAGE_TAU / target.dim if play.tau is None else play.tau
     changes = changes_of(play, "task.")
+    if play.tau is not None:
+        changes["tau"] = play.tau
+    elif play.data == "digits":  # whose task has another
+        changes["tau"] = IMAGE_TAU / 64
     if (pretraining := BACKBONES[play.backbone]) is not None:
         changes["pretraining"] = pretraining
     with seeded(play.seed):
-        task = make_task(target, device=device, horizon=play.horizon, tau=tau, **changes)
+        task = make_task(play.data, device=device, horizon=play.horizon, **changes)
         if play.early:
             assert isinstance(task.mdp.base, ReverseSampler)
             task.mdp.base.denoiser = pretrained_denoiser(
@@ -327,7 +327,7 @@ def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: A
     import _images_pictures as pictures
 
     assert arguments.pictures is not None
-    target = DATA[arguments.data]()
+    target = make_target(arguments.data)
     grids = {
         play.row: load_tensors(play.file(arguments.folder).with_suffix(".samples.safetensors"))[0]["x"]
         for play in plays
@@ -358,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if row not in known:
                 raise UnknownNameError("row", row, known)
         plays = [play for play in plays if not arguments.rows or play.row in arguments.rows]
-        target = DATA[arguments.data]()
+        target = make_target(arguments.data)
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

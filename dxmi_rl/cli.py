@@ -214,7 +214,8 @@ class List:
         from dxmi_rl.tasks import ENERGIES, list_tasks
 
         names = {
-            "tasks": list_tasks(), "targets": list_targets(), "agents": list_agents(), "presets": list_presets(),
+            "tasks": list_tasks(optional=True), "targets": list_targets(optional=True), "agents": list_agents(),
+            "presets": list_presets(),
             "schedules": SCHEDULES.names(), "kernels": KERNELS.names(), "energies of data": ENERGIES.names(),
         }  # fmt: skip
         for kind, known in names.items():

@@ -28,26 +28,33 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
+        self._optional: set[str] = set()
 
-    def add(self, name: str, entry: T) -> T:
-        """Register ``entry`` under ``name``; raises ValueError when the name is taken."""
+    def add(self, name: str, entry: T, *, optional: bool = False) -> T:
+        """Register ``entry`` under ``name``; raises ValueError when the name is taken.
+
+        An ``optional`` entry needs what is not on every machine: it is found by its name, and messages have it, but who
+        goes through all names does not meet it.
+        """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already.")
         self._entries[name] = entry
+        if optional:
+            self._optional.add(name)
         return entry
 
     def __getitem__(self, name: str) -> T:
         """Return the entry, or raise UnknownNameError."""
         if not isinstance(name, str) or name not in self._entries:
-            raise UnknownNameError(self.kind, name, self.names())
+            raise UnknownNameError(self.kind, name, self.names(optional=True))
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.names())
 
-    def names(self) -> list[str]:
-        """All registered names, in the order of registration."""
-        return list(self._entries)
+    def names(self, *, optional: bool = False) -> list[str]:
+        """All registered names in the order of registration, without or with the optional ones."""
+        return [name for name in self._entries if optional or name not in self._optional]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -179,9 +180,9 @@ class Task:
         return self.mdp.device
 
 
-def list_tasks() -> list[str]:
-    """Names of all tasks that ``make_task`` builds."""
-    return TASKS.names()
+def list_tasks(*, optional: bool = False) -> list[str]:
+    """Names of the tasks that ``make_task`` builds, with ``optional`` also of those that need an extra or files."""
+    return TASKS.names(optional=optional)
 
 
 def make_task(
@@ -206,7 +207,7 @@ def make_task(
             ``track="sample"`` alone also sets ``base=None``.
 
     Raises UnknownNameError for unknown names and fields (with the near names), ValueError and TypeError for values
-    that are not allowed, MissingExtraError when the data of the target cannot be had here.
+    that are not allowed, MissingExtraError or MissingDataError when the data of the target cannot be had here.
     """
     if isinstance(name, Task):
         given = energy is not None or dim is not None or changes
@@ -283,15 +284,19 @@ def _default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
     if isinstance(target, Digits):
         return replace(TASKS["digits"], target=target)
     if isinstance(target, ImageSet):
-        halvings = min(2, *(((side & -side).bit_length() - 1) for side in target.event_shape[1:]))
-        channels = PretrainingConfig.channels[: halvings + 1]
-        unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
-        return replace(
-            TASKS["digits"], target=target, tau=IMAGE_TAU / target.dim, pretraining=unet, sigma_last=LAST_NOISE
-        )  # fmt: skip
+        return _image_config(target, target.event_shape)
     if kind.has_energy:
         return TaskConfig(target, base=None, track="sample")
     return TaskConfig(target, denoiser="learned", reward=None)
+
+
+def _image_config(target: str | Target, event_shape: tuple[int, ...]) -> TaskConfig:
+    """That of the digits with a U-Net; stages halve the sides twice, or as often as these are even."""
+    halvings = min(2, *(((side & -side).bit_length() - 1) for side in event_shape[1:]))
+    channels = PretrainingConfig.channels[: halvings + 1]
+    unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
+    tau = IMAGE_TAU / math.prod(event_shape)
+    return replace(TASKS["digits"], target=target, tau=tau, pretraining=unet, sigma_last=LAST_NOISE)
 
 
 def _without_samples(target: Target) -> Target:
@@ -396,3 +401,8 @@ def _ladder(target: Target) -> dict[str, float]:
 for _name in TARGETS:  # a target without an entry above is a task of its own name, too
     if _name not in TASKS:
         TASKS.add(_name, _default_config(_name, target_class(_name)))
+for _name, _shape in (  # said here, as reading a set takes a while, or cannot be done
+    ("mnist5k", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("mnist5k-14", (1, 14, 14)),
+    ("fashion-mnist-14", (1, 14, 14)), ("emoji32", (3, 32, 32)),
+):  # fmt: skip
+    TASKS.add(_name, _image_config(_name, _shape), optional=True)

