@@ -67,7 +67,7 @@ PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
 """Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
 BUDGETS = {
     "starts": 2_500_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
-    "targets": 2_500_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
+    "targets": 4_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
 }  # fmt: skip
 """Transitions of a game."""
 RACE_BUDGET = 800_000
@@ -75,7 +75,7 @@ RACE_BUDGET = 800_000
 RACE_SETTINGS = {"ema": 0.98}
 """Averages over some fifty iterations: those of the recipe are for longer games."""
 LONG_SETTINGS = {"ema": 0.998}
-"""For games of two thousand iterations."""
+"""For games of three thousand iterations."""
 LOSSES: dict[str, dict[str, Any]] = {
     "contrastive, gamma 0.25": {"gamma": 0.25},
     "contrastive, gamma 0.5": {},
