@@ -78,7 +78,7 @@ from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, save_tensors, write_json
 
-LAYERS, SIZE = (2, 3), 256
+LAYERS, SIZE = (2, 3), 448
 ITERATIONS = 300
 CORESETS, MANY = (0.1, 0.01), 100
 """Parts that PatchCore keeps, two of its paper's, of few and of many training images: its fit is quadratic in them."""

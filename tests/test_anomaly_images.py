@@ -208,13 +208,26 @@ def test_defects_are_found_where_they_are(fitted: ImageDetector) -> None:
 
 
 def test_maps_are_interpolated_smoothed_and_summarised() -> None:
-    plain = own(OneGaussian(), smoothing=0.0, quantile=1.0).fit(NOISY)
+    plain = own(OneGaussian(), place_mean=False, smoothing=0.0, quantile=1.0).fit(NOISY)
     inner = plain.detector_.score_maps(FeatureMaps(network, layers=(0, 1))(DEFECT))
     wanted = torch.nn.functional.interpolate(torch.from_numpy(inner)[:, None], size=(32, 32), mode="bilinear")[:, 0]
     assert np.allclose(plain.score_maps(DEFECT), wanted)
     assert np.allclose(plain.score_samples(DEFECT), plain.score_maps(DEFECT).min((1, 2)))
-    smooth = own(OneGaussian(), smoothing=0.1).fit(NOISY)
+    smooth = own(OneGaussian(), place_mean=False, smoothing=0.1).fit(NOISY)
     assert smooth.score_maps(DEFECT).std() < plain.score_maps(DEFECT).std()
+
+
+def test_places_that_are_always_unusual_are_not_anomalous() -> None:
+    framed = NOISY.copy()
+    framed[:, :, :4] = RNG.integers(0, 256, framed[:, :, :4].shape)  # of larger spread, in every image
+    levelled, plain = (own(OneGaussian(), place_mean=on, smoothing=0.0).fit(framed) for on in (True, False))
+    assert np.allclose(levelled.score_maps(framed).mean(0), 0)
+    assert np.allclose(plain.score_maps(framed) - levelled.score_maps(framed), plain.score_maps(framed).mean(0))
+    top = [
+        found.score_maps(framed)[:, :4].mean() < found.score_maps(framed)[:, 8:].mean() - 0.1
+        for found in (levelled, plain)
+    ]
+    assert top == [False, True]
 
 
 def test_position_tells_places_apart() -> None:

@@ -21,6 +21,8 @@ from dxmi_rl.storage import load_tensors, save_tensors
 
 Array = NDArray[Any]
 Images = NDArray[Any] | Tensor
+PLACE_MEAN = "place_mean"
+"""Its name in a file."""
 
 
 class ImageDetector(OutlierMixin, BaseEstimator):
@@ -28,8 +30,8 @@ class ImageDetector(OutlierMixin, BaseEstimator):
 
     ``fit`` takes feature maps of some layers of a network that was trained elsewhere, on one grid, and fits a detector
     to the features of all places; by default that is EnergyDetector: one energy for all places. The scores of places,
-    interpolated to the size of the image and smoothed a little, are its map, and a high quantile of the map's energies
-    is the energy of the image.
+    less what each place scores in the mean of the training images, interpolated to the size of the image and smoothed a
+    little, are its map, and a high quantile of the map's energies is the energy of the image.
 
     Images are arrays or tensors ``[n, 1 or 3, height, width]`` of one size, uint8 or floating in [-1, 1]. Scores have
     scikit-learn's sign: the larger, the more normal; ``predict`` gives 1 and -1.
@@ -43,6 +45,8 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         position: weight of two more channels that say where a place is, -1 to 1 across the image, in standard
             deviations of a feature; for images that are aligned. 0: none. Detectors that scale features themselves, as
             EnergyDetector does, see no difference between two weights.
+        place_mean: take off every place's mean score over the training images. Networks see the edge of an image, so
+            that places there are less normal than others, whatever they show.
         smoothing: standard deviation of the map's Gaussian filter, in parts of the image's height.
         quantile: of a map's energies that scores the image; 1 is the largest.
         contamination: part of the training images that ``predict`` calls outliers, in (0, 0.5].
@@ -51,6 +55,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
     Attributes:
         detector_: the fitted detector of places.
         shape_: ``(channels, height, width)`` of the training images.
+        place_mean_: what is taken off, ``[h, w]`` on the grid of the maps; 0 without ``place_mean``.
         offset_: ``decision_function`` is ``score_samples`` less this.
 
     Raises TypeError or ValueError for other images, NaN among them, other sizes than in ``fit``, settings that are not
@@ -59,14 +64,15 @@ class ImageDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self, detector: Any = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
-        size: int | None = 256, position: float = 0.0, smoothing: float = 1 / 64, quantile: float = 0.98,
-        contamination: float = 0.1, device: str | None = None,
+        size: int | None = 256, position: float = 0.0, place_mean: bool = True, smoothing: float = 1 / 64,
+        quantile: float = 0.98, contamination: float = 0.1, device: str | None = None,
     ) -> None:  # fmt: skip
         self.detector = detector
         self.network = network
         self.layers = layers
         self.size = size
         self.position = position
+        self.place_mean = place_mean
         self.smoothing = smoothing
         self.quantile = quantile
         self.contamination = contamination
@@ -88,7 +94,9 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         self.detector_ = EnergyDetector() if self.detector is None else clone(self.detector)
         maps = self._placed(maps)
         self.detector_.fit(maps)
-        self.offset_ = float(np.quantile(self._summarised(self._whole(maps)), self.contamination))
+        scores = np.ascontiguousarray(self.detector_.score_maps(maps), np.float64)
+        self.place_mean_ = scores.mean(0) if self.place_mean else np.zeros(scores.shape[1:])
+        self.offset_ = float(np.quantile(self._summarised(self._whole(scores)), self.contamination))
         return self
 
     def score_maps(self, X: Images) -> Array:
@@ -97,7 +105,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         maps = self._feature_maps()(X)
         if tuple(X.shape[1:]) != self.shape_:
             raise ValueError(f"X must be images of shape {list(self.shape_)} as in fit, got {list(X.shape[1:])}.")
-        return self._whole(self._placed(maps))
+        return self._whole(self.detector_.score_maps(self._placed(maps)))
 
     def score_samples(self, X: Images) -> Array:
         """The score of every image, ``[n]``."""
@@ -122,6 +130,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         if not isinstance(self.detector_, EnergyDetector):
             raise TypeError(f"detector must be an EnergyDetector to be saved, got {type(self.detector_).__name__}.")
         tensors, inner = self.detector_.state()
+        tensors = tensors | {PLACE_MEAN: torch.from_numpy(self.place_mean_)}
         settings = self.get_params(deep=False) | {"layers": list(self.layers)}
         del settings["detector"]
         if not isinstance(self.network, str):
@@ -144,6 +153,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
             raise CheckpointError(f"{str(path)!r} does not hold a detector that ImageDetector.save wrote.")
         try:
             settings, learned = metadata["settings"] | {"device": device}, metadata["learned"]
+            place_mean = tensors.pop(PLACE_MEAN).double().numpy()
             energy = EnergyDetector.from_state(tensors, metadata["energy"], device)
             shape, spread, offset = tuple(learned["shape_"]), learned["spread_"], learned["offset_"]
             found = cls(clone(energy), **settings)
@@ -156,6 +166,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
                 f"network must be given for {str(path)!r}: it was one of your own, which is not in the file."
             )
         found.detector_, found.shape_, found.spread_, found.offset_ = energy, shape, spread, offset
+        found.place_mean_ = place_mean
         return found
 
     # -- inside ------------------------------------------------------------------------------------------------
@@ -172,11 +183,11 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         places = np.broadcast_to(np.stack(ramps), (len(maps), 2, *maps.shape[2:]))
         return np.concatenate([maps, places.astype(maps.dtype)], 1)
 
-    def _whole(self, maps: Array) -> Array:
-        """Scores of places at the size of the image, smoothed."""
+    def _whole(self, scores: Array) -> Array:
+        """Scores of places, less their means, at the size of the image, smoothed."""
         from scipy.ndimage import gaussian_filter
 
-        places = torch.from_numpy(np.ascontiguousarray(self.detector_.score_maps(maps), np.float64))[:, None]
+        places = torch.from_numpy(np.ascontiguousarray(scores - self.place_mean_, np.float64))[:, None]
         size = self.shape_[1:]
         pixels = nn.functional.interpolate(places, size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
         sigma = self.smoothing * size[0]
