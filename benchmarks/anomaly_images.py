@@ -7,8 +7,8 @@
 
 Sets: three textures with Perlin-noise defects, solar cells of two types (ELPV, no masks), and with ``--mvtec FOLDER``
 or ``--visa FOLDER`` their categories. Every method but the controls scores the same maps of EfficientNet-Lite0
-(``LAYERS``, images of ``SIZE`` pixels), and every map becomes a score of its image in the same way (ImageDetector). A
-command that is stopped goes on with the next fit when it is started again. Methods:
+(``LAYERS``, images of ``SIZE`` or ``TEXTURE_SIZE`` pixels), and every map becomes a score of its image in the same way
+(ImageDetector). A command that is stopped goes on with the next fit when it is started again. Methods:
 
     energy                   EnergyDetector, one energy for all places, of at most ``ITERATIONS`` iterations
     energy, start            the same before the game: what the denoiser takes out
@@ -78,7 +78,8 @@ from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, save_tensors, write_json
 
-LAYERS, SIZE = (2, 3), 448
+LAYERS, SIZE, TEXTURE_SIZE = (2, 3), 256, 448
+"""Images are resized before the network: textures, of 224 pixels, to twice their size."""
 ITERATIONS = 300
 CORESETS, MANY = (0.1, 0.01), 100
 """Parts that PatchCore keeps, two of its paper's, of few and of many training images: its fit is quadratic in them."""
@@ -136,8 +137,8 @@ def all_sets(arguments: Arguments) -> dict[str, Callable[[int], AnomalyImages]]:
 class Remembered:
     """A network that computes the layers of a batch of images once, for all methods."""
 
-    def __init__(self, device: str) -> None:
-        self.maps = FeatureMaps(layers=LAYERS, size=SIZE, device=device)
+    def __init__(self, size: int, device: str) -> None:
+        self.maps = FeatureMaps(layers=LAYERS, size=size, device=device)
         self.known: dict[str, list[Tensor]] = {}
         self.seconds = 0.0
 
@@ -210,6 +211,11 @@ FITTING = "".join(map(inspect.getsource, (place_detector, controls, fit)))
 """What a kept fit depends on in this file."""
 
 
+def size_of(name: str) -> int:
+    """Pixels per side that the network sees of a set's images."""
+    return TEXTURE_SIZE if name.startswith("texture") else SIZE
+
+
 def folder_of(name: str, arguments: Arguments) -> Path | None:
     """Where the images of a set are, for those that you have in a folder."""
     return {"mvtec": arguments.mvtec, "visa": arguments.visa}.get(name.split()[0])
@@ -218,7 +224,7 @@ def folder_of(name: str, arguments: Arguments) -> Path | None:
 def result_file(folder: Path, name: str, method: str, seed: int, device: str, data: Path | None = None) -> Path:
     """Where the result of a fit is, or will be: its maps have another ending. ``data``: the folder of MVTec or VisA."""
     key: list[Any] = [name, method, seed, device, ENERGIES.get(method), None if data is None else str(data.resolve())]
-    key += [LAYERS, SIZE, ITERATIONS, CORESETS, MANY, CONTROL_SIZE, FITTING]
+    key += [LAYERS, size_of(name), ITERATIONS, CORESETS, MANY, CONTROL_SIZE, FITTING]
     parts = ("images", "patches", "image_data", "image_scores")
     key.append(code_digest((*(f"dxmi_rl.anomaly.{part}" for part in parts), "dxmi_rl.agents.dxdp")))
     return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
@@ -231,7 +237,7 @@ def run(
     """Every method once on one set, unless its file is there."""
     files = {method: result_file(folder, name, method, seed, device, data_folder) for method in methods}
     if any(not file.is_file() for file in files.values()):
-        data, network = load(seed), Remembered(device)
+        data, network = load(seed), Remembered(size_of(name), device)
         if any(method not in CONTROLS for method in methods):
             for images in (data.train, data.test):  # so that no method's seconds have them
                 FeatureMaps(network, layers=(0,), device=device)(images)

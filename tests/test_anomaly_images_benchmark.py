@@ -44,7 +44,7 @@ def unmarked(seed: int) -> AnomalyImages:
     return AnomalyImages("unmarked", found.train, found.test, found.anomalous, None, found.kinds)
 
 
-def remember(self: Any, device: str) -> None:
+def remember(self: Any, size: int, device: str) -> None:
     def network(x: torch.Tensor) -> list[torch.Tensor]:
         return [torch.nn.functional.avg_pool2d(x[:, :2], size) for size in (2, 4)]
 
@@ -74,7 +74,7 @@ def test_a_run_gives_tables_keys_and_pictures(tmp_path: Path, capsys: pytest.Cap
 
 def test_features_are_those_that_the_detector_computes() -> None:
     images = small(0).train
-    remembered = script.Remembered("cpu")
+    remembered = script.Remembered(16, "cpu")
     for _ in range(2):
         found = script.FeatureMaps(remembered, layers=range(2))(images)
         assert np.array_equal(found, remembered.maps(images))
