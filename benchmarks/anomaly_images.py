@@ -156,7 +156,8 @@ class Remembered:
 def place_detector(name: str, seed: int, device: str, images: int) -> Any:
     """An unfitted detector of places, for so many training images."""
     if name in ENERGIES:
-        return EnergyDetector(seed=seed, device=device, **{"max_iterations": ITERATIONS} | ENERGIES[name])
+        settings = {"max_iterations": ITERATIONS, "whitening": True} | ENERGIES[name]
+        return EnergyDetector(seed=seed, device=device, **settings)
     if name == "patchcore":
         return PatchCore(coreset=CORESETS[images > MANY], seed=seed)
     return {"gaussian": OneGaussian(), "padim": PaDiM(seed=seed)}[name]

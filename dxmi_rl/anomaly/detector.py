@@ -30,6 +30,8 @@ STARTS = ["data", "noise"]
 FLOOR = 0.3
 """Columns are divided by their standard deviation, or this part of the root mean square of all, if that is larger: a
 column that hardly varies would otherwise drown the others."""
+SHRINKAGE = 0.01
+"""Part of the mean variance of a direction that whitening adds to all of them."""
 SMALLEST_ROWS = 2
 ROWS_AT_A_TIME = 8192
 CHECKED = 1000
@@ -68,6 +70,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         early_stopping: end the game when held-out rows and samples differ by more than one nat in mean energy.
         pretraining_iterations: Adam steps of the denoiser.
         width: units per layer of denoiser, energy, policy and value.
+        whitening: turn and scale the standardised rows so that their columns are uncorrelated, with variance one. For
+            the features of networks, where what is unusual hides in directions of small variance.
         seed: the one seed.
         device: torch device, "cpu" by default.
         progress_bar: show how far ``fit`` is (silent when not a terminal).
@@ -75,6 +79,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     Attributes:
         energy_: the trained energy network, of standardised rows.
         mean_, scale_: of the columns, ``[features]``.
+        whitener_: what standardised rows are multiplied with, ``[features, features]``; None without ``whitening``.
         offset_: ``decision_function`` is ``score_samples`` less this.
         n_iter_: iterations of the game, or steps of another training.
         n_features_in_: columns; channels of feature maps.
@@ -88,8 +93,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def __init__(
         self, *, contamination: float = 0.1, training: str = "dxmi", start: str = "data", tau: float = 0.1,
         horizon: int = 4, epochs: int = 12, max_iterations: int = 600, early_stopping: bool = True,
-        pretraining_iterations: int = 1500, width: int = 128, seed: int = 0, device: str | None = None,
-        progress_bar: bool = False,
+        pretraining_iterations: int = 1500, width: int = 128, whitening: bool = False, seed: int = 0,
+        device: str | None = None, progress_bar: bool = False,
     ) -> None:  # fmt: skip
         self.contamination = contamination
         self.training = training
@@ -101,6 +106,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.pretraining_iterations = pretraining_iterations
         self.width = width
+        self.whitening = whitening
         self.seed = seed
         self.device = device
         self.progress_bar = progress_bar
@@ -113,6 +119,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         values = self._checked(X, reset=True)
         rows = _locations(values)
         self.mean_, self.scale_ = standardisation(rows)
+        self.whitener_ = whitener((rows - self.mean_) / self.scale_) if self.whitening else None
         self._learn(DataTarget(self._standardised(rows)))
         self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
         return self
@@ -176,6 +183,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         tensors = {f"energy.{key}": value for key, value in self.energy_.state_dict().items()}
         tensors |= {"mean": torch.from_numpy(self.mean_), "scale": torch.from_numpy(self.scale_)}
+        if self.whitener_ is not None:
+            tensors["whitener"] = torch.from_numpy(self.whitener_)
         learned = {key: getattr(self, key) for key in ("offset_", "n_iter_", "n_features_in_", "data_scale_")}
         return tensors, {"settings": self.get_params(), "learned": learned}
 
@@ -186,6 +195,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         for key, value in metadata["learned"].items():
             setattr(detector, key, value)
         detector.mean_, detector.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
+        detector.whitener_ = tensors["whitener"].numpy() if detector.whitening else None
         energy = EnergyDenoiser(detector._new_denoiser(), detector.data_scale_)
         energy.load_state_dict({key[7:]: value for key, value in tensors.items() if key.startswith("energy.")})
         detector.energy_ = energy.to(resolve_device(device)).requires_grad_(False).eval()
@@ -216,7 +226,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return values
 
     def _standardised(self, rows: Array) -> Tensor:
-        return torch.from_numpy((rows - self.mean_) / self.scale_).to(torch.get_default_dtype())
+        rows = (rows - self.mean_) / self.scale_
+        if self.whitener_ is not None:
+            rows = rows @ self.whitener_
+        return torch.from_numpy(rows).to(torch.get_default_dtype())
 
     def _scores(self, rows: Array) -> Array:
         device = next(self.energy_.parameters()).device
@@ -298,6 +311,12 @@ def standardisation(rows: Array) -> tuple[Array, Array]:
     if not typical > 0:
         raise ValueError("X must not be copies of one row: its standard deviation is 0.")
     return rows.mean(0), np.maximum(spread, FLOOR * typical)
+
+
+def whitener(rows: Array) -> Array:
+    """What centred rows ``[rows, features]`` are multiplied with to be uncorrelated: ``[features, features]``."""
+    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
+    return directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
 
 
 def _locations(values: Array) -> Array:

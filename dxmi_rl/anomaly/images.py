@@ -38,7 +38,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
 
     Args:
         detector: what scores places: ``fit(maps)`` and ``score_maps(maps)``, larger for normal ones, such as
-            EnergyDetector, PatchCore, PaDiM; a copy of it is fitted. None: EnergyDetector().
+            EnergyDetector, PatchCore, PaDiM; a copy of it is fitted. None: EnergyDetector(whitening=True).
         network: "lite0", or a network or function of your own (``FeatureMaps``).
         layers: its maps that are used.
         size: height and width that images are resized to before the network; None leaves them.
@@ -91,7 +91,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"X must be two images or more, got {len(maps)}.")
         self.shape_ = tuple(int(length) for length in X.shape[1:])
         self.spread_ = float(maps.std(axis=(0, 2, 3)).mean())
-        self.detector_ = EnergyDetector() if self.detector is None else clone(self.detector)
+        self.detector_ = EnergyDetector(whitening=True) if self.detector is None else clone(self.detector)
         maps = self._placed(maps)
         self.detector_.fit(maps)
         scores = np.ascontiguousarray(self.detector_.score_maps(maps), np.float64)
