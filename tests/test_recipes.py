@@ -12,6 +12,7 @@ from dxmi_rl import make_task
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.config import DxMIConfig
+from dxmi_rl.irl.recipes import FINE_TASKS, fixed_recipe
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP
 from dxmi_rl.targets import load_images
 from dxmi_rl.tasks import LAST_NOISE, Task
@@ -74,3 +75,11 @@ def test_data_get_as_much_noise_as_samples(pictures: Task) -> None:
     rough = make_task(pictures.target, horizon=2, pretraining=PRETRAINING, sigma_last=0.2)
     assert DxMI(rough, seed=0).config.data_noise == pytest.approx(0.2)
     assert DxMI(make_task("digits", pretraining=PRETRAINING), seed=0).config.data_noise == 0.05
+
+
+@pytest.mark.parametrize("task", FINE_TASKS)
+def test_finer_targets_have_more_frequencies_but_their_fixed_energies_stay(task: str) -> None:
+    fine, plain = recipe(task), recipe("8gaussians-data")
+    assert fine.energy_fourier > plain.energy_fourier
+    assert fine.agent_settings["fourier"] > plain.agent_settings["fourier"]
+    assert fixed_recipe(task) == plain

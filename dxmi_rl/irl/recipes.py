@@ -23,7 +23,8 @@ _PLANE_DXDP: dict[str, Any] = {"energy_steps": 2, "gamma": 0.5, "replay": 4}
 _PLANE_DXDP_AGENT: dict[str, Any] = {"batch_size": 256, "policy_learning_rate": 6e-4}
 # Other targets of the plane have finer structure than 8 Gaussians: without these frequencies the modes of gmm25, a
 # fortieth of the plane wide, are not found.
-_FINE, _FINE_AGENT = {"energy_fourier": 5}, {"fourier": 4}
+_FINE: dict[str, Any] = {"energy_fourier": 5}
+_FINE_AGENT: dict[str, Any] = {"fourier": 4}
 FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 # Constant rates and a long average: the players circle, and what lies between is better than where they come to rest.
 # After some thousand iterations the energy knows its training images by heart, so games of small sets are short.
