@@ -128,26 +128,30 @@ def set_execution(
         check_integer("rows_at_a_time", rows_at_a_time)
     process, processes = 0, 1
     if share:
+        known = _in_a_group()
         state = require("accelerate", "images").PartialState(cpu=agent.mdp.device.type == "cpu")
         process, processes = state.process_index, state.num_processes
-        # A group that is still there when the interpreter goes aborts the process now and then: its threads run on.
-        atexit.unregister(_leave)
-        atexit.register(_leave)
+        if not known:
+            # A group that is still there when the interpreter goes aborts the process now and then: its threads run on.
+            atexit.register(_leave)
     execution = Execution(precision, rows_at_a_time, process, processes)
     for module in agent.modules().values():
         _tell(module, execution)
     return execution
 
 
+def _in_a_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _leave() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if _in_a_group():
         torch.distributed.destroy_process_group()
 
 
 def is_main_process() -> bool:
     """Whether this process is the first, or the only one: who prints and writes."""
-    known = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not known or torch.distributed.get_rank() == 0
+    return not _in_a_group() or torch.distributed.get_rank() == 0
 
 
 class _Executed(nn.Module):

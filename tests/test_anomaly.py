@@ -150,21 +150,23 @@ def test_constant_columns_do_no_harm() -> None:
 
 
 def test_whitened_rows_are_uncorrelated_and_small_variances_count(tmp_path: Path) -> None:
-    plane = RNG.standard_normal((400, 2)) @ np.array([[1.0, 0.0, 0.7], [0.0, 1.0, 0.7]])
-    rows = plane + 0.02 * RNG.standard_normal((400, 3))
-    off = rows[:100] + 0.2 * np.array([0.57, 0.57, -0.58]) * RNG.choice(
-        [-1, 1], (100, 1)
-    )  # ten deviations off the plane
-    spread = np.cov(EnergyDetector(**QUICK, whitening=True).fit(rows)._standardised(rows).numpy().T)
-    assert np.allclose(spread, np.diag(np.diag(spread)), atol=1e-4) and np.allclose(
-        np.diag(spread)[1:], 0.99, atol=0.02
-    )
+    generator = np.random.default_rng(1)
+    plane = generator.standard_normal((400, 2)) @ np.array([[1.0, 0.0, 0.7], [0.0, 1.0, 0.7]])
+    rows = plane + 0.02 * generator.standard_normal((400, 3))
+    ten_deviations = 0.2 * np.array([0.57, 0.57, -0.58]) * generator.choice([-1, 1], (100, 1))
+    off = rows[:100] + ten_deviations
+    detector = EnergyDetector(**QUICK, whitening=True).fit(rows)
+    spread, before = (np.cov(x.T, bias=True) for x in (detector._standardised(rows).numpy(), rows / detector.scale_))
+    variances = np.linalg.eigvalsh(before)
+    assert np.allclose(spread, np.diag(variances / (variances + 0.01 * variances.mean())), atol=1e-4)
     settings = {"epochs": 0, "pretraining_iterations": 600, "width": 32}
     found = [EnergyDetector(**settings, whitening=on).fit(rows) for on in (True, False)]
     aucs = [roc_auc_score(np.arange(500) < 100, -one.score_samples(np.concatenate([off, rows]))) for one in found]
     assert aucs[0] > 0.95 and aucs[0] > aucs[1] + 0.05
     loaded = EnergyDetector.load(found[0].save(tmp_path / "detector.safetensors"))
     assert np.array_equal(loaded.score_samples(off), found[0].score_samples(off))
+    with pytest.raises(ValueError, match="whitening needs more rows than features, got 3 of 3"):
+        EnergyDetector(**QUICK, whitening=True).fit(rows[:3])
 
 
 @pytest.mark.parametrize(

@@ -218,16 +218,27 @@ def test_maps_are_interpolated_smoothed_and_summarised() -> None:
 
 
 def test_places_that_are_always_unusual_are_not_anomalous() -> None:
-    framed = NOISY.copy()
-    framed[:, :, :4] = RNG.integers(0, 256, framed[:, :, :4].shape)  # of larger spread, in every image
-    levelled, plain = (own(OneGaussian(), place_mean=on, smoothing=0.0).fit(framed) for on in (True, False))
-    assert np.allclose(levelled.score_maps(framed).mean(0), 0)
-    assert np.allclose(plain.score_maps(framed) - levelled.score_maps(framed), plain.score_maps(framed).mean(0))
-    top = [
-        found.score_maps(framed)[:, :4].mean() < found.score_maps(framed)[:, 8:].mean() - 0.1
-        for found in (levelled, plain)
-    ]
-    assert top == [False, True]
+    generator = np.random.default_rng(2)
+
+    def framed(images: np.ndarray) -> np.ndarray:  # with a top of larger spread, in every image
+        found = images.copy()
+        found[:, :, :4] = generator.integers(0, 256, found[:, :, :4].shape)
+        return found
+
+    train, new = framed(NOISY), framed(DEFECT)
+    levelled, plain = (own(OneGaussian(), place_mean=on).fit(train) for on in (None, False))
+    maps = [found.score_maps(new) for found in (levelled, plain)]
+    apart = [float(found[:, 8:16, 16:24].mean() - found[:, :4].mean()) for found in maps]  # the defect, and the top
+    assert apart[0] < 0 < apart[1]
+    bank = own(PatchCore(coreset=1.0)).fit(train)
+    assert not bank.place_mean_.any() and levelled.place_mean_.any()
+    assert own(PatchCore(coreset=1.0), place_mean=True).fit(train).place_mean_.shape == levelled.place_mean_.shape
+
+
+def test_the_offset_is_that_of_images_beside_the_training_ones() -> None:
+    two = own(OneGaussian(), quantile=1.0, contamination=0.5).fit(NOISY[:2])
+    residual = two.score_samples(NOISY[:2])  # of a mean of two: half of the difference
+    assert two.offset_ == pytest.approx(2 * residual.mean())
 
 
 def test_position_tells_places_apart() -> None:

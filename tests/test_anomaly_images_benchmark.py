@@ -72,6 +72,14 @@ def test_a_run_gives_tables_keys_and_pictures(tmp_path: Path, capsys: pytest.Cap
     assert "means over sets" in printed and "AUPRO" in printed
 
 
+def test_textures_are_enlarged_and_keys_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [script.size_of(name) for name in ("texture grass", "elpv mono", "mvtec bottle")] == [448, 256, 256]
+    before = [script.result_file(tmp_path, name, "padim", 0, "cpu") for name in ("texture grass", "elpv mono")]
+    monkeypatch.setattr(script, "TEXTURE_SIZE", 256)
+    after = [script.result_file(tmp_path, name, "padim", 0, "cpu") for name in ("texture grass", "elpv mono")]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
 def test_features_are_those_that_the_detector_computes() -> None:
     images = small(0).train
     remembered = script.Remembered(16, "cpu")

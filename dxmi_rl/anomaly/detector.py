@@ -70,14 +70,16 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         early_stopping: end the game when held-out rows and samples differ by more than one nat in mean energy.
         pretraining_iterations: Adam steps of the denoiser.
         width: units per layer of denoiser, energy, policy and value.
-        whitening: turn and scale the standardised rows so that their columns are uncorrelated, with variance one. For
-            the features of networks, where what is unusual hides in directions of small variance.
+        whitening: turn and scale the standardised rows so that their columns are uncorrelated, with variance one, but
+            for directions of less than a hundredth of the mean variance, which stay smaller. For the features of
+            networks, where what is unusual hides in directions of small variance; rows must be more than columns. What
+            a column does that is constant in training then counts ten times.
         seed: the one seed.
         device: torch device, "cpu" by default.
         progress_bar: show how far ``fit`` is (silent when not a terminal).
 
     Attributes:
-        energy_: the trained energy network, of standardised rows.
+        energy_: the trained energy network, of standardised (and whitened) rows.
         mean_, scale_: of the columns, ``[features]``.
         whitener_: what standardised rows are multiplied with, ``[features, features]``; None without ``whitening``.
         offset_: ``decision_function`` is ``score_samples`` less this.
@@ -314,7 +316,12 @@ def standardisation(rows: Array) -> tuple[Array, Array]:
 
 
 def whitener(rows: Array) -> Array:
-    """What centred rows ``[rows, features]`` are multiplied with to be uncorrelated: ``[features, features]``."""
+    """What centred rows ``[rows, features]`` are multiplied with to be uncorrelated: ``[features, features]``.
+
+    Raises ValueError for no more rows than features, as new rows would leave their span.
+    """
+    if len(rows) <= rows.shape[1]:
+        raise ValueError(f"whitening needs more rows than features, got {len(rows)} of {rows.shape[1]}.")
     variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
     return directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
 

@@ -29,9 +29,9 @@ class ImageDetector(OutlierMixin, BaseEstimator):
     """Anomalous images, and where they are, from normal ones alone.
 
     ``fit`` takes feature maps of some layers of a network that was trained elsewhere, on one grid, and fits a detector
-    to the features of all places; by default that is EnergyDetector: one energy for all places. The scores of places,
-    less what each place scores in the mean of the training images, interpolated to the size of the image and smoothed a
-    little, are its map, and a high quantile of the map's energies is the energy of the image.
+    to the features of all places; by default that is EnergyDetector, whitened: one energy for all places. The scores of
+    places, less what each place scores in the mean of the training images, interpolated to the size of the image and
+    smoothed a little, are its map, and a high quantile of the map's energies is the energy of the image.
 
     Images are arrays or tensors ``[n, 1 or 3, height, width]`` of one size, uint8 or floating in [-1, 1]. Scores have
     scikit-learn's sign: the larger, the more normal; ``predict`` gives 1 and -1.
@@ -45,8 +45,9 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         position: weight of two more channels that say where a place is, -1 to 1 across the image, in standard
             deviations of a feature; for images that are aligned. 0: none. Detectors that scale features themselves, as
             EnergyDetector does, see no difference between two weights.
-        place_mean: take off every place's mean score over the training images. Networks see the edge of an image, so
-            that places there are less normal than others, whatever they show.
+        place_mean: take off every place's mean score over the training images, as places near the edge of an image are
+            less normal than others, whatever they show. What all training images show at one place is normal there.
+            None: True, but for detectors that know the training places by heart, as PatchCore does.
         smoothing: standard deviation of the map's Gaussian filter, in parts of the image's height.
         quantile: of a map's energies that scores the image; 1 is the largest.
         contamination: part of the training images that ``predict`` calls outliers, in (0, 0.5].
@@ -64,7 +65,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self, detector: Any = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
-        size: int | None = 256, position: float = 0.0, place_mean: bool = True, smoothing: float = 1 / 64,
+        size: int | None = 256, position: float = 0.0, place_mean: bool | None = None, smoothing: float = 1 / 64,
         quantile: float = 0.98, contamination: float = 0.1, device: str | None = None,
     ) -> None:  # fmt: skip
         self.detector = detector
@@ -95,7 +96,11 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         maps = self._placed(maps)
         self.detector_.fit(maps)
         scores = np.ascontiguousarray(self.detector_.score_maps(maps), np.float64)
-        self.place_mean_ = scores.mean(0) if self.place_mean else np.zeros(scores.shape[1:])
+        self.place_mean_ = np.zeros(scores.shape[1:])
+        if self.place_mean or (self.place_mean is None and not getattr(self.detector_, "memorises", False)):
+            self.place_mean_ = scores.mean(0)
+            # An image that is in the mean itself is too near it.
+            scores = self.place_mean_ + (scores - self.place_mean_) * len(scores) / (len(scores) - 1)
         self.offset_ = float(np.quantile(self._summarised(self._whole(scores)), self.contamination))
         return self
 
@@ -153,7 +158,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
             raise CheckpointError(f"{str(path)!r} does not hold a detector that ImageDetector.save wrote.")
         try:
             settings, learned = metadata["settings"] | {"device": device}, metadata["learned"]
-            place_mean = tensors.pop(PLACE_MEAN).double().numpy()
+            place_mean = tensors.pop(PLACE_MEAN, torch.zeros(1)).double().numpy()  # 0 in files that have none
             energy = EnergyDetector.from_state(tensors, metadata["energy"], device)
             shape, spread, offset = tuple(learned["shape_"]), learned["spread_"], learned["offset_"]
             found = cls(clone(energy), **settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +23,8 @@ class PlaceDetector(BaseEstimator, ABC):
     """
 
     n_features_in_: int
+    memorises: ClassVar[bool] = False
+    """Training places are known by heart, so that their scores say little about those of others."""
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Learn what is normal from feature maps. Raises ValueError for other shapes and values that are not finite."""
@@ -59,6 +61,8 @@ class PatchCore(PlaceDetector):
         projected: dimensions of the random projection.
         seed: of projection and first place.
     """
+
+    memorises = True
 
     def __init__(self, *, coreset: float = 0.1, projected: int = 64, seed: int = 0) -> None:
         self.coreset = coreset

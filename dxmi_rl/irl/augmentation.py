@@ -15,7 +15,7 @@ from dxmi_rl.checks import check_real
 from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.targets import Target
 
-# Smaller than in the paper, whose pictures have no right way up: a turned digit is another one, or none.
+# As the paper's, but for rotations and scalings, which are smaller: a turned digit is another one, or none.
 SHIFT = 1 / 8
 """Largest translation over the side, in whole pixels and one at least."""
 ZOOM = 0.2
@@ -28,6 +28,8 @@ CONTRAST = 0.4
 """Largest binary logarithm of the factor about the middle of that range."""
 ADJUSTED_OVER = 50_000
 """Data after which p has gone from 0 to 1: a tenth of the paper's, as are games."""
+LARGEST = 0.7
+"""Of p. Translations by -1, 0 or 1 pixels, each of a third, take a frequency out of small images from p = 0.75 on."""
 
 
 class Augmentation(nn.Module):
@@ -35,13 +37,14 @@ class Augmentation(nn.Module):
 
     They are a translation by whole pixels, isotropic scaling, rotation (bilinear; beyond its borders an image goes on
     as its reflection), brightness, contrast and, if asked for, mirroring of every second image; all uniform within the
-    constants above. As long as p is not near 1, distributions of images that are the same after these changes are the
-    same before (section 2.2), so that the sampler does not learn them. With a ``wanted`` separation p is adjusted
-    (``adapt``).
+    constants above. Up to ``LARGEST`` distributions of images that are the same after these changes are the same before
+    (section 2.2), so that the game still ends at the data. Unlike in the paper the sampler's reward is the energy of
+    images as they are, of which the energy then sees few: on the way there it may call changed images good.
+    With a ``wanted`` separation p is adjusted (``adapt``).
 
     Args:
         target: images, ``event_shape`` (channels, height, width).
-        probability: p at the start, in [0, 1].
+        probability: p at the start, in [0, LARGEST].
         wanted: separation in (0, 1) that p is adjusted to; None: p stays.
         flip: mirror images, too.
     """
@@ -86,13 +89,14 @@ class Augmentation(nn.Module):
 
         The separation is r = E[sign(E(sample) - E(datum))] over n pairs, 2 AUC - 1: 0 for an energy that cannot tell
         the two apart, 1 for one that always can. Energies have no zero that means anything, so they are compared with
-        each other, and the paper's r_t = E[sign(D(datum))] becomes this. p moves by n / ADJUSTED_OVER, up where r is
-        above ``wanted``, down where it is below, and stays in [0, 1]. Nothing waits for the device.
+        each other; the paper has r_t = E[sign(D(datum))] instead, whose 0.6 is some 0.77 here (for outputs that are
+        Gaussian on both sides). p moves by n / ADJUSTED_OVER, up where r is above ``wanted``, down where it is below,
+        and stays in [0, LARGEST]. Nothing waits for the device.
         """
         separation = (energy_policy - energy_data).sign().mean()
         if self.wanted is not None:
             step = len(energy_data) / ADJUSTED_OVER
-            self.probability.add_(step * (separation - self.wanted).sign()).clamp_(0, 1)
+            self.probability.add_(step * (separation - self.wanted).sign()).clamp_(0, LARGEST)
         return {"separation": separation, "augmentation": self.probability.clone()}
 
 
@@ -113,8 +117,10 @@ def make_augmentation(target: Target, config: DxMIConfig) -> Augmentation | None
     Raises TypeError or ValueError for values that are not allowed and for targets that are no images.
     """
     probability, wanted = check_real("augmentation", config.augmentation), config.augmentation_target
-    if probability > 1:
-        raise ValueError(f"augmentation must lie in [0, 1], got {probability}.")
+    if probability > LARGEST:
+        raise ValueError(f"augmentation must lie in [0, {LARGEST}], got {probability}.")
+    if not isinstance(config.augmentation_flip, bool):
+        raise TypeError(f"augmentation_flip must be True or False, got {config.augmentation_flip!r}.")
     if wanted is not None and not 0 < check_real("augmentation_target", wanted) < 1:
         raise ValueError(f"augmentation_target must be None or lie in (0, 1), got {wanted}.")
     if not probability and wanted is None:

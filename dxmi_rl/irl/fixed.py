@@ -39,7 +39,7 @@ class ConfinedEnergy(nn.Module):
 
 
 def fixed_energy(task: Task) -> nn.Module:
-    """The energy that DxMI learns on the named task with its recipe, seed 0 and 500,000 transitions; minutes, once.
+    """The energy that DxMI learns on the named task (``fixed_recipe``) in 500,000 transitions, seed 0; minutes, once.
 
     It depends on the task's name only: two tasks that differ in horizon or kernel get the same reward. It is confined
     (``ConfinedEnergy``). Raises ValueError for a task of your own objects, whose data no cache key can name, and for

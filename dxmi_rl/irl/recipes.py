@@ -117,7 +117,7 @@ def recipe(
 
 
 def fixed_recipe(task: str) -> DxMIConfig:
-    """What the energies of ``energy="fixed"`` are made with: these stay as they are, as results depend on them."""
+    """What the energies of ``energy="fixed"`` are made with; a change of it changes all results on them."""
     if task not in IMAGE_TASKS:
         return recipe("8gaussians-data")
     config = recipe(task)
