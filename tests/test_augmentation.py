@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dxmi_rl import load_agent, make_task
 from dxmi_rl.irl import DxMI, augmentation, fixed
-from dxmi_rl.irl.augmentation import ADJUSTED_OVER, LARGEST, BRIGHTNESS, CONTRAST, TURN, ZOOM, Augmentation
+from dxmi_rl.irl.augmentation import ADJUSTED_OVER, BRIGHTNESS, CONTRAST, LARGEST, TURN, ZOOM, Augmentation
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
 
