@@ -70,8 +70,8 @@ BUDGETS = {
     "targets": 4_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
 }  # fmt: skip
 """Transitions of a game."""
-RACE_BUDGET = 800_000
-"""Of a game of ours in the race: what its rates fall to zero over."""
+RACE_BUDGETS = {"good": 800_000, "weak": 1_200_000}
+"""Of a game of ours in the race, by its start: what its rates fall to zero over."""
 RACE_SETTINGS = {"ema": 0.98}
 """Averages over some fifty iterations: those of the recipe are for longer games."""
 LONG_SETTINGS = {"ema": 0.998}
@@ -184,7 +184,7 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> l
         for start, rates in AUTHORS_RATES.items():
             theirs = AUTHORS | {"agent_settings": AUTHORS["agent_settings"] | rates}
             both = usual | {"start": start, "points": RACE_POINTS}
-            ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGET), "settings": RACE_SETTINGS}
+            ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGETS[start]), "settings": RACE_SETTINGS}
             rows += [both | ours, both | theirs | {"label": "authors' settings"}]
     return _all_seeds(experiment, rows, seeds)
 
