@@ -54,6 +54,7 @@ from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, stati
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
+from dxmi_rl.irl.recipes import FINE_TASKS
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.storage import load_tensors, write_json
@@ -61,7 +62,6 @@ from dxmi_rl.targets import make_target
 
 TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
 USUAL_TAU = 0.1
-PLANE = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 AGENTS = ("ppo", "reinforce", "sft-pg", "path-wise", "sb3-ppo")
 PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
 """Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
@@ -169,12 +169,12 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> l
         for method in ("short-run", "persistent", "score-matching", "gaussian-noise"):
             rows.append(usual | {"label": method, "method": method, "start": "-", "budget": ENERGY_ITERATIONS})
     elif experiment == "targets":
-        fine = recipe(PLANE[0])
+        fine = recipe(FINE_TASKS[0])
         changes = {
             "settings": LONG_SETTINGS | {"energy_fourier": fine.energy_fourier},
             "agent_settings": {"fourier": fine.agent_settings["fourier"]},
         }
-        rows = [usual | changes | {"label": "dxmi", "target": target, "start": "task"} for target in PLANE]
+        rows = [usual | changes | {"label": "dxmi", "target": target, "start": "task"} for target in FINE_TASKS]
         return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "weights":
         rows = [usual | {"label": "dxmi, unequal weights", "target_options": {"weights": UNEQUAL}}]

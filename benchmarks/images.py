@@ -182,7 +182,7 @@ def build_task(play: Play, device: str) -> Task:
     if play.tau is not None:
         changes["tau"] = play.tau
     elif play.data == "digits":  # whose task has another
-        changes["tau"] = IMAGE_TAU / 64
+        changes["tau"] = IMAGE_TAU / make_target(play.data).dim
     if (pretraining := BACKBONES[play.backbone]) is not None:
         changes["pretraining"] = pretraining
     with seeded(play.seed):
