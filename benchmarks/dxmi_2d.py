@@ -66,7 +66,7 @@ AGENTS = ("ppo", "reinforce", "sft-pg", "path-wise", "sb3-ppo")
 PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
 """Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
 BUDGETS = {
-    "starts": 2_500_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
+    "starts": 3_000_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
     "targets": 4_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
 }  # fmt: skip
 """Transitions of a game."""
@@ -88,7 +88,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 GUIDANCE = (0.1, 0.3, 1.0, 3.0)
 STARTS = ("good", "weak", "scratch")
-FILM_POINTS, RACE_POINTS, LONG_POINTS = 60, 30, 20
+FILM_POINTS, RACE_POINTS = 60, 30
 AUTHORS: dict[str, Any] = {
     "settings": {"gamma": 1.0, "energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0, "replay": 0},
     "agent_settings": {
@@ -155,7 +155,7 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> l
     budget = BUDGETS[experiment] if budget is None else budget
     usual = {"target": "8gaussians", "start": "good", "tau1": USUAL_TAU, "budget": budget}
     if experiment == "starts":
-        rows = [usual | {"label": "dxmi", "start": start, "points": LONG_POINTS} for start in STARTS]
+        rows = [usual | {"label": "dxmi", "start": start, "points": FILM_POINTS} for start in STARTS]
         return _all_seeds(experiment, rows, seeds, film=True)
     elif experiment == "tau":
         rows = [usual | {"label": f"tau1 = {tau:g}", "start": start, "tau1": tau} for start in STARTS for tau in TAUS]
