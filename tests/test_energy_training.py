@@ -12,7 +12,7 @@ from torch import Tensor
 from dxmi_rl import make_target
 from dxmi_rl.checks import DivergenceError
 from dxmi_rl.irl import ENERGY_TRAINERS, EnergyTrainingConfig, train_energy
-from dxmi_rl.irl.training import EnergyTrainer
+from dxmi_rl.irl.training import EnergyTrainer, GaussianNoise
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import EnergyTarget, GaussianMixture, TargetError
@@ -69,6 +69,15 @@ def test_every_objective_is_flat_at_its_optimum_and_not_beside_it(method: str) -
     if method == "gaussian-noise":
         aside = gradients(trainer(method), Exact(precision, 0.5, normaliser + 0.5), rows)
         assert max(map(abs, at_optimum)) < 0.2 * max(map(abs, aside)), "it is normalised"
+
+
+def test_noise_contrast_takes_a_covariance_that_rounding_made_asymmetric(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As matrix products of nine columns were on one kind of processor."""
+    exact = Tensor.cov
+    monkeypatch.setattr(Tensor, "cov", lambda rows: exact(rows) + 1e-4 * torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    built = trainer("gaussian-noise")
+    assert isinstance(built, GaussianNoise)
+    assert torch.allclose(built.gaussian.covariance_matrix, 0.64 * torch.eye(2), atol=0.05)
 
 
 @pytest.mark.parametrize("method", ["short-run", "persistent"])

@@ -176,7 +176,9 @@ class GaussianNoise(EnergyTrainer):
         super().__init__(target, config, generator)
         rows = target.data(FITTED_ROWS, generator).flatten(1)
         covariance = rows.T.cov() + (1e-3 * target.scale) ** 2 * torch.eye(rows.shape[1], device=rows.device)
-        self.gaussian = torch.distributions.MultivariateNormal(rows.mean(0), covariance)
+        # From the lower half: rounding can make a product with itself less symmetric than the distribution allows.
+        lower = torch.linalg.cholesky(covariance)
+        self.gaussian = torch.distributions.MultivariateNormal(rows.mean(0), scale_tril=lower)
 
     def loss(self, energy: EnergyNetwork, data: Tensor) -> Tensor:
         standard = self.noise(data).flatten(1)
