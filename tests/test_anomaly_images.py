@@ -22,6 +22,7 @@ from dxmi_rl.anomaly import (
 )
 from dxmi_rl.checks import CheckpointError
 from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.storage import load_tensors, save_tensors
 
 RNG = np.random.default_rng(0)
 MAPS = RNG.standard_normal((12, 3, 4, 5)) @ np.diag([1.0, 2, 1, 0.5, 1])
@@ -155,10 +156,13 @@ def test_overlap_refuses(masks: np.ndarray, maps: np.ndarray, options: dict[str,
 
 
 def test_layers_are_put_on_the_finest_grid() -> None:
-    maps = FeatureMaps(network, layers=(0, 1))(NOISY[:3])
+    maps = FeatureMaps(network, layers=(0, 1), root=False)(NOISY[:3])
     assert maps.shape == (3, 4, 16, 16) and maps.dtype == np.float32
     fine = network(torch.from_numpy(NOISY[:3]).float().expand(-1, 3, -1, -1) / 127.5 - 1)[0]
     assert np.allclose(maps[:, :2, 5, 6], fine[:, :, 4:7, 5:8].mean((2, 3)), atol=1e-5)
+    rooted = FeatureMaps(network, layers=(0,))(NOISY[:3] - 200)  # with values on both sides of zero
+    plain = FeatureMaps(network, layers=(0,), root=False)(NOISY[:3] - 200)
+    assert plain.min() < 0 < plain.max() and np.allclose(rooted, np.sign(plain) * np.sqrt(np.abs(plain)), atol=1e-6)
     single = FeatureMaps(lambda x: x, layers=(0,), size=8)(NOISY[:1])
     assert single.shape == (1, 3, 8, 8)
     assert np.allclose(single, FeatureMaps(lambda x: x, layers=(0,), size=8)(NOISY[:1] / 127.5 - 1), atol=1e-5)
@@ -226,7 +230,7 @@ def test_places_that_are_always_unusual_are_not_anomalous() -> None:
         return found
 
     train, new = framed(NOISY), framed(DEFECT)
-    levelled, plain = (own(OneGaussian(), place_mean=on).fit(train) for on in (None, False))
+    levelled, plain = (own(OneGaussian(), place_mean=on, root=False).fit(train) for on in (None, False))
     maps = [found.score_maps(new) for found in (levelled, plain)]
     apart = [float(found[:, 8:16, 16:24].mean() - found[:, :4].mean()) for found in maps]  # the defect, and the top
     assert apart[0] < 0 < apart[1]
@@ -262,6 +266,10 @@ def test_it_comes_back_from_a_file(fitted: ImageDetector, tmp_path: Path) -> Non
         ImageDetector.load(
             EnergyDetector(**QUICK).fit(RNG.standard_normal((30, 2))).save(tmp_path / "rows.safetensors")
         )
+    tensors, metadata = load_tensors(file)
+    del metadata["settings"]["root"]
+    old = save_tensors(tmp_path / "old.safetensors", tensors, metadata)
+    assert ImageDetector.load(old, network=network).root is False, "there were none when it was written"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError):
         ImageDetector.load(file, network=network)

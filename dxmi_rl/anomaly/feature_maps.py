@@ -30,6 +30,8 @@ class FeatureMaps:
             ``[n, 3, height, width]`` in [-1, 1] that returns one map ``[n, channels, h, w]``, or a sequence of them.
         layers: indices of maps; of Lite0 0 to 4 have strides 2, 4, 8, 16 and 32.
         size: height and width that images are resized to first (bilinear, antialiased); None leaves them.
+        root: take signed square roots of the averages, sign(f) |f|^(1/2), as a few large features would otherwise
+            decide all distances (power normalisation: Perronnin et al. 2010).
         device: torch device, "cpu" by default.
 
     Raises UnknownNameError for another name, TypeError for what is no network, MissingExtraError.
@@ -37,7 +39,7 @@ class FeatureMaps:
 
     def __init__(
         self, network: Network = "lite0", *, layers: Sequence[int] = (1, 2, 3), size: int | None = None,
-        device: str | torch.device | None = None,
+        root: bool = True, device: str | torch.device | None = None,
     ) -> None:  # fmt: skip
         if isinstance(network, str):
             network = load_features(network, device)
@@ -48,6 +50,7 @@ class FeatureMaps:
         self.network = network
         self.layers = [check_integer("layers", layer, minimum=0) for layer in layers]
         self.size = None if size is None else check_integer("size", size)
+        self.root = root
         self.device = resolve_device(device)
 
     @torch.no_grad()
@@ -63,6 +66,8 @@ class FeatureMaps:
 
     def _maps(self, x: Tensor) -> Tensor:
         maps = [nn.functional.avg_pool2d(layer, 3, 1, 1, count_include_pad=False) for layer in self.chosen_layers(x)]
+        if self.root:
+            maps = [layer.sign() * layer.abs().sqrt() for layer in maps]
         grid = max((tuple(layer.shape[2:]) for layer in maps), key=np.prod)
         return torch.cat([nn.functional.interpolate(layer, size=grid, mode="bilinear") for layer in maps], 1)
 

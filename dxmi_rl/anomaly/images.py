@@ -42,6 +42,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         network: "lite0", or a network or function of your own (``FeatureMaps``).
         layers: its maps that are used.
         size: height and width that images are resized to before the network; None leaves them.
+        root: take signed square roots of features (``FeatureMaps``).
         position: weight of two more channels that say where a place is, -1 to 1 across the image, in standard
             deviations of a feature; for images that are aligned. 0: none. Detectors that scale features themselves, as
             EnergyDetector does, see no difference between two weights.
@@ -65,13 +66,14 @@ class ImageDetector(OutlierMixin, BaseEstimator):
 
     def __init__(
         self, detector: Any = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
-        size: int | None = 256, position: float = 0.0, place_mean: bool | None = None, smoothing: float = 1 / 64,
-        quantile: float = 0.98, contamination: float = 0.1, device: str | None = None,
+        size: int | None = 256, root: bool = True, position: float = 0.0, place_mean: bool | None = None,
+        smoothing: float = 1 / 64, quantile: float = 0.98, contamination: float = 0.1, device: str | None = None,
     ) -> None:  # fmt: skip
         self.detector = detector
         self.network = network
         self.layers = layers
         self.size = size
+        self.root = root
         self.position = position
         self.place_mean = place_mean
         self.smoothing = smoothing
@@ -157,7 +159,9 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         if metadata.get("detector") != "image":
             raise CheckpointError(f"{str(path)!r} does not hold a detector that ImageDetector.save wrote.")
         try:
-            settings, learned = metadata["settings"] | {"device": device}, metadata["learned"]
+            # Files without it are from before there were roots.
+            settings = {"root": False} | metadata["settings"] | {"device": device}
+            learned = metadata["learned"]
             place_mean = tensors.pop(PLACE_MEAN, torch.zeros(1)).double().numpy()  # 0 in files that have none
             energy = EnergyDetector.from_state(tensors, metadata["energy"], device)
             shape, spread, offset = tuple(learned["shape_"]), learned["spread_"], learned["offset_"]
@@ -177,7 +181,9 @@ class ImageDetector(OutlierMixin, BaseEstimator):
     # -- inside ------------------------------------------------------------------------------------------------
 
     def _feature_maps(self) -> FeatureMaps:
-        return FeatureMaps(self.network, layers=self.layers, size=self.size, device=self.device)
+        return FeatureMaps(
+            self.network, layers=self.layers, size=self.size, root=self.root, device=self.device
+        )  # fmt: skip
 
     def _placed(self, maps: Array) -> Array:
         """Maps, with the channels of the position."""
