@@ -6,9 +6,10 @@
     python benchmarks/anomaly_images.py --sets "texture brick" --methods energy patchcore --pictures docs/pictures
 
 Sets: three textures with Perlin-noise defects, solar cells of two types (ELPV, no masks), and with ``--mvtec FOLDER``
-or ``--visa FOLDER`` their categories. Every method but the controls scores the same maps of EfficientNet-Lite0
-(``LAYERS``, images of ``SIZE`` or ``TEXTURE_SIZE`` pixels), and every map becomes a score of its image in the same way
-(ImageDetector). A command that is stopped goes on with the next fit when it is started again. Methods:
+or ``--visa FOLDER`` their categories. Every method but the controls scores the same maps, signed square
+roots of EfficientNet-Lite0's features (``LAYERS``, images of ``SIZE`` or ``TEXTURE_SIZE`` pixels), and every map
+becomes a score of its image in the same way (ImageDetector). A command that is stopped goes on with the next fit when
+it is started again. Methods:
 
     energy                   EnergyDetector, one energy for all places, of at most ``ITERATIONS`` iterations
     energy, start            the same before the game: what the denoiser takes out

@@ -21,7 +21,7 @@ ROWS = 32
 class FeatureMaps:
     """Features of every place of an image: maps of some layers, averaged over 3 x 3 places, on the finest one's grid.
 
-    That is what PatchCore scores (Roth et al. 2022, arXiv 2106.08265).
+    Without ``root`` that is what PatchCore scores (Roth et al. 2022, arXiv 2106.08265).
 
     Args:
         network: "lite0", EfficientNet-Lite0 of ImageNet (extra ``images``). Or a network of timm (what has
@@ -30,7 +30,7 @@ class FeatureMaps:
             ``[n, 3, height, width]`` in [-1, 1] that returns one map ``[n, channels, h, w]``, or a sequence of them.
         layers: indices of maps; of Lite0 0 to 4 have strides 2, 4, 8, 16 and 32.
         size: height and width that images are resized to first (bilinear, antialiased); None leaves them.
-        root: take signed square roots of the averages, sign(f) |f|^(1/2), as a few large features would otherwise
+        root: take signed square roots of the averages, sign(f) |f|^(1/2), as a few large values would otherwise
             decide all distances (power normalisation: Perronnin et al. 2010).
         device: torch device, "cpu" by default.
 
