@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _dxmi_2d_released import ReleasedGame, released_trainer
 from torch import Tensor
 
 from dxmi_rl import metrics
@@ -50,7 +51,9 @@ HELD = 3
 
 @dataclass(frozen=True)
 class Play:
-    """One run. ``method`` is "dxmi", or one of ``dxmi_rl.irl.ENERGY_TRAINERS`` (an energy without a sampler)."""
+    """One run. ``method`` is "dxmi", "released" (the authors' trainer) or one of ``dxmi_rl.irl.ENERGY_TRAINERS`` (an
+    energy without a sampler).
+    """
 
     experiment: str
     label: str
@@ -62,9 +65,9 @@ class Play:
     """Transitions, or for an energy without a sampler iterations."""
     method: str = "dxmi"
     settings: dict[str, Any] = field(default_factory=dict)
-    """Fields of DxMIConfig, or of EnergyTrainingConfig, that differ from the recipe."""
+    """Fields of DxMIConfig, or of EnergyTrainingConfig, that differ from the recipe; "repository" of the released."""
     agent_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the inner agent that differ from the recipe."""
+    """Settings of the inner agent that differ from the recipe; the rates of the released trainer."""
     target_options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
     """Changes of the task beside those of the start."""
@@ -147,7 +150,10 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     file = play.file(folder)
     if not file.exists():
         with one_thread():
-            result = _game(play, device, file) if play.method == "dxmi" else _energy_alone(play, device)
+            if play.method == "dxmi":
+                result = _game(play, device, file)
+            else:
+                result = (_released if play.method == "released" else _energy_alone)(play, device)
         write_json(file, {"play": dataclasses.asdict(play), **result})
     return file
 
@@ -188,9 +194,7 @@ def _game(play: Play, device: str, file: Path) -> dict[str, Any]:
         noted = {key: torch.tensor([float(point[key]) for point in curve]) for key in HISTORY}
         save_tensors(film, {"samples": samples, "energy": energy, **noted}, {"play": dataclasses.asdict(play)})
         game.save(checkpoint)
-    late = [point for point in curve if point["timesteps"] > LATE * play.budget]
-    scores = {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
-    scores |= quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
+    scores = late_means(curve, play.budget) | quality(game.average_energy, game.task.target, play.seed, game.mdp.tau)
     if play.guidance:
         scores["sliced_w2_end"] = scorer.distance(game.sample(SAMPLES, seed=play.seed))
     scores |= {
@@ -203,6 +207,32 @@ def _game(play: Play, device: str, file: Path) -> dict[str, Any]:
         "reached": reached(curve, "sliced_w2", 0.1),
         "costs": dataclasses.asdict(game.costs),
     }
+
+
+def _released(play: Play, device: str) -> dict[str, Any]:
+    task = make_task_of(play, device)
+    trainer = released_trainer(Path(play.settings["repository"]))
+    game = ReleasedGame(trainer, task, play.seed, play.tau1, play.agent_settings)
+    scorer = Scorer(task.target, play.seed)
+    curve: list[dict[str, float]] = []
+    with seeded(play.seed):  # their batches are drawn from torch's own generator
+        while True:
+            if game.timesteps >= len(curve) * play.budget / play.points:
+                distance = scorer.distance(task.mdp.sample(game.sampler.net, SAMPLES, scorer.fresh()))
+                auc = scorer.auc(game.energy)  # there are no averages
+                scores = {"sliced_w2": distance, "sliced_w2_last": distance, "auc": auc, "auc_last": auc}
+                curve.append(game.costs() | scores)
+            if game.timesteps >= play.budget:
+                break
+            game.iterate()
+    scores = late_means(curve, play.budget) | quality(game.energy, task.target, play.seed, task.mdp.tau)
+    return {"scores": scores, "curve": curve, "reached": reached(curve, "sliced_w2", 0.1), "costs": game.costs()}
+
+
+def late_means(curve: list[dict[str, float]], budget: int) -> dict[str, float]:
+    """Means of the scores of a curve's late points."""
+    late = [point for point in curve if point["timesteps"] > LATE * budget]
+    return {f"{key}_late": sum(p[key] for p in late) / len(late) for key in late[0] if key[:3] in ("sli", "auc")}
 
 
 def _energy_alone(play: Play, device: str) -> dict[str, Any]:
@@ -230,9 +260,10 @@ def predicted(play: Play) -> dict[str, float]:
     players that can do anything. Empty where there is no closed form: no game, tau = 0, no exact energy, gamma > 0 with
     NCE.
     """
-    target, tau, config = make_target(play.target, **play.target_options), play.tau1 / 2, config_of(play)
+    target, tau = make_target(play.target, **play.target_options), play.tau1 / 2
     if play.method != "dxmi" or not target.has_energy or tau == 0:
         return {}
+    config = config_of(play)
     if config.anchor:
         return {"predicted_slope": 1.0, "predicted_bias": 0.0}
     low, high = target.plot_range

@@ -6,8 +6,9 @@
 
 Sets: shuttle, five of the UCI's (satellite, breastw, ionosphere, pima, glass), breast cancer, and ten tasks in which
 one digit is normal and nine are not. Protocol "inliers" trains on a random half of the inliers and scores the other
-half and all outliers; "all" trains on every row without labels and scores the same rows. Every method gets columns
-that are standardised alike (EnergyDetector's own way), and its library's defaults. Methods:
+half and all outliers; "all" trains on every row without labels and scores the same rows, but for sets most of whose
+rows are outliers (the digits), of which it has as many at random as make a tenth of the rows. Every method gets
+columns that are standardised alike (EnergyDetector's own way), and its library's defaults. Methods:
 
     energy                   EnergyDetector
     energy, start            the same before the game: what the denoiser takes out
@@ -26,7 +27,7 @@ Keys of ``--json FILE``:
     protocol             inliers or all
     methods              per method: auroc, average_precision, rank (of the AUROC among all methods), fit_seconds,
                          score_seconds (means over sets of means over seeds)
-    sets                 per set: rows, features, outliers, auroc {method: {iqm, ...}}
+    sets                 per set: rows and outliers that are used, features, auroc {method: {iqm, ...}}
     runs                 every fit: set, method, seed, auroc, average_precision, fit_seconds, score_seconds, error
 """
 
@@ -106,11 +107,15 @@ class Arguments:
 
 def split(outlier: np.ndarray, protocol: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of rows to train on and to score."""
+    random, inliers, outliers = np.random.default_rng(seed), np.flatnonzero(~outlier), np.flatnonzero(outlier)
     if protocol == "all":
-        return np.arange(len(outlier)), np.arange(len(outlier))
-    inliers = np.random.default_rng(seed).permutation(np.flatnonzero(~outlier))
+        if len(outliers) > len(inliers):
+            outliers = random.permutation(outliers)[: len(inliers) // 9]
+        rows = np.sort(np.concatenate([inliers, outliers]))
+        return rows, rows
+    inliers = random.permutation(inliers)
     half = len(inliers) // 2
-    return inliers[:half], np.concatenate([inliers[half:], np.flatnonzero(outlier)])
+    return inliers[:half], np.concatenate([inliers[half:], outliers])
 
 
 def make_method(
@@ -239,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result["error"]:
             print(f"{result['method']} on {result['set']}, seed {result['seed']}: {result['error']}", file=sys.stderr)
     by_method = summarise(runs, sets, methods)
-    by_set = describe(runs, data, methods)
+    by_set = describe(runs, data, methods, arguments.protocol)
     print_tables([set_table(by_set, methods, arguments.protocol), method_table(by_method)])
     if arguments.pictures is not None:
         draw_ranks(runs, arguments.pictures / f"anomaly_ranks_{arguments.protocol}.png", arguments.protocol)
@@ -251,13 +256,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(runs: Sequence[dict[str, Any]], data: dict[str, Rows], methods: Sequence[str]) -> dict[str, Any]:
-    """Size and scores of every set."""
+def describe(
+    runs: Sequence[dict[str, Any]], data: dict[str, Rows], methods: Sequence[str], protocol: str
+) -> dict[str, Any]:
+    """Size and scores of every set, as far as it is used."""
+    used = {name: np.union1d(*split(outlier, protocol, 0)) for name, (_, outlier) in data.items()}
     return {
         name: {
-            "rows": len(rows),
+            "rows": len(used[name]),
             "features": rows.shape[1],
-            "outliers": int(outlier.sum()),
+            "outliers": int(outlier[used[name]].sum()),
             "auroc": {
                 method: score_statistics(
                     [run.get("auroc", 0.5) for run in runs if run["set"] == name and run["method"] == method]

@@ -15,7 +15,8 @@ its own (``BUDGETS``), or all have ``--budget``:
     targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting, their recipe with a long average
     weights     8 Gaussians of unequal weights
     guidance    value guidance of the trained game, by its weight lambda
-    race        seconds to sliced W2 < 0.1: the authors' settings against others of the same algorithm and networks
+    race        seconds to sliced W2 < 0.1: the authors' settings against others of the same algorithm and networks;
+                with ``--authors FOLDER``, a clone of their repository, also their own trainer
 
 Scores: sliced W2 of 10,000 samples to data and AUC of data against uniform noise over the plotting range, as means of
 the last quarter of training, for the averaged players and for the last iterates; what the averaged energy is worth at
@@ -45,6 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, predicted, run
+from _dxmi_2d_released import released_trainer
 
 from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.machine import machine, versions
@@ -145,10 +147,12 @@ class Arguments:
     """File for the results."""
     pictures: Path | None = None
     """Folder for pictures."""
+    authors: Path | None = None
+    """Clone of https://github.com/swyoon/Diffusion-by-MaxEntIRL, whose trainer then enters the race."""
 
 
-def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> list[Play]:
-    """The runs of an experiment. Raises UnknownNameError."""
+def plays(experiment: str, seeds: Sequence[int], budget: int | None = None, authors: Path | None = None) -> list[Play]:
+    """The runs of an experiment; the race's with the trainer of ``authors`` where given. Raises UnknownNameError."""
     rows: list[dict[str, Any]] = []
     if experiment not in BUDGETS:
         raise UnknownNameError("experiment", experiment, list(BUDGETS))
@@ -186,6 +190,9 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None) -> l
             both = usual | {"start": start, "points": RACE_POINTS}
             ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGETS[start]), "settings": RACE_SETTINGS}
             rows += [both | ours, both | theirs | {"label": "authors' settings"}]
+            if authors is not None:
+                released = {"settings": {"repository": str(authors)}, "agent_settings": rates}
+                rows.append(both | released | {"label": "authors' trainer", "method": "released"})
     return _all_seeds(experiment, rows, seeds)
 
 
@@ -346,7 +353,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for start in arguments.starts:
             if start not in STARTS:
                 raise UnknownNameError("start", start, list(STARTS))
-        chosen = [play for name in arguments.experiments for play in plays(name, arguments.seeds, arguments.budget)]
+        if arguments.authors is not None:
+            released_trainer(arguments.authors)
+        given = (arguments.seeds, arguments.budget, arguments.authors)
+        chosen = [play for name in arguments.experiments for play in plays(name, *given)]
         left_out = set(STARTS) - set(arguments.starts or STARTS)
         chosen = [play for play in chosen if play.start not in left_out]
     except (ValueError, TypeError) as error:

@@ -66,6 +66,12 @@ def test_training_rows_are_half_of_the_inliers() -> None:
     assert len(train) == 3 and not outlier[train].any()
     assert sorted([*train, *test]) == list(range(10)) and outlier[test].sum() == 4
     assert [part.tolist() for part in script.split(outlier, "all", 0)] == [list(range(10))] * 2
+    train, test = script.split(np.arange(100) >= 18, "all", 1)
+    assert train.tolist() == test.tolist() and len(train) == 20, "where outliers are most rows, a tenth of outliers"
+    assert (
+        set(range(18)) < set(train.tolist())
+        and train.tolist() != script.split(np.arange(100) >= 18, "all", 2)[0].tolist()
+    )
 
 
 def test_a_method_that_fails_counts_as_chance() -> None:

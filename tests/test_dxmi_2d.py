@@ -19,6 +19,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import _dxmi_2d_play as play_module  # noqa: E402
 import dxmi_2d  # noqa: E402
 from _dxmi_2d_play import Play  # noqa: E402
+from _dxmi_2d_released import ReleasedGame, released_trainer  # noqa: E402
 
 from dxmi_rl import make_target  # noqa: E402
 from dxmi_rl.agents import DxDP  # noqa: E402
@@ -40,12 +41,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(dxmi_2d, "TAUS", (0.0, 0.1))
     plain = dxmi_2d.plays
 
-    def small(experiment: str, seeds: Any, budget: int | None) -> list[Play]:
+    def small(experiment: str, seeds: Any, budget: int | None, authors: Path | None = None) -> list[Play]:
         changes: dict[str, Any] = {"agent_settings": SMALL_AGENT}
         played = []
-        for play in plain(experiment, seeds, budget):
+        for play in plain(experiment, seeds, budget, authors):
             start = "scratch" if play.method == "dxmi" else play.start
-            played.append(play_module.dataclasses.replace(play, start=start, **changes))
+            own = changes if play.method != "released" else {}
+            played.append(play_module.dataclasses.replace(play, start=start, **own))
         return played
 
     monkeypatch.setattr(dxmi_2d, "plays", small)
@@ -199,3 +201,70 @@ def test_a_critics_energy_is_scored_on_its_best_scale() -> None:
     target = make_target("8gaussians")
     scores = play_module.quality(lambda x: 0.01 * target.energy(x), target, 0, tau=0.0)
     assert scores["energy_slope"] == pytest.approx(1, abs=1e-3)
+
+
+STUB = """
+import torch
+
+def reset_buffer(device):
+    return {"state": []}
+
+def append_buffer(buffer, drawn):
+    buffer["state"] += drawn["l_sample"][:-1]
+
+class DxMI_Trainer:
+    def __init__(self, **settings):
+        self.settings = settings
+
+    def set_models(self, f, v, sampler, optimizer, optimizer_fstar, optimizer_v):
+        assert f is None and optimizer_fstar is None
+        self.v, self.sampler, self.optimizer, self.optimizer_v = v, sampler, optimizer, optimizer_v
+
+    def step(self, optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def update_f_v(self, data, drawn, buffer):
+        t = torch.full((len(data),), self.settings["n_timesteps"])
+        self.step(self.optimizer_v, (self.v(data, t) - self.v(drawn["sample"], t)).mean())
+
+    def update_sampler(self, buffer, n_generator):
+        t = torch.zeros(len(buffer["state"][0]), dtype=torch.long)
+        self.step(self.optimizer, self.v(self.sampler.sample_step(buffer["state"][0], t)["sample"], t + 1).mean())
+"""
+
+
+def test_the_authors_trainer_enters_the_race(
+    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in of its interface: it is called in its order, trains the denoiser and log sigma at the race's rates."""
+    arguments = ["--experiments", "race", "--starts", "good", "--seeds", "0", "--budget", "4000", "--jobs", "1"]
+    arguments += ["--folder", str(quick), "--authors", str(tmp_path)]
+    assert dxmi_2d.main(arguments) == 2 and "models/DxMI/trainer.py" in capsys.readouterr().err
+    folder = tmp_path / "models" / "DxMI"
+    folder.mkdir(parents=True)
+    for part in (folder, folder.parent):
+        (part / "__init__.py").touch()
+    (folder / "trainer.py").write_text(STUB, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
+        monkeypatch.delitem(sys.modules, name)
+    play = next(play for play in dxmi_2d.plays("race", [0], 4000, tmp_path) if play.method == "released")
+    options = {"pretraining": {"iterations": 2, "width": 8, "depth": 1}}
+    play = dataclasses.replace(play, start="good", points=2, task_options=options)
+    assert play.agent_settings == dxmi_2d.AUTHORS_RATES["good"]
+    game = ReleasedGame(released_trainer(tmp_path), play_module.make_task_of(play), 0, 0.1, play.agent_settings)
+    before = {name: value.clone() for name, value in game.sampler.net.state_dict().items()}
+    game.iterate()
+    after = game.sampler.net.state_dict()
+    assert game.costs()["timesteps"] == 5 * 256 and game.costs()["energy_evals"] == 512
+    moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
+    assert moved["log_sigma"] == pytest.approx(1e-3, rel=1e-2), "Adam's first step is its rate"
+    assert max(value for name, value in moved.items() if "denoiser" in name) == pytest.approx(3e-5, rel=1e-2)
+
+    result = json.loads(play_module.run(play, tmp_path / "runs").read_text(encoding="utf-8"))
+    assert result["reached"] is None and result["costs"]["seconds"] > 0 and len(result["curve"]) == 3
+    assert {"sliced_w2_late", "auc_late", "energy_fisher"} <= result["scores"].keys()
+    again = json.loads(play_module.run(play, tmp_path / "again").read_text(encoding="utf-8"))
+    assert again["scores"] == result["scores"]
