@@ -11,3 +11,5 @@ ENERGIES: dict[str, dict[str, Any]] = {
     "energy, Langevin": {"training": "persistent"},
     "energy, NCE": {"training": "gaussian-noise"},
 }
+FOLDED: dict[str, dict[str, Any]] = {"energy, 2 folds": {"folds": 2}}
+"""For rows to train on that hold outliers."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import check_estimator
@@ -39,8 +40,9 @@ def fitted_once() -> EnergyDetector:
     return EnergyDetector(epochs=60, width=64).fit(ROWS)
 
 
-def test_it_is_an_estimator_of_scikit_learn() -> None:
-    results = check_estimator(EnergyDetector(**QUICK), on_skip=None)
+@pytest.mark.parametrize("folds", [1, 2])
+def test_it_is_an_estimator_of_scikit_learn(folds: int) -> None:
+    results = check_estimator(EnergyDetector(**QUICK, folds=folds), on_skip=None)
     assert len(results) > 30
     assert {result["status"] for result in results} <= {"passed", "skipped"}
 
@@ -96,6 +98,33 @@ def test_feature_maps_are_scored_by_place() -> None:
     assert np.allclose(detector.score_samples(maps), places.reshape(5, -1).min(1))
     with pytest.raises(ValueError, match="must be feature maps"):
         detector.score_maps(ROWS)
+
+
+def test_folds_are_for_rows_that_hold_outliers(tmp_path: Path) -> None:
+    """Of two hundred digits one energy knows all by heart, those of other kinds too; the mean of two does not."""
+    random = np.random.default_rng(0)
+    images, classes = load_digits(return_X_y=True)
+    others = random.permutation(np.flatnonzero(classes != 3))[:20]
+    rows = np.concatenate([images[others], images[classes == 3]])
+    labels = np.arange(len(rows)) < 20
+    one, two = (EnergyDetector(epochs=0, folds=folds).fit(rows) for folds in (1, 2))
+    found = {detector: roc_auc_score(labels, -detector.score_samples(rows)) for detector in (one, two)}
+    assert found[two] > 0.9 > 0.7 > found[one]
+
+    first, second = two.energy_.members
+    x = torch.from_numpy((rows - two.mean_) / two.scale_).float()
+    assert np.allclose(two.score_samples(rows), -(first(x) + second(x)).numpy() / 2, rtol=1e-4)
+    known = np.stack([member(x[:20]).numpy() for member in (first, second)])
+    assert (known.max(0) > 2 * known.min(0)).mean() > 0.8, "an outlier is known to the one that has seen it"
+    two.save(tmp_path / "two.safetensors")
+    assert np.array_equal(
+        EnergyDetector.load(tmp_path / "two.safetensors").score_samples(rows), two.score_samples(rows)
+    )
+    maps = random.standard_normal((7, 3, 4, 5))
+    detector = EnergyDetector(**QUICK, folds=3).fit(maps)
+    assert detector.score_maps(maps).shape == (7, 4, 5) and len(detector.data_scale_) == 3
+    with pytest.raises(ValueError, match="folds must be at most a half of the 7 rows"):
+        EnergyDetector(**QUICK, folds=4).fit(maps)
 
 
 def test_it_comes_back_from_a_file(fitted: EnergyDetector, tmp_path: Path) -> None:
@@ -179,6 +208,7 @@ def test_whitened_rows_are_uncorrelated_and_small_variances_count(tmp_path: Path
         ({"tau": -1.0}, ValueError),
         ({"epochs": -1}, ValueError),
         ({"horizon": 0}, ValueError),
+        ({"folds": 0}, ValueError),
     ],
 )
 def test_settings_that_are_not_allowed(setting: dict[str, Any], error: type[Exception]) -> None:

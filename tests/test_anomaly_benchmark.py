@@ -56,7 +56,8 @@ def test_energies_are_among_the_methods(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(script, "ENERGIES", {name: quick | own for name, own in script.ENERGIES.items()})
     rows = _anomaly_data.cancer()
     found = script.run("cancer", rows, list(script.ENERGIES), "all", 0, "cpu", tmp_path)
-    assert [run["error"] for run in found] == [None] * 5
+    assert [run["error"] for run in found] == [None] * 6
+    assert set(script.default_methods("all")) - set(script.default_methods("inliers")) == {"energy, 2 folds"}
     assert all(0 < run["auroc"] <= 1 for run in found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,6 +45,17 @@ BATCH, RATE, AVERAGE = 128, 3e-5, 0.99
 """Rows, learning rate and decay of the average of the energy's training, whichever it is."""
 
 
+class MeanEnergy(nn.Module):
+    """The mean of energies: ``[n, features] -> [n]``."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
 class EnergyDetector(OutlierMixin, BaseEstimator):
     """Outlier detection by the energy E of a sampler and an energy trained together (DxMI, Yoon et al. 2024).
 
@@ -70,6 +82,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         early_stopping: end the game when held-out rows and samples differ by more than one nat in mean energy.
         pretraining_iterations: Adam steps of the denoiser.
         width: units per layer of denoiser, energy, policy and value.
+        folds: for training rows that hold outliers, which one energy knows by heart: with 2 or more, rows are divided
+            into as many parts at random, an energy is trained without each, and E is the mean of all.
         whitening: turn and scale the standardised rows so that their columns are uncorrelated, with variance one, but
             for directions of less than a hundredth of the mean variance, which stay smaller. For the features of
             networks, where what is unusual hides in directions of small variance; rows must be more than columns. What
@@ -79,24 +93,25 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         progress_bar: show how far ``fit`` is (silent when not a terminal).
 
     Attributes:
-        energy_: the trained energy network, of standardised (and whitened) rows.
+        energy_: the trained energy network, of standardised (and whitened) rows; the mean of several with ``folds``.
         mean_, scale_: of the columns, ``[features]``.
         whitener_: what standardised rows are multiplied with, ``[features, features]``; None without ``whitening``.
         offset_: ``decision_function`` is ``score_samples`` less this.
-        n_iter_: iterations of the game, or steps of another training.
+        n_iter_: iterations of the game, or steps of another training; with ``folds`` the largest.
         n_features_in_: columns; channels of feature maps.
 
     Raises ValueError for NaN, infinite, too few or constant rows, other widths than in ``fit`` and settings that are
     not allowed; DivergenceError when the game diverges.
     """
 
-    energy_: EnergyNetwork
+    energy_: EnergyNetwork | MeanEnergy
+    data_scale_: float | list[float]
 
     def __init__(
         self, *, contamination: float = 0.1, training: str = "dxmi", start: str = "data", tau: float = 0.1,
         horizon: int = 4, epochs: int = 12, max_iterations: int = 600, early_stopping: bool = True,
-        pretraining_iterations: int = 1500, width: int = 128, whitening: bool = False, seed: int = 0,
-        device: str | None = None, progress_bar: bool = False,
+        pretraining_iterations: int = 1500, width: int = 128, folds: int = 1, whitening: bool = False,
+        seed: int = 0, device: str | None = None, progress_bar: bool = False,
     ) -> None:  # fmt: skip
         self.contamination = contamination
         self.training = training
@@ -108,6 +123,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.early_stopping = early_stopping
         self.pretraining_iterations = pretraining_iterations
         self.width = width
+        self.folds = folds
         self.whitening = whitening
         self.seed = seed
         self.device = device
@@ -122,7 +138,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         rows = _locations(values)
         self.mean_, self.scale_ = standardisation(rows)
         self.whitener_ = whitener((rows - self.mean_) / self.scale_) if self.whitening else None
-        self._learn(DataTarget(self._standardised(rows)))
+        self._learn(self._standardised(rows), len(values))
         self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))
         return self
 
@@ -198,7 +214,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             setattr(detector, key, value)
         detector.mean_, detector.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         detector.whitener_ = tensors["whitener"].numpy() if detector.whitening else None
-        energy = EnergyDenoiser(detector._new_denoiser(), detector.data_scale_)
+        scales = detector.data_scale_
+        energy: EnergyNetwork | MeanEnergy
+        if isinstance(scales, list):
+            energy = MeanEnergy([EnergyDenoiser(detector._new_denoiser(scale), scale) for scale in scales])
+        else:
+            energy = EnergyDenoiser(detector._new_denoiser(scales), scales)
         energy.load_state_dict({key[7:]: value for key, value in tensors.items() if key.startswith("energy.")})
         detector.energy_ = energy.to(resolve_device(device)).requires_grad_(False).eval()
         return detector
@@ -215,7 +236,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if self.training != "dxmi" and self.training not in ENERGY_TRAINERS:
             raise UnknownNameError("training", self.training, ["dxmi", *ENERGY_TRAINERS])
         check_integer("epochs", self.epochs, minimum=0)
-        for key in ("horizon", "pretraining_iterations", "width", "max_iterations"):
+        for key in ("horizon", "pretraining_iterations", "width", "max_iterations", "folds"):
             check_integer(key, getattr(self, key))
 
     def _checked(self, X: ArrayLike, *, reset: bool) -> Array:
@@ -245,9 +266,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             seed=self.seed,
         )  # fmt: skip
 
-    def _new_denoiser(self) -> DenoiserMLP:
+    def _new_denoiser(self, scale: float) -> DenoiserMLP:
         config, shape = self._pretraining(), (self.n_features_in_,)
-        return DenoiserMLP(shape, self.data_scale_, width=config.width, depth=config.depth, residual=config.residual)
+        return DenoiserMLP(shape, scale, width=config.width, depth=config.depth, residual=config.residual)
 
     def _config(self) -> DxMIConfig:
         agent = {
@@ -260,34 +281,47 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             gradient_penalty=0.01, ema=AVERAGE, anneal=False,
         )  # fmt: skip
 
-    def _learn(self, rows: DataTarget) -> None:
+    def _learn(self, rows: Tensor, n: int) -> None:
+        """Learn from standardised rows, those of n vectors or maps in turn."""
+        if self.folds == 1:
+            self.energy_, self.data_scale_, self.n_iter_ = self._learned(DataTarget(rows))
+            return
+        if n < SMALLEST_ROWS * self.folds:
+            raise ValueError(f"folds must be at most a half of the {n} rows of X, got {self.folds}.")
+        part = torch.from_numpy(np.random.default_rng(self.seed).permutation(n) % self.folds)
+        part = part.repeat_interleave(len(rows) // n)
+        learned = [self._learned(DataTarget(rows[part != left_out])) for left_out in range(self.folds)]
+        energies, scales, iterations = zip(*learned, strict=True)
+        self.energy_, self.data_scale_, self.n_iter_ = MeanEnergy(energies), list(scales), max(iterations)
+
+    def _learned(self, rows: DataTarget) -> tuple[EnergyNetwork, float, int]:
+        """The energy of standardised rows, their standard deviation, and how many iterations it took."""
         target = rows.to(resolve_device(self.device))
         denoiser = train_denoiser(rows, self._pretraining()).to(target.device)
-        self.data_scale_ = target.scale
-        self.n_iter_ = min(self.max_iterations, math.ceil(self.epochs * len(rows.train_rows) / BATCH))
-        if not self.n_iter_:
-            self.energy_ = EnergyDenoiser(denoiser, target.scale).to(target.device).eval()
+        iterations = min(self.max_iterations, math.ceil(self.epochs * len(rows.train_rows) / BATCH))
+        energy: EnergyNetwork
+        if not iterations:
+            energy = EnergyDenoiser(denoiser, target.scale).to(target.device)
         elif self.training == "dxmi":
             game = self._game(target, denoiser)
             held_out = target.test_data(CHECKED)
 
             def goes_on(_: object) -> bool:
-                self.n_iter_ = game.num_timesteps // game.timesteps_per_iteration
-                if not self.early_stopping or self.n_iter_ % BETWEEN:
+                if not self.early_stopping or game.num_timesteps // game.timesteps_per_iteration % BETWEEN:
                     return True
                 gap = game.score(game.sample(len(held_out))).mean() - game.score(held_out).mean()
                 return bool(gap < LARGEST_GAP)
 
             game.learn(
-                self.n_iter_ * game.timesteps_per_iteration, callback=goes_on, progress_bar=self.progress_bar
+                iterations * game.timesteps_per_iteration, callback=goes_on, progress_bar=self.progress_bar
             )  # fmt: skip
-            self.energy_ = game.average_energy
+            energy, iterations = game.average_energy, game.num_timesteps // game.timesteps_per_iteration
         else:
-            self.energy_ = train_energy(
+            energy = train_energy(
                 target, self.training, seed=self.seed, progress_bar=self.progress_bar, denoiser=denoiser,
-                energy_denoiser=True, iterations=self.n_iter_, batch_size=BATCH, learning_rate=RATE, ema=AVERAGE,
+                energy_denoiser=True, iterations=iterations, batch_size=BATCH, learning_rate=RATE, ema=AVERAGE,
             ).energy  # fmt: skip
-        self.energy_.requires_grad_(False).eval()
+        return energy.requires_grad_(False).eval(), target.scale, iterations
 
     def _game(self, target: DataTarget, denoiser: nn.Module) -> DxMI:
         scale = target.scale
