@@ -1,12 +1,15 @@
 """The authors' own trainer as an entrant of the race in benchmarks/dxmi_2d.py, from a clone of their repository.
 
-Their ``DxMI_Trainer`` (https://github.com/swyoon/Diffusion-by-MaxEntIRL, models/DxMI/trainer.py) is called as their
-train_cifar10.py calls it, with one network for the energy and all values, on the task's own base sampler, whose
-denoiser it fine-tunes. Nothing of theirs is part of this project.
+Their ``DxMI_Trainer`` (https://github.com/swyoon/Diffusion-by-MaxEntIRL, models/DxMI/trainer.py) is called in the order
+of their train_cifar10.py, on the task's own base sampler, whose denoiser it fine-tunes, with one network for the energy
+and all values. They have not released settings for the plane: here entropy and running cost are part of the values, as
+in the paper's equations, and the kernel's variances start at the base sampler's. Nothing of theirs is part of this
+project.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 import time
@@ -29,18 +32,33 @@ BATCH, WIDTH, DEPTH, VALUE_RATE, AVR = 256, 128, 3, 1e-3, 0.99
 
 def released_trainer(repository: Path) -> ModuleType:
     """Their module models.DxMI.trainer. Raises ValueError for a folder without it, or in which it cannot be loaded."""
-    if not (repository / "models" / "DxMI" / "trainer.py").is_file():
+    if not trainer_file(repository).is_file():
         raise ValueError(
             f"authors must be a clone of https://github.com/swyoon/Diffusion-by-MaxEntIRL, "
             f"and {str(repository)!r} has no models/DxMI/trainer.py."
         )
     path = str(repository.resolve())
-    if path not in sys.path:
-        sys.path.insert(0, path)
+    sys.path.insert(0, path)
     try:
-        return importlib.import_module("models.DxMI.trainer")
+        module = importlib.import_module("models.DxMI.trainer")
     except ImportError as error:
         raise ValueError(f"authors: the trainer in {path!r} needs a package that is not here: {error}.") from error
+    if Path(str(module.__file__)) != trainer_file(repository.resolve()):
+        raise ValueError(
+            f"authors must be {module.__file__}'s repository, which this process has loaded, got {path!r}."
+        )
+    return module
+
+
+def trainer_file(repository: Path) -> Path:
+    """Where their trainer is in a clone."""
+    return repository / "models" / "DxMI" / "trainer.py"
+
+
+def digest(repository: Path) -> str:
+    """Sixteen hex digits of their trainer and of this file, on which its results depend."""
+    content = trainer_file(repository).read_bytes() + Path(__file__).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class ReleasedSampler(nn.Module):

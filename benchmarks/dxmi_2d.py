@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any
 
 from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, predicted, run
-from _dxmi_2d_released import released_trainer
+from _dxmi_2d_released import digest, released_trainer
 
 from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.machine import machine, versions
@@ -98,8 +98,8 @@ AUTHORS: dict[str, Any] = {
     },
     "task_options": {"backward": "brownian"},
 }
-"""The settings of the authors' release, in which the averages are the last iterates. Its T regressions of V are five
-steps of ours."""
+"""The settings of the authors' release, in which the averages are the last iterates, for this project's networks: the
+policy is a correction of the base sampler. Its T regressions of V are five steps of ours."""
 AUTHORS_RATES = {
     "good": {"policy_learning_rate": 3e-5, "sigma_learning_rate": 1e-3},
     "weak": {"policy_learning_rate": 1e-3, "sigma_learning_rate": 1e-2},
@@ -191,7 +191,8 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None, auth
             ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGETS[start]), "settings": RACE_SETTINGS}
             rows += [both | ours, both | theirs | {"label": "authors' settings"}]
             if authors is not None:
-                released = {"settings": {"repository": str(authors)}, "agent_settings": rates}
+                settings = {"repository": str(authors.resolve()), "digest": digest(authors)}
+                released = {"settings": settings, "agent_settings": rates}
                 rows.append(both | released | {"label": "authors' trainer", "method": "released"})
     return _all_seeds(experiment, rows, seeds)
 

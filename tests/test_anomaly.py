@@ -120,9 +120,21 @@ def test_folds_are_for_rows_that_hold_outliers(tmp_path: Path) -> None:
     assert np.array_equal(
         EnergyDetector.load(tmp_path / "two.safetensors").score_samples(rows), two.score_samples(rows)
     )
-    maps = random.standard_normal((7, 3, 4, 5))
+
+
+def test_folds_of_maps_are_of_whole_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = np.random.default_rng(0).standard_normal((7, 3, 4, 5))
+    seen: list[torch.Tensor] = []
+    learned = EnergyDetector._learned
+    monkeypatch.setattr(
+        EnergyDetector, "_learned", lambda self, rows: seen.append(rows.train_rows) or learned(self, rows)
+    )
     detector = EnergyDetector(**QUICK, folds=3).fit(maps)
     assert detector.score_maps(maps).shape == (7, 4, 5) and len(detector.data_scale_) == 3
+    places = detector._standardised(np.moveaxis(maps, 1, -1).reshape(-1, 3)).view(7, 20, 3)
+    known = np.array([[sum(bool((row == part).all(1).any()) for row in one) for one in places] for part in seen])
+    assert ((known == 0).sum(0) == 1).all(), "every map is left out of one part, whole"
+    assert (np.sort(known, 0)[1:] > 10).all(), "and in the others but for the rows that a target holds out"
     with pytest.raises(ValueError, match="folds must be at most a half of the 7 rows"):
         EnergyDetector(**QUICK, folds=4).fit(maps)
 
@@ -132,6 +144,10 @@ def test_it_comes_back_from_a_file(fitted: EnergyDetector, tmp_path: Path) -> No
     loaded = EnergyDetector.load(file)
     assert np.array_equal(loaded.decision_function(ROWS), fitted.decision_function(ROWS))
     assert loaded.get_params() == fitted.get_params() and loaded.n_iter_ == fitted.n_iter_
+    tensors, metadata = fitted.state()
+    metadata["settings"].pop("folds")  # as in files of before there were folds
+    old = EnergyDetector.from_state(tensors, metadata)
+    assert np.array_equal(old.score_samples(ROWS), fitted.score_samples(ROWS))
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError):
         EnergyDetector.load(file)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -206,15 +208,20 @@ def test_a_critics_energy_is_scored_on_its_best_scale() -> None:
 STUB = """
 import torch
 
+CALLS = []
+
 def reset_buffer(device):
+    CALLS.append("reset")
     return {"state": []}
 
 def append_buffer(buffer, drawn):
+    CALLS.append("append")
     buffer["state"] += drawn["l_sample"][:-1]
 
 class DxMI_Trainer:
-    def __init__(self, **settings):
-        self.settings = settings
+    def __init__(self, batchsize, tau1, tau2, gamma, adavelreg, n_timesteps, entropy_in_value, velocity_in_value):
+        self.settings = dict(locals())
+        self.settings.pop("self")
 
     def set_models(self, f, v, sampler, optimizer, optimizer_fstar, optimizer_v):
         assert f is None and optimizer_fstar is None
@@ -226,37 +233,53 @@ class DxMI_Trainer:
         optimizer.step()
 
     def update_f_v(self, data, drawn, buffer):
+        CALLS.append("energy")
         t = torch.full((len(data),), self.settings["n_timesteps"])
         self.step(self.optimizer_v, (self.v(data, t) - self.v(drawn["sample"], t)).mean())
 
     def update_sampler(self, buffer, n_generator):
+        CALLS.append("sampler")
+        assert n_generator == 1
         t = torch.zeros(len(buffer["state"][0]), dtype=torch.long)
         self.step(self.optimizer, self.v(self.sampler.sample_step(buffer["state"][0], t)["sample"], t + 1).mean())
 """
 
 
-def test_the_authors_trainer_enters_the_race(
-    quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A stand-in of its interface: it is called in its order, trains the denoiser and log sigma at the race's rates."""
-    arguments = ["--experiments", "race", "--starts", "good", "--seeds", "0", "--budget", "4000", "--jobs", "1"]
-    arguments += ["--folder", str(quick), "--authors", str(tmp_path)]
-    assert dxmi_2d.main(arguments) == 2 and "models/DxMI/trainer.py" in capsys.readouterr().err
-    folder = tmp_path / "models" / "DxMI"
+def forget_the_stub() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository with a stand-in of the authors' trainer."""
+    folder = tmp_path / "clone" / "models" / "DxMI"
     folder.mkdir(parents=True)
     for part in (folder, folder.parent):
         (part / "__init__.py").touch()
     (folder / "trainer.py").write_text(STUB, encoding="utf-8")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:
-        monkeypatch.delitem(sys.modules, name)
-    play = next(play for play in dxmi_2d.plays("race", [0], 4000, tmp_path) if play.method == "released")
+    yield tmp_path / "clone"
+    forget_the_stub()
+
+
+def test_the_authors_trainer_enters_the_race(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called in its order and with the table's settings, and trains the denoiser and log sigma at the rates."""
+    monkeypatch.setattr(play_module, "SAMPLES", 200)
+    monkeypatch.setattr(play_module, "CHAIN_STEPS", 3)
+    play = next(play for play in dxmi_2d.plays("race", [0], 4000, clone) if play.method == "released")
     options = {"pretraining": {"iterations": 2, "width": 8, "depth": 1}}
-    play = dataclasses.replace(play, start="good", points=2, task_options=options)
-    assert play.agent_settings == dxmi_2d.AUTHORS_RATES["good"]
-    game = ReleasedGame(released_trainer(tmp_path), play_module.make_task_of(play), 0, 0.1, play.agent_settings)
+    play = dataclasses.replace(play, points=2, task_options=options)
+    assert play.start == "good" and play.agent_settings == dxmi_2d.AUTHORS_RATES["good"]
+    trainer = released_trainer(clone)
+    game = ReleasedGame(trainer, play_module.make_task_of(play), 0, 0.1, play.agent_settings)
+    paper = {"batchsize": 256, "tau1": 0.1, "tau2": 0.1, "gamma": 1.0, "adavelreg": 0.99, "n_timesteps": 5}
+    assert game.game.settings == paper | {"entropy_in_value": 0, "velocity_in_value": 0}
+    sigma = game.sampler.net.base.sigma
+    assert game.game.betas_for_q.tolist() == sigma.square().flip(0).tolist(), "theirs begin at the data"
     before = {name: value.clone() for name, value in game.sampler.net.state_dict().items()}
     game.iterate()
+    assert trainer.CALLS == ["reset", "append", "energy", "sampler"]
     after = game.sampler.net.state_dict()
     assert game.costs()["timesteps"] == 5 * 256 and game.costs()["energy_evals"] == 512
     moved = {name: float((after[name] - value).abs().max()) for name, value in before.items()}
@@ -264,7 +287,25 @@ def test_the_authors_trainer_enters_the_race(
     assert max(value for name, value in moved.items() if "denoiser" in name) == pytest.approx(3e-5, rel=1e-2)
 
     result = json.loads(play_module.run(play, tmp_path / "runs").read_text(encoding="utf-8"))
-    assert result["reached"] is None and result["costs"]["seconds"] > 0 and len(result["curve"]) == 3
+    assert result["costs"]["seconds"] > 0 and len(result["curve"]) == 3
     assert {"sliced_w2_late", "auc_late", "energy_fisher"} <= result["scores"].keys()
     again = json.loads(play_module.run(play, tmp_path / "again").read_text(encoding="utf-8"))
     assert again["scores"] == result["scores"]
+    (clone / "models" / "DxMI" / "trainer.py").write_text(STUB + "# changed", encoding="utf-8")
+    other = next(play for play in dxmi_2d.plays("race", [0], 4000, clone) if play.method == "released")
+    assert dataclasses.replace(play, points=other.points, task_options={}).key != other.key
+
+
+def test_a_folder_that_is_no_clone_is_refused(
+    clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    arguments = ["--experiments", "race", "--folder", str(tmp_path / "runs"), "--authors", str(tmp_path)]
+    assert dxmi_2d.main(arguments) == 2 and "models/DxMI/trainer.py" in capsys.readouterr().err
+    released_trainer(clone)
+    shutil.copytree(clone / "models", tmp_path / "models")
+    with pytest.raises(ValueError, match="which this process has loaded"):
+        released_trainer(tmp_path)
+    forget_the_stub()
+    (clone / "models" / "DxMI" / "trainer.py").write_text("import no_such_package", encoding="utf-8")
+    with pytest.raises(ValueError, match="needs a package that is not here"):
+        released_trainer(clone)
