@@ -53,7 +53,7 @@ _IMAGES_AGENT: dict[str, Any] = {
 # patterns that no image has, whatever its rates. One that starts as the denoiser, with a gradient penalty, does not.
 # Values look ahead through the denoiser, and are nothing else: a network follows such an energy too late.
 _DENOISER: dict[str, Any] = {
-    "energy_denoiser": True, "energy_learning_rate": 2e-4, "gradient_penalty": 1.0, "data_noise": 0.01,
+    "energy_denoiser": True, "energy_learning_rate": 2e-4, "gradient_penalty": 1.0, "data_noise": 0.01, "ema": 0.995,
 }  # fmt: skip
 _DENOISER_AGENT: dict[str, Any] = {"fixed_last_sigma": True, "policy_learning_rate": 3e-5}
 _DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0}
