@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from dxmi_rl.benchmark.pictures import save_figure
@@ -76,7 +76,8 @@ def draw_calls(rows: Sequence[dict[str, Any]], file: Path, title: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="denoiser calls per sample", ylabel="Frechet distance ↓", title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     axes.set_xticks([4, 10, 100])
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in TICKS if low <= tick <= high])
