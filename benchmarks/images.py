@@ -343,7 +343,8 @@ def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: A
     }
     name = name_of(arguments)
     pictures.draw_grids(grids, target, arguments.pictures / f"images_{name}.png")
-    pictures.draw_calls(rows, arguments.pictures / f"images_{name}_calls.png", name)
+    if not arguments.ablations:  # all of which have four calls
+        pictures.draw_calls(rows, arguments.pictures / f"images_{name}_calls.png", name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
