@@ -9,6 +9,7 @@ project.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import seeded
+from dxmi_rl.agents.base import Costs, seeded
 from dxmi_rl.agents.policy import FineTunedPolicy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
@@ -38,7 +39,8 @@ def released_trainer(repository: Path) -> ModuleType:
             f"and {str(repository)!r} has no models/DxMI/trainer.py."
         )
     path = str(repository.resolve())
-    sys.path.insert(0, path)
+    if sys.path[0] != path:
+        sys.path.insert(0, path)
     try:
         module = importlib.import_module("models.DxMI.trainer")
     except ImportError as error:
@@ -139,13 +141,8 @@ class ReleasedGame:
 
     def costs(self) -> dict[str, float]:
         """What was spent so far: transitions, seconds, evaluations of E."""
-        evaluations = float(self.value.energy_evals)
-        return {
-            "timesteps": float(self.timesteps),
-            "seconds": self.seconds,
-            "energy_evals": evaluations,
-            "energy_grad_evals": 0.0,
-        }
+        spent = Costs(timesteps=self.timesteps, seconds=self.seconds, energy_evals=int(self.value.energy_evals))
+        return dataclasses.asdict(spent)
 
     def energy(self, x: Tensor) -> Tensor:
         """V_T(x): ``[n]``; not counted."""
