@@ -77,14 +77,15 @@ INSIDE = ("ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
 BACKBONES: dict[str, PretrainingConfig | None] = {
-    "default": None, "mlp": PretrainingConfig(width=512, depth=4, iterations=20_000),
+    "default": None, "mlp": PretrainingConfig(width=512, depth=4, iterations=30_000),
 }  # fmt: skip
 """What is pretrained: the set's own network (a U-Net, but for digits), or residual layers that see all pixels."""
 LOW_LEVELS: dict[str, Any] = {
     "task.schedule": "karras", "task.schedule_options": {"level_max": 7.0, "level_min": 0.1, "rho": 7.0},
+    "task.sigma_last": 0.003, "data_noise": 0.003,
 }  # fmt: skip
 """Of games with residual layers on images that are no digits: the last step starts at a lower level than the cosine
-schedule's, from where the sampler can do away with faint noise."""
+schedule's, from where the sampler can do away with faint noise, and adds less of its own."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "contrastive": {"loss": "contrastive"},

@@ -240,6 +240,8 @@ def test_the_energy_is_what_a_denoiser_takes_out() -> None:
     energy.log_gain.data[1] = np.log(3.0)
     energy.bias.data += 0.5
     assert energy(x).tolist() == pytest.approx([4 * 0.125 + 0.5, 4 * 1.0 + 0.5])
+    by_level = EnergyDenoiser(HalfWay(), 2.0, levels=(0.5, 0.1), power=2.0)
+    assert by_level(x).tolist() == pytest.approx([104 * 0.125, 104 * 1.0], rel=1e-5), "gains 4 and 100"
 
 
 class HalfWay(torch.nn.Module):

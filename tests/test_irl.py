@@ -287,6 +287,8 @@ def test_data_and_policy_noise_are_not_the_same_stream() -> None:
         ({"loss": "nce", "noise_ratio": 2.0}, ValueError, "noise_ratio belongs to loss 'n2ce'"),
         ({"energy_spectral_norm": True, "energy_residual": True}, ValueError, "spectral_norm must be False"),
         ({"energy_width": 0}, ValueError, "energy_width must be >= 1"),
+        ({"energy_levels": (0.1,)}, ValueError, "energy_levels belongs to energy_denoiser=True"),
+        ({"energy_level_power": 2.0}, ValueError, "energy_level_power belongs to energy_denoiser=True"),
         ({"energy_learning_rate": float("inf")}, ValueError, "energy_learning_rate"),
     ],
 )

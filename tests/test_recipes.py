@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,36 @@ def test_other_images_start_from_their_denoiser(pictures: Task) -> None:
     assert all(bool((part == 0).all()) for part in (game.agent.value.last.weight, game.agent.value.last.bias))
     assert not torch.allclose(game.agent.values(x, 1), before), "the energy and the denoiser have moved"
     assert float(game.agent.policy.log_sigma.detach().exp()[-1]) == pytest.approx(LAST_NOISE)
+
+
+def test_the_levels_of_an_energy_that_starts_as_the_denoiser(pictures: Task) -> None:
+    game = DxMI(pictures, seed=0, energy_levels=(0.1, 0.5), energy_level_power=1.0)
+    assert isinstance(game.energy, EnergyDenoiser)
+    assert game.energy.levels.tolist() == pytest.approx([0.1 * pictures.target.scale, 0.5 * pictures.target.scale])
+    assert game.energy.log_gain.exp().tolist() == pytest.approx([10.0, 2.0])
+    for key, value in (("energy_levels", ()), ("energy_levels", (0.0,)), ("energy_level_power", -1.0)):
+        with pytest.raises(ValueError, match=key):
+            DxMI(pictures, seed=0, **{key: value})
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"energy_denoiser": False, "energy_width": 8}, {"energy_convolutional": True, "energy_width": 8}]
+)
+def test_an_energy_can_see_clipped_images(pictures: Task, settings: dict[str, Any]) -> None:
+    energy = DxMI(pictures, seed=0, energy_clip=True, **settings).energy
+    open_energy = DxMI(pictures, seed=0, **settings).energy
+    open_energy.load_state_dict(energy.state_dict())
+    x = (2 * pictures.target.data(6)).requires_grad_()
+    outside = x.detach().abs() > 1
+    assert bool(outside.any())
+    (slopes,) = torch.autograd.grad(energy(x).sum(), x)
+    assert torch.equal(energy(x), open_energy(x.clamp(-1, 1)))
+    assert bool((slopes[outside] == 0).all())
+
+
+def test_only_images_are_clipped() -> None:
+    with pytest.raises(ValueError, match="energy_clip must be False for target '8gaussians'"):
+        DxMI("8gaussians-data", energy_clip=True)
 
 
 def test_the_digits_have_a_recipe_of_their_own() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from dxmi_rl.checks import check_integer
+from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import ImageSet, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,14 @@ class EnergyConfig:
     energy_denoiser: bool = False
     """The energy starts as the base sampler's denoiser, sum_k |x - D(x, l_k)|^2 (EnergyDenoiser), whatever else is said
     here of its network; low on data from the start, it is for detecting what is no data."""
+    energy_levels: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Noise levels l_k of ``energy_denoiser``, in standard deviations of the data. Each costs a denoiser call per
+    energy; what lies far below the lowest, such as faint noise on samples, the energy does not see."""
+    energy_level_power: float = 0.0
+    """p: the levels count by l_k^-p at first. 2: each in units of its own noise."""
+    energy_clip: bool = False
+    """The energy sees images clipped to [-1, 1], as files and distances have them: a sampler then makes a pixel black
+    by going beyond, where otherwise it must hit -1, and faint noise on black is gone. For images only."""
     energy_spectral_norm: bool = False
     """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
     2018, arXiv 1802.05957), so that an MLP's slope in what it sees (with the Fourier features) is bounded; not with
@@ -41,12 +49,28 @@ def make_energy(target: Target, config: EnergyConfig, denoiser: nn.Module | None
 
     Raises TypeError or ValueError for settings that it cannot have.
     """
+    energy = _network(target, config, denoiser)
+    if config.energy_clip:
+        if not isinstance(target, ImageSet):
+            raise ValueError(f"energy_clip must be False for target {target.name!r}, which is no set of images.")
+        energy.limits = target.plot_range
+    return energy
+
+
+def _network(target: Target, config: EnergyConfig, denoiser: nn.Module | None) -> EnergyNetwork:
     if config.energy_denoiser:
         if denoiser is None:
             raise ValueError("energy_denoiser must be False where the base sampler has no denoiser network.")
         if config.energy_spectral_norm:
             raise ValueError("energy_spectral_norm must be False with energy_denoiser.")
-        return EnergyDenoiser(denoiser, target.scale).eval()
+        if not config.energy_levels:
+            raise ValueError("energy_levels must have at least one level, got ().")
+        levels = [check_real("energy_levels", level, strict=True) for level in config.energy_levels]
+        power = check_real("energy_level_power", config.energy_level_power)
+        return EnergyDenoiser(denoiser, target.scale, levels=levels, power=power).eval()
+    for key in ("energy_levels", "energy_level_power"):
+        if (value := getattr(config, key)) != getattr(EnergyConfig, key):
+            raise ValueError(f"{key} belongs to energy_denoiser=True alone, got {value!r} without.")
     for key in ("energy_width", "energy_depth"):
         check_integer(key, getattr(config, key))
     if config.energy_convolutional:

@@ -21,6 +21,7 @@ from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.mdp import Trajectory
 from dxmi_rl.networks import average_towards
+from dxmi_rl.targets import ImageSet
 
 
 class DxMI(Agent):
@@ -50,11 +51,14 @@ class DxMI(Agent):
         denoiser = getattr(self.mdp.base, "denoiser", None)
         large = isinstance(denoiser, DenoiserUNet)
         # Who chooses the energy's network does not want the denoiser for one.
-        chosen_network = {field.name for field in fields(EnergyConfig)} & settings.keys() - {"energy_denoiser"}
+        any_network = {"energy_denoiser", "energy_levels", "energy_level_power", "energy_clip"}
+        chosen_network = {field.name for field in fields(EnergyConfig)} & settings.keys() - any_network
         starts = denoiser is not None and settings.get("energy_denoiser", not chosen_network)
         found = recipe(self.task.name, **chosen, images=images, convolutional=large, denoiser=starts)
         if images and denoiser is not None:  # as much noise on data as on samples
             found = replace(found, data_noise=round(float(self.mdp.base.sigma[-1]), 6))
+        if not isinstance(self.task.target, ImageSet):  # other arrays have no limits
+            found = replace(found, energy_clip=False)
         if settings.get("energy_convolutional") and not large:
             found = replace(found, energy_width=32, energy_depth=1, energy_residual=False, energy_fourier=0)
         return found

@@ -53,10 +53,15 @@ def fixed_energy(task: Task) -> nn.Module:
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}
     # Settings that came later: no key has ever had them where they are off.
-    later = ("energy_convolutional", "energy_denoiser", "augmentation", "augmentation_target", "augmentation_flip")
+    later = (
+        "energy_convolutional", "energy_denoiser", "energy_clip",
+        "augmentation", "augmentation_target", "augmentation_flip",
+    )  # fmt: skip
     for name in later:
         if not settings[name]:
             del settings[name]
+    if not config.energy_denoiser:  # to which these belong
+        del settings["energy_levels"], settings["energy_level_power"]
     key = {
         "task": task.name,
         "task_config": repr(TASKS[task.name]),
