@@ -63,8 +63,10 @@ def _network(target: Target, config: EnergyConfig, denoiser: nn.Module | None) -
             raise ValueError("energy_denoiser must be False where the base sampler has no denoiser network.")
         if config.energy_spectral_norm:
             raise ValueError("energy_spectral_norm must be False with energy_denoiser.")
+        if not isinstance(config.energy_levels, (tuple, list)):
+            raise TypeError(f"energy_levels must be a tuple of numbers > 0, got {config.energy_levels!r}.")
         if not config.energy_levels:
-            raise ValueError("energy_levels must have at least one level, got ().")
+            raise ValueError(f"energy_levels must have at least one level, got {config.energy_levels!r}.")
         levels = [check_real("energy_levels", level, strict=True) for level in config.energy_levels]
         power = check_real("energy_level_power", config.energy_level_power)
         return EnergyDenoiser(denoiser, target.scale, levels=levels, power=power).eval()
