@@ -95,6 +95,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 GUIDANCE = 0.1
 """Weight of the guided score."""
+EPISODES = 62_500
+"""Of a game on images that are no digits, whatever its horizon: as many iterations for both players."""
 POINTS, SHOWN = 10, 64
 EVALUATION_SEED = 900_000
 SCORES = {
@@ -119,7 +121,7 @@ class Arguments:
     ablations: bool = False
     """The recipe at T = 4 and what is changed in it, instead of the rows."""
     budget: int | None = None
-    """Transitions of a game; by default 600,000 for digits and 250,000 for others."""
+    """Transitions of a game; by default 600,000 for digits, for others 250,000 at T = 4 and 625,000 at T = 10."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     device: str = "cpu"
@@ -168,8 +170,11 @@ def all_plays(
         if value not in known:
             raise UnknownNameError(key, value, list(known))
     own = LOW_LEVELS if backbone == "mlp" and data != "digits" else {}
-    budget = budget or (600_000 if data == "digits" else 250_000)
-    game: dict[str, Any] = {"agent": "dxdp", "horizon": 4, "budget": budget, "changes": own}
+
+    def transitions(steps: int) -> int:
+        return budget or (600_000 if data == "digits" else EPISODES * steps)
+
+    game: dict[str, Any] = {"agent": "dxdp", "horizon": 4, "budget": transitions(4), "changes": own}
     if ablations:
         rows = [game | {"row": name, "changes": own | changes} for name, changes in ABLATIONS.items()]
     else:
@@ -179,7 +184,8 @@ def all_plays(
             for calls in CALLS
         ]
         rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
-        rows += [game | {"row": f"dxmi, T = {steps}", "horizon": steps} for steps in STEPS]
+        for steps in STEPS:
+            rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]

@@ -205,16 +205,23 @@ class DxDP(GaussianAgent):
         as Li et al. 2024 (arXiv 2408.08252) use it at sampling time.
         """
         followed = self.policy if policy is None else policy
-        base = followed.base if isinstance(followed, FineTunedPolicy) else self.mdp.base
+        tuned = followed if isinstance(followed, FineTunedPolicy) else None
+        base = self.mdp.base if tuned is None else tuned.base
         assert isinstance(base, ReverseSampler)
         energy = self.mdp.energy if energy is None else energy
+
+        def ahead_of(x: Tensor, *, trained: bool) -> Tensor:
+            if tuned is None:
+                return energy(base.denoiser(x, *base.schedule.at(t)))
+            return energy(tuned.denoised(x, t, trained=trained))
+
         if not (torch.is_grad_enabled() and x.requires_grad):
             with torch.no_grad():
-                return energy(base.denoiser(x, *base.schedule.at(t)))
+                return ahead_of(x, trained=False)
         # Forward and backward in one place: while weights are held, and before ``rows_at_a_time`` runs them again.
         with frozen([*base.denoiser.parameters(), *self.mdp.energy_parameters()]):
             point = x.detach().requires_grad_()
-            ahead = energy(base.denoiser(point, *base.schedule.at(t)))
+            ahead = ahead_of(point, trained=not isinstance(t, int))
             (slope,) = torch.autograd.grad(ahead.sum(), point)
         return ahead.detach() + ((x - x.detach()) * slope).flatten(1).sum(1)
 
@@ -460,7 +467,10 @@ class DxDP(GaussianAgent):
         return (missed - missed.mean(1, keepdim=True)).flatten() * n / (n - 1)
 
     def update_policy(self, rollout: Rollout, returns: Tensor | None = None) -> Tensor:
-        """One reparameterised policy step; V, the kernel and the energy stay fixed."""
+        """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
+        if held := self.policy.held_steps:
+            returns = None if returns is None else returns[held * rollout.trajectory.x.shape[1] :]
+            rollout = rollout.late(held)
         with frozen([*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy_parameters()]):
             return self.step_policy(self.policy_loss(rollout, returns), len(rollout.x))
 

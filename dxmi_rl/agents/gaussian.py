@@ -59,6 +59,9 @@ class GaussianConfig:
     base sampler is None, as only the energy says there where to go."""
     fixed_last_sigma: bool = False
     """Keep sigma_{T-1}, the smallest, at the base sampler's."""
+    trained_steps: int | None = None
+    """Train the last so many steps only; those before stay the base sampler's, as Ren et al. 2024 (arXiv 2409.00588)
+    do it where first steps are good as they are. None, or more than there are: all."""
     policy_learning_rate: float | None = None
     """Peak rate of the policy's mean; None: 1e-3 for a correction, 3e-5 for a fine-tuned network."""
     sigma_learning_rate: float | None = None
@@ -86,6 +89,13 @@ class Rollout:
     t: Tensor
     log_prob: Tensor
     reference: Tensor | None
+
+    def late(self, first: int) -> Rollout:
+        """Its transitions from step ``first`` on."""
+        rows = first * self.trajectory.x.shape[1]
+        reference = None if self.reference is None else self.reference[rows:]
+        late = (self.x[rows:], self.x_next[rows:], self.t[rows:], self.log_prob[rows:], reference)
+        return Rollout(Trajectory(self.trajectory.x[first:], self.trajectory.log_prob[first:]), *late)
 
 
 class GaussianAgent(Agent):
@@ -138,6 +148,10 @@ class GaussianAgent(Agent):
             raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
         if config.fixed_last_sigma:
             self.policy.hold_last_sigma()
+        if config.trained_steps is not None:
+            held = self.mdp.horizon - check_integer("trained_steps", config.trained_steps)
+            if held > 0:
+                self.policy.hold_first_steps(held)
         # A pretrained network is moved gently; a correction starts at zero and has everything to learn.
         rates = (3e-5, 3e-4) if self.owns_denoiser else (1e-3, 3e-3)
         given = (config.policy_learning_rate, config.sigma_learning_rate)

@@ -26,6 +26,8 @@ class GaussianPolicy(nn.Module):
 
     log_sigma: nn.Parameter
     """Learned log sigma_t, ``[T]``."""
+    held_steps: int = 0
+    """The first so many steps stay the base sampler's."""
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """The untrained part of the mean, or None."""
@@ -42,6 +44,11 @@ class GaussianPolicy(nn.Module):
     def hold_last_sigma(self) -> None:
         """Keep sigma_{T-1} where it is."""
         self.log_sigma.register_hook(lambda gradient: torch.cat([gradient[:-1], torch.zeros_like(gradient[-1:])]))
+
+    def hold_first_steps(self, steps: int) -> None:
+        """Keep so many of the first steps, mean and sigma, as they are in the base sampler; before any training."""
+        self.held_steps = steps
+        self.log_sigma.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:steps]), gradient[steps:]]))
 
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
@@ -103,6 +110,11 @@ class CorrectionPolicy(GaussianPolicy):
         super().hold_last_sigma()
         self.stretch_limit[-1] = 0.0
 
+    def hold_first_steps(self, steps: int) -> None:
+        super().hold_first_steps(steps)
+        self.step_scale[:steps] = 0.0
+        self.stretch_limit[:steps] = 0.0
+
     def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
         return super().log_std(x, t, reference) if self.state_dependent_sigma else per_step(self.log_sigma, t, x)
 
@@ -133,8 +145,11 @@ class CorrectionPolicy(GaussianPolicy):
 class FineTunedPolicy(GaussianPolicy):
     """The pretrained network itself as the policy: mu is the base sampler's mean with its denoiser trainable.
 
-    This is what is done to large backbones (DxMI, DDPO); it never calls a second denoiser.
+    This is what is done to large backbones (DxMI, DDPO); it never calls a second denoiser. Steps that are held have a
+    copy of the pretrained one, which is their reference.
     """
+
+    start: ReverseSampler | None
 
     def __init__(self, mdp: DenoisingMDP) -> None:
         super().__init__()
@@ -145,12 +160,45 @@ class FineTunedPolicy(GaussianPolicy):
         if not any(True for _ in self.base.denoiser.parameters()):
             raise ValueError("policy 'fine-tuned' needs a denoiser with parameters; use 'correction' for an exact one.")
         self.log_sigma = nn.Parameter(self.base.sigma.log().clone())
+        self.start = None
+
+    def hold_first_steps(self, steps: int) -> None:
+        super().hold_first_steps(steps)
+        self.start = copy.deepcopy(self.base).requires_grad_(False)
 
     def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
         return per_step(self.log_sigma, t, x)
 
+    def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        if self.start is None:
+            return None
+        late = isinstance(t, int) and t >= self.held_steps
+        return x if late else self.start.mean(x, t)  # of late steps nobody looks at it
+
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.base.mean(x, t), per_step(self.log_sigma, t, x)
+        return self.mean(x, t, reference), per_step(self.log_sigma, t, x)
+
+    def mean(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
+        """mu(x, t), ``[batch, *event]``."""
+        if self.start is None:
+            return self.base.mean(x, t)
+        if reference is None:
+            reference = self.reference(x, t)
+            assert reference is not None
+        if isinstance(t, int):
+            return reference if t < self.held_steps else self.base.mean(x, t)
+        return torch.where(self._held(t, x), reference, self.base.mean(x, t))
+
+    def denoised(self, x: Tensor, t: Tensor | int, *, trained: bool = False) -> Tensor:
+        """D_t(x), ``[batch, *event]``, of the denoiser of that step; ``trained``: it is known that no step is held."""
+        at = self.base.schedule.at(t)
+        if self.start is None or trained or (isinstance(t, int) and t >= self.held_steps):
+            return self.base.denoiser(x, *at)
+        held = self.start.denoiser(x, *at)
+        return held if isinstance(t, int) else torch.where(self._held(t, x), held, self.base.denoiser(x, *at))
+
+    def _held(self, t: Tensor, x: Tensor) -> Tensor:
+        return (t < self.held_steps).view(-1, *[1] * (x.ndim - 1))
 
 
 class BasePolicy(GaussianPolicy):

@@ -113,7 +113,7 @@ class PolicyGradientAgent(GaussianAgent):
     @torch.no_grad()
     def base_moments(self, rollout: Rollout) -> Moments:
         """Those of the task's base sampler, the pretrained policy; a correction's rollout has its means already."""
-        if rollout.reference is None:
+        if self.owns_denoiser or rollout.reference is None:
             mean = self.mdp.base.mean(rollout.x, rollout.t)
             self.costs.denoiser_calls += len(rollout.x) * self.mdp.base.denoiser_calls
         else:
