@@ -97,7 +97,7 @@ GUIDANCE = 0.1
 """Weight of the guided score."""
 EPISODES = 62_500
 """Of a game on images that are no digits, whatever its horizon: as many iterations for both players."""
-POINTS, SHOWN = 10, 64
+POINTS, SHOWN = 5, 64
 EVALUATION_SEED = 900_000
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",

@@ -102,6 +102,13 @@ def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
     }
 
 
+def test_games_of_images_have_as_many_episodes_whatever_their_horizon() -> None:
+    for data, episodes in (("fashion-mnist-14", {script.EPISODES}), ("digits", {150_000, 60_000})):
+        games = [play for play in script.all_plays(data, [0], backbone="mlp") if play.budget]
+        assert {play.budget / play.horizon for play in games} == episodes
+        assert {play.budget for play in script.all_plays(data, [0], 1000)} == {0, 1000}
+
+
 @pytest.mark.parametrize(
     "bad", [["--data", "digit"], ["--rows", "dxmi"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]]
 )

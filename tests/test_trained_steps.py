@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import seeded
 from dxmi_rl.agents.dxdp import DxDP
 from dxmi_rl.agents.gaussian import GaussianAgent
+from dxmi_rl.agents.gflownet import GFlowNet
 from dxmi_rl.agents.policy import FineTunedPolicy
 from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
 from dxmi_rl.tasks import Task
@@ -113,24 +115,107 @@ def test_looking_ahead_goes_through_the_denoiser_of_the_step() -> None:
         assert torch.allclose(agent.values(point, step), after[t == step], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("settings", [{}, {"value_steps": 0, "correction": False, "lookahead_value": True}])
-def test_a_policy_step_calls_the_trained_steps_only(settings: dict[str, Any]) -> None:
-    """Counted calls are those made, but for references of trained steps, which nobody computes."""
-    agent = agent_of("dxdp", "fine-tuned", policy_steps=1, replay=1, warmup_iterations=0, **settings)
+def counted(agent: GaussianAgent) -> dict[str, int]:
+    """Rows that its two denoisers see, as they see them."""
     assert isinstance(agent.policy, FineTunedPolicy) and agent.policy.start is not None
-    calls: dict[str, int] = {}
+    calls = {"own": 0, "start": 0}
     for name, network in (("own", agent.policy.base.denoiser), ("start", agent.policy.start.denoiser)):
         network.register_forward_hook(
-            lambda module, inputs, output, name=name: calls.update({name: calls.get(name, 0) + len(inputs[0])})
+            lambda module, inputs, output, name=name: calls.update({name: calls[name] + len(inputs[0])})
         )
+    return calls
+
+
+LOOK = {"lookahead_value": True, "warmup_iterations": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("dxdp", LOOK | {"correction": False, "value_steps": 0, "replay": 1}),
+        ("dxdp", LOOK | {"replay": 1}),
+        ("dxdp", LOOK | {"value_resampling": True, "replay": 1}),
+        ("dxdp", LOOK | {"exploration": 0.5, "replay": 3}),
+        ("path-wise", {}),
+        ("path-wise", {"sticking": False}),
+        ("path-wise", {"last_steps": 1}),
+    ],
+)
+def test_counted_calls_are_those_made(name: str, settings: dict[str, Any]) -> None:
+    agent = agent_of(name, "fine-tuned", **settings)
+    calls = counted(agent)
+    agent.learn(2 * agent.timesteps_per_iteration)
+    assert agent.costs.denoiser_calls == sum(calls.values())
+
+
+def test_a_policy_step_calls_the_trained_steps_only() -> None:
+    agent = agent_of(
+        "dxdp", "fine-tuned", correction=False, value_steps=0, lookahead_value=True, policy_steps=1, replay=1
+    )
+    calls, batch = counted(agent), agent.timesteps_per_iteration // T
     agent.learn(agent.timesteps_per_iteration)
-    batch = agent.timesteps_per_iteration // T
-    assert calls["start"] == (T - 2) * batch if not settings else calls["start"] >= (T - 2) * batch
-    if settings:  # rollout, policy step, and one look-ahead from the state between the two
-        assert calls["own"] == (2 + 2 + 1) * batch
-        assert agent.costs.denoiser_calls == sum(calls.values())
-    else:
-        assert calls["own"] == (2 + 2) * batch
+    # Rollout; rollout, policy step, and one look-ahead from the state between the two.
+    assert calls == {"start": (T - 2) * batch, "own": (2 + 2 + 1) * batch}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_copy_holds_what_was_held(policy: str) -> None:
+    agent = copy.deepcopy(agent_of("ppo", policy, fixed_last_sigma=True, sigma_learning_rate=1e-2))
+    before = agent.policy.log_sigma.detach().clone()
+    agent.learn(3 * agent.timesteps_per_iteration)
+    moved = (agent.policy.log_sigma.detach() != before).tolist()
+    assert moved == [False] * (T - 2) + [True, False]
+
+
+def test_exploration_is_of_the_trained_steps() -> None:
+    agent = agent_of("dxdp", "correction", exploration=0.5)
+    assert isinstance(agent, DxDP)
+    for t in range(T):
+        own, wider = (moments(agent, policy, t)[1] for policy in (agent.policy, agent.behaviour()))
+        assert torch.equal(own, wider) if t < T - 2 else bool((wider > own).all())
+
+
+@pytest.mark.parametrize("name", ["trajectory-balance", "vargrad"])
+def test_log_weights_are_of_the_trained_steps(name: str) -> None:
+    """Those before have their mean only, and f is of the state where training starts."""
+    agent = agent_of(name, "correction")
+    assert isinstance(agent, GFlowNet)
+    agent.learn(3 * agent.timesteps_per_iteration)
+    paths = agent.collect(None, agent.behaviour())
+    with torch.no_grad():
+        targets, _ = agent.log_targets(paths)
+        steps = targets - agent.log_forward(paths)
+        flow = agent.values(paths.trajectory.x[T - 2], T - 2) / agent.mdp.tau
+        rest = agent.log_weights(paths, targets, True) - steps[T - 2 :].sum(0) + flow
+        whole = steps.sum(0) - agent.mdp.start_log_prob(paths.trajectory.x[0])
+    assert float(rest.std()) < 1e-3
+    assert torch.allclose(agent.log_weights(paths, targets, False).mean(), whole.mean(), rtol=1e-3)
+
+
+def test_published_detailed_balance_does_not_bend_flows_towards_held_steps() -> None:
+    agent = agent_of("detailed-balance", "correction", detach_next=False, warmup_iterations=0)
+    assert isinstance(agent, GFlowNet)
+    paths = agent.collect(None)
+    targets, _ = agent.log_targets(paths)
+    targets[: T - 2] += 100.0  # what held steps do
+    slopes = []
+    for shift in (0.0, 50.0):
+        targets[: T - 2] += shift
+        agent.value.zero_grad()
+        flows: list[torch.Tensor] = []
+        found = agent.log_flows
+
+        def noted(paths: Any, found: Any = found, flows: list[torch.Tensor] = flows) -> torch.Tensor:
+            flows.append(found(paths))
+            flows[-1].retain_grad()
+            return flows[-1]
+
+        agent.log_flows = noted  # type: ignore[attr-defined]
+        agent.loss(paths, targets).backward()
+        agent.log_flows = found  # type: ignore[attr-defined]
+        assert flows[0].grad is not None
+        slopes.append(flows[0].grad[T - 2 :])
+    assert torch.allclose(*slopes)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

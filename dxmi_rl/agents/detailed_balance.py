@@ -93,11 +93,14 @@ class DetailedBalance(GFlowNet):
     def loss(self, paths: Rollout, log_targets: Tensor) -> Tensor:
         """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss.
 
-        With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred.
+        With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred. Where steps are held
+        F_{t+1} is constant in any case: it would bend towards what they happen to do.
         """
+        held = self.policy.held_steps
         log_flows, log_forward = self.log_flows(paths), self.log_forward(paths)
         after = torch.cat([log_flows[1:], torch.zeros_like(log_flows[:1])])  # log F_T is in the last target
         if not self.config.detach_next:
+            after = torch.cat([after[:held].detach(), after[held:]])
             return (log_flows + log_forward - after - log_targets).square().sum(0).mean()
         flow_loss = (log_flows + log_forward.detach() - after.detach() - log_targets).square().sum(0).mean()
         residual = (log_flows - after).detach() + log_forward - log_targets

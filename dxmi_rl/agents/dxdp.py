@@ -188,21 +188,26 @@ class DxDP(GaussianAgent):
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | ({"target_value": self.target_value} if self.config.target_average else {})
 
-    def values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
-        """V_t(x): ``[batch]``; of the averaged network when it is given."""
+    def values(
+        self, x: Tensor, t: Tensor | int, network: nn.Module | None = None, *, trained: bool = False
+    ) -> Tensor:  # fmt: skip
+        """V_t(x): ``[batch]``; of the averaged network when it is given. ``trained`` as in ``lookahead``."""
         learned = self.learned_values(x, t, network)
-        return learned + self.lookahead(x, t) if self.config.lookahead_value else learned
+        return learned + self.lookahead(x, t, trained=trained) if self.config.lookahead_value else learned
 
     def learned_values(self, x: Tensor, t: Tensor | int, network: nn.Module | None = None) -> Tensor:
         """The network's part of V_t(x): ``[batch]``."""
         members = (self.value if network is None else network)(x, t)
         return self.value_unit * (members.amax(1) if self.config.ensemble_value == "max" else members.mean(1))
 
-    def lookahead(self, x: Tensor, t: Tensor | int, policy: Any = None, energy: Energy | None = None) -> Tensor:
+    def lookahead(
+        self, x: Tensor, t: Tensor | int, policy: Any = None, energy: Energy | None = None, *, trained: bool = False
+    ) -> Tensor:  # fmt: skip
         """E(D_t(x)) with the denoiser of ``policy`` (the agent's) and its ``energy`` or another one: ``[batch]``.
 
         It has a first derivative in x and none in the weights. It is the soft value of rewards at the posterior's mean,
-        as Li et al. 2024 (arXiv 2408.08252) use it at sampling time.
+        as Li et al. 2024 (arXiv 2408.08252) use it at sampling time. ``trained`` says that no step is held, which saves
+        a tensor t the calls of the denoiser that is.
         """
         followed = self.policy if policy is None else policy
         tuned = followed if isinstance(followed, FineTunedPolicy) else None
@@ -210,25 +215,26 @@ class DxDP(GaussianAgent):
         assert isinstance(base, ReverseSampler)
         energy = self.mdp.energy if energy is None else energy
 
-        def ahead_of(x: Tensor, *, trained: bool) -> Tensor:
+        def ahead_of(x: Tensor) -> Tensor:
             if tuned is None:
                 return energy(base.denoiser(x, *base.schedule.at(t)))
             return energy(tuned.denoised(x, t, trained=trained))
 
         if not (torch.is_grad_enabled() and x.requires_grad):
             with torch.no_grad():
-                return ahead_of(x, trained=False)
+                return ahead_of(x)
         # Forward and backward in one place: while weights are held, and before ``rows_at_a_time`` runs them again.
         with frozen([*base.denoiser.parameters(), *self.mdp.energy_parameters()]):
             point = x.detach().requires_grad_()
-            ahead = ahead_of(point, trained=not isinstance(t, int))
+            ahead = ahead_of(point)
             (slope,) = torch.autograd.grad(ahead.sum(), point)
         return ahead.detach() + ((x - x.detach()) * slope).flatten(1).sum(1)
 
-    def count_lookahead(self, states: int, *, gradients: bool = False) -> None:
-        """Costs of looking ahead from so many states."""
+    def count_lookahead(self, states: int, *, gradients: bool = False, trained: bool = False) -> None:
+        """Costs of looking ahead from so many states, of all steps or of ``trained`` ones."""
         if self.config.lookahead_value:
-            self.costs.denoiser_calls += states
+            both = self.owns_denoiser and self.policy.held_steps and not trained
+            self.costs.denoiser_calls += states * (2 if both else 1)
             self.costs.energy_evals += states
             self.costs.energy_grad_evals += states * gradients
 
@@ -442,12 +448,14 @@ class DxDP(GaussianAgent):
         n = rollout.trajectory.x.shape[1]
         x_next, log_prob, moments = self.draw(rollout)
         cost = self.step_cost(rollout.x, x_next, rollout.t, log_prob, moments[1])
-        future = self.values(x_next[:-n], rollout.t[:-n] + 1)
         self.costs.energy_evals += n
         self.costs.energy_grad_evals += n
-        self.count_lookahead(len(future), gradients=True)
-        loss = cost.sum() + future.sum() + self.mdp.energy(x_next[-n:]).sum()
-        if self.config.correction and returns is not None:
+        loss = cost.sum() + self.mdp.energy(x_next[-n:]).sum()
+        if len(x_next) > n:
+            future = self.values(x_next[:-n], rollout.t[:-n] + 1, trained=True)
+            self.count_lookahead(len(future), gradients=True, trained=True)
+            loss = loss + future.sum()
+        if self.config.correction and returns is not None and len(x_next) > n:
             missed = self.missed(rollout, returns)
             ratio = importance_ratio(gaussian_log_prob(rollout.x_next, *moments), rollout.log_prob)[:-n]
             clipped = ratio.clamp(1 - self.config.correction_clip, 1 + self.config.correction_clip)
@@ -461,8 +469,8 @@ class DxDP(GaussianAgent):
         V is what the policy step differentiates, not what targets bootstrap from: only then do its errors cancel.
         """
         n = rollout.trajectory.x.shape[1]
-        self.count_lookahead(len(returns) - n)
-        missed = (returns[n:] - self.values(rollout.x[n:], rollout.t[n:])).view(-1, n)
+        self.count_lookahead(len(returns) - n, trained=True)
+        missed = (returns[n:] - self.values(rollout.x[n:], rollout.t[n:], trained=True)).view(-1, n)
         # The mean of the others, as the own one would take a part of the gradient away.
         return (missed - missed.mean(1, keepdim=True)).flatten() * n / (n - 1)
 

@@ -60,8 +60,8 @@ class GaussianConfig:
     fixed_last_sigma: bool = False
     """Keep sigma_{T-1}, the smallest, at the base sampler's."""
     trained_steps: int | None = None
-    """Train the last so many steps only; those before stay the base sampler's, as Ren et al. 2024 (arXiv 2409.00588)
-    do it where first steps are good as they are. None, or more than there are: all."""
+    """Train the last so many steps only; those before stay the base sampler's, as in DPPO (Ren et al. 2024, arXiv
+    2409.00588). None, or more than there are: all."""
     policy_learning_rate: float | None = None
     """Peak rate of the policy's mean; None: 1e-3 for a correction, 3e-5 for a fine-tuned network."""
     sigma_learning_rate: float | None = None
@@ -240,8 +240,11 @@ class GaussianAgent(Agent):
 
     def wider(self, exploration: float, part: float) -> GaussianPolicy:
         """The policy, wider by so many of the base sampler's sigmas, which fall to 0 over ``part`` of the budget."""
-        extra = exploration * max(0.0, 1 - self.progress / part)
-        return WiderPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
+        if not (extra := exploration * max(0.0, 1 - self.progress / part)):
+            return self.policy
+        further = extra * self.mdp.base.sigma
+        further[: self.policy.held_steps] = 0.0
+        return WiderPolicy(self.policy, further)
 
     def episodes(self, policy: Any, n: int) -> Trajectory:
         """The n episodes of a rollout; agents that choose their own starts define it anew."""

@@ -154,11 +154,14 @@ class GFlowNet(GaussianAgent):
         """log w: ``[n]``; ``conditional`` takes off f(x_0), learned, what a given p_0 leaves unbalanced.
 
         The start is not the policy's to choose: with a kernel whose chains do not end in p_0, log w depends on x_0 even
-        at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau).
+        at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau). Nor are the states
+        that held steps lead to: f is then of the state where training starts, and the mean of the steps before stands
+        for them.
         """
-        start = paths.trajectory.x[0]
-        log_weights = (log_targets - self.log_forward(paths)).sum(0) - self.mdp.start_log_prob(start)
-        return log_weights - self.values(start, 0) / self.mdp.tau if conditional else log_weights
+        held, steps = self.policy.held_steps, log_targets - self.log_forward(paths)
+        before = steps[:held].sum(0) - self.mdp.start_log_prob(paths.trajectory.x[0])
+        log_weights = steps[held:].sum(0) + (before.detach().mean() if held else before)
+        return log_weights - self.values(paths.trajectory.x[held], held) / self.mdp.tau if conditional else log_weights
 
     def descend(self, loss: Tensor, transitions: int) -> None:
         """One Adam step of the policy and of its flows; half the loss per step of a path, as other agents' losses."""

@@ -57,7 +57,7 @@ class PathWise(GaussianAgent):
         steps = self.config.last_steps
         if steps is not None and check_integer("last_steps", steps) > self.mdp.horizon:
             raise ValueError(f"last_steps must lie in 1..{self.mdp.horizon}, the horizon, got {steps}.")
-        self.last_steps = self.mdp.horizon if steps is None else steps
+        self.last_steps = min(steps or self.mdp.horizon, self.mdp.horizon - self.policy.held_steps)
         self.sticking = self.config.sticking and self.mdp.tau > 0
         if self.config.detach_energy_gradient and self.informed:
             assert isinstance(self.policy, CorrectionPolicy)

@@ -28,6 +28,12 @@ class GaussianPolicy(nn.Module):
     """Learned log sigma_t, ``[T]``."""
     held_steps: int = 0
     """The first so many steps stay the base sampler's."""
+    fixed_sigma: Tensor | None
+    """Whose log sigma is not trained, ``[T]``; None: all are. A mask and no hook, which copies would lose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fixed_sigma", None, persistent=False)
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """The untrained part of the mean, or None."""
@@ -41,14 +47,25 @@ class GaussianPolicy(nn.Module):
         """log sigma of x_{t+1} alone, as in ``moments``; cheap where it does not depend on the state."""
         return self.moments(x, t, reference)[1]
 
+    def trained_log_sigma(self) -> Tensor:
+        """log sigma_t with gradients where it is trained: ``[T]``."""
+        if self.fixed_sigma is None:
+            return self.log_sigma
+        return torch.where(self.fixed_sigma, self.log_sigma.detach(), self.log_sigma)
+
     def hold_last_sigma(self) -> None:
         """Keep sigma_{T-1} where it is."""
-        self.log_sigma.register_hook(lambda gradient: torch.cat([gradient[:-1], torch.zeros_like(gradient[-1:])]))
+        self._hold_sigma(slice(-1, None))
 
     def hold_first_steps(self, steps: int) -> None:
         """Keep so many of the first steps, mean and sigma, as they are in the base sampler; before any training."""
         self.held_steps = steps
-        self.log_sigma.register_hook(lambda gradient: torch.cat([torch.zeros_like(gradient[:steps]), gradient[steps:]]))
+        self._hold_sigma(slice(steps))
+
+    def _hold_sigma(self, steps: slice) -> None:
+        if self.fixed_sigma is None:
+            self.fixed_sigma = torch.zeros_like(self.log_sigma, dtype=torch.bool)
+        self.fixed_sigma[steps] = True
 
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
@@ -116,7 +133,9 @@ class CorrectionPolicy(GaussianPolicy):
         self.stretch_limit[:steps] = 0.0
 
     def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
-        return super().log_std(x, t, reference) if self.state_dependent_sigma else per_step(self.log_sigma, t, x)
+        if self.state_dependent_sigma:
+            return super().log_std(x, t, reference)
+        return per_step(self.trained_log_sigma(), t, x)
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """mu_base(x, t), ``[batch, *event]``; stacked with the clipped gradient, ``[batch, 2, *event]``, where used."""
@@ -134,7 +153,7 @@ class CorrectionPolicy(GaussianPolicy):
         mean, *pulls = reference.unbind(1) if self.gradient is not None else (reference,)
         parts = [x / per_step(self.state_scale, t, x), mean / per_step(self.reference_scale, t, x), *pulls]
         out, *rest = self.net(torch.cat(parts, dim=1).flatten(1), t).view(len(x), -1, *x.shape[1:]).unbind(1)
-        log_sigma = per_step(self.log_sigma, t, x)
+        log_sigma = per_step(self.trained_log_sigma(), t, x)
         if self.state_dependent_sigma:
             log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
@@ -167,7 +186,7 @@ class FineTunedPolicy(GaussianPolicy):
         self.start = copy.deepcopy(self.base).requires_grad_(False)
 
     def log_std(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
-        return per_step(self.log_sigma, t, x)
+        return per_step(self.trained_log_sigma(), t, x)
 
     def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         if self.start is None:
@@ -176,7 +195,7 @@ class FineTunedPolicy(GaussianPolicy):
         return x if late else self.start.mean(x, t)  # of late steps nobody looks at it
 
     def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.mean(x, t, reference), per_step(self.log_sigma, t, x)
+        return self.mean(x, t, reference), per_step(self.trained_log_sigma(), t, x)
 
     def mean(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> Tensor:
         """mu(x, t), ``[batch, *event]``."""

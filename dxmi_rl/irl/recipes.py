@@ -58,8 +58,8 @@ _DENOISER: dict[str, Any] = {
     "energy_denoiser": True, "energy_levels": (0.05, 0.5), "energy_level_power": 2.0, "energy_clip": True,
     "energy_learning_rate": 2e-4, "gradient_penalty": 1.0, "data_noise": 0.01, "ema": 0.99,
 }  # fmt: skip
-_DENOISER_AGENT: dict[str, Any] = {"fixed_last_sigma": True, "policy_learning_rate": 3e-5, "trained_steps": 4}
-_DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0}
+_DENOISER_AGENT: dict[str, Any] = {"fixed_last_sigma": True, "policy_learning_rate": 3e-5}
+_DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0, "trained_steps": 4}
 # For backbones that are U-Nets. At five times these rates the sampler of Fashion-MNIST ends in noise; two hundred
 # iterations at these bring it nearer to the data, and how far they lead is not known yet.
 _CONVOLUTIONAL: dict[str, Any] = {
