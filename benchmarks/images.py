@@ -95,8 +95,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 GUIDANCE = 0.1
 """Weight of the guided score."""
+BUDGETS = {"digits": 600_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
+"""Transitions of games on small sets, at every horizon; longer ones go astray (docs/images.md)."""
 EPISODES = 62_500
-"""Of a game on images that are no digits, whatever its horizon: as many iterations for both players."""
+"""Of a game on other sets, whatever its horizon: as many iterations for both players."""
 POINTS, SHOWN = 5, 64
 EVALUATION_SEED = 900_000
 SCORES = {
@@ -121,7 +123,7 @@ class Arguments:
     ablations: bool = False
     """The recipe at T = 4 and what is changed in it, instead of the rows."""
     budget: int | None = None
-    """Transitions of a game; by default 600,000 for digits, for others 250,000 at T = 4 and 625,000 at T = 10."""
+    """Transitions of a game; by default those of ``BUDGETS``, or 250,000 at T = 4 and 625,000 at T = 10."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     device: str = "cpu"
@@ -172,7 +174,7 @@ def all_plays(
     own = LOW_LEVELS if backbone == "mlp" and data != "digits" else {}
 
     def transitions(steps: int) -> int:
-        return budget or (600_000 if data == "digits" else EPISODES * steps)
+        return budget or BUDGETS.get(data, EPISODES * steps)
 
     game: dict[str, Any] = {"agent": "dxdp", "horizon": 4, "budget": transitions(4), "changes": own}
     if ablations:

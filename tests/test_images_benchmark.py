@@ -102,7 +102,7 @@ def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
     }
 
 
-def test_games_of_images_have_as_many_episodes_whatever_their_horizon() -> None:
+def test_games_have_as_many_episodes_or_transitions_whatever_their_horizon() -> None:
     for data, episodes in (("fashion-mnist-14", {script.EPISODES}), ("digits", {150_000, 60_000})):
         games = [play for play in script.all_plays(data, [0], backbone="mlp") if play.budget]
         assert {play.budget / play.horizon for play in games} == episodes
