@@ -99,7 +99,7 @@ BUDGETS = {"digits": 600_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
 """Transitions of games on small sets, at every horizon; longer ones go astray (docs/images.md)."""
 EPISODES = 62_500
 """Of a game on other sets, whatever its horizon: as many iterations for both players."""
-POINTS, SHOWN = 5, 64
+SHOWN = 64
 EVALUATION_SEED = 900_000
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
@@ -124,6 +124,8 @@ class Arguments:
     """The recipe at T = 4 and what is changed in it, instead of the rows."""
     budget: int | None = None
     """Transitions of a game; by default those of ``BUDGETS``, or 250,000 at T = 4 and 625,000 at T = 10."""
+    points: int = 5
+    """Distances on the way through a game, beside that of the start; each takes half a minute of a core."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     device: str = "cpu"
@@ -226,7 +228,7 @@ def changes_of(play: Play, prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in play.changes.items() if key.startswith(prefix)}
 
 
-def run(play: Play, folder: Path, device: str = "cpu") -> Path:
+def run(play: Play, folder: Path, device: str = "cpu", points: int = 5) -> Path:
     """Play it, unless its file is there; returns the file with the JSON result."""
     file = play.file(folder)
     if not file.exists():
@@ -237,7 +239,7 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
             if play.agent in SOLVERS:
                 agent = make_agent(play.agent, task=task, seed=play.seed)
             else:
-                agent, curve = _trained(play, task, file)
+                agent, curve = _trained(play, task, file, points)
             scores = score(agent, play.seed)
             drawn = agent.sample(SHOWN, seed=play.seed)
         save_tensors(file.with_suffix(".samples.safetensors"), {"x": drawn}, {"row": play.row})
@@ -246,7 +248,7 @@ def run(play: Play, folder: Path, device: str = "cpu") -> Path:
     return file
 
 
-def _trained(play: Play, task: Task, file: Path) -> tuple[DxMI, list[dict[str, float]]]:
+def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, list[dict[str, float]]]:
     """The game at its end, begun or continued, and its curve."""
     checkpoint, noted = file.with_suffix(".safetensors"), file.with_suffix(".curve.json")
     curve: list[dict[str, float]] = []
@@ -259,7 +261,7 @@ def _trained(play: Play, task: Task, file: Path) -> tuple[DxMI, list[dict[str, f
         game = build_game(play, task)
 
     def note(_: Agent) -> None:
-        if game.num_timesteps < len(curve) * play.budget / POINTS:
+        if game.num_timesteps < len(curve) * play.budget / points:
             return
         costs = game.costs
         x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
@@ -363,6 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs)
+        check_integer("points", arguments.points)
         if arguments.budget is not None:
             check_integer("budget", arguments.budget)
         check_seeds(arguments.seeds)
@@ -385,7 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     build_task(plays[0], arguments.device)  # pretrained once, not by every worker
     work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
-        delayed(run)(play, arguments.folder, arguments.device) for play in plays
+        delayed(run)(play, arguments.folder, arguments.device, arguments.points) for play in plays
     )
     results = []
     with progress("runs", len(plays)) as advance:

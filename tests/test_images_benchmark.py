@@ -24,7 +24,6 @@ from dxmi_rl.irl import DxMI
 def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few samples, hardly pretrained denoisers, small networks."""
     monkeypatch.setattr(evaluation, "FD_SAMPLES", 64)
-    monkeypatch.setattr(script, "POINTS", 2)
 
     def task(play: script.Play, device: str) -> Any:
         changes = script.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})
@@ -46,7 +45,8 @@ def test_a_small_run_gives_table_keys_and_pictures(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["ddim, T = 4", "edm-heun, T = 4", "dxmi, T = 4", "dxmi, tau = 0, T = 4"]
-    arguments = ["--rows", *rows, "--seeds", "0", "1", "--budget", "600", "--jobs", "1", "--folder", str(quick)]
+    arguments = ["--rows", *rows, "--seeds", "0", "1", "--budget", "600", "--jobs", "1", "--points", "2"]
+    arguments += ["--folder", str(quick)]
     files = ["--json", str(tmp_path / "results.json"), "--pictures", str(tmp_path / "pictures")]
     assert script.main([*arguments, *files]) == 0
     printed = capsys.readouterr().out
@@ -110,7 +110,15 @@ def test_games_have_as_many_episodes_or_transitions_whatever_their_horizon() -> 
 
 
 @pytest.mark.parametrize(
-    "bad", [["--data", "digit"], ["--rows", "dxmi"], ["--budget", "0"], ["--jobs", "0"], ["--device", "qpu"]]
+    "bad",
+    [
+        ["--data", "digit"],
+        ["--rows", "dxmi"],
+        ["--budget", "0"],
+        ["--jobs", "0"],
+        ["--points", "0"],
+        ["--device", "qpu"],
+    ],
 )
 def test_bad_arguments(bad: list[str], tmp_path: Path) -> None:
     assert script.main([*bad, "--folder", str(tmp_path)]) == 2
