@@ -13,6 +13,7 @@ from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from dxmi_rl.benchmark.pictures import save_figure
+from dxmi_rl.storage import load_tensors
 from dxmi_rl.targets import ImageSet
 
 SHOWN = 12
@@ -28,6 +29,17 @@ STYLES = {
 """Okabe and Ito's colours."""
 BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
 """Rows of untrained samplers that grids show."""
+
+
+def draw_all(
+    samples: Mapping[str, Path], rows: Sequence[dict[str, Any]], target: ImageSet, folder: Path, name: str
+) -> None:
+    """Grids of samples, from a file per row, and distances against calls, if there are ``rows``."""
+    draw_grids(
+        {row: load_tensors(file)[0]["x"] for row, file in samples.items()}, target, folder / f"images_{name}.png"
+    )
+    if rows:
+        draw_calls(rows, folder / f"images_{name}_calls.png", name)
 
 
 def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> None:

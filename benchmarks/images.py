@@ -66,7 +66,7 @@ from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.progress import progress
 from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors, save_tensors, write_json
+from dxmi_rl.storage import save_tensors, write_json
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import IMAGE_TAU, Task
 
@@ -341,23 +341,6 @@ def name_of(arguments: Arguments) -> str:
     return arguments.data + ("" if arguments.backbone == "default" else f"-{arguments.backbone}")
 
 
-def draw_all(plays: Sequence[Play], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
-    """Grids of samples, with their nearest training images, and distances against calls."""
-    import _images_pictures as pictures
-
-    assert arguments.pictures is not None
-    target = make_target(arguments.data)
-    grids = {
-        play.row: load_tensors(play.file(arguments.folder).with_suffix(".samples.safetensors"))[0]["x"]
-        for play in plays
-        if play.seed == arguments.seeds[0]
-    }
-    name = name_of(arguments)
-    pictures.draw_grids(grids, target, arguments.pictures / f"images_{name}.png")
-    if not arguments.ablations:  # all of which have four calls
-        pictures.draw_calls(rows, arguments.pictures / f"images_{name}_calls.png", name)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed or images that are not there."""
     tyro = require("tyro", "bench")
@@ -380,6 +363,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UnknownNameError("row", row, known)
         plays = [play for play in plays if not arguments.rows or play.row in arguments.rows]
         target = make_target(arguments.data)
+        assert isinstance(target, ImageSet)
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -399,7 +383,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     floors = evaluation.image_scores(target, target.train_data(samples_of(target)))
     print_tables([table(rows, floors, name_of(arguments))])
     if arguments.pictures is not None:
-        draw_all(plays, rows, arguments)
+        from _images_pictures import draw_all
+
+        first = [play for play in plays if play.seed == arguments.seeds[0]]
+        samples = {play.row: play.file(arguments.folder).with_suffix(".samples.safetensors") for play in first}
+        calls = [] if arguments.ablations else rows  # all of which have four
+        draw_all(samples, calls, target, arguments.pictures, name_of(arguments))
     if arguments.json is not None:
         command = shlex.join(["python", "benchmarks/images.py", *argv])
         content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
