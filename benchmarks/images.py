@@ -86,6 +86,8 @@ LOW_LEVELS: dict[str, Any] = {
 }  # fmt: skip
 """Of games with residual layers on images that are no digits: the last step starts at a lower level than the cosine
 schedule's, from where the sampler can do away with faint noise, and adds less of its own."""
+OTHER_RATES = {"ppo": 3e-6, "sft-pg": 1e-6}
+"""Policy rates in such games, the best of the recipe's, 3e-5, and lower ones (docs/images.md)."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "contrastive": {"loss": "contrastive"},
@@ -190,7 +192,9 @@ def all_plays(
         rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
         for steps in STEPS:
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
-        rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
+        for agent in INSIDE:
+            rate = {"agent.policy_learning_rate": OTHER_RATES[agent]} if own and agent in OTHER_RATES else {}
+            rows.append(game | {"row": f"dxmi/{agent}, T = 4", "agent": agent, "changes": own | rate})
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
 
