@@ -32,12 +32,11 @@ BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
 
 
 def draw_all(
-    samples: Mapping[str, Path], rows: Sequence[dict[str, Any]], target: ImageSet, folder: Path, name: str
+    files: Mapping[str, Path], rows: Sequence[dict[str, Any]], target: ImageSet, folder: Path, name: str
 ) -> None:
-    """Grids of samples, from a file per row, and distances against calls, if there are ``rows``."""
-    draw_grids(
-        {row: load_tensors(file)[0]["x"] for row, file in samples.items()}, target, folder / f"images_{name}.png"
-    )
+    """Grids of the samples beside each row's result ``files``, and distances against calls, if there are ``rows``."""
+    samples = {row: load_tensors(file.with_suffix(".samples.safetensors"))[0]["x"] for row, file in files.items()}
+    draw_grids(samples, target, folder / f"images_{name}.png")
     if rows:
         draw_calls(rows, folder / f"images_{name}_calls.png", name)
 
