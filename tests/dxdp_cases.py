@@ -62,5 +62,5 @@ def at_the_optimum(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> DxDP:
         policy.shift.copy_(torch.stack(solution.shift))
         policy.log_sigma.copy_(torch.stack(solution.std).log())
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
-    monkeypatch.setattr(agent, "values", lambda x, t, network=None: value(x, t))
+    monkeypatch.setattr(agent, "values", lambda x, t, network=None, **_: value(x, t))
     return agent

@@ -91,6 +91,8 @@ def solve() -> Solution:
 class Steps:
     """A Solution as a policy; t an int or one step per row."""
 
+    held_steps = 0
+
     def __init__(self, solution: Solution) -> None:
         self.gain, self.shift, self.std = (torch.stack(part) for part in (solution.gain, solution.shift, solution.std))
 
@@ -142,12 +144,14 @@ class OfPolicy:
             b.insert(0, new_b)
         self.p, self.b, self.c = torch.stack(p), torch.stack(b), torch.stack(c)
 
-    def __call__(self, x: Tensor, t: Tensor | int) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | int, *, trained: bool = False) -> Tensor:
         return (0.5 * self.p[t] * x**2 + self.b[t] * x + self.c[t]).sum(-1)
 
 
 class Tabular(torch.nn.Module):
     """A trainable linear-Gaussian policy, what the agents' policies are in the LQG."""
+
+    held_steps = 0
 
     def __init__(self) -> None:
         super().__init__()

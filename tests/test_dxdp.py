@@ -34,7 +34,7 @@ def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, mo
     agent, policy, exact = lqg_agent(monkeypatch, "dxdp", batch_size=2000, td_lambda=1.0, correction=correction)
     assert isinstance(agent, DxDP)
 
-    def wrong(x: Tensor, t: Tensor | int, network: Any = None) -> Tensor:
+    def wrong(x: Tensor, t: Tensor | int, network: Any = None, **_: bool) -> Tensor:
         phase = x[..., 0] - 0.7 * x[..., 1]
         return exact(x, t) + (0.5 * torch.sin(phase + t) if network is None else torch.cos(2 * phase))
 
@@ -164,7 +164,7 @@ def test_resampled_targets_are_right_on_average(sampled: bool, monkeypatch: pyte
     settings: dict[str, Any] = {"batch_size": 8, "value_resampling": True, "sampled_entropy": sampled}
     agent, _, value = lqg_agent(monkeypatch, "dxdp", **settings)
     assert isinstance(agent, DxDP)
-    monkeypatch.setattr(agent, "values", lambda x, t, network=None: value(x, t))
+    monkeypatch.setattr(agent, "values", lambda x, t, network=None, **_: value(x, t))
     states = agent.collect(None).trajectory
     before = dataclasses.replace(agent.costs)
     n = 8 * 20_000

@@ -80,6 +80,8 @@ def test_log_z_by_quadrature() -> None:
 class LinearPolicy:
     """x_{t+1} ~ N(gain_t x + shift_t, std_t^2), ending in q: what the last step must be follows from x_{T-1}'s law."""
 
+    held_steps = 0
+
     def __init__(self) -> None:
         p, b = torch.tensor(P), torch.tensor(B)
         self.gain = [torch.tensor(g) for g in ([0.7, -0.4], [1.2, 0.9], [0.3, 0.8], [0.6, 0.5])]
