@@ -114,10 +114,10 @@ def set_execution(
     Args:
         precision: "float32" or "bfloat16" (autocast).
         rows_at_a_time: rows of a batch that a network computes at once; None: all.
-        share: split every batch between the processes that ``accelerate launch`` (or torchrun) started, and add up
-            their gradients. Each process has the whole agent and draws all its noise, so that the numbers are those of
-            one process but for rounding; only networks are shared, which for large ones is nearly everything. All
-            processes must be built with the same seed and call the same verbs.
+        share: split every batch between the processes that ``accelerate launch --multi_gpu`` (also on CPUs) or torchrun
+            started, and add up their gradients. Each process has the whole agent and draws all its noise, so that the
+            numbers are those of one process but for rounding; only networks are shared, which for large ones is nearly
+            everything. All processes must be built with the same seed and call the same verbs.
 
     Checkpoints are the same with any of these. Raises UnknownNameError for another precision, ValueError for rows < 1
     and for ``rows_at_a_time`` with spectral norms, which change in every pass, MissingExtraError without accelerate.

@@ -39,9 +39,10 @@ def difference(a: Agent, b: Agent) -> float:
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     found = []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for processes in (1, 2):
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    for processes, kind in ((1, "--cpu"), (2, "--multi_gpu")):  # which starts two processes without GPUs, too
         file = tmp_path / f"{processes}.json"
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", kind, "--num_processes", str(processes), *options]
         done = subprocess.run(
             [*launch, str(SCRIPT), str(file), "dxdp"], env=environment, capture_output=True, text=True
         )
