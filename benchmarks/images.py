@@ -86,8 +86,6 @@ LOW_LEVELS: dict[str, Any] = {
 }  # fmt: skip
 """Of games with residual layers on images that are no digits: the last step starts at a lower level than the cosine
 schedule's, from where the sampler can do away with faint noise, and adds less of its own."""
-OTHER_RATES = {"ppo": 3e-6, "sft-pg": 1e-6}
-"""Policy rates in such games: the best of the recipe's, 3e-5, and lower ones on mnist5k-14, seed 0."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "contrastive": {"loss": "contrastive"},
@@ -193,8 +191,7 @@ def all_plays(
         for steps in STEPS:
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
         for agent in INSIDE:
-            rate = {"agent.policy_learning_rate": OTHER_RATES[agent]} if own and agent in OTHER_RATES else {}
-            rows.append(game | {"row": f"dxmi/{agent}, T = 4", "agent": agent, "changes": own | rate})
+            rows.append(game | {"row": f"dxmi/{agent}, T = 4", "agent": agent})
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
 

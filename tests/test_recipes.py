@@ -88,7 +88,8 @@ def test_other_agents_get_the_same_game_and_keep_their_critics(agent: str) -> No
     of_the_game = ("energy_denoiser", "energy_learning_rate", "gradient_penalty", "data_noise", "ema", "loss")
     assert all(getattr(config, key) == getattr(ours, key) for key in of_the_game)
     assert isinstance(config, DxMIConfig) and "lookahead_value" not in config.agent_settings
-    assert config.agent_settings["policy_learning_rate"] == ours.agent_settings["policy_learning_rate"]
+    rates = {"ppo": 3e-6, "sft-pg": 1e-6}  # at the game's own these fell apart or gained nothing
+    assert config.agent_settings["policy_learning_rate"] == rates.get(agent, 3e-5)
     assert config.agent_settings.get("value_learning_rate", 1e-3) == 1e-3
 
 

@@ -59,7 +59,12 @@ _DENOISER: dict[str, Any] = {
     "energy_learning_rate": 2e-4, "gradient_penalty": 1.0, "data_noise": 0.01, "ema": 0.99,
 }  # fmt: skip
 _DENOISER_AGENT: dict[str, Any] = {"fixed_last_sigma": True, "policy_learning_rate": 3e-5}
-_DENOISER_DXDP: dict[str, Any] = {"lookahead_value": True, "value_steps": 0, "trained_steps": 4}
+# Rates of likelihood ratios, which do not see the slope of E(D_t(x)), are the best of three on MNIST 5k at 14 x 14.
+_DENOISER_BY_AGENT: dict[str, dict[str, Any]] = {
+    "dxdp": {"lookahead_value": True, "value_steps": 0, "trained_steps": 4},
+    "ppo": {"policy_learning_rate": 3e-6},
+    "sft-pg": {"policy_learning_rate": 1e-6},
+}
 # For backbones that are U-Nets. At five times these rates the sampler of Fashion-MNIST ends in noise; two hundred
 # iterations at these bring it nearer to the data, and how far they lead is not known yet.
 _CONVOLUTIONAL: dict[str, Any] = {
@@ -102,8 +107,8 @@ def recipe(
         if convolutional:
             config, settings = replace(config, **_CONVOLUTIONAL), settings | _CONVOLUTIONAL_AGENT
         elif denoiser and task not in IMAGE_TASKS:
-            config, settings = replace(config, **_DENOISER), settings | _DENOISER_AGENT
-            settings |= _DENOISER_DXDP if agent == "dxdp" else {}
+            config = replace(config, **_DENOISER)
+            settings |= _DENOISER_AGENT | _DENOISER_BY_AGENT.get(agent, {})
         known = {field.name for field in fields(AGENTS[agent].Config)}
         settings = {key: value for key, value in settings.items() if key in known}
     elif agent == "dxdp":
