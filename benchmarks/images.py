@@ -282,10 +282,10 @@ def samples_of(target: ImageSet) -> int:
     return evaluation.FD_SAMPLES if target.features == "digits" else 2000
 
 
-def score(agent: Agent, seed: int) -> dict[str, float]:
+def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:
     """Scores of an agent at its end."""
     target = image_set(agent.task)
-    n, network = samples_of(target), load_features(target.features, target.device)
+    n, network = samples or samples_of(target), load_features(target.features, target.device)
     x = agent.sample(n, seed=EVALUATION_SEED + 100 + seed)
     scores = evaluation.image_scores(target, x)
     scores["fd_train"] = metrics.frechet_distance(network(x), network(target.train_data(n)))

@@ -48,6 +48,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
 from dxmi_rl.checks import check_integer, check_real, require, resolve_device
 from dxmi_rl.execution import is_main_process, set_execution
+from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, PresetCost, make_game, preset_cost
 from dxmi_rl.storage import save_tensors, write_json
@@ -58,6 +59,8 @@ H100_FLOPS = 989e12
 SMALL_BATCH = 2
 POINTS = 20
 """Scores while training."""
+KEPT_MINUTES = 10.0
+"""At most so much of a game is lost when it is stopped, beside an iteration."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,10 @@ class Arguments:
     """Iterations; by default the released configuration's."""
     batch_size: int | None = None
     """Trajectories per iteration; by default the paper's, and 2 in a dry run."""
+    features: str = "lite0"
+    """What distances are measured on: lite0, or inception (FID) with the weights that $DXMI_RL_INCEPTION names."""
+    samples: int = 2000
+    """Samples that are scored at the end, against as many test and training images; published FIDs have 50,000."""
     precision: str = "float32"
     """float32, or bfloat16 (autocast)."""
     rows_at_a_time: int | None = None
@@ -100,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_seeds(arguments.seeds)
         check_real("utilisation", arguments.utilisation, strict=True)
+        check_integer("samples", arguments.samples, minimum=10)
         for key in ("iterations", "batch_size", "rows_at_a_time"):
             if getattr(arguments, key) is not None:
                 check_integer(key, getattr(arguments, key))
@@ -109,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.dry_run:
             if len(arguments.presets) != 1 or arguments.data is None or arguments.denoiser is None:
                 raise ValueError("a game needs one preset, --data and --denoiser; --dry-run needs none.")
-            target = load_target(names[0], arguments.data, presets[names[0]])
+            load_features(arguments.features, arguments.device)  # what is missing is said before the game
+            target = load_target(names[0], arguments.data, presets[names[0]], arguments.features)
         costs = {name: preset_cost(preset) for name, preset in presets.items()}
         if arguments.dry_run:
             print_tables([cost_table(costs, presets, arguments.utilisation)])
@@ -172,11 +181,11 @@ def try_one(preset: PaperPreset, arguments: Arguments) -> dict[str, Any]:
     return {"batch_size": rows, "seconds": time.perf_counter() - started, "losses": game.log}
 
 
-def load_target(name: str, path: Path, preset: PaperPreset) -> ImageSet:
+def load_target(name: str, path: Path, preset: PaperPreset, features: str) -> ImageSet:
     """The images of a preset. Raises MissingDataError where they are not."""
     if name.startswith("cifar10"):
-        return cifar10(str(path))
-    return load_images(path, size=preset.event_shape[1], name=name.rsplit("-", 1)[0])
+        return cifar10(str(path), features=features)
+    return load_images(path, size=preset.event_shape[1], name=name.rsplit("-", 1)[0], features=features)
 
 
 def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -210,8 +219,11 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
         note(game)
     if (left := budget - game.num_timesteps) > 0:
         kept = checkpoint if is_main_process() else None
-        game.learn(left, reset_num_timesteps=False, checkpoint=kept, callback=note, progress_bar=is_main_process())
-    scores, costs = score(game, seed), dataclasses.asdict(game.costs)
+        game.learn(
+            left, reset_num_timesteps=False, checkpoint=kept, checkpoint_minutes=KEPT_MINUTES, callback=note,
+            progress_bar=is_main_process(),
+        )  # fmt: skip
+    scores, costs = score(game, seed, arguments.samples), dataclasses.asdict(game.costs)
     return {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve, "costs": costs}
 
 

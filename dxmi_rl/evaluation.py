@@ -366,13 +366,13 @@ def _auc(score: Any, target: Target, samples: int, seed: int) -> float:
     return metrics.auc(-score(data), -score(noise))
 
 
-_kept_features: dict[tuple[str, str, int, str], Tensor] = {}
+_kept_features: dict[tuple[str, str, str, int, str], Tensor] = {}
 
 
 def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features of images and of as many test images; the latter are kept for the next call."""
     network = load_features(target.features, x.device)
-    key = (target.name, target.digest(), len(x), str(x.device))
+    key = (target.name, target.features, target.digest(), len(x), str(x.device))
     if key not in _kept_features:
         _kept_features.clear()
         _kept_features[key] = network(target.test_data(len(x)))

@@ -1,15 +1,18 @@
-"""Feature networks for distances between sets of images: a classifier of digits, and EfficientNet-Lite0 of ImageNet."""
+"""Feature networks for distances between sets of images: of digits, EfficientNet-Lite0, and Inception for FID."""
 
 from __future__ import annotations
 
 import functools
+import io
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_batch, require, resolve_device
+from dxmi_rl.checks import CheckpointError, check_batch, require, resolve_device
 from dxmi_rl.registry import Registry
 from dxmi_rl.storage import load_tensors
 
@@ -18,6 +21,13 @@ LITE0_SIZE = 64
 """Height and width that Lite0Features resizes to."""
 LITE0_ROWS = 256
 """Images at a time."""
+INCEPTION_VARIABLE = "DXMI_RL_INCEPTION"
+"""Environment variable that says where Inception's weights are."""
+INCEPTION_WEIGHTS = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_ROWS = 64
+"""Images at a time, of 299 x 299 each."""
 
 
 class DigitsFeatures(nn.Module):
@@ -70,17 +80,58 @@ class Lite0Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[n, 1280]``. Raises TypeError or ValueError for anything but floating images."""
-        if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] not in (1, 3):
-            shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x must be images [n, 1 or 3, height, width], got {shape}.")
-        check_batch("x", x, tuple(x.shape[1:]))
-        return torch.cat([self.net(self._prepared(rows)) for rows in x.split(LITE0_ROWS)])
+        return torch.cat([self.net(self._prepared(rows)) for rows in _check_images(x).split(LITE0_ROWS)])
 
     def _prepared(self, x: Tensor) -> Tensor:
         weight = next(self.net.parameters())
         x = x.to(weight).clamp(-1, 1).expand(-1, 3, -1, -1)
         x = nn.functional.interpolate(x, size=(LITE0_SIZE, LITE0_SIZE), mode="bilinear", antialias=True)
         return (127.5 * (x + 1) - 127) / 128
+
+
+class InceptionFeatures(nn.Module):
+    """Inception-v3 of published FIDs (Heusel et al. 2017, arXiv 1706.08500), by torch-fidelity: 2,048 pooled features.
+
+    Images ``[n, 1 or 3, height, width]`` in [-1, 1] are clipped, rounded to bytes, as files are, and, where grey,
+    repeated in three channels; torch-fidelity resizes them to 299 x 299 as TensorFlow 1 does. A Frechet distance on
+    these features is an FID; a published one takes 50,000 samples and all training images.
+
+    Args:
+        weights: file of torch-fidelity's weights (``INCEPTION_WEIGHTS``), which is read without unpickling code. None:
+            the one that the environment variable ``DXMI_RL_INCEPTION`` names.
+
+    Raises MissingExtraError without torch-fidelity (extra ``images``), FileNotFoundError without the file,
+    CheckpointError for one that holds something else.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str] | None = None) -> None:
+        super().__init__()
+        made = require("torch_fidelity.feature_extractor_inceptionv3", "images").FeatureExtractorInceptionV3
+        file = os.environ.get(INCEPTION_VARIABLE) if weights is None else os.fspath(weights)
+        if file is None or not Path(file).is_file():
+            raise FileNotFoundError(
+                f"Inception's weights are not at {file!r}: get {INCEPTION_WEIGHTS}, "
+                f"and let the environment variable {INCEPTION_VARIABLE} name the file."
+            )
+        try:
+            plain = io.BytesIO()
+            torch.save(torch.load(file, map_location="cpu", weights_only=True), plain)
+            plain.seek(0)  # torch-fidelity would unpickle whatever is in the file
+            self.net = made("inception", ["2048"], plain)
+        except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{file!r} does not hold torch-fidelity's weights of Inception: {error}") from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[n, 2048]``, on x's device. Raises TypeError or ValueError for anything but floating images."""
+        levels = ((_check_images(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        return torch.cat([self.net(rows)[0] for rows in levels.split(INCEPTION_ROWS)])
+
+
+def _check_images(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.shape[1] not in (1, 3):
+        shape = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be images [n, 1 or 3, height, width], got {shape}.")
+    return check_batch("x", x, tuple(x.shape[1:]))
 
 
 def _digits() -> nn.Module:
@@ -92,12 +143,14 @@ def _digits() -> nn.Module:
 FEATURES: Registry[Callable[[], nn.Module]] = Registry("features")
 FEATURES.add("digits", _digits)
 FEATURES.add("lite0", Lite0Features)
+FEATURES.add("inception", InceptionFeatures, optional=True)
 
 
 def load_features(name: str, device: str | torch.device | None = None) -> nn.Module:
     """The feature network of this name, frozen, in eval mode, one shared instance per device.
 
-    "digits" ships with the package (``benchmarks/train_digits_classifier.py`` makes its weights). Raises
+    "digits" ships with the package (``benchmarks/train_digits_classifier.py`` makes its weights); "inception" needs the
+    file that ``DXMI_RL_INCEPTION`` names. Raises
     UnknownNameError, MissingExtraError, FileNotFoundError or CheckpointError for weights that are missing or damaged,
     ValueError for an unknown device.
     """

@@ -283,6 +283,20 @@ def test_callbacks_and_checkpoints(tmp_path: Path) -> None:
     assert agent.num_timesteps == step, "a new budget"
 
 
+def test_checkpoints_by_the_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Iterations that take a minute each, kept every two minutes: after the second, the fourth and the last."""
+    agent, path, now, saved = small("ppo"), tmp_path / "agent", [0.0], []
+    step = agent.timesteps_per_iteration
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    iterate, save = agent.iterate, agent.save
+    monkeypatch.setattr(agent, "iterate", lambda: now.append(now.pop() + 60) or iterate())
+    monkeypatch.setattr(agent, "save", lambda file: saved.append(agent.num_timesteps) or save(file))
+    agent.learn(5 * step, checkpoint=path, checkpoint_minutes=2)
+    assert saved == [2 * step, 4 * step, 5 * step]
+    with pytest.raises(ValueError, match="checkpoint_minutes must be"):
+        agent.learn(step, checkpoint=path, checkpoint_minutes=0)
+
+
 @pytest.mark.parametrize("name", ["ppp", "dxpd", 3])
 def test_unknown_agents(name: Any) -> None:
     with pytest.raises(UnknownNameError, match="unknown agent"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
 from dxmi_rl import evaluate, evaluation, features, make_agent, make_task, metrics
-from dxmi_rl.checks import MissingExtraError
+from dxmi_rl.checks import CheckpointError, MissingExtraError
 from dxmi_rl.features import load_features
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import ImageSet, make_target
@@ -86,3 +87,83 @@ def test_images_are_scored_against_as_many_test_images() -> None:
         expected = metrics.frechet_distance(network(x), network(digits.test_data(n)))
         assert evaluation.image_distance(digits, x) == pytest.approx(expected, rel=1e-9)
         assert evaluation.image_scores(digits, x)["fd"] == pytest.approx(expected, rel=1e-9)
+
+
+# Inception, whose weights are the user's ------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="weights", scope="module")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as torch-fidelity's, with random numbers."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+
+    class Blank(module.FeatureExtractorInceptionV3):  # type: ignore[name-defined, misc]
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            """Weights stay as they were drawn."""
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "empty.pth")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Blank("inception", ["2048"], str(folder / "empty.pth"))
+    torch.save(network.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"
+
+
+def test_inception_is_torch_fidelitys(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The FID of two sets of images is that of the library, as are the features."""
+    torch_fidelity = pytest.importorskip("torch_fidelity")
+    monkeypatch.setenv(features.INCEPTION_VARIABLE, str(weights))
+    network = features.InceptionFeatures()
+    generator = torch.Generator().manual_seed(0)
+    sets = [torch.randint(top, (12, 3, 16, 16), generator=generator, dtype=torch.uint8) for top in (256, 200)]
+    found = [network(rows / 127.5 - 1) for rows in sets]
+    assert found[0].shape == (12, 2048) and not found[0].requires_grad
+    assert torch.equal(found[0], network.net(sets[0])[0])
+
+    class Rows(torch.utils.data.Dataset[torch.Tensor]):
+        def __init__(self, rows: torch.Tensor) -> None:
+            self.rows = rows
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return self.rows[index]
+
+    wanted = torch_fidelity.calculate_metrics(
+        input1=Rows(sets[0]), input2=Rows(sets[1]), fid=True, cuda=False, verbose=False, cache=False, save_cpu_ram=True,
+        feature_extractor_weights_path=str(weights),
+    )  # fmt: skip
+    name = "frechet_inception_distance"
+    assert metrics.frechet_distance(*found) == pytest.approx(wanted[name], rel=1e-3) and wanted[name] > 0
+
+
+def test_inception_rounds_and_clips_as_files_do(weights: Path) -> None:
+    network = features.InceptionFeatures(weights)
+    grey = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+    levels = ((grey.clamp(-1, 1) + 1) * 127.5).round()
+    assert torch.equal(network(grey), network((levels / 127.5 - 1).expand(-1, 3, -1, -1)))
+    with pytest.raises(ValueError, match="x must be images"):
+        network(torch.zeros(2, 8))
+
+
+def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(features.INCEPTION_VARIABLE, raising=False)
+    with pytest.raises(FileNotFoundError, match=r"weights-inception.*DXMI_RL_INCEPTION"):
+        load_features("inception")
+    (tmp_path / "text.pth").write_text("not weights")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    for file in ("text.pth", "other.pth"):
+        monkeypatch.setenv(features.INCEPTION_VARIABLE, str(tmp_path / file))
+        with pytest.raises(CheckpointError, match=file):
+            load_features("inception")
+
+
+def test_a_set_says_on_which_features_it_is_measured() -> None:
+    rows = torch.randint(256, (9, 1, 8, 8), dtype=torch.uint8)
+    assert ImageSet(rows[:6], rows[6:]).features == "lite0"
+    target = ImageSet(rows[:6], rows[6:], features="digits")
+    assert target.features == copy.deepcopy(target).features == "digits"
+    with pytest.raises(UnknownNameError, match="'inception'"):
+        ImageSet(rows[:6], rows[6:], features="inceptions")

@@ -78,14 +78,14 @@ def test_the_paper_games_can_be_played(
     name: str, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:  # fmt: skip
     monkeypatch.setattr(script, "load_target", lambda *_: ImageSet(BYTES[:15], BYTES[15:]))
-    monkeypatch.setattr(script, "score", lambda game, seed: {"fd": 1.0})
+    monkeypatch.setattr(script, "score", lambda game, seed, samples: {"fd": 1.0, "samples": samples})
     monkeypatch.setattr(script.evaluation, "image_distance", lambda target, x: 1.0)
     backbone = tiny(name).make_backbone().save(tmp_path / "backbone.safetensors")
     command = ["--presets", name, "--data", str(tmp_path), "--denoiser", str(backbone), "--precision", "bfloat16"]
     command += ["--folder", str(tmp_path / "runs"), "--json", str(tmp_path / "out.json"), "--rows-at-a-time", "3"]
     assert script.main(command) == 0
     run = json.loads((tmp_path / "out.json").read_text())["runs"][0]
-    assert run["iterations"] == 3 and len(run["curve"]) == 4 and run["scores"] == {"fd": 1.0}
+    assert run["iterations"] == 3 and len(run["curve"]) == 4 and run["scores"] == {"fd": 1.0, "samples": 2000}
     assert run["costs"]["timesteps"] == 3 * 4 * 4
     before = torch.get_rng_state()
     assert script.main(command) == 0, "it is finished, and only scored again"

@@ -173,6 +173,7 @@ class Agent(abc.ABC):
         progress_bar: bool = False,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 50,
+        checkpoint_minutes: float | None = None,
     ) -> Self:
         """Train for one more budget: ``total_timesteps`` rollout transitions, or ``energy_evals``, or ``seconds``.
 
@@ -186,12 +187,16 @@ class Agent(abc.ABC):
             reset_num_timesteps: count timesteps from 0 again.
             progress_bar: show a bar with the time left (silent when not a terminal).
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
+            checkpoint_minutes: and after the iteration in which so many minutes have gone since it last did.
 
         Raises TypeError unless exactly one budget is given, ValueError for one that is not positive, DivergenceError
         on a non-finite loss, before it reaches ``checkpoint``.
         """
         unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
         check_integer("checkpoint_every", checkpoint_every)
+        limit = math.inf
+        if checkpoint_minutes is not None:
+            limit = 60 * check_real("checkpoint_minutes", checkpoint_minutes, strict=True)
         if reset_num_timesteps:
             self.costs.timesteps = 0
         end = self._spent(unit) + budget
@@ -201,7 +206,7 @@ class Agent(abc.ABC):
             return self
         title = f"{self.name} on {self.task.name}"
         with progress(title, end, completed=self._spent(unit), show=progress_bar) as advance:
-            iteration = 0
+            iteration, kept = 0, time.monotonic()
             while (before := self._spent(unit)) < end:
                 self._set_progress(before / end)
                 started = time.perf_counter()
@@ -210,11 +215,13 @@ class Agent(abc.ABC):
                 if (spent := self._spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
-                due = checkpoint is not None and (iteration % checkpoint_every == 0 or spent >= end)
+                late = iteration % checkpoint_every == 0 or time.monotonic() - kept >= limit
+                due = checkpoint is not None and (late or spent >= end)
                 if due or iteration % 50 == 0 or spent >= end:
                     self._note(log)
                 if due and checkpoint is not None:
                     self.save(checkpoint)
+                    kept = time.monotonic()
                 advance(spent)
                 if callback is not None and callback(self) is False:
                     if not due:

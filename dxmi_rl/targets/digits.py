@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ class Digits(ImageSet):
     scikit-learn.
     """
 
-    features: ClassVar[str] = "digits"
+    features = "digits"
 
     def __init__(self) -> None:
         try:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dxmi_rl.checks import check_integer, require
+from dxmi_rl.features import FEATURES
 from dxmi_rl.progress import track
 from dxmi_rl.storage import cache_path, write_atomically
 from dxmi_rl.targets.base import Target, TargetError
@@ -61,13 +62,16 @@ class ImageSet(Target):
         levels: the level that stands for 1; level 0 stands for -1.
         scale: standard deviation of one value; None: measured.
         name: the target's name; None: "custom".
+        features: the network whose features distances between images of this set use: "lite0", "inception" (FID, with
+            weights of yours: ``dxmi_rl.features.InceptionFeatures``), or for 8 x 8 digits "digits". None: the class's.
 
-    Raises TypeError or ValueError for other dtypes and shapes, fewer than two training images or no test image, values
-    above ``levels``, training images that are all one value, and labels that are not one integer per image.
+    Raises UnknownNameError for other features, TypeError or ValueError for other dtypes and shapes, fewer than two
+    training images or no test image, values above ``levels``, training images that are all one value, and labels that
+    are not one integer per image.
     """
 
     has_data: ClassVar[bool] = True
-    features: ClassVar[str] = "lite0"
+    features: str = "lite0"
     """Name of the feature network (dxmi_rl.features) that distances between images of this set use."""
     train_bytes: Tensor
     test_bytes: Tensor
@@ -76,8 +80,11 @@ class ImageSet(Target):
 
     def __init__(
         self, train: Tensor | Bytes, test: Tensor | Bytes, *, train_labels: Any = None, test_labels: Any = None,
-        levels: int = 255, scale: float | None = None, name: str | None = None,
+        levels: int = 255, scale: float | None = None, name: str | None = None, features: str | None = None,
     ) -> None:  # fmt: skip
+        if features is not None:
+            FEATURES[features]  # an unknown name is refused
+            self.features = features
         rows, held = _check_images("train", train, minimum=2), _check_images("test", test, minimum=1)
         if rows.shape[1:] != held.shape[1:]:
             raise ValueError(f"test must have images of shape {list(rows.shape[1:])}, got {list(held.shape[1:])}.")
@@ -332,11 +339,11 @@ def _hold_groups(groups: Sequence[tuple[int, ...]], wanted: int) -> NDArray[np.b
 # Images of your own ---------------------------------------------------------------------------------------------------
 
 
-def cifar10(folder: str) -> ImageSet:
+def cifar10(folder: str, *, features: str | None = None) -> ImageSet:
     """CIFAR-10, 32 x 32 in colour, from torchvision's root ``folder``: 50,000 training and 10,000 test images.
 
-    Raises MissingExtraError without torchvision (extra ``images``), MissingDataError when the files are not there or
-    damaged.
+    ``features`` as for ImageSet. Raises MissingExtraError without torchvision (extra ``images``), MissingDataError when
+    the files are not there or damaged.
     """
     datasets = require("torchvision.datasets", "images")
     try:
@@ -348,11 +355,14 @@ def cifar10(folder: str) -> ImageSet:
         ) from error
     rows = [part.data.transpose(0, 3, 1, 2) for part in (train, test)]
     return ImageSet(
-        *map(np.ascontiguousarray, rows), train_labels=train.targets, test_labels=test.targets, name="cifar10"
-    )
+        *map(np.ascontiguousarray, rows), train_labels=train.targets, test_labels=test.targets, name="cifar10",
+        features=features,
+    )  # fmt: skip
 
 
-def load_images(path: str | os.PathLike[str], *, size: int | None = None, name: str = "images") -> ImageSet:
+def load_images(
+    path: str | os.PathLike[str], *, size: int | None = None, name: str = "images", features: str | None = None
+) -> ImageSet:
     """Images of your own, such as ImageNet64 or LSUN: a folder of files, or bytes in an ``.npy`` or ``.npz`` file.
 
     A tenth of them, at most 10,000, chosen once, is the test set.
@@ -364,6 +374,7 @@ def load_images(path: str | os.PathLike[str], *, size: int | None = None, name: 
             file, whose "labels", if there are any, are the classes.
         size: height and width of images of a folder, which are cropped to the middle square and resized.
         name: the target's name.
+        features: as for ImageSet.
 
     Raises MissingDataError when there is nothing readable, ValueError for a folder without ``size`` (or a file with
     one), fewer than three images and arrays of other shapes, TypeError for other dtypes.
@@ -384,7 +395,7 @@ def load_images(path: str | os.PathLike[str], *, size: int | None = None, name: 
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).numpy()
     test, train = np.split(order, [max(1, min(len(rows) // 10, LARGEST_TEST))])
     parts = (None, None) if labels is None else (labels[train], labels[test])
-    return ImageSet(rows[train], rows[test], train_labels=parts[0], test_labels=parts[1], name=name)
+    return ImageSet(rows[train], rows[test], train_labels=parts[0], test_labels=parts[1], name=name, features=features)
 
 
 def _read_arrays(path: Path) -> tuple[Bytes, NDArray[Any] | None]:
