@@ -22,11 +22,12 @@ TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 5)]
 SEARCHED = 60_000
 """Training images among which the nearest is looked for."""
 STYLES = {
-    "ddpm": ("#0072B2", "o", "-"), "ddim": ("#E69F00", "s", "--"), "dpm-solver": ("#009E73", "^", ":"),
-    "edm-heun": ("#CC79A7", "v", "-."), "dxmi": ("#D55E00", "*", "-"), "dxmi, tau = 0": ("#D55E00", "|", ""),
+    "ddpm": ("#0072B2", "o", "-"), "fastdpm": ("#882255", "h", "--"),
+    "ddim": ("#E69F00", "s", "--"), "dpm-solver": ("#009E73", "^", ":"), "edm-heun": ("#CC79A7", "v", "-."),
+    "dxmi": ("#D55E00", "*", "-"), "dxmi, tau = 0": ("#D55E00", "|", ""),
     "dxmi/ppo": ("#56B4E9", "P", ""), "dxmi/grpo": ("black", "x", ""), "dxmi/sft-pg": ("#777777", "D", ""),
 }  # fmt: skip
-"""Okabe and Ito's colours."""
+"""Okabe and Ito's colours, and Tol's wine."""
 BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
 """Rows of untrained samplers that grids show."""
 

@@ -10,6 +10,7 @@ A command that is stopped goes on where it was when it is started again: pretrai
 finished runs are kept. Rows:
 
     ddpm, ddim, dpm-solver, edm-heun      with 4, 10 and 100 calls of the denoiser, without training
+    fastdpm                               the same, ddpm on the quadratic noise levels of arXiv 2106.00132
     ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
     dxmi                                  at T = 4 and 10, the recipe of dxmi_rl/irl/recipes.py with DxDP inside; games
                                           of "mlp" on images that are no digits have a schedule of their own
@@ -72,7 +73,8 @@ from dxmi_rl.tasks import IMAGE_TAU, Task
 
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""
-SOLVERS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
+FASTDPM: dict[str, Any] = {"agent": "ddpm", "changes": {"task.schedule": "var-quadratic"}}
+SOLVERS: dict[str, dict[str, Any]] = {"ddpm": {}, "fastdpm": FASTDPM, "ddim": {}, "dpm-solver": {}, "edm-heun": {}}
 INSIDE = ("ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
@@ -183,8 +185,8 @@ def all_plays(
         rows = [game | {"row": name, "changes": own | changes} for name, changes in ABLATIONS.items()]
     else:
         rows = [
-            {"row": f"{solver}, T = {calls}", "agent": solver, "horizon": calls, "budget": 0}
-            for solver in SOLVERS
+            {"row": f"{solver}, T = {calls}", "agent": solver, "horizon": calls, "budget": 0} | own_way
+            for solver, own_way in SOLVERS.items()
             for calls in CALLS
         ]
         rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})

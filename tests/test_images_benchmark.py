@@ -44,7 +44,7 @@ def documented() -> set[str]:
 def test_a_small_run_gives_table_keys_and_pictures(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = ["ddim, T = 4", "edm-heun, T = 4", "dxmi, T = 4", "dxmi, tau = 0, T = 4"]
+    rows = ["ddim, T = 4", "fastdpm, T = 4", "edm-heun, T = 4", "dxmi, T = 4", "dxmi, tau = 0, T = 4"]
     arguments = ["--rows", *rows, "--seeds", "0", "1", "--budget", "600", "--jobs", "1", "--points", "2"]
     arguments += ["--folder", str(quick)]
     files = ["--json", str(tmp_path / "results.json"), "--pictures", str(tmp_path / "pictures")]
