@@ -7,8 +7,9 @@
         --device cuda --precision bfloat16 --rows-at-a-time 8
 
 Settings are those of the released configurations (dxmi_rl/irl/paper.py). What differs: value and energy are two
-networks (one there), ImageNet is played without classes and no running cost is left out, CIFAR-10 at T = 4 starts from
-a DDPM (a DDGAN there), and LSUN without its scale of the kernel's sigmas. A command that is stopped goes on where it
+networks (one there), ImageNet is played with a backbone that knows no classes or, with ``--label``, one class at a time
+(all together there), and no running cost is left out, CIFAR-10 at T = 4 starts from a DDPM (a DDGAN there), and LSUN
+without its scale of the kernel's sigmas. A command that is stopped goes on where it
 was when it is started again.
 
 The dry run counts parameters, memory and arithmetic of networks at full size on torch's meta device, and plays one
@@ -39,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from images import EVALUATION_SEED, SHOWN, samples_of, score
+from images import EVALUATION_SEED, SHOWN, image_set, samples_of, score
 
 from dxmi_rl import evaluation
 from dxmi_rl.agents.base import Agent, seeded
@@ -75,6 +76,8 @@ class Arguments:
     """Images: CIFAR-10's python folder for its presets; for others a folder of pictures or an .npz file."""
     denoiser: Path | None = None
     """Backbone: the folder of a diffusers DDPMPipeline, or a .safetensors file of DenoiserUNet.save."""
+    label: int | None = None
+    """Class of a class-conditional backbone: the game has the images of that class."""
     iterations: int | None = None
     """Iterations; by default the released configuration's."""
     batch_size: int | None = None
@@ -191,8 +194,9 @@ def load_target(name: str, path: Path, preset: PaperPreset, features: str) -> Im
 def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments: Arguments) -> dict[str, Any]:
     """One game to its end, begun or continued: scores, and its distances on the way."""
     assert arguments.denoiser is not None
-    task = preset.make_task(target, arguments.denoiser, device=arguments.device)
-    checkpoint = arguments.folder / f"{name}_{seed}.safetensors"
+    task = preset.make_task(target, arguments.denoiser, label=arguments.label, device=arguments.device)
+    target, of_class = image_set(task), "" if arguments.label is None else f"_class{arguments.label}"
+    checkpoint = arguments.folder / f"{name}{of_class}_{seed}.safetensors"
     noted = checkpoint.with_suffix(".curve.json")
     curve: list[dict[str, float]] = []
     if checkpoint.is_file():

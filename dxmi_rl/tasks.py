@@ -82,6 +82,9 @@ class TaskConfig:
     folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s)."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
+    label: int | None = field(default=None, repr=False)
+    """A class of images with labels: the target is its images, and the denoiser, a U-Net that was trained on all images
+    with their classes, is told this one."""
     backward: str = "forward"
     """Name of the backward kernel."""
     backward_options: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +170,8 @@ class Task:
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
         fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        if self.config.label is None:  # which came later: no key has ever had it where it is off
+            del fields["label"]
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
@@ -251,6 +256,16 @@ def make_task(
 
 def reference_target(config: TaskConfig) -> Target:
     """The target of a configuration with all that it has; scoring uses it on both tracks."""
+    target = _whole_target(config)
+    if config.label is None:
+        return target
+    if not isinstance(target, ImageSet):
+        raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
+    return target.of_class(config.label)
+
+
+def _whole_target(config: TaskConfig) -> Target:
+    """With the images of all classes."""
     if isinstance(config.target, Target):
         return config.target
     if not isinstance(config.target, str):
@@ -358,11 +373,15 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     elif config.denoiser == "learned":
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
-        denoiser = pretrained_denoiser(target, config.pretraining, device=device)
+        whole, pretraining = target, config.pretraining
+        if config.label is not None:
+            whole, pretraining = _whole_target(config), replace(pretraining, conditional=True)
+        denoiser = pretrained_denoiser(whole, pretraining, device=device)
     elif isinstance(config.denoiser, nn.Module):
         denoiser = config.denoiser
     else:
         denoiser = _load_denoiser(config.denoiser, target)
+    denoiser = _told_class(denoiser, config.label)
     sigma_last = config.sigma_last
     if sigma_last is None:
         known = config.denoiser == "exact" and target.smallest_scale is not None
@@ -373,6 +392,18 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     eta = 1.0 if base == "ddpm" else config.eta
     sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
+
+
+def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
+    """The denoiser as it is told this class; weights are shared, as other tasks may have other classes."""
+    if isinstance(denoiser, DenoiserUNet) and denoiser.classes is not None:
+        if label is None or label >= denoiser.classes:
+            raise ValueError(f"label must be a class of the denoiser, 0 to {denoiser.classes - 1}, got {label!r}.")
+        denoiser = copy.copy(denoiser)
+        denoiser.label = label
+    elif label is not None:
+        raise ValueError(f"label must be None with a denoiser that is told no class, got {label!r}.")
+    return denoiser
 
 
 def _load_denoiser(path: str, target: Target) -> nn.Module:

@@ -27,10 +27,10 @@ RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
 
 
-def tiny(name: str) -> PaperPreset:
+def tiny(name: str, classes: int | None = None) -> PaperPreset:
     """A preset with its own settings, but a small backbone and small images."""
     preset = PAPER_PRESETS[name]
-    small = DenoiserUNet((3, 8, 8), 0.5, channels=(8, 8), preconditioning=preset.preconditioning)
+    small = DenoiserUNet((3, 8, 8), 0.5, channels=(8, 8), preconditioning=preset.preconditioning, classes=classes)
     backbone = {key: value for key, value in dict(small.net.config).items() if not key.startswith("_")}
     return dataclasses.replace(preset, event_shape=(3, 8, 8), backbone=backbone, batch_size=4, iterations=3)
 
@@ -73,16 +73,21 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> Any:
     return paper
 
 
-@pytest.mark.parametrize("name", ["cifar10-t4", "imagenet64-t4"])
+@pytest.mark.parametrize(("name", "label"), [("cifar10-t4", None), ("imagenet64-t4", None), ("imagenet64-t4", 1)])
 def test_the_paper_games_can_be_played(
-    name: str, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:  # fmt: skip
-    monkeypatch.setattr(script, "load_target", lambda *_: ImageSet(BYTES[:15], BYTES[15:]))
+    name: str, label: int | None, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    labels = np.arange(20) % 2
+    target = ImageSet(BYTES[:15], BYTES[15:], train_labels=labels[:15], test_labels=labels[15:])
+    monkeypatch.setattr(script, "load_target", lambda *_: target)
     monkeypatch.setattr(script, "score", lambda game, seed, samples: {"fd": 1.0, "samples": samples})
     monkeypatch.setattr(script.evaluation, "image_distance", lambda target, x: 1.0)
-    backbone = tiny(name).make_backbone().save(tmp_path / "backbone.safetensors")
+    backbone = tiny(name, classes=None if label is None else 2).make_backbone().save(tmp_path / "backbone.safetensors")
     command = ["--presets", name, "--data", str(tmp_path), "--denoiser", str(backbone), "--precision", "bfloat16"]
     command += ["--folder", str(tmp_path / "runs"), "--json", str(tmp_path / "out.json"), "--rows-at-a-time", "3"]
+    if label is not None:
+        assert script.main(command) == 2, "the backbone has classes, and is told none"
+        command += ["--label", str(label)]
     assert script.main(command) == 0
     run = json.loads((tmp_path / "out.json").read_text())["runs"][0]
     assert run["iterations"] == 3 and len(run["curve"]) == 4 and run["scores"] == {"fd": 1.0, "samples": 2000}

@@ -26,11 +26,11 @@ from dxmi_rl.storage import (
     restore_optimizer,
     save_tensors,
 )
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import ImageSet, Target
 
 Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]
-UNET_ONLY = ("channels", "layers", "attention", "preconditioning")
+UNET_ONLY = ("channels", "layers", "attention", "preconditioning", "conditional")
 MLP_ONLY = ("width", "depth", "residual", "fourier")
 EARLY = 0.8
 """After this part of the iterations the averaged weights are kept, too."""
@@ -70,6 +70,8 @@ class PretrainingConfig:
     """The last stage of a U-Net attends."""
     preconditioning: str = "edm"
     """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
+    conditional: bool = False
+    """A U-Net is told the class of every image."""
     ema: float = 0.999
     """Decay of the averaged weights that are returned."""
     seed: int = 0
@@ -82,7 +84,9 @@ class PretrainingConfig:
 
     def used(self) -> dict[str, Any]:
         """The settings that matter to this network: what caches and checkpoints go by."""
-        left_out = {"network", *UNET_ONLY} if self.network == "mlp" else MLP_ONLY
+        left_out = {"network", *UNET_ONLY} if self.network == "mlp" else {*MLP_ONLY}
+        if not self.conditional:  # which came later: no key has ever had it where it is off
+            left_out |= {"conditional"}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def __repr__(self) -> str:
@@ -101,8 +105,8 @@ def pretrained_denoiser(
     CPU ends the same as if it had not been. ``early`` gives the weights after four fifths of the iterations, to see
     whether the last fifth changed anything.
 
-    Raises UnknownNameError for an unknown network, MissingExtraError for a U-Net without diffusers, DivergenceError on
-    a non-finite loss.
+    Raises UnknownNameError for an unknown network, MissingExtraError for a U-Net without diffusers, ValueError for
+    ``conditional`` without a U-Net and images with labels, DivergenceError on a non-finite loss.
     """
     config, device = config or PretrainingConfig(), device or torch.device("cpu")
     key = {"target": target.name, "data": target.digest(), "version": 3, **config.used()}
@@ -136,17 +140,27 @@ def train_denoiser(
 def _build(target: Target, config: PretrainingConfig) -> Denoiser:
     if config.network not in NETWORKS:
         raise UnknownNameError("network of pretraining", config.network, NETWORKS)
+    if config.conditional and config.network != "unet":
+        raise ValueError(f"network of a conditional pretraining must be 'unet', got {config.network!r}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.network == "unet":
             return DenoiserUNet(
                 target.event_shape, target.scale, channels=config.channels, layers=config.layers,
-                attention=config.attention, preconditioning=config.preconditioning,
+                attention=config.attention, preconditioning=config.preconditioning, classes=_classes(target, config),
             )  # fmt: skip
         return DenoiserMLP(
             target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual,
             fourier=config.fourier,
         )  # fmt: skip
+
+
+def _classes(target: Target, config: PretrainingConfig) -> int | None:
+    if not config.conditional:
+        return None
+    if not isinstance(target, ImageSet) or target.classes is None:
+        raise ValueError(f"pretraining must have conditional=False for {target.name!r}, which has no labels.")
+    return target.classes
 
 
 class _Cloning:
@@ -193,14 +207,19 @@ class _Cloning:
         warm, done = min(1.0, (step + 1) / 100), step / config.iterations
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
-        clean = self.target.data(config.batch_size, self.generator)
+        label: list[Tensor] = []
+        if config.conditional:
+            assert isinstance(self.target, ImageSet)
+            clean, *label = self.target.labelled_data(config.batch_size, self.generator)
+        else:
+            clean = self.target.data(config.batch_size, self.generator)
         noise = torch.randn(clean.shape, generator=self.generator, device=clean.device)
         uniform = low + (high - low) * torch.rand(len(clean), generator=self.generator, device=clean.device)
         level = self.target.scale * torch.tan(math.pi / 2 * uniform)
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        denoised = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s)
+        denoised = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
         # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
         loss = ((denoised - clean) / s.view(shape)).square().mean()
         self.optimizer.zero_grad(set_to_none=True)

@@ -34,6 +34,8 @@ class DenoiserUNet(nn.Module):
     epsilon     D = z - l F(z / sqrt(1 + l^2)), the noise as in DDPM (Ho et al. 2020, arXiv 2006.11239)
 
     A network that was trained on the steps of a DDPM is told the step, interpolated, whose alpha-bar is 1 / (1 + l^2).
+    With ``classes`` F is also told what an image shows: the ``label`` of a call or, without one, the attribute
+    ``label``, one class for all rows, which is None at first and no part of what ``save`` writes.
 
     Args:
         event_shape: ``(channels, height, width)``; height and width must be multiples of 2^(stages - 1).
@@ -45,6 +47,7 @@ class DenoiserUNet(nn.Module):
         config: settings of UNet2DModel in place of those that follow from the other arguments.
         alphas_cumprod: alpha-bar of every step of the DDPM that F was trained on, falling, in (0, 1); only with
             "epsilon".
+        classes: number of classes, or None for a network that is told none; with a ``config`` its "num_class_embeds".
 
     Raises MissingExtraError without diffusers (extra ``images``), ValueError or TypeError for what does not fit.
     """
@@ -54,7 +57,7 @@ class DenoiserUNet(nn.Module):
     def __init__(
         self, event_shape: Sequence[int], scale: float, *, channels: Sequence[int] = (32, 64, 64), layers: int = 1,
         attention: bool = True, preconditioning: str = "edm", config: dict[str, Any] | None = None,
-        alphas_cumprod: Tensor | None = None,
+        alphas_cumprod: Tensor | None = None, classes: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         if preconditioning not in PRECONDITIONINGS:
@@ -65,24 +68,48 @@ class DenoiserUNet(nn.Module):
             raise ValueError("alphas_cumprod must be two or more numbers in (0, 1), each below the one before.")
         self.scale = check_real("scale", scale, strict=True)
         self.preconditioning = preconditioning
-        made = _unet_config(event_shape, channels, layers, attention) if config is None else config
+        if config is None:
+            made = _unet_config(event_shape, channels, layers, attention)
+            made["num_class_embeds"] = None if classes is None else check_integer("classes", classes)
+        elif classes is not None:
+            raise ValueError(f"classes must be None with a config, which says how many there are, got {classes!r}.")
+        else:
+            made = config
+        self.label: int | None = None
         self.net = require("diffusers", "images").UNet2DModel.from_config(made)
         if config is None:  # it starts at the best linear denoiser, or at no noise
             nn.init.zeros_(self.net.conv_out.weight)
             nn.init.zeros_(self.net.conv_out.bias)
         self.register_buffer("alphas_cumprod", None if alphas_cumprod is None else alphas_cumprod.float())
 
-    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
-        """``[batch, channels, height, width]``, and numbers or ``[batch]`` -> the shape of x."""
+    @property
+    def classes(self) -> int | None:
+        """How many classes F knows; None: it is told none."""
+        return self.net.config.num_class_embeds
+
+    def forward(self, x: Tensor, alpha: Level, s: Level, label: Tensor | int | None = None) -> Tensor:
+        """``[batch, channels, height, width]``, and numbers or ``[batch]`` -> the shape of x.
+
+        ``label``: one class, or a LongTensor ``[batch]``. Raises ValueError for a class without ``classes``, and for
+        none with them.
+        """
         ratio = s / alpha
         level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         z = x / column(alpha, x)
         spread = level.view(-1, 1, 1, 1)
-        times = self.times(level).to(x.dtype).expand(len(x))
+        told = (self.times(level).to(x.dtype).expand(len(x)), self._labels(x, label))
         if self.preconditioning == "epsilon":
-            return z - spread * self.net(z / (1 + spread**2).sqrt(), times).sample
+            return z - spread * self.net(z / (1 + spread**2).sqrt(), *told).sample
         total = (spread**2 + self.scale**2).sqrt()
-        return (self.scale / total) ** 2 * z + spread * self.scale / total * self.net(z / total, times).sample
+        return (self.scale / total) ** 2 * z + spread * self.scale / total * self.net(z / total, *told).sample
+
+    def _labels(self, x: Tensor, label: Tensor | int | None) -> Tensor | None:
+        label = self.label if label is None else label
+        if (label is None) != (self.classes is None):
+            raise ValueError(
+                f"label must be a class if and only if there are classes, got {label!r} of {self.classes}."
+            )
+        return torch.full((len(x),), label, device=x.device) if isinstance(label, int) else label
 
     def times(self, level: Tensor) -> Tensor:
         """What the network is told of noise levels s / alpha: ``[batch] -> [batch]``."""
@@ -111,7 +138,7 @@ class DenoiserUNet(nn.Module):
                 f"folder {str(folder)!r} holds no DDPMPipeline with a UNet2DModel: {error}"
             ) from error
         config = _plain(net.config)
-        wanted = {"class_embed_type": None, "num_class_embeds": None, "time_embedding_type": "positional"}
+        wanted = {"class_embed_type": None, "time_embedding_type": "positional"}
         wanted |= {"out_channels": config["in_channels"]}
         found = {key: config.get(key) for key in wanted} | {"prediction_type": scheduler.config.prediction_type}
         wanted["prediction_type"] = "epsilon"

@@ -49,6 +49,8 @@ def fixed_energy(task: Task) -> nn.Module:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
     if isinstance(task.target, ImageSet) and task.name not in IMAGE_TASKS:
         raise ValueError(f"energy 'fixed' has no recipe for task {task.name!r}; of images it has {list(IMAGE_TASKS)}.")
+    if task.config.label is not None:
+        raise ValueError(f"energy 'fixed' is that of all classes: label must be None, got {task.config.label!r}.")
     config = fixed_recipe(task.name)
     gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
     settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}

@@ -63,15 +63,18 @@ class PaperPreset:
         )  # fmt: skip
 
     def make_task(
-        self, target: ImageSet, denoiser: str | os.PathLike[str], *, device: str | torch.device | None = None
-    ) -> Task:
+        self, target: ImageSet, denoiser: str | os.PathLike[str], *, label: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> Task:  # fmt: skip
         """The images as a task with a trained backbone: the folder of a DDPMPipeline, or a file of DenoiserUNet.save.
 
-        Raises ValueError for images of another shape, and as ``make_task`` does.
+        With a class-conditional one ``label`` says of which class. Raises ValueError for images of another shape, and
+        as ``make_task`` does.
         """
         if target.event_shape != self.event_shape:
             raise ValueError(f"target must have images {self.event_shape}, got {target.event_shape}.")
-        return make_task(target, denoiser=os.fspath(denoiser), tau=TAU1 / target.dim, device=device, **self.task)
+        tau = TAU1 / target.dim
+        return make_task(target, denoiser=os.fspath(denoiser), label=label, tau=tau, device=device, **self.task)
 
 
 _CIFAR10 = {

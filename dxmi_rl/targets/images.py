@@ -141,6 +141,39 @@ class ImageSet(Target):
         index = torch.randint(len(self.train_bytes), (n,), generator=generator, device=self.train_bytes.device)
         return self._numbers(self.train_bytes[index])
 
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, one more than the largest label of training images; None without labels."""
+        return None if self.train_labels is None else int(self.train_labels.max()) + 1
+
+    def labelled_data(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """As ``data``, with the class of every row ``[n]``. Raises TargetError without labels."""
+        if self.train_labels is None:
+            raise TargetError(f"target {self.name!r} has no labels.")
+        index = torch.randint(len(self.train_bytes), (n,), generator=generator, device=self.train_bytes.device)
+        return self._numbers(self.train_bytes[index]), self.train_labels[index]
+
+    def of_class(self, label: int) -> ImageSet:
+        """The images of one class as a set of their own, with the scale of all.
+
+        Raises TargetError without labels or without two training images and a test image of that class.
+        """
+        whole = check_integer("label", label, minimum=0)
+        if self.train_labels is None or self.test_labels is None:
+            raise TargetError(f"target {self.name!r} has no labels.")
+        train, test = self.train_labels == whole, self.test_labels == whole
+        if int(train.sum()) < 2 or not bool(test.any()):
+            raise TargetError(
+                f"label must be a class with two training images and a test image, got {whole}, of which target "
+                f"{self.name!r}, with {self.classes} classes, has {int(train.sum())} and {int(test.sum())}."
+            )
+        parts = {"train_labels": self.train_labels[train].cpu(), "test_labels": self.test_labels[test].cpu()}
+        found = ImageSet(
+            self.train_bytes[train].cpu(), self.test_bytes[test].cpu(), **parts, levels=self.levels, scale=self.scale,
+            name=f"{self.name} {whole}", features=self.features,
+        )  # fmt: skip
+        return found.to(self.device)
+
     def _numbers(self, rows: Tensor) -> Tensor:
         return rows.to(self.anchor.dtype) / (self.levels / 2) - 1
 
