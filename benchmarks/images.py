@@ -50,7 +50,7 @@ from typing import Any
 
 import torch
 
-from dxmi_rl import evaluation, make_agent, make_task, metrics
+from dxmi_rl import evaluation, make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, seeded
 from dxmi_rl.agents.guidance import Guiding
@@ -62,7 +62,6 @@ from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
-from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.progress import progress
@@ -287,10 +286,8 @@ def samples_of(target: ImageSet) -> int:
 def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:
     """Scores of an agent at its end."""
     target = image_set(agent.task)
-    n, network = samples or samples_of(target), load_features(target.features, target.device)
-    x = agent.sample(n, seed=EVALUATION_SEED + 100 + seed)
-    scores = evaluation.image_scores(target, x)
-    scores["fd_train"] = metrics.frechet_distance(network(x), network(target.train_data(n)))
+    n = samples or samples_of(target)
+    scores = evaluation.image_scores(target, agent.sample(n, seed=EVALUATION_SEED + 100 + seed), train=True)
     if isinstance(agent, DxMI):
         generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
         last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)

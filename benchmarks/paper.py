@@ -1,7 +1,7 @@
 """The paper's games of images: CIFAR-10, ImageNet 64 x 64 and LSUN bedrooms in 4 or 10 steps, for a GPU machine.
 
     python benchmarks/paper.py --dry-run                          what every preset takes; one iteration of CIFAR-10
-    python benchmarks/paper.py --presets cifar10-t10 --data cifar-10-batches-py --denoiser ddpm-cifar10-32
+    python benchmarks/paper.py --presets cifar10-t10 --data folder-of-cifar-10-batches-py --denoiser ddpm-cifar10-32
         --device cuda --precision bfloat16
     torchrun --nproc_per_node 8 benchmarks/paper.py --presets lsun-bedroom-t4 --data bedrooms --denoiser edm.safetensors
         --device cuda --precision bfloat16 --rows-at-a-time 8
@@ -9,8 +9,14 @@
 Settings are those of the released configurations (dxmi_rl/irl/paper.py). What differs: value and energy are two
 networks (one there), ImageNet is played with a backbone that knows no classes or, with ``--label``, one class at a time
 (all together there), and no running cost is left out, CIFAR-10 at T = 4 starts from a DDPM (a DDGAN there), and LSUN
-without its scale of the kernel's sigmas. A command that is stopped goes on where it
-was when it is started again.
+without its scale of the kernel's sigmas. V counts in units of tau1 (Adam's steps move it a tenth as far as there), and
+gradients are clipped at 0.1 for the policy, at 10 for V, not for the energy. Backbones of ImageNet and LSUN are this
+package's (``pretrained_denoiser``) or DDPMs that predict noise: published EDM networks, which are told noise levels in
+another way, are not read. Images are kept as bytes in the device's memory: 50,000 of CIFAR-10 are 0.14 GiB, 1.28
+million of ImageNet 15 GiB, and 3 million bedrooms of LSUN 550 GiB, so give a part of these.
+
+A command that is stopped goes on where it was when it is started again (at most ``KEPT_MINUTES`` before). Beside a game
+lie its curve, its last samples and a picture of them.
 
 The dry run counts parameters, memory and arithmetic of networks at full size on torch's meta device, and plays one
 iteration of the CIFAR-10 presets with random images, an untrained backbone and ``--batch-size`` (2). Hours on an H100
@@ -23,7 +29,8 @@ Keys of ``--json FILE``:
     costs                {preset: {networks: {denoiser, energy, value: {parameters, flops, saved_bytes}}, state_bytes,
                          iteration_flops, training_flops, hours}}
     dry_runs             {preset: {batch_size, seconds, losses}} of one iteration
-    runs                 per seed: seed, iterations, scores (as in benchmarks/images.py), curve, costs
+    runs                 per seed: seed, iterations, features and samples (what it was scored with), scores (as in
+                         benchmarks/images.py), curve, costs
 """
 
 from __future__ import annotations
@@ -47,12 +54,12 @@ from dxmi_rl.agents.base import Agent, seeded
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
-from dxmi_rl.checks import check_integer, check_real, require, resolve_device
-from dxmi_rl.execution import is_main_process, set_execution
+from dxmi_rl.checks import check_integer, check_real, require
+from dxmi_rl.execution import is_main_process, own_device, set_execution
 from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, PresetCost, make_game, preset_cost
-from dxmi_rl.storage import save_tensors, write_json
+from dxmi_rl.storage import save_tensors, write_atomically, write_json
 from dxmi_rl.targets import ImageSet, cifar10, load_images
 
 H100_FLOPS = 989e12
@@ -73,7 +80,8 @@ class Arguments:
     dry_run: bool = False
     """Count, and try one iteration of CIFAR-10, without data."""
     data: Path | None = None
-    """Images: CIFAR-10's python folder for its presets; for others a folder of pictures or an .npz file."""
+    """Images: torchvision's root of CIFAR-10 for its presets; for others a folder of pictures, or an .npy or .npz file
+    of images that have their size."""
     denoiser: Path | None = None
     """Backbone: the folder of a diffusers DDPMPipeline, or a .safetensors file of DenoiserUNet.save."""
     label: int | None = None
@@ -114,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for key in ("iterations", "batch_size", "rows_at_a_time"):
             if getattr(arguments, key) is not None:
                 check_integer(key, getattr(arguments, key))
-        resolve_device(arguments.device)
+        arguments = dataclasses.replace(arguments, device=str(own_device(arguments.device)))
         names = arguments.presets or tuple(PAPER_PRESETS)
         presets = {name: PAPER_PRESETS[name] for name in names}
         if not arguments.dry_run:
@@ -188,7 +196,8 @@ def load_target(name: str, path: Path, preset: PaperPreset, features: str) -> Im
     """The images of a preset. Raises MissingDataError where they are not."""
     if name.startswith("cifar10"):
         return cifar10(str(path), features=features)
-    return load_images(path, size=preset.event_shape[1], name=name.rsplit("-", 1)[0], features=features)
+    size = preset.event_shape[1] if path.is_dir() else None
+    return load_images(path, size=size, name=name.rsplit("-", 1)[0], features=features)
 
 
 def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -198,37 +207,55 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
     target, of_class = image_set(task), "" if arguments.label is None else f"_class{arguments.label}"
     checkpoint = arguments.folder / f"{name}{of_class}_{seed}.safetensors"
     noted = checkpoint.with_suffix(".curve.json")
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
     if checkpoint.is_file():
         game = DxMI.load(checkpoint, task=task)
         curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
+        curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
     else:
         game = make_game(task, preset, seed=seed, batch_size=arguments.batch_size)
-    set_execution(game, precision=arguments.precision, rows_at_a_time=arguments.rows_at_a_time, share=True)
+    rows = arguments.rows_at_a_time
+
+    def run_in_parts(rows_at_a_time: int | None) -> None:
+        set_execution(game, precision=arguments.precision, rows_at_a_time=rows_at_a_time, share=True)
+
+    run_in_parts(rows)
     iterations = arguments.iterations or preset.iterations
     budget = iterations * game.timesteps_per_iteration
 
     def note(_: Agent) -> None:
         if game.num_timesteps < len(curve) * budget / POINTS:
             return
+        run_in_parts(rows or preset.batch_size)  # many more rows than a game has at once
         x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
-        fd = evaluation.image_distance(target, x)
-        curve.append({"timesteps": game.costs.timesteps, "seconds": game.costs.seconds, "fd": fd})
+        run_in_parts(rows)
+        fd, costs = evaluation.image_distance(target, x), game.costs
+        point = {"timesteps": costs.timesteps, "seconds": costs.seconds, "fd": fd, "features": target.features}
+        curve.append(point)
         if is_main_process():
             print(f"{name}, seed {seed}: {game.num_timesteps / budget:.0%}, fd {number(fd)}", flush=True)
             write_json(noted, curve)
             save_tensors(checkpoint.with_suffix(".samples.safetensors"), {"x": x[:SHOWN]}, {"fd": fd})
+            save_grid(x[:SHOWN], checkpoint.with_suffix(".png"))
 
     if not curve:
         note(game)
     if (left := budget - game.num_timesteps) > 0:
         kept = checkpoint if is_main_process() else None
         game.learn(
-            left, reset_num_timesteps=False, checkpoint=kept, checkpoint_minutes=KEPT_MINUTES, callback=note,
-            progress_bar=is_main_process(),
+            left, reset_num_timesteps=False, checkpoint=kept, checkpoint_every=iterations,
+            checkpoint_minutes=KEPT_MINUTES, callback=note, progress_bar=is_main_process(),
         )  # fmt: skip
-    scores, costs = score(game, seed, arguments.samples), dataclasses.asdict(game.costs)
-    return {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve, "costs": costs}
+    run_in_parts(rows or preset.batch_size)
+    scores, how = score(game, seed, arguments.samples), {"features": target.features, "samples": arguments.samples}
+    found = {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve}
+    return found | how | {"costs": dataclasses.asdict(game.costs)}
+
+
+def save_grid(x: torch.Tensor, file: Path) -> None:
+    """Samples as a picture, eight in a row."""
+    save_image, shown = require("torchvision.utils", "images").save_image, x.float().clamp(-1, 1) / 2 + 0.5
+    write_atomically(file, lambda path: save_image(shown, path, format="png", nrow=8))
 
 
 if __name__ == "__main__":

@@ -366,13 +366,15 @@ def _auc(score: Any, target: Target, samples: int, seed: int) -> float:
     return metrics.auc(-score(data), -score(noise))
 
 
-_kept_features: dict[tuple[str, str, str, int, str], Tensor] = {}
+PAIRED = 10_000
+"""Rows of scores that look at all pairs."""
+_kept_features: dict[tuple[str, str, int, str], Tensor] = {}
 
 
 def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features of images and of as many test images; the latter are kept for the next call."""
     network = load_features(target.features, x.device)
-    key = (target.name, target.features, target.digest(), len(x), str(x.device))
+    key = (target.features, target.test_digest(), len(x), str(x.device))
     if key not in _kept_features:
         _kept_features.clear()
         _kept_features[key] = network(target.test_data(len(x)))
@@ -384,15 +386,20 @@ def image_distance(target: ImageSet, x: Tensor) -> float:
     return metrics.frechet_distance(*_features(target, x))
 
 
-def image_scores(target: ImageSet, x: Tensor) -> dict[str, float]:
+def image_scores(target: ImageSet, x: Tensor, *, train: bool = False) -> dict[str, float]:
     """``fd``, ``kd``, ``precision``, ``recall``, ``density`` and ``coverage`` of images ``[n, *event_shape]``.
 
-    Against as many test images, or all where there are fewer, on the target's features. Raises as
-    ``metrics.frechet_distance``.
+    Against as many test images, or all where there are fewer, on the target's features; all but ``fd`` of no more than
+    10,000 of either, as they look at all pairs. With ``train`` also ``fd_train``, against as many training images.
+    Raises as ``metrics.frechet_distance``.
     """
     features, real = _features(target, x)
-    distances = {"fd": metrics.frechet_distance(features, real), "kd": metrics.kernel_distance(features, real)}
-    return distances | metrics.neighbour_scores(real, features)
+    scores = {"fd": metrics.frechet_distance(features, real)}
+    if train:
+        network = load_features(target.features, x.device)
+        scores["fd_train"] = metrics.frechet_distance(features, network(target.train_data(len(x))))
+    some, few = features[:PAIRED], real[:PAIRED]
+    return scores | {"kd": metrics.kernel_distance(some, few)} | metrics.neighbour_scores(few, some)
 
 
 def _floors(target: Target, samples: int, scores: dict[str, float]) -> dict[str, float]:

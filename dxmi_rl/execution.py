@@ -6,6 +6,7 @@ Algorithms do not know: a network still gives the same rows for the same rows. L
 from __future__ import annotations
 
 import atexit
+import os
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.checks import check_integer, require
+from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.diffusion import DenoiserMLP, DenoiserUNet
 from dxmi_rl.networks import EnergyNetwork, StepConv, StepMLP
 from dxmi_rl.registry import UnknownNameError
@@ -117,7 +118,8 @@ def set_execution(
         share: split every batch between the processes that ``accelerate launch --multi_gpu`` (also on CPUs) or torchrun
             started, and add up their gradients. Each process has the whole agent and draws all its noise, so that the
             numbers are those of one process but for rounding; only networks are shared, which for large ones is nearly
-            everything. All processes must be built with the same seed and call the same verbs.
+            everything. All processes must be built with the same seed, each on its ``own_device``, and call the same
+            verbs.
 
     Checkpoints are the same with any of these. Raises UnknownNameError for another precision, ValueError for rows < 1
     and for ``rows_at_a_time`` with spectral norms, which change in every pass, MissingExtraError without accelerate.
@@ -138,6 +140,20 @@ def set_execution(
     for module in agent.modules().values():
         _tell(module, execution)
     return execution
+
+
+def own_device(device: str | torch.device | None) -> torch.device:
+    """This process's device: of "cuda" the GPU that its launcher's ``LOCAL_RANK`` names, else as it is.
+
+    Build tasks and agents on it; otherwise all processes of a machine build them on the first GPU. Raises ValueError
+    for a device that cannot compute here.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or str(device) != "cuda":
+        return resolve_device(device)
+    own = resolve_device(f"cuda:{int(rank)}")
+    torch.cuda.set_device(own)
+    return own
 
 
 def _in_a_group() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import CheckpointError, check_batch, require, resolve_device
+from dxmi_rl.checks import CheckpointError, NonFiniteError, check_batch, require, resolve_device
 from dxmi_rl.registry import Registry
 from dxmi_rl.storage import load_tensors
 
@@ -108,22 +108,29 @@ class InceptionFeatures(nn.Module):
         super().__init__()
         made = require("torch_fidelity.feature_extractor_inceptionv3", "images").FeatureExtractorInceptionV3
         file = os.environ.get(INCEPTION_VARIABLE) if weights is None else os.fspath(weights)
+        file = None if file is None else os.path.expanduser(file)
         if file is None or not Path(file).is_file():
             raise FileNotFoundError(
                 f"Inception's weights are not at {file!r}: get {INCEPTION_WEIGHTS}, "
                 f"and let the environment variable {INCEPTION_VARIABLE} name the file."
             )
+        plain, reason = io.BytesIO(), "no file of tensors alone"
         try:
-            plain = io.BytesIO()
             torch.save(torch.load(file, map_location="cpu", weights_only=True), plain)
             plain.seek(0)  # torch-fidelity would unpickle whatever is in the file
+            reason = "tensors of other names or shapes"
             self.net = made("inception", ["2048"], plain)
-        except (RuntimeError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{file!r} does not hold torch-fidelity's weights of Inception: {error}") from error
+        except (RuntimeError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{file!r} does not hold torch-fidelity's weights of Inception: {reason}.") from error
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features ``[n, 2048]``, on x's device. Raises TypeError or ValueError for anything but floating images."""
-        levels = ((_check_images(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        """Features ``[n, 2048]``, on the weights' device.
+
+        Raises TypeError or ValueError for anything but floating images, NonFiniteError for one that is not finite.
+        """
+        if not bool(torch.isfinite(_check_images(x)).all()):
+            raise NonFiniteError("x must be finite; as bytes it would be black.")
+        levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(self.net.fc.weight.device, torch.uint8).expand(-1, 3, -1, -1)
         return torch.cat([self.net(rows)[0] for rows in levels.split(INCEPTION_ROWS)])
 
 
@@ -150,11 +157,11 @@ def load_features(name: str, device: str | torch.device | None = None) -> nn.Mod
     """The feature network of this name, frozen, in eval mode, one shared instance per device.
 
     "digits" ships with the package (``benchmarks/train_digits_classifier.py`` makes its weights); "inception" needs the
-    file that ``DXMI_RL_INCEPTION`` names. Raises
+    file that ``DXMI_RL_INCEPTION`` names when it is first asked for. Raises
     UnknownNameError, MissingExtraError, FileNotFoundError or CheckpointError for weights that are missing or damaged,
     ValueError for an unknown device.
     """
-    return _load_features(name, str(resolve_device(device)))
+    return _load_features(name, str(torch.empty(0, device=resolve_device(device)).device))  # "cuda" has a number there
 
 
 @functools.cache

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from dxmi_rl import DxMI, make_agent, make_task
+from dxmi_rl import DxMI, execution, make_agent, make_task
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.execution import Execution, is_main_process, set_execution
+from dxmi_rl.execution import Execution, is_main_process, own_device, set_execution
 from dxmi_rl.registry import UnknownNameError
 
 SCRIPT = Path(__file__).parent / "shared_training.py"
@@ -103,6 +103,18 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="a row for each of the 3 processes, got 2"):
         Execution(processes=3)(lambda x: x, torch.zeros(2, 1, requires_grad=True))
     assert is_main_process()
+
+
+def test_every_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(execution, "resolve_device", lambda name: torch.device(name or "cpu"))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert own_device("cuda") == torch.device("cuda") and not chosen
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device("cuda") == torch.device("cuda", 3) and chosen == [torch.device("cuda", 3)]
+    assert own_device("cuda:1") == torch.device("cuda", 1) and own_device(None) == torch.device("cpu")
+    assert len(chosen) == 1
 
 
 def test_rows_are_divided_without_gaps() -> None:

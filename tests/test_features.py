@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dxmi_rl import evaluate, evaluation, features, make_agent, make_task, metrics
-from dxmi_rl.checks import CheckpointError, MissingExtraError
+from dxmi_rl.checks import CheckpointError, MissingExtraError, NonFiniteError
 from dxmi_rl.features import load_features
 from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import ImageSet, make_target
@@ -146,6 +146,9 @@ def test_inception_rounds_and_clips_as_files_do(weights: Path) -> None:
     assert torch.equal(network(grey), network((levels / 127.5 - 1).expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="x must be images"):
         network(torch.zeros(2, 8))
+    grey[1, 0, 3, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match="x must be finite"):
+        network(grey)
 
 
 def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,10 +157,16 @@ def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monk
         load_features("inception")
     (tmp_path / "text.pth").write_text("not weights")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    for file in ("text.pth", "other.pth"):
+    (tmp_path / "empty.pth").touch()
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    reasons = {"other.pth": "tensors of other names"} | dict.fromkeys(
+        ("text.pth", "empty.pth", "module.pth"), "no file of tensors alone"
+    )
+    for file, reason in reasons.items():
         monkeypatch.setenv(features.INCEPTION_VARIABLE, str(tmp_path / file))
-        with pytest.raises(CheckpointError, match=file):
+        with pytest.raises(CheckpointError, match=f"{file}.*{reason}") as error:
             load_features("inception")
+        assert len(str(error.value)) < 300
 
 
 def test_a_set_says_on_which_features_it_is_measured() -> None:
@@ -167,3 +176,27 @@ def test_a_set_says_on_which_features_it_is_measured() -> None:
     assert target.features == copy.deepcopy(target).features == "digits"
     with pytest.raises(UnknownNameError, match="'inception'"):
         ImageSet(rows[:6], rows[6:], features="inceptions")
+    with pytest.raises(ValueError, match=r"'digits' are of images \[1, 8, 8\], got \[1, 4, 16\]"):
+        ImageSet(rows[:6].view(6, 1, 4, 16), rows[6:].view(3, 1, 4, 16), features="digits")
+
+
+def test_features_of_test_images_are_kept_for_these_and_this_network_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    sets = [ImageSet(rows[:20], test, features="digits") for test in (rows[20:40], rows[40:])]
+    halves = ImageSet(rows[:20], rows[20:40], features="lite0")
+    network = load_features("digits")
+    monkeypatch.setattr(evaluation, "load_features", lambda name, _: network if name == "digits" else half)
+
+    def half(images: torch.Tensor) -> torch.Tensor:
+        return network(images)[:, :32]
+
+    for target, way in ((sets[0], network), (sets[1], network), (halves, half), (sets[0], network)):
+        wanted = metrics.frechet_distance(way(x), way(target.test_images))
+        assert evaluation.image_distance(target, x) == pytest.approx(wanted, rel=1e-9)
+    scores = evaluation.image_scores(sets[0], x, train=True)
+    assert scores["fd_train"] == pytest.approx(metrics.frechet_distance(network(x), network(sets[0].train_images)))
+    monkeypatch.setattr(evaluation, "PAIRED", 10)
+    fewer = evaluation.image_scores(sets[0], x)
+    kd = metrics.kernel_distance(network(x[:10]), network(sets[0].test_images[:10]))
+    assert fewer["fd"] == scores["fd"] and fewer["kd"] == pytest.approx(kd)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 pytest.importorskip("diffusers")
@@ -90,7 +91,11 @@ def test_the_paper_games_can_be_played(
         command += ["--label", str(label)]
     assert script.main(command) == 0
     run = json.loads((tmp_path / "out.json").read_text())["runs"][0]
-    assert run["iterations"] == 3 and len(run["curve"]) == 4 and run["scores"] == {"fd": 1.0, "samples": 2000}
+    assert run["iterations"] == 3 and len(run["curve"]) == 4 and run["features"] == "lite0" and run["samples"] == 2000
+    (picture,) = (tmp_path / "runs").glob("*.png")
+    with Image.open(picture) as grid:
+        assert grid.size == (6 * 10 + 2, 12)
+    assert run["scores"] == {"fd": 1.0, "samples": 2000}
     assert run["costs"]["timesteps"] == 3 * 4 * 4
     before = torch.get_rng_state()
     assert script.main(command) == 0, "it is finished, and only scored again"
@@ -112,9 +117,28 @@ def test_a_dry_run_plays_cifar10_only(script: Any, tmp_path: Path, capsys: pytes
     [
         (["--presets", "cifar10-t4"], "a game needs one preset, --data and --denoiser"),
         (["--dry-run", "--batch-size", "0"], "batch_size"),
+        (["--dry-run", "--samples", "3"], "samples"),
+        (["--presets", "cifar10-t4", "--data", ".", "--denoiser", ".", "--features", "inceptions"], "'inception'"),
+        (["--presets", "cifar10-t4", "--data", ".", "--denoiser", ".", "--features", "inception"], "DXMI_RL_INCEPTION"),
+        (["--presets", "cifar10-t4", "--data", ".", "--denoiser", "."], "CIFAR-10 is not at folder"),
         (["--dry-run", "--utilisation", "0"], "utilisation"),
     ],
 )
-def test_errors_are_said(arguments: list[str], text: str, script: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_said(
+    arguments: list[str], text: str, script: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DXMI_RL_INCEPTION", raising=False)
     assert script.main(arguments) == 2
     assert text in capsys.readouterr().err
+
+
+def test_images_are_a_folder_or_an_array_file(tmp_path: Path) -> None:
+    preset = tiny("imagenet64-t4")
+    np.savez(tmp_path / "images.npz", images=BYTES, labels=np.arange(20) % 2)
+    (tmp_path / "folder").mkdir()
+    for index, image in enumerate(BYTES[:6]):
+        Image.fromarray(image.transpose(1, 2, 0)).resize((11, 9)).save(tmp_path / "folder" / f"{index}.png")
+    for path, rows in ((tmp_path / "images.npz", 20), (tmp_path / "folder", 6)):
+        target = paper.load_target("imagenet64-t4", path, preset, "inception")
+        assert target.event_shape == (3, 8, 8) and target.name == "imagenet64" and target.features == "inception"
+        assert len(target.train_bytes) + len(target.test_bytes) == rows

@@ -82,9 +82,6 @@ class ImageSet(Target):
         self, train: Tensor | Bytes, test: Tensor | Bytes, *, train_labels: Any = None, test_labels: Any = None,
         levels: int = 255, scale: float | None = None, name: str | None = None, features: str | None = None,
     ) -> None:  # fmt: skip
-        if features is not None:
-            FEATURES[features]  # an unknown name is refused
-            self.features = features
         rows, held = _check_images("train", train, minimum=2), _check_images("test", test, minimum=1)
         if rows.shape[1:] != held.shape[1:]:
             raise ValueError(f"test must have images of shape {list(rows.shape[1:])}, got {list(held.shape[1:])}.")
@@ -97,8 +94,14 @@ class ImageSet(Target):
             if not scale > 0:
                 raise ValueError("train must not be images of one value: their standard deviation is 0.")
         super().__init__(tuple(rows.shape[1:]), scale=scale, plot_range=(-1.0, 1.0))
+        if features is not None:
+            FEATURES[features]  # an unknown name is refused
+            if features == "digits" and rows.shape[1:] != (1, 8, 8):
+                raise ValueError(f"features 'digits' are of images [1, 8, 8], got {list(rows.shape[1:])}.")
+            self.features = features
         self.levels = whole
         self._digest: str | None = None
+        self._test_digest: str | None = None
         if name is not None:
             self.name = name
         self.register_buffer("train_bytes", rows, persistent=False)
@@ -118,6 +121,14 @@ class ImageSet(Target):
             found.update(repr((self.event_shape, self.levels, self.scale)).encode())
             self._digest = found.hexdigest()[:16]
         return self._digest
+
+    def test_digest(self) -> str:
+        """Sixteen hex digits of all test images and their levels; computed once."""
+        if self._test_digest is None:
+            found = hashlib.sha256(self.test_bytes.cpu().numpy().tobytes())
+            found.update(repr((self.event_shape, self.levels)).encode())
+            self._test_digest = found.hexdigest()[:16]
+        return self._test_digest
 
     @property
     def train_images(self) -> Tensor:
