@@ -21,7 +21,7 @@ from dxmi_rl.features import load_features
 from dxmi_rl.mdp import DenoisingMDP, Policy, Trajectory
 from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import GaussianMixture, Target
-from dxmi_rl.targets.images import ImageSet
+from dxmi_rl.targets.image_set import ImageSet
 from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task, make_task, reference_target
 

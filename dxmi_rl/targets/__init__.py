@@ -12,7 +12,8 @@ from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
 from dxmi_rl.targets.funnel import Funnel
-from dxmi_rl.targets.images import ImageSet, MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
+from dxmi_rl.targets.image_set import ImageSet
+from dxmi_rl.targets.images import MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
 from dxmi_rl.targets.manywell import ManyWell, manywell32
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget

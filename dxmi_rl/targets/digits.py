@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dxmi_rl.checks import MissingExtraError
 from dxmi_rl.targets.base import Target
-from dxmi_rl.targets.images import ImageSet, stratified_split
+from dxmi_rl.targets.image_set import ImageSet, stratified_split
 
 LEVELS = 16
 

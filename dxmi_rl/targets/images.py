@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 import hashlib
 import io
-import math
 import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dxmi_rl.checks import check_integer, require
-from dxmi_rl.features import FEATURES
 from dxmi_rl.progress import track
 from dxmi_rl.storage import cache_path, write_atomically
-from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.targets.base import TargetError
+from dxmi_rl.targets.image_set import Bytes, ImageSet, check_labels, stratified_split
 
-Bytes = NDArray[np.uint8]
-
-SCALE_ROWS = 10_000
-"""At most so many training images, evenly spaced, give the scale."""
 LARGEST_TEST = 10_000
 """Images of your own: a tenth is kept for tests, and at most so many."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -48,187 +41,6 @@ PERSON, MAN, WOMAN = 0x1F9D1, 0x1F468, 0x1F469
 
 class MissingDataError(TargetError):
     """A data set that is not on this machine, or a damaged one; the message says how to get it."""
-
-
-class ImageSet(Target):
-    """Images ``[rows, channels, height, width]`` as numbers in [-1, 1], split once into training and test images.
-
-    They are kept as bytes, neither copied nor changed, so that copies of the target share them. ``scale`` is the
-    standard deviation over training values.
-
-    Args:
-        train, test: uint8 tensors or arrays ``[rows, channels, height, width]`` of levels 0 to ``levels``.
-        train_labels, test_labels: class of every image, integers ``[rows]``, or None.
-        levels: the level that stands for 1; level 0 stands for -1.
-        scale: standard deviation of one value; None: measured.
-        name: the target's name; None: "custom".
-        features: the network whose features distances between images of this set use: "lite0", "inception" (FID, with
-            weights of yours: ``dxmi_rl.features.InceptionFeatures``), or for 8 x 8 digits "digits". None: the class's.
-
-    Raises UnknownNameError for other features, TypeError or ValueError for other dtypes and shapes, fewer than two
-    training images or no test image, values above ``levels``, training images that are all one value, and labels that
-    are not one integer per image.
-    """
-
-    has_data: ClassVar[bool] = True
-    features: str = "lite0"
-    """Name of the feature network (dxmi_rl.features) that distances between images of this set use."""
-    train_bytes: Tensor
-    test_bytes: Tensor
-    train_labels: Tensor | None
-    test_labels: Tensor | None
-
-    def __init__(
-        self, train: Tensor | Bytes, test: Tensor | Bytes, *, train_labels: Any = None, test_labels: Any = None,
-        levels: int = 255, scale: float | None = None, name: str | None = None, features: str | None = None,
-    ) -> None:  # fmt: skip
-        rows, held = _check_images("train", train, minimum=2), _check_images("test", test, minimum=1)
-        if rows.shape[1:] != held.shape[1:]:
-            raise ValueError(f"test must have images of shape {list(rows.shape[1:])}, got {list(held.shape[1:])}.")
-        whole = check_integer("levels", levels)
-        for key, images in (("train", rows), ("test", held)):
-            if (largest := int(images.max())) > whole:
-                raise ValueError(f"{key} must have values up to levels = {whole}, got {largest}.")
-        if scale is None:
-            scale = 2 / whole * _spread(rows)
-            if not scale > 0:
-                raise ValueError("train must not be images of one value: their standard deviation is 0.")
-        super().__init__(tuple(rows.shape[1:]), scale=scale, plot_range=(-1.0, 1.0))
-        if features is not None:
-            FEATURES[features]  # an unknown name is refused
-            if features == "digits" and rows.shape[1:] != (1, 8, 8):
-                raise ValueError(f"features 'digits' are of images [1, 8, 8], got {list(rows.shape[1:])}.")
-            self.features = features
-        self.levels = whole
-        self._digest: str | None = None
-        self._test_digest: str | None = None
-        if name is not None:
-            self.name = name
-        self.register_buffer("train_bytes", rows, persistent=False)
-        self.register_buffer("test_bytes", held, persistent=False)
-        self.register_buffer("train_labels", _check_labels("train_labels", train_labels, len(rows)), persistent=False)
-        self.register_buffer("test_labels", _check_labels("test_labels", test_labels, len(held)), persistent=False)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImageSet:
-        twin = copy.copy(self)
-        twin._buffers = dict(self._buffers)  # moving the twin to a device must not move this one
-        return twin
-
-    def digest(self) -> str:
-        """Sixteen hex digits of all training images, their levels and the scale; computed once."""
-        if self._digest is None:
-            found = hashlib.sha256(self.train_bytes.cpu().numpy().tobytes())
-            found.update(repr((self.event_shape, self.levels, self.scale)).encode())
-            self._digest = found.hexdigest()[:16]
-        return self._digest
-
-    def test_digest(self) -> str:
-        """Sixteen hex digits of all test images and their levels; computed once."""
-        if self._test_digest is None:
-            found = hashlib.sha256(self.test_bytes.cpu().numpy().tobytes())
-            found.update(repr((self.event_shape, self.levels)).encode())
-            self._test_digest = found.hexdigest()[:16]
-        return self._test_digest
-
-    @property
-    def train_images(self) -> Tensor:
-        """All training images as numbers, ``[rows, *event_shape]``."""
-        return self._numbers(self.train_bytes)
-
-    @property
-    def test_images(self) -> Tensor:
-        """All test images as numbers, ``[rows, *event_shape]``."""
-        return self._numbers(self.test_bytes)
-
-    def train_data(self, n: int) -> Tensor:
-        """The first ``n`` training images, or all where there are fewer."""
-        return self._numbers(self.train_bytes[: check_integer("n", n)])
-
-    def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """The first ``n`` test images, or all where there are fewer."""
-        return self._numbers(self.test_bytes[: check_integer("n", n)])
-
-    def _data(self, n: int, generator: torch.Generator | None) -> Tensor:
-        index = torch.randint(len(self.train_bytes), (n,), generator=generator, device=self.train_bytes.device)
-        return self._numbers(self.train_bytes[index])
-
-    @property
-    def classes(self) -> int | None:
-        """Number of classes, one more than the largest label of training images; None without labels."""
-        return None if self.train_labels is None else int(self.train_labels.max()) + 1
-
-    def labelled_data(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """As ``data``, with the class of every row ``[n]``. Raises TargetError without labels."""
-        if self.train_labels is None:
-            raise TargetError(f"target {self.name!r} has no labels.")
-        index = torch.randint(len(self.train_bytes), (n,), generator=generator, device=self.train_bytes.device)
-        return self._numbers(self.train_bytes[index]), self.train_labels[index]
-
-    def of_class(self, label: int) -> ImageSet:
-        """The images of one class as a set of their own, with the scale of all.
-
-        Raises TargetError without labels or without two training images and a test image of that class.
-        """
-        whole = check_integer("label", label, minimum=0)
-        if self.train_labels is None or self.test_labels is None:
-            raise TargetError(f"target {self.name!r} has no labels.")
-        train, test = self.train_labels == whole, self.test_labels == whole
-        if int(train.sum()) < 2 or not bool(test.any()):
-            raise TargetError(
-                f"label must be a class with two training images and a test image, got {whole}, of which target "
-                f"{self.name!r}, with {self.classes} classes, has {int(train.sum())} and {int(test.sum())}."
-            )
-        parts = {"train_labels": self.train_labels[train].cpu(), "test_labels": self.test_labels[test].cpu()}
-        found = ImageSet(
-            self.train_bytes[train].cpu(), self.test_bytes[test].cpu(), **parts, levels=self.levels, scale=self.scale,
-            name=f"{self.name} {whole}", features=self.features,
-        )  # fmt: skip
-        return found.to(self.device)
-
-    def _numbers(self, rows: Tensor) -> Tensor:
-        return rows.to(self.anchor.dtype) / (self.levels / 2) - 1
-
-
-def _check_images(name: str, rows: Any, minimum: int) -> Tensor:
-    if not isinstance(rows, (Tensor, np.ndarray)):
-        raise TypeError(f"{name} must be a torch.Tensor or numpy array, got {type(rows).__name__}.")
-    if rows.dtype not in (torch.uint8, np.uint8):
-        raise TypeError(f"{name} must have dtype uint8, got {rows.dtype}.")
-    if rows.ndim != 4 or len(rows) < minimum or 0 in rows.shape:
-        shape = f"[rows, channels, height, width] with {minimum} or more rows"
-        raise ValueError(f"{name} must have shape {shape}, got {list(rows.shape)}.")
-    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.require(rows, np.uint8, ["C", "W"]))
-
-
-def _spread(rows: Tensor) -> float:
-    """Standard deviation of the values of bytes ``[rows, ...]``, of at most SCALE_ROWS rows."""
-    total, squares, count = 0.0, 0.0, 0
-    for part in rows[:: math.ceil(len(rows) / SCALE_ROWS)].split(256):
-        values = part.double()
-        total, squares, count = (
-            total + float(values.sum()),
-            squares + float(values.square().sum()),
-            count + part.numel(),
-        )
-    return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
-
-
-def _check_labels(name: str, labels: Any, rows: int) -> Tensor | None:
-    if labels is None:
-        return None
-    found = np.asarray(labels)
-    if found.dtype.kind not in "iu" or found.shape != (rows,):
-        raise ValueError(f"{name} must be {rows} integers, got {found.dtype} of shape {list(found.shape)}.")
-    return torch.from_numpy(found.astype(np.int64))
-
-
-def stratified_split(images: Bytes, labels: NDArray[Any], test: int) -> dict[str, Any]:
-    """Arguments of ImageSet: ``test`` images are kept for tests, chosen once, of every class alike."""
-    from sklearn.model_selection import train_test_split
-
-    parts = train_test_split(images, labels, test_size=test, random_state=0, stratify=labels)
-    names = ("train", "test", "train_labels", "test_labels")
-    return {name: np.ascontiguousarray(part) for name, part in zip(names, parts, strict=True)}
 
 
 # Data sets with names -------------------------------------------------------------------------------------------------
@@ -459,7 +271,7 @@ def _read_arrays(path: Path) -> tuple[Bytes, NDArray[Any] | None]:
         content = np.ascontiguousarray(content.transpose(0, 3, 1, 2))
     if content.ndim != 4 or content.shape[1] not in (1, 3):
         raise ValueError(f"images in {str(path)!r} must be [rows, height, width, 1 or 3], got {list(content.shape)}.")
-    _check_labels(f"labels in {str(path)!r}", labels, len(content))
+    check_labels(f"labels in {str(path)!r}", labels, len(content))
     return content, labels
 
 
