@@ -376,8 +376,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     results = []
     with progress("runs", len(plays)) as advance:
-        for file in work:
-            results.append(json.loads(Path(file).read_text(encoding="utf-8")))
+        for play, file in zip(plays, work, strict=True):  # a run may have been made for a row of another name
+            result = json.loads(Path(file).read_text(encoding="utf-8"))
+            results.append(result | {"play": result["play"] | {"row": play.row}})
             advance(len(results))
     rows = summarise(results)
     floors = evaluation.image_scores(target, target.train_data(samples_of(target)))

@@ -92,6 +92,17 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert [point["fd"] for point in again["curve"]] == [point["fd"] for point in whole["curve"]]
 
 
+def test_ablations_share_runs_with_rows_under_their_own_names(quick: Path, tmp_path: Path) -> None:
+    arguments = ["--seeds", "0", "--budget", "200", "--jobs", "1", "--points", "1", "--folder", str(quick)]
+    assert script.main([*arguments, "--rows", "dxmi, T = 4"]) == 0
+    (kept,) = (file for file in quick.glob("*.json") if "curve" not in file.name)
+    before, file = kept.stat().st_mtime_ns, tmp_path / "results.json"
+    assert script.main([*arguments, "--ablations", "--seeds", "0", "1", "--json", str(file)]) == 0
+    assert kept.stat().st_mtime_ns == before
+    rows = {row["row"]: row["seeds"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+    assert rows == {name: [0, 1] for name in script.ABLATIONS}
+
+
 def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
     plays = [play for data in script.DATA for play in script.all_plays(data, [0, 1])]
     assert len({play.file(tmp_path) for play in plays}) == len(plays)
