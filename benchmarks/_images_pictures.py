@@ -28,6 +28,7 @@ STYLES = {
     "dxmi/ppo": ("#56B4E9", "P", ""), "dxmi/grpo": ("black", "x", ""), "dxmi/sft-pg": ("#777777", "D", ""),
 }  # fmt: skip
 """Okabe and Ito's colours, and Tol's wine."""
+UNTRAINED = ("ddpm", "fastdpm", "ddim", "dpm-solver", "edm-heun", "ddpm of four fifths")
 BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
 """Rows of untrained samplers that grids show."""
 
@@ -53,7 +54,7 @@ def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> N
         shown = x[:SHOWN].to(train)
         if row in BEFORE:
             lines.append((row, shown))
-        elif row.startswith("dxmi"):
+        elif row.rsplit(", T = ", 1)[0] not in UNTRAINED:
             nearest = train[torch.cdist(shown.flatten(1), train).argmin(1)].view_as(shown)
             lines += [(row, shown), ("nearest in training", nearest)]
     figure = Figure(figsize=(0.62 * SHOWN + 2.8, 0.64 * len(lines) + 0.2), layout="constrained")

@@ -337,8 +337,9 @@ def table(rows: Sequence[dict[str, Any]], floors: dict[str, float], data: str) -
 
 
 def name_of(arguments: Arguments) -> str:
-    """The set's name, with that of a backbone that is not its own."""
-    return arguments.data + ("" if arguments.backbone == "default" else f"-{arguments.backbone}")
+    """The set's name, the backbone where it is not the set's own, and whether these are ablations."""
+    own = arguments.data if arguments.backbone == "default" else f"{arguments.data}-{arguments.backbone}"
+    return f"{own}-ablations" if arguments.ablations else own
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -97,10 +97,14 @@ def test_ablations_share_runs_with_rows_under_their_own_names(quick: Path, tmp_p
     assert script.main([*arguments, "--rows", "dxmi, T = 4"]) == 0
     (kept,) = (file for file in quick.glob("*.json") if "curve" not in file.name)
     before, file = kept.stat().st_mtime_ns, tmp_path / "results.json"
-    assert script.main([*arguments, "--ablations", "--seeds", "0", "1", "--json", str(file)]) == 0
+    command = [*arguments, "--ablations", "--seeds", "0", "1", "--json", str(file), "--pictures", str(tmp_path)]
+    assert script.main(command) == 0
     assert kept.stat().st_mtime_ns == before
     rows = {row["row"]: row["seeds"] for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
     assert rows == {name: [0, 1] for name in script.ABLATIONS}
+    assert [path.name for path in tmp_path.glob("*.png")] == ["images_digits-ablations.png"]
+    with Image.open(tmp_path / "images_digits-ablations.png") as picture:
+        assert picture.height > 11 * 50, "five rows of samples with their neighbours, and test images"
 
 
 def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
