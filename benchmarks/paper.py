@@ -29,8 +29,8 @@ Keys of ``--json FILE``:
     costs                {preset: {networks: {denoiser, energy, value: {parameters, flops, saved_bytes}}, state_bytes,
                          iteration_flops, training_flops, hours}}
     dry_runs             {preset: {batch_size, seconds, losses}} of one iteration
-    runs                 per seed: seed, iterations, features and samples (what it was scored with), scores (as in
-                         benchmarks/images.py), curve, costs
+    runs                 per seed: seed, iterations, label, features and samples (what it was scored with), scores (as
+                         in benchmarks/images.py), curve, costs
 """
 
 from __future__ import annotations
@@ -248,6 +248,7 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
         )  # fmt: skip
     run_in_parts(rows or preset.batch_size)
     scores, how = score(game, seed, arguments.samples), {"features": target.features, "samples": arguments.samples}
+    how["label"] = arguments.label
     found = {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve}
     return found | how | {"costs": dataclasses.asdict(game.costs)}
 

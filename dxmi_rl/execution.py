@@ -175,7 +175,8 @@ class _Executed(nn.Module):
 
     executed: _Told
 
-    def forward(self, x: Tensor, *rest: Any) -> Tensor:
+    def forward(self, x: Tensor, *rest: Any, label: Tensor | int | None = None) -> Tensor:
+        rest = rest if label is None else (*rest, label)
         return self.executed.execution(super().forward, x, *rest)
 
 

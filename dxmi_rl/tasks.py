@@ -229,6 +229,10 @@ def make_task(
             if key not in known:
                 raise UnknownNameError("pretraining setting", key, known)
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
+    if changes.get("label") is not None:
+        changes["label"] = check_integer("label", changes["label"], minimum=0)
+        if changes.get("denoiser", config.denoiser) == "learned":
+            changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
     spec = _spec(name, energy, changes)
     if changes.get("track") == "sample":
         changes.setdefault("base", None)
@@ -373,14 +377,16 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     elif config.denoiser == "learned":
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
-        whole, pretraining = target, config.pretraining
-        if config.label is not None:
-            whole, pretraining = _whole_target(config), replace(pretraining, conditional=True)
-        denoiser = pretrained_denoiser(whole, pretraining, device=device)
+        if config.pretraining.conditional and config.label is None:
+            raise ValueError("label must be a class of the images with a conditional pretraining, got None.")
+        whole = target if config.label is None else _whole_target(config)
+        denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
     elif isinstance(config.denoiser, nn.Module):
         denoiser = config.denoiser
     else:
-        denoiser = _load_denoiser(config.denoiser, target)
+        denoiser = _load_denoiser(config.denoiser)
+    if isinstance(denoiser, DenoiserUNet):
+        _check_shape(denoiser, target)
     denoiser = _told_class(denoiser, config.label)
     sigma_last = config.sigma_last
     if sigma_last is None:
@@ -406,17 +412,18 @@ def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
     return denoiser
 
 
-def _load_denoiser(path: str, target: Target) -> nn.Module:
+def _load_denoiser(path: str) -> nn.Module:
     file = Path(path)
     if not file.exists():
         raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
     denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _check_shape(denoiser: DenoiserUNet, target: Target) -> None:
     shape = (denoiser.net.config.in_channels, *_pair(denoiser.net.config.sample_size))
     if shape != target.event_shape:
-        raise ValueError(
-            f"denoiser {path!r} is for images {shape}, and target {target.name!r} has {target.event_shape}."
-        )
-    return denoiser.requires_grad_(False).eval()
+        raise ValueError(f"denoiser is for images {shape}, and target {target.name!r} has {target.event_shape}.")
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, ...]:

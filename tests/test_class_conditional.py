@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,7 @@ def test_one_denoiser_may_serve_tasks_of_several_classes() -> None:
     denoiser = DenoiserUNet(SHAPE, 0.5, channels=(8, 8), classes=2).requires_grad_(False)
     torch.nn.init.normal_(denoiser.net.conv_out.weight)
     x = torch.randn(2, *SHAPE)
+    assert not torch.equal(denoiser(x, 0.8, 0.6, 0), denoiser(x, 0.8, 0.6, 1))
     tasks = [make_task(squares(), denoiser=denoiser, label=label) for label in (0, 1)]
     for label, task in enumerate(tasks):
         assert torch.equal(task.mdp.base.denoiser(x, 0.8, 0.6), denoiser(x, 0.8, 0.6, label))  # type: ignore[union-attr]
@@ -120,7 +122,7 @@ def test_what_cannot_be_is_refused() -> None:
     plain, told = (DenoiserUNet(SHAPE, 0.5, channels=(8, 8), classes=classes) for classes in (None, 2))
     x = torch.zeros(1, *SHAPE)
     for denoiser, label in ((plain, 1), (told, None)):
-        with pytest.raises(ValueError, match="label must be a class if and only if"):
+        with pytest.raises(ValueError, match="label must be a class if and only if there are any"):
             denoiser(x, 0.8, 0.6, label)
     with pytest.raises(ValueError, match="classes must be >= 1"):
         DenoiserUNet(SHAPE, 0.5, channels=(8, 8), classes=0)
@@ -128,6 +130,15 @@ def test_what_cannot_be_is_refused() -> None:
         DenoiserUNet(SHAPE, 0.5, config={"sample_size": 8}, classes=2)
     with pytest.raises(ValueError, match="told no class, got 1"):
         make_task(squares(), denoiser=plain, label=1)
+    with pytest.raises(ValueError, match="label must be one of 2 classes, 0 to 1, got 5"):
+        told(x, 0.8, 0.6, 5)
+    with pytest.raises(ValueError, match="label must be a class of the images with a conditional pretraining"):
+        make_task(squares(), pretraining=TINY | {"conditional": True})
+    with pytest.raises(ValueError, match=r"denoiser is for images \(3, 8, 8\), and target 'digits 1' has \(1, 8, 8\)"):
+        make_task("digits", denoiser=told, label=1)
+    negative = ImageSet(squares().train_bytes, squares().test_bytes, train_labels=-torch.arange(48))
+    with pytest.raises(ValueError, match="labels must be classes from 0 on"):
+        pretrained_denoiser(negative, PretrainingConfig(**TINY, conditional=True))
     with pytest.raises(TargetError, match=r"label must be a class .* got 2, of which .* 2 classes, has 0 and 0"):
         make_task(squares(), label=2, pretraining=TINY)
     with pytest.raises(ValueError, match="label must be >= 0"):
@@ -162,3 +173,32 @@ def test_settings_that_are_off_leave_keys_as_they_were() -> None:
     assert "conditional=True" in repr(PretrainingConfig(network="unet", conditional=True))
     task = make_task("8gaussians")
     assert "label" not in task.fingerprint() and "label" not in repr(task.config)
+
+
+def test_other_labels_are_another_denoiser() -> None:
+    """Images, name and settings are the same; what the cache has for the one set must not be the other's."""
+    one, config = squares(), PretrainingConfig(**TINY, conditional=True)
+    swapped = ImageSet(
+        one.train_bytes, one.test_bytes, train_labels=1 - torch.arange(48) % 2, test_labels=1 - torch.arange(16) % 2,
+        name=one.name,
+    )  # fmt: skip
+    finer = ImageSet(one.train_bytes, one.test_bytes, train_labels=torch.arange(48) % 4, name=one.name)
+    assert one.digest() == swapped.digest() == finer.digest()
+    first, second, third = (pretrained_denoiser(target, config) for target in (one, swapped, finer))
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert isinstance(third, DenoiserUNet) and third.classes == 4
+
+
+def test_a_label_is_one_label_however_it_is_given(tmp_path: Path) -> None:
+    target, small = squares(), {"agent_settings": {"batch_size": 8, "policy_steps": 1, "width": 16}, "energy_width": 16}
+    task = make_task(target, label=np.int64(1), pretraining=TINY, horizon=2)
+    told = make_task(target, label=1, pretraining=TINY | {"conditional": True}, horizon=2)
+    assert task.fingerprint() == told.fingerprint() and task.config.label == 1 and type(task.config.label) is int
+    game = DxMI(task, seed=0, **small)
+    loaded = DxMI.load(game.save(tmp_path / "game.safetensors"), task=told)
+    x = torch.randn(5, *SHAPE)
+    before = task.mdp.base.denoiser(x, 0.8, 0.6)  # type: ignore[union-attr]
+    set_execution(loaded, rows_at_a_time=2)
+    denoiser = loaded.agent.policy.base.denoiser  # type: ignore[attr-defined, union-attr]
+    for label in (1, np.int64(1), torch.ones(5, dtype=torch.long)):
+        torch.testing.assert_close(denoiser(x, 0.8, 0.6, label=label), before)

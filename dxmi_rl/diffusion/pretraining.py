@@ -111,6 +111,9 @@ def pretrained_denoiser(
     config, device = config or PretrainingConfig(), device or torch.device("cpu")
     key = {"target": target.name, "data": target.digest(), "version": 3, **config.used()}
     denoiser = _build(target, config)
+    if config.conditional:
+        assert isinstance(target, ImageSet)
+        key["labels"] = target.labels_digest()
     place = device if config.network == "unet" else torch.device("cpu")
 
     kind, other = ("denoiser-early", "denoiser") if early else ("denoiser", "denoiser-early")
@@ -160,6 +163,8 @@ def _classes(target: Target, config: PretrainingConfig) -> int | None:
         return None
     if not isinstance(target, ImageSet) or target.classes is None:
         raise ValueError(f"pretraining must have conditional=False for {target.name!r}, which has no labels.")
+    if target.train_labels is not None and int(target.train_labels.min()) < 0:
+        raise ValueError(f"labels must be classes from 0 on for a conditional pretraining; {target.name!r} has others.")
     return target.classes
 
 

@@ -106,10 +106,13 @@ class DenoiserUNet(nn.Module):
     def _labels(self, x: Tensor, label: Tensor | int | None) -> Tensor | None:
         label = self.label if label is None else label
         if (label is None) != (self.classes is None):
-            raise ValueError(
-                f"label must be a class if and only if there are classes, got {label!r} of {self.classes}."
-            )
-        return torch.full((len(x),), label, device=x.device) if isinstance(label, int) else label
+            raise ValueError(f"label must be a class if and only if there are any, got {label!r} of {self.classes}.")
+        if label is None or isinstance(label, Tensor):
+            return label
+        chosen, classes = check_integer("label", label, minimum=None), self.classes or 0
+        if not 0 <= chosen < classes:
+            raise ValueError(f"label must be one of {classes} classes, 0 to {classes - 1}, got {label!r}.")
+        return torch.full((len(x),), chosen, device=x.device)
 
     def times(self, level: Tensor) -> Tensor:
         """What the network is told of noise levels s / alpha: ``[batch] -> [batch]``."""

@@ -129,6 +129,12 @@ class ImageSet(Target):
         """Number of classes, one more than the largest label of training images; None without labels."""
         return None if self.train_labels is None else int(self.train_labels.max()) + 1
 
+    def labels_digest(self) -> str:
+        """Sixteen hex digits of the classes of all training images. Raises TargetError without labels."""
+        if self.train_labels is None:
+            raise TargetError(f"target {self.name!r} has no labels.")
+        return hashlib.sha256(self.train_labels.cpu().numpy().tobytes()).hexdigest()[:16]
+
     def labelled_data(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """As ``data``, with the class of every row ``[n]``. Raises TargetError without labels."""
         if self.train_labels is None:
@@ -139,15 +145,15 @@ class ImageSet(Target):
     def of_class(self, label: int) -> ImageSet:
         """The images of one class as a set of their own, with the scale of all.
 
-        Raises TargetError without labels or without two training images and a test image of that class.
+        Raises TargetError without labels or without two training and two test images of that class.
         """
         whole = check_integer("label", label, minimum=0)
         if self.train_labels is None or self.test_labels is None:
             raise TargetError(f"target {self.name!r} has no labels.")
         train, test = self.train_labels == whole, self.test_labels == whole
-        if int(train.sum()) < 2 or not bool(test.any()):
+        if min(int(train.sum()), int(test.sum())) < 2:
             raise TargetError(
-                f"label must be a class with two training images and a test image, got {whole}, of which target "
+                f"label must be a class with two training and two test images, got {whole}, of which target "
                 f"{self.name!r}, with {self.classes} classes, has {int(train.sum())} and {int(test.sum())}."
             )
         parts = {"train_labels": self.train_labels[train].cpu(), "test_labels": self.test_labels[test].cpu()}
