@@ -28,7 +28,6 @@ STYLES = {
     "dxmi/ppo": ("#56B4E9", "P", ""), "dxmi/grpo": ("black", "x", ""), "dxmi/sft-pg": ("#777777", "D", ""),
 }  # fmt: skip
 """Okabe and Ito's colours, and Tol's wine."""
-UNTRAINED = ("ddpm", "fastdpm", "ddim", "dpm-solver", "edm-heun", "ddpm of four fifths")
 BEFORE = ("ddpm, T = 4", "ddpm, T = 10", "ddpm, T = 100", "ddim, T = 4")
 """Rows of untrained samplers that grids show."""
 
@@ -44,7 +43,7 @@ def draw_all(
 
 
 def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> None:
-    """Test images, samples of some base samplers, and of every game, with the training image nearest to each sample.
+    """Test images, samples of ``BEFORE``, and of every other row with the training image nearest to each sample.
 
     ``samples``: ``[n, *event_shape]`` per row, drawn with the same seed.
     """
@@ -54,7 +53,7 @@ def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> N
         shown = x[:SHOWN].to(train)
         if row in BEFORE:
             lines.append((row, shown))
-        elif row.rsplit(", T = ", 1)[0] not in UNTRAINED:
+        else:
             nearest = train[torch.cdist(shown.flatten(1), train).argmin(1)].view_as(shown)
             lines += [(row, shown), ("nearest in training", nearest)]
     figure = Figure(figsize=(0.62 * SHOWN + 2.8, 0.64 * len(lines) + 0.2), layout="constrained")

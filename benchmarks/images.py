@@ -191,8 +191,7 @@ def all_plays(
         rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
         for steps in STEPS:
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
-        for agent in INSIDE:
-            rows.append(game | {"row": f"dxmi/{agent}, T = 4", "agent": agent})
+        rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
 
@@ -385,11 +384,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     floors = evaluation.image_scores(target, target.train_data(samples_of(target)))
     print_tables([table(rows, floors, name_of(arguments))])
     if arguments.pictures is not None:
-        from _images_pictures import draw_all
+        from _images_pictures import BEFORE, draw_all
 
-        first = {play.row: play.file(arguments.folder) for play in plays if play.seed == arguments.seeds[0]}
+        first = [play for play in plays if play.seed == arguments.seeds[0] and (play.budget or play.row in BEFORE)]
+        shown = {play.row: play.file(arguments.folder) for play in first}
         calls = [] if arguments.ablations else rows  # all of which have four
-        draw_all(first, calls, target, arguments.pictures, name_of(arguments))
+        draw_all(shown, calls, target, arguments.pictures, name_of(arguments))
     if arguments.json is not None:
         command = shlex.join(["python", "benchmarks/images.py", *argv])
         content = {"command": command, "machine": machine(arguments.device), "versions": versions()}

@@ -247,9 +247,8 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
             checkpoint_minutes=KEPT_MINUTES, callback=note, progress_bar=is_main_process(),
         )  # fmt: skip
     run_in_parts(rows or preset.batch_size)
-    scores, how = score(game, seed, arguments.samples), {"features": target.features, "samples": arguments.samples}
-    how["label"] = arguments.label
-    found = {"seed": seed, "iterations": iterations, "scores": scores, "curve": curve}
+    how = {"label": arguments.label, "features": target.features, "samples": arguments.samples}
+    found = {"seed": seed, "iterations": iterations, "scores": score(game, seed, arguments.samples), "curve": curve}
     return found | how | {"costs": dataclasses.asdict(game.costs)}
 
 

@@ -389,9 +389,9 @@ def image_distance(target: ImageSet, x: Tensor) -> float:
 def image_scores(target: ImageSet, x: Tensor, *, train: bool = False) -> dict[str, float]:
     """``fd``, ``kd``, ``precision``, ``recall``, ``density`` and ``coverage`` of images ``[n, *event_shape]``.
 
-    Against as many test images, or all where there are fewer, on the target's features; all but ``fd`` of no more than
-    10,000 of either, as they look at all pairs. With ``train`` also ``fd_train``, against as many training images.
-    Raises as ``metrics.frechet_distance``.
+    Against as many test images, or all where there are fewer, on the target's features; with ``train`` also
+    ``fd_train``, against as many training images. All but these two are of no more than 10,000 images of either kind,
+    as they look at all pairs. Raises as ``metrics.frechet_distance``.
     """
     features, real = _features(target, x)
     scores = {"fd": metrics.frechet_distance(features, real)}
