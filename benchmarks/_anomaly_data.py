@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from dxmi_rl.checks import require
 from dxmi_rl.targets import MissingDataError
+from dxmi_rl.utils.checks import require
 
 Rows = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Rows ``[n, features]``, and which of them are outliers."""

@@ -18,8 +18,9 @@ from torch import Tensor
 from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.envs.rendering import draw_samples
-from dxmi_rl.irl import DxMI, Grid
-from dxmi_rl.storage import write_atomically
+from dxmi_rl.evaluation import Grid
+from dxmi_rl.irl import DxMI
+from dxmi_rl.utils.storage import write_atomically
 
 POINTS, PATHS, SHOWN = 161, 60, 2000
 """Cells per side of an energy's picture, trajectories and samples that are drawn."""

@@ -14,16 +14,17 @@ import torch
 from _dxmi_2d_released import ReleasedGame, released_trainer
 from torch import Tensor
 
-from dxmi_rl import metrics
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.irl import DxMI, DxMIConfig, Grid, energy_quality, equilibrium, recipe, train_energy
+from dxmi_rl.evaluation import Grid, energy_quality, metrics
+from dxmi_rl.irl import DxMI, DxMIConfig, equilibrium, recipe, train_energy
 from dxmi_rl.irl.config import EnergyConfig
-from dxmi_rl.storage import save_tensors, write_json
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.utils.storage import save_tensors, write_json
+from dxmi_rl.utils.torch_tools import seeded
 
 STARTS: dict[str, dict[str, Any]] = {
     "good": {"schedule": "quadratic", "schedule_options": {}},
@@ -82,7 +83,7 @@ class Play:
     def key(self) -> str:
         """Sixteen hex digits of all that the result depends on: not of what it is an experiment for."""
         agent = AGENTS[self.settings.get("agent", "dxdp")].__module__
-        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.irl.quality", "dxmi_rl.irl.training", agent))
+        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation.energy_quality", "dxmi_rl.irl.training", agent))
         parts = dataclasses.asdict(self) | {"code": code, "experiment": None, "label": None}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import Costs, seeded
+from dxmi_rl.agents.base import Costs
 from dxmi_rl.agents.policy import FineTunedPolicy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.tasks import Task
+from dxmi_rl.utils.torch_tools import seeded
 
 BATCH, WIDTH, DEPTH, VALUE_RATE, AVR = 256, 128, 3, 1e-3, 0.99
 """Trajectories per rollout, transitions per policy step; the network of energy and values, its rate; the kernel's."""

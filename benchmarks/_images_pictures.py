@@ -13,8 +13,8 @@ from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 from torch import Tensor
 
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.storage import load_tensors
 from dxmi_rl.targets import ImageSet
+from dxmi_rl.utils.storage import load_tensors
 
 SHOWN = 12
 """Images of a row."""

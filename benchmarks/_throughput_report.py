@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
 from dxmi_rl.benchmark.tables import Table, compact, number
-from dxmi_rl.storage import write_atomically
+from dxmi_rl.utils.storage import write_atomically
 
 Verdict = dict[str, Any]
 UNITS = {"time": (1e3, "ms"), "memory": (1e-6, "MB")}

@@ -34,13 +34,13 @@ from torch.nn.functional import mse_loss
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.base import frozen
 from dxmi_rl.agents.gaussian import CACHED_NUMBERS
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.checks import check_integer, require, resolve_device
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
-from dxmi_rl.storage import write_json
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.storage import write_json
+from dxmi_rl.utils.torch_tools import frozen
 
 AIM = 0.8
 

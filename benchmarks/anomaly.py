@@ -64,10 +64,10 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, number, print_tables, statistics_text
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import write_json
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import write_json
 
 PYOD = {
     "knn": ("knn", "KNN", ""), "lof": ("lof", "LOF", ""), "iforest": ("iforest", "IForest", "random_state"),

@@ -74,10 +74,10 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, number, print_tables, statistics_text
-from dxmi_rl.checks import DivergenceError, require, resolve_device
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors, save_tensors, write_json
+from dxmi_rl.utils.checks import DivergenceError, require, resolve_device
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors, write_json
 
 LAYERS, SIZE, TEXTURE_SIZE = (2, 3), 256, 448
 """Images are resized before the network: textures, of 224 pixels, to twice their size."""

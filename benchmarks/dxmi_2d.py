@@ -53,14 +53,14 @@ from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
-from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.recipes import FINE_TASKS
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors, write_json
 from dxmi_rl.targets import make_target
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, write_json
 
 TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
 USUAL_TAU = 0.1

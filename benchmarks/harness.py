@@ -33,8 +33,8 @@ from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.measure import measure
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, one_thread, prepare, ray_cluster
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.storage import write_json
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.storage import write_json
 
 SIZES = Sizes(samples=2_000, draws=1, trajectories=5_000, fit=False, curve_points=5, kept=500)
 LONG_RUN = 20.0

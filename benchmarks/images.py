@@ -52,7 +52,7 @@ import torch
 
 from dxmi_rl import evaluation, make_agent, make_task
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.machine import machine, versions
@@ -60,15 +60,17 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
-from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.recipes import recipe
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import save_tensors, write_json
 from dxmi_rl.targets import ImageSet, make_target
-from dxmi_rl.tasks import IMAGE_TAU, Task
+from dxmi_rl.tasks import Task
+from dxmi_rl.tasks.table import IMAGE_TAU
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import save_tensors, write_json
+from dxmi_rl.utils.torch_tools import seeded
 
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""

@@ -1,4 +1,4 @@
-"""How often the intervals of dxmi_rl.statistics cover what they are about, by simulation.
+"""How often the intervals of dxmi_rl.benchmark.statistics cover what they are about, by simulation.
 
     python benchmarks/interval_coverage.py --page docs/statistics.md
 
@@ -52,10 +52,10 @@ import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.progress import track
-from dxmi_rl.statistics import bootstrap_interval, interval, probability_of_improvement
-from dxmi_rl.storage import write_atomically, write_json
+from dxmi_rl.benchmark.statistics import bootstrap_interval, interval, probability_of_improvement
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.progress import track
+from dxmi_rl.utils.storage import write_atomically, write_json
 
 TASKS = (1, 4)
 DISTRIBUTIONS = {
@@ -73,7 +73,7 @@ SPREADS = (1.0, 3.0)
 IMPROVEMENT_RUNS = (2, 3, 4, 5, 10, 20)
 """Those of --runs at which the probability of improvement is measured."""
 START, END = "<!-- coverage: written by benchmarks/interval_coverage.py -->", "<!-- end of coverage -->"
-HELP = """How often the intervals of dxmi_rl.statistics cover the true value, beside the percentile bootstrap.
+HELP = """How often the intervals of dxmi_rl.benchmark.statistics cover the true value, beside the percentile bootstrap.
 
 By simulation, about ten minutes."""
 

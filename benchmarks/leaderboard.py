@@ -21,8 +21,8 @@ from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
 from dxmi_rl.benchmark.tables import compact, number
-from dxmi_rl.checks import require
-from dxmi_rl.storage import write_atomically
+from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.storage import write_atomically
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- leaderboard: written by benchmarks/leaderboard.py -->", "<!-- leaderboard: end -->"

@@ -50,17 +50,18 @@ import torch
 from images import EVALUATION_SEED, SHOWN, image_set, samples_of, score
 
 from dxmi_rl import evaluation
-from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.execution import is_main_process, own_device, set_execution
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
-from dxmi_rl.checks import check_integer, check_real, require
-from dxmi_rl.execution import is_main_process, own_device, set_execution
-from dxmi_rl.features import load_features
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, PresetCost, make_game, preset_cost
-from dxmi_rl.storage import save_tensors, write_atomically, write_json
+from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet, cifar10, load_images
+from dxmi_rl.utils.checks import check_integer, check_real, require
+from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
+from dxmi_rl.utils.torch_tools import seeded
 
 H100_FLOPS = 989e12
 """Dense bfloat16 FLOP a second of an H100 SXM (NVIDIA's data sheet)."""

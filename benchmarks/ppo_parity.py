@@ -32,17 +32,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from dxmi_rl.agents import PPO, SB3PPO, Agent
-from dxmi_rl.agents.base import adam, seeded
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.checks import check_integer, require, resolve_device
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.progress import progress
-from dxmi_rl.storage import write_json
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.storage import write_json
+from dxmi_rl.utils.torch_tools import adam, seeded
 
 UNCLIPPED = 1e9
 """A gradient norm that never clips."""

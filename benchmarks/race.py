@@ -4,8 +4,8 @@
     python benchmarks/race.py --results runs/mine/results.json --leader ppo --goal reinforce
 
 For every task that both agents have, every row gets the probability that a run of the leader beats a run of it (with
-its 95 % interval, dxmi_rl.statistics.probability_of_improvement), and what its median run had spent when its learning
-curve first reached the goal's last point (the median of the goal's runs), interpolated between points. Curves hold
+its 95 % interval, ``probability_of_improvement``), and what its median run had spent when its learning curve first
+reached the goal's last point (the median of the goal's runs), interpolated between points. Curves hold
 quick scores (``kl_bound`` with the kernel of training), final scores are those of the results. Nothing is trained.
 
 Keys of ``--json FILE``:
@@ -37,11 +37,11 @@ from rich.table import Table
 
 from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
+from dxmi_rl.benchmark.statistics import probability_of_improvement
 from dxmi_rl.benchmark.tables import compact, number
-from dxmi_rl.checks import require
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.statistics import probability_of_improvement
-from dxmi_rl.storage import write_json
+from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import write_json
 
 ROOT = Path(__file__).parents[1]
 

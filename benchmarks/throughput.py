@@ -96,10 +96,10 @@ from _throughput_rows import (
 from dxmi_rl import make_task
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.tables import Table, print_tables
-from dxmi_rl.checks import MissingExtraError, check_integer, check_real, require
-from dxmi_rl.progress import track
-from dxmi_rl.storage import write_atomically, write_json
 from dxmi_rl.tasks import TASKS, Task
+from dxmi_rl.utils.checks import MissingExtraError, check_integer, check_real, require
+from dxmi_rl.utils.progress import track
+from dxmi_rl.utils.storage import write_atomically, write_json
 
 # What is measured -----------------------------------------------------------------------------------------------------
 

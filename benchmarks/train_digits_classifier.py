@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.features import DIGITS_CLASSIFIER, DigitsFeatures
-from dxmi_rl.storage import save_tensors
+from dxmi_rl.networks.features import DIGITS_CLASSIFIER, DigitsFeatures
 from dxmi_rl.targets.digits import load_digits_split
+from dxmi_rl.utils.storage import save_tensors
 
 EPOCHS = 100
 BATCH = 64

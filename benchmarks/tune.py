@@ -60,16 +60,16 @@ from rich.console import Console
 from rich.table import Table
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.base import seeded
 from dxmi_rl.agents.tuned import SEARCH
 from dxmi_rl.benchmark.protocol import Row
-from dxmi_rl.checks import DivergenceError, NonFiniteError, check_integer, require, resolve_device
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.irl import AGENTS, DxMI, make_agent
 from dxmi_rl.mdp import EnergyError
-from dxmi_rl.progress import progress
-from dxmi_rl.storage import write_json
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, require, resolve_device
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.storage import write_json
+from dxmi_rl.utils.torch_tools import seeded
 
 TASK = "gmm9"
 TASK_SETTINGS: dict[str, Any] = {"backward": "learned"}

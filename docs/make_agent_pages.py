@@ -26,7 +26,7 @@ from dxmi_rl.agents.tuned import SEARCH, load_tuned
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.tables import compact, count_seeds, number
 from dxmi_rl.irl import AGENTS, DxMI
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.utils.registry import UnknownNameError
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results" / "standard.json"

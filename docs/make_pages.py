@@ -19,8 +19,8 @@ from _environment import environment_page
 from _pages import index_page, target_page
 
 from dxmi_rl.envs import ENV_ID
-from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import list_targets
+from dxmi_rl.utils.registry import UnknownNameError
 
 DOCS = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dxmi_rl.checks import require
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.registry import UnknownNameError
 
 if TYPE_CHECKING:
     from dxmi_rl.agents import Agent
@@ -55,13 +55,13 @@ class Train:
 
     def __call__(self, command: str) -> int:
         """Train; the checkpoint is written during training, too."""
-        from dxmi_rl.agents.base import seeded
         from dxmi_rl.benchmark.logs import RunLogger
         from dxmi_rl.benchmark.presets import make_row
         from dxmi_rl.benchmark.protocol import check_rows
-        from dxmi_rl.checks import check_integer, check_real
         from dxmi_rl.evaluation import quick_scores
         from dxmi_rl.tasks import make_task
+        from dxmi_rl.utils.checks import check_integer, check_real
+        from dxmi_rl.utils.torch_tools import seeded
 
         check_integer("points", self.points)
         check_real("budget", self.budget)
@@ -158,7 +158,7 @@ class Evaluate(Checkpoint):
 
         from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
         from dxmi_rl.evaluation import evaluate
-        from dxmi_rl.storage import write_json
+        from dxmi_rl.utils.storage import write_json
 
         agent = self.load()
         scores = evaluate(
@@ -260,7 +260,7 @@ def write_samples(agent: Agent, x: Any, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
     import numpy as np
 
-    from dxmi_rl.storage import save_tensors, write_atomically
+    from dxmi_rl.utils.storage import save_tensors, write_atomically
 
     if out.suffix == ".safetensors":
         save_tensors(out, {"x": x}, {"command": command, "task": agent.task.name, "agent": agent.name})

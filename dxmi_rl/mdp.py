@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import NonFiniteError, all_finite, check_batch, check_integer, check_real, resolve_device
-from dxmi_rl.diffusion.kernels import BackwardKernel, gaussian_log_prob
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.diffusion.kernels import BackwardKernel
 from dxmi_rl.diffusion.samplers import BaseSampler
 from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.rollout import Policy, fast_loop, log_prob, play
+from dxmi_rl.fast_rollout import fast_loop
+from dxmi_rl.rollout import Policy, Trajectory, log_prob, play
 from dxmi_rl.targets.custom import evaluation_mode
+from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_batch, check_integer, check_real, resolve_device
+from dxmi_rl.utils.registry import UnknownNameError
 
 Energy = Callable[[Tensor], Tensor]
 Draw = Callable[[int, torch.Generator | None], Tensor]
@@ -25,34 +26,6 @@ COORDINATES = ["noise", "next_state"]
 
 class EnergyError(ValueError):
     """There is no energy, or it fails: an exception of its own, another shape or dtype, a non-finite value."""
-
-
-@dataclass
-class Trajectory:
-    """A batch of n whole episodes.
-
-    Attributes:
-        x: states, ``[T + 1, n, *event_shape]``; x[T] are the samples.
-        log_prob: log pi(x_{t+1} | x_t), ``[T, n]``.
-    """
-
-    x: Tensor
-    log_prob: Tensor
-
-    @property
-    def horizon(self) -> int:
-        """T."""
-        return len(self.x) - 1
-
-    @property
-    def final(self) -> Tensor:
-        """x_T: ``[n, *event_shape]``."""
-        return self.x[-1]
-
-    def transitions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t, x_{t+1}, t) of all T n transitions, time-major: ``[T n, *event_shape]`` twice and ``[T n]``."""
-        steps = torch.arange(self.horizon, device=self.x.device).repeat_interleave(self.x.shape[1])
-        return self.x[:-1].flatten(0, 1), self.x[1:].flatten(0, 1), steps
 
 
 class DenoisingMDP:

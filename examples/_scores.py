@@ -40,8 +40,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dxmi_rl import Task, evaluate, make_agent, make_task
-from dxmi_rl.checks import check_integer, resolve_device
-from dxmi_rl.storage import write_json
+from dxmi_rl.utils.checks import check_integer, resolve_device
+from dxmi_rl.utils.storage import write_json
 
 TASK = "8gaussians"
 SCORING_SEED = 10_000

@@ -28,7 +28,7 @@ from _scores import Budget, make_parser, parse, run
 from torch import Tensor, nn
 
 from dxmi_rl import Task
-from dxmi_rl.checks import MissingExtraError, require
+from dxmi_rl.utils.checks import MissingExtraError, require
 
 BUDGETS = {
     "ppo": Budget(timesteps=1_024_000, num_envs=256),

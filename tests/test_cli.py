@@ -12,7 +12,7 @@ from PIL import Image
 
 from dxmi_rl import load_agent
 from dxmi_rl.cli import main, settings
-from dxmi_rl.storage import load_tensors
+from dxmi_rl.utils.storage import load_tensors
 
 QUICK = ("--no-fit", "--samples", "200", "--draws", "1", "--trajectories", "500")
 

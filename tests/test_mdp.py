@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dxmi_rl.agents.policy import BasePolicy, CorrectionPolicy
-from dxmi_rl.checks import NonFiniteError
 from dxmi_rl.diffusion import KERNELS, Brownian, IdentitySampler, make_kernel, make_schedule, sample_base
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
-from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError, Trajectory
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.checks import NonFiniteError
+from dxmi_rl.utils.registry import UnknownNameError
 
 KERNEL_NAMES = KERNELS.names()
 

@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dxmi_rl.agents.policy import BasePolicy
-from dxmi_rl.checks import NonFiniteError
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
 from dxmi_rl.tasks import list_tasks, make_task
+from dxmi_rl.utils.checks import NonFiniteError
 
 TASK_NAMES = st.sampled_from(list_tasks()).filter(lambda name: missing(name) is None)
 REFUSED = (TypeError, ValueError)

@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dxmi_rl import rollout
 from dxmi_rl.agents.policy import BasePolicy, CorrectionPolicy
-from dxmi_rl.checks import NonFiniteError
-from dxmi_rl.diffusion.kernels import gaussian_log_prob, standard_log_prob
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.checks import NonFiniteError
 
 
 @pytest.fixture(name="mdp")

@@ -30,9 +30,9 @@ from dxmi_rl.agents.torchrl_ppo import TorchRLPPO, TorchRLPPOConfig
 from dxmi_rl.agents.torchrl_sac import TorchRLSAC, TorchRLSACConfig
 from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
 from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
-from dxmi_rl.checks import CheckpointError
-from dxmi_rl.registry import Registry
-from dxmi_rl.storage import load_tensors
+from dxmi_rl.utils.checks import CheckpointError
+from dxmi_rl.utils.registry import Registry
+from dxmi_rl.utils.storage import load_tensors
 
 __all__ = [
     "A2C",

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from dxmi_rl.checks import require
-from dxmi_rl.diffusion.kernels import standard_log_prob
+from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.utils.checks import require
 
 Gaussian = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Flat observations ``[batch, d + 1]`` -> mean and log standard deviation of the action, both ``[batch, d]``."""

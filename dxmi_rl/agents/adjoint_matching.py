@@ -10,10 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.base import FinalStateHook, adam
+from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
-from dxmi_rl.checks import check_real
 from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.torch_tools import adam
 
 
 @dataclass(frozen=True)

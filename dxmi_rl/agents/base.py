@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.policy import GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
-from dxmi_rl.checks import CheckpointError, DivergenceError, check_integer, check_real
-from dxmi_rl.mdp import Trajectory
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.rollout import draw
-from dxmi_rl.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.rollout import Trajectory, draw
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError, check_integer, check_real
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.utils.torch_tools import seeded
 
 Callback = Callable[["Agent"], bool | None]
 FinalStateHook = Callable[[Tensor], None]
@@ -408,40 +406,6 @@ def _plain(value: Any) -> Tensor | np.ndarray:
     return value if isinstance(value, Tensor) else np.asarray(value)
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Fix torch's generator of the CPU inside, leave it untouched outside (modules are initialised on the CPU)."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """No gradients for these parameters inside; those that had none before have none after."""
-    changed = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in changed:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in changed:
-            parameter.requires_grad_(True)
-
-
-def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
-    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales.
-
-    Fused where torch can: on small networks a plain step costs as much as the backward pass.
-    """
-    kinds = {parameter.device.type for parameters, _ in groups for parameter in parameters}
-    return torch.optim.Adam(
-        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters],
-        fused=kinds <= {"cpu", "cuda"},
-        **options,
-    )
-
-
 def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
     """JSON turned tuples into lists; turn them back, and refuse fields that this version does not know."""
     known = {f.name for f in fields(config)}
@@ -449,9 +413,3 @@ def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
     if extra:
         raise CheckpointError(f"the checkpoint has settings that {config.__qualname__} does not know: {extra}.")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-__all__ = [
-    "BUDGET_UNITS", "Agent", "Callback", "Costs", "FinalStateHook", "GaussianPolicy", "adam", "check_budget", "frozen",
-    "seeded",
-]  # fmt: skip

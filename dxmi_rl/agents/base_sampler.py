@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.policy import BasePolicy
-from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import sample_base
+from dxmi_rl.utils.checks import check_integer
 
 
 @dataclass(frozen=True)

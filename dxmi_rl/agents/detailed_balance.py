@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
-from dxmi_rl.checks import check_integer
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.utils.checks import check_integer
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""

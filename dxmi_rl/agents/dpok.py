@@ -11,8 +11,8 @@ from torch import Tensor
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.policy_gradient import ClippedAgent, ClippedConfig, CriticConfig
-from dxmi_rl.checks import check_real
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.utils.checks import check_real
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import FinalStateHook, frozen
+from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
 from dxmi_rl.agents.guidance import GuidedPolicy
 from dxmi_rl.agents.policy import FineTunedPolicy, GaussianPolicy
 from dxmi_rl.agents.tuned import tuned_settings
-from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion import ReverseSampler
-from dxmi_rl.diffusion.kernels import HALF_LOG_TWO_PI, gaussian_log_prob
-from dxmi_rl.mdp import Energy, Trajectory
+from dxmi_rl.diffusion.gaussian import HALF_LOG_TWO_PI, gaussian_log_prob
+from dxmi_rl.mdp import Energy
 from dxmi_rl.networks import StepConv, StepMLP
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.torch_tools import frozen
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""

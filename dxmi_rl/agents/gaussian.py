@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import Agent, FinalStateHook, adam
+from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy, GaussianPolicy, Recorder, WiderPolicy
-from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.diffusion import IdentitySampler
-from dxmi_rl.mdp import EnergyError, Trajectory
+from dxmi_rl.mdp import EnergyError
 from dxmi_rl.networks import StepConv, StepMLP
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.torch_tools import adam
 
 CACHED_NUMBERS = 640 * 128
 """Rows times width whose gradient a CPU sums up at once: larger layers leave its cache, and take half as long again."""

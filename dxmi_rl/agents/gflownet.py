@@ -14,13 +14,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import FinalStateHook, adam
+from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout
 from dxmi_rl.agents.policy import GaussianPolicy, Recorder
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
-from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
-from dxmi_rl.mdp import Trajectory
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.torch_tools import adam
 
 
 @dataclass(frozen=True)

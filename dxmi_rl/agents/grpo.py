@@ -13,9 +13,8 @@ from torch import Tensor
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.policy_gradient import ClippedAgent, ClippedConfig, PolicyGradientConfig, returns_to_go
-from dxmi_rl.checks import NonFiniteError, all_finite, check_integer, check_real
-from dxmi_rl.mdp import Trajectory
-from dxmi_rl.rollout import play
+from dxmi_rl.rollout import Trajectory, play
+from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_integer, check_real
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_real
-from dxmi_rl.diffusion.kernels import standard_log_prob
+from dxmi_rl.diffusion.gaussian import standard_log_prob
+from dxmi_rl.utils.checks import check_real
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from torch import Tensor
 from dxmi_rl.agents.action_density import ActionDensity
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.episode_replay import EpisodeReplay, Transitions
-from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.utils.checks import check_integer, check_real
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dxmi_rl.agents.base import FinalStateHook, frozen
+from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig
 from dxmi_rl.agents.policy import CorrectionPolicy, EnergyGradient
-from dxmi_rl.checks import check_integer
-from dxmi_rl.diffusion.kernels import gaussian_log_prob, standard_log_prob
-from dxmi_rl.mdp import Trajectory
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.torch_tools import frozen
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.gaussian import GaussianAgent, GaussianConfig, Rollout, importance_ratio
-from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.diffusion.kernels import gaussian_log_prob
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.registry import UnknownNameError
 
 OBJECTIVES = ["soft", "terminal"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.policy_gradient import PolicyGradientAgent, PolicyGradientConfig, returns_to_go
-from dxmi_rl.checks import check_integer
+from dxmi_rl.utils.checks import check_integer
 
 
 @dataclass(frozen=True)

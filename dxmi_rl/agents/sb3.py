@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.action_density import ActionDensity, observe, sb3_density
 from dxmi_rl.agents.library import LibraryAgent, OnPolicyAgent, ReplayAgent
-from dxmi_rl.checks import require
+from dxmi_rl.utils.checks import require
 
 
 class SB3Agent(LibraryAgent):

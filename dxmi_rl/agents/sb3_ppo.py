@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.library import OnPolicyConfig
 from dxmi_rl.agents.sb3 import SB3OnPolicyAgent
-from dxmi_rl.checks import check_real
+from dxmi_rl.utils.checks import check_real
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dxmi_rl.agents.action_density import ActionDensity
 from dxmi_rl.agents.library import ReplayConfig
 from dxmi_rl.agents.sb3 import SB3ReplayAgent
-from dxmi_rl.checks import check_real
+from dxmi_rl.utils.checks import check_real
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.agents.gaussian import GaussianConfig, Rollout
 from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
-from dxmi_rl.checks import check_integer
+from dxmi_rl.utils.checks import check_integer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.base_sampler import Base
-from dxmi_rl.checks import check_integer
 from dxmi_rl.diffusion import ReverseSampler, Schedule, make_schedule
 from dxmi_rl.diffusion.schedules import variance_exploding
+from dxmi_rl.utils.checks import check_integer
 
 
 class Solver(Base):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.action_density import ActionDensity, torchrl_density
-from dxmi_rl.agents.base import adam
 from dxmi_rl.agents.library import LibraryAgent
-from dxmi_rl.checks import require
+from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.torch_tools import adam
 
 
 class TorchRLAgent(LibraryAgent):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.library import OnPolicyAgent, OnPolicyConfig
 from dxmi_rl.agents.torchrl_common import TorchRLAgent, perceptron
-from dxmi_rl.checks import check_real
+from dxmi_rl.utils.checks import check_real
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
-from dxmi_rl.checks import check_integer
+from dxmi_rl.utils.checks import check_integer
 
 
 @dataclass(frozen=True)

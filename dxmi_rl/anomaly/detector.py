@@ -15,16 +15,16 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import seeded
-from dxmi_rl.checks import CheckpointError, check_integer, check_real, require, resolve_device
 from dxmi_rl.diffusion import DenoiserMLP, PretrainingConfig, train_denoiser
 from dxmi_rl.irl import DxMI, DxMIConfig
 from dxmi_rl.irl.training import ENERGY_TRAINERS, train_energy
 from dxmi_rl.networks import EnergyDenoiser, EnergyNetwork
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors, save_tensors
 from dxmi_rl.targets import DataTarget
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require, resolve_device
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
+from dxmi_rl.utils.torch_tools import seeded
 
 Array = NDArray[Any]
 STARTS = ["data", "noise"]

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_integer, resolve_device
-from dxmi_rl.features import Lite0Features, load_features
+from dxmi_rl.networks.features import Lite0Features, load_features
+from dxmi_rl.utils.checks import check_integer, resolve_device
 
 Network = str | Callable[[Tensor], Any]
 ROWS = 32

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.progress import track
-from dxmi_rl.registry import UnknownNameError
 from dxmi_rl.targets import MissingDataError
 from dxmi_rl.targets.images import SUFFIXES
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.progress import track
+from dxmi_rl.utils.registry import UnknownNameError
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]

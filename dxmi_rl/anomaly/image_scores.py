@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dxmi_rl.checks import check_real
+from dxmi_rl.utils.checks import check_real
 
 LARGEST_FPR = 0.3
 

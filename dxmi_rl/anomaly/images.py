@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from dxmi_rl.anomaly.detector import EnergyDetector
 from dxmi_rl.anomaly.feature_maps import FeatureMaps, Network
-from dxmi_rl.checks import CheckpointError, check_real
-from dxmi_rl.storage import load_tensors, save_tensors
+from dxmi_rl.utils.checks import CheckpointError, check_real
+from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 Array = NDArray[Any]
 Images = NDArray[Any] | Tensor

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from dxmi_rl.checks import check_integer, check_real
+from dxmi_rl.utils.checks import check_integer, check_real
 
 Array = NDArray[Any]
 PLACES_AT_A_TIME = 4096

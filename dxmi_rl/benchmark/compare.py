@@ -84,10 +84,10 @@ from dxmi_rl.benchmark.report import write_report
 from dxmi_rl.benchmark.results import assemble
 from dxmi_rl.benchmark.sweep import Logging, Outcome, execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
-from dxmi_rl.checks import check_integer, check_real, require, resolve_device
-from dxmi_rl.progress import progress_columns
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import write_atomically, write_json
+from dxmi_rl.utils.checks import check_integer, check_real, require, resolve_device
+from dxmi_rl.utils.progress import progress_columns
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import write_atomically, write_json
 
 HELP = """Compare agents on tasks over seeds, under equal budgets.
 

@@ -20,8 +20,8 @@ import torch
 
 import dxmi_rl
 from dxmi_rl.agents import Agent
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.storage import write_atomically, write_json
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.storage import write_atomically, write_json
 
 
 class RunLogger:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.base import Agent, seeded
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.torch_tools import seeded
 
 if TYPE_CHECKING:
     from dxmi_rl.benchmark.protocol import Run

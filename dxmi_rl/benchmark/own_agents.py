@@ -22,11 +22,11 @@ from torch import nn
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.action_density import ActionDensity, sb3_density
 from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.checks import CheckpointError, check_integer, require
 from dxmi_rl.irl import AGENTS, DxMI, load_agent
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors
 from dxmi_rl.tasks import Task
+from dxmi_rl.utils.checks import CheckpointError, check_integer, require
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors
 
 SB3_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "PPO": ({"clip_range", "clip_range_vf", "n_epochs"}, {"_last_lstm_states"}),

@@ -20,7 +20,7 @@ from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.benchmark.results import Result, results_of, rows_by_task
 from dxmi_rl.benchmark.tables import main_score, number
 from dxmi_rl.envs.rendering import MAX_IMAGES, draw_samples, is_image, is_renderable
-from dxmi_rl.storage import load_tensors, write_atomically
+from dxmi_rl.utils.storage import load_tensors, write_atomically
 
 # Okabe and Ito's colours without yellow and black; the markers tell lines apart without any.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
 from dxmi_rl.irl import AGENTS, DxMI
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.utils.registry import UnknownNameError
 
 FOLDER = Path(__file__).with_name("presets")
 GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "fit", "task_settings", "agent_settings"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from dxmi_rl.benchmark.measure import first_score
 from dxmi_rl.benchmark.protocol import RANKED_BY, Row, exact_score, normalise
+from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median
 from dxmi_rl.benchmark.sweep import Outcome
-from dxmi_rl.statistics import interquartile_mean, interval, median
 from dxmi_rl.tasks import TASKS
 
 Result = dict[str, Any]

@@ -22,11 +22,11 @@ from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.measure import OnPoint, Point, measure
 from dxmi_rl.benchmark.protocol import Row, Run
-from dxmi_rl.checks import DivergenceError, NonFiniteError, require
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
 from dxmi_rl.mdp import EnergyError
-from dxmi_rl.storage import save_tensors, write_atomically, write_json
 from dxmi_rl.tasks import ENERGIES, Task, make_task
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, require
+from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
 
 
 class SourceChangedError(RuntimeError):

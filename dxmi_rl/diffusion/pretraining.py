@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import CheckpointError, DivergenceError
 from dxmi_rl.diffusion.denoisers import DenoiserMLP
 from dxmi_rl.diffusion.unet import DenoiserUNet
-from dxmi_rl.networks import average_towards
-from dxmi_rl.progress import track
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import (
+from dxmi_rl.targets import ImageSet, Target
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError
+from dxmi_rl.utils.progress import track
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import (
     cache_path,
     cached_tensors,
     flatten_optimizer,
@@ -26,7 +26,7 @@ from dxmi_rl.storage import (
     restore_optimizer,
     save_tensors,
 )
-from dxmi_rl.targets import ImageSet, Target
+from dxmi_rl.utils.torch_tools import average_towards
 
 Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_real
 from dxmi_rl.diffusion.schedules import Schedule, per_step
+from dxmi_rl.utils.checks import check_real
 
 
 class BaseSampler(nn.Module):

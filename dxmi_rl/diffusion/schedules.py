@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_integer, check_real
-from dxmi_rl.registry import Registry, UnknownNameError
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 
 class Schedule(nn.Module):

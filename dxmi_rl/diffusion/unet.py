@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import CheckpointError, check_integer, check_real, require
 from dxmi_rl.diffusion.denoisers import Level, column
-from dxmi_rl.registry import UnknownNameError
-from dxmi_rl.storage import load_tensors, save_tensors
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 PRECONDITIONINGS = ["edm", "epsilon"]
 GROUPS = 8

@@ -12,12 +12,13 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dxmi_rl.checks import NonFiniteError, all_finite, check_integer, check_real
 from dxmi_rl.envs.rendering import check_renderable, is_renderable, render_samples
-from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError, Trajectory
-from dxmi_rl.registry import UnknownNameError
+from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import ENERGIES, TASKS, TargetLike, Task, TaskConfig, make_task
+from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_integer, check_real
+from dxmi_rl.utils.registry import UnknownNameError
 
 DEFAULT_TASK = "8gaussians"
 OBSERVATIONS = ["flat", "dict"]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_integer
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.targets import Target
+from dxmi_rl.utils.checks import check_integer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

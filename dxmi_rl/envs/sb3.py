@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from gymnasium.error import NoAsyncCallError
 
-from dxmi_rl.checks import check_integer, require
 from dxmi_rl.envs.episodes import DEFAULT_TASK, TaskLike
 from dxmi_rl.envs.vector import DenoiseVectorEnv
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
+from dxmi_rl.utils.checks import check_integer, require
 
 require("stable_baselines3", "sb3")
 from stable_baselines3.common.monitor import Monitor  # noqa: E402 (an optional package)

@@ -8,10 +8,10 @@ import torch
 from gymnasium.error import ResetNeeded
 from torch import Tensor
 
-from dxmi_rl.checks import check_integer, require
 from dxmi_rl.envs.episodes import Episodes, TaskLike, append_column
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
+from dxmi_rl.utils.checks import check_integer, require
 
 require("torchrl", "torchrl")
 from tensordict import TensorDict, TensorDictBase  # noqa: E402 (an optional package)

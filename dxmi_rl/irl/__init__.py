@@ -5,7 +5,6 @@ from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.equilibria import Equilibrium, equilibrium
 from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
-from dxmi_rl.irl.quality import Grid, energy_quality
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.irl.training import (
     ENERGY_TRAINERS,
@@ -25,9 +24,7 @@ __all__ = [
     "EnergyTrainer",
     "EnergyTrainingConfig",
     "Equilibrium",
-    "Grid",
     "TrainedEnergy",
-    "energy_quality",
     "equilibrium",
     "list_agents",
     "load_agent",

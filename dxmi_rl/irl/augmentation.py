@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from dxmi_rl.checks import check_real
 from dxmi_rl.irl.config import DxMIConfig
 from dxmi_rl.targets import Target
+from dxmi_rl.utils.checks import check_real
 
 # As the paper's, but for rotations and scalings, which are smaller: a turned digit is another one, or none.
 SHIFT = 1 / 8

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from dxmi_rl.checks import check_integer, check_real
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
 from dxmi_rl.targets import ImageSet, Target
+from dxmi_rl.utils.checks import check_integer, check_real
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent, FinalStateHook, adam
+from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.guidance import Guiding
-from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import recipe
-from dxmi_rl.mdp import Trajectory
-from dxmi_rl.networks import average_towards
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import ImageSet
+from dxmi_rl.utils.checks import check_batch, check_integer, check_real
+from dxmi_rl.utils.torch_tools import adam, average_towards
 
 
 class DxMI(Agent):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_real
 from dxmi_rl.irl.losses import ENERGY_LOSSES
+from dxmi_rl.utils.checks import check_real
 
 HALVINGS = 60
 """Of an interval that holds the answer; float64 has no more digits."""

@@ -10,9 +10,9 @@ from dxmi_rl.irl.config import make_energy
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipes import IMAGE_TASKS, fixed_recipe
-from dxmi_rl.storage import cached_tensors
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import TASKS, Task
+from dxmi_rl.utils.storage import cached_tensors
 
 FIXED_TIMESTEPS = 500_000
 FIXED_SEED = 0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from dxmi_rl.checks import check_real
-from dxmi_rl.registry import Registry
+from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.registry import Registry
 
 
 def contrastive(energy_data: Tensor, energy_policy: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from dxmi_rl.agents import DxDP
 from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.dxmi import DxMI
-from dxmi_rl.registry import Registry
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.utils.registry import Registry
 
 TAU1, TAU2 = 0.1, 0.01
 

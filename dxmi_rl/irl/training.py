@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import seeded
-from dxmi_rl.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.irl.config import EnergyConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.networks import EnergyNetwork, average_towards
-from dxmi_rl.progress import progress
-from dxmi_rl.registry import Registry, UnknownNameError
+from dxmi_rl.networks import EnergyNetwork
 from dxmi_rl.targets import Target, TargetError
+from dxmi_rl.utils.checks import DivergenceError, check_integer, check_real
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.registry import Registry, UnknownNameError
+from dxmi_rl.utils.torch_tools import average_towards, seeded
 
 FITTED_ROWS = 10_000
 """Data from which the Gaussian of noise-contrastive estimation is fitted."""

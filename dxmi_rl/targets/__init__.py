@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast, get_type_hints
 
-from dxmi_rl.registry import Registry, UnknownNameError
 from dxmi_rl.targets.base import Target, TargetError
 from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
@@ -19,6 +18,7 @@ from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget
 from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
 from dxmi_rl.targets.student import StudentMixture, mos10
+from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 __all__ = [
     "TARGETS",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import check_batch, check_integer, check_real
+from dxmi_rl.utils.checks import check_batch, check_integer, check_real
 
 
 class TargetError(ValueError):

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_real
 from dxmi_rl.targets.base import Target
 from dxmi_rl.targets.extension import exp_below
+from dxmi_rl.utils.checks import check_real
 
 FINPINES = Path(__file__).parents[1] / "data" / "finpines.json"
 GRID = 40

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.checks import NonFiniteError, check_integer, check_real
 from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real
 
 TEST_FROM = 100
 """Data sets of at least this many rows keep a tenth of them for testing."""

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import MissingExtraError
 from dxmi_rl.targets.base import Target
 from dxmi_rl.targets.image_set import ImageSet, stratified_split
+from dxmi_rl.utils.checks import MissingExtraError
 
 LEVELS = 16
 

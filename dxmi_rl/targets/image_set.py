@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dxmi_rl.checks import check_integer
-from dxmi_rl.features import FEATURES
+from dxmi_rl.networks.features import FEATURES
 from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.utils.checks import check_integer
 
 Bytes = NDArray[np.uint8]
 
@@ -35,7 +35,8 @@ class ImageSet(Target):
         scale: standard deviation of one value; None: measured.
         name: the target's name; None: "custom".
         features: the network whose features distances between images of this set use: "lite0", "inception" (FID, with
-            weights of yours: ``dxmi_rl.features.InceptionFeatures``), or for 8 x 8 digits "digits". None: the class's.
+            weights of yours: ``dxmi_rl.networks.features.InceptionFeatures``), or for 8 x 8 digits "digits". None: the
+            class's.
 
     Raises UnknownNameError for other features, TypeError or ValueError for other dtypes and shapes, fewer than two
     training images or no test image, values above ``levels``, training images that are all one value, and labels that
@@ -44,7 +45,7 @@ class ImageSet(Target):
 
     has_data: ClassVar[bool] = True
     features: str = "lite0"
-    """Name of the feature network (dxmi_rl.features) that distances between images of this set use."""
+    """Name of the feature network (dxmi_rl.networks.features) that distances between images of this set use."""
     train_bytes: Tensor
     test_bytes: Tensor
     train_labels: Tensor | None

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dxmi_rl.checks import check_integer, require
-from dxmi_rl.progress import track
-from dxmi_rl.storage import cache_path, write_atomically
 from dxmi_rl.targets.base import TargetError
 from dxmi_rl.targets.image_set import Bytes, ImageSet, check_labels, stratified_split
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.progress import track
+from dxmi_rl.utils.storage import cache_path, write_atomically
 
 LARGEST_TEST = 10_000
 """Images of your own: a tenth is kept for tests, and at most so many."""

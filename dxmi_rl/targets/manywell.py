@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_batch, check_integer
 from dxmi_rl.targets.base import Target
+from dxmi_rl.utils.checks import check_batch, check_integer
 
 REACH = 3.5
 """The inverse CDF covers x1 in [-3.5, 3.5]: outside lies less than e^-80 of the mass."""

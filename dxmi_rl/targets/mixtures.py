@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_real
 from dxmi_rl.targets.base import Target
+from dxmi_rl.utils.checks import check_real
 
 BLOCK = 65_536
 """Numbers in one temporary of a mixture on a CPU, 256 KiB in float32."""

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.checks import check_batch, check_integer, check_real
 from dxmi_rl.targets.base import Target
+from dxmi_rl.utils.checks import check_batch, check_integer, check_real
 
 
 class ParticleTarget(Target):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dxmi_rl.storage import write_atomically
+from dxmi_rl.utils.storage import write_atomically
 
 __all__ = ["check_results", "load_results", "write_report"]
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
 from dxmi_rl.benchmark.report.content import Aggregate, Comparison
-from dxmi_rl.statistics import curve_band, performance_profile
+from dxmi_rl.benchmark.statistics import curve_band, performance_profile
 
 INK = "#010203"
 """Stands for the page's text colour until the SVG is written."""

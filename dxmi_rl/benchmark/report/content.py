@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
-from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
-from dxmi_rl.statistics import (
+from dxmi_rl.benchmark.statistics import (
     interquartile_mean,
     interval,
     median,
@@ -21,6 +20,7 @@ from dxmi_rl.statistics import (
     probability_of_improvement,
     welch_t_test,
 )
+from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
 
 ENERGIES = {
     "target": "the target's own density, exact",

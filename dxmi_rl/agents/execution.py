@@ -1,0 +1,216 @@
+"""How an agent's networks run: in half precision, in parts that fit the memory, on several processes.
+
+Algorithms do not know: a network still gives the same rows for the same rows. Large backbones need all three.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.diffusion import DenoiserMLP, DenoiserUNet
+from dxmi_rl.networks import EnergyNetwork, StepConv, StepMLP
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.registry import UnknownNameError
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+NETWORKS = (DenoiserUNet, DenoiserMLP, EnergyNetwork, StepMLP, StepConv)
+"""Networks that run as they are told; whatever else an agent has (libraries' networks, sigmas, kernels) runs as always,
+whole on every process."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How one network runs."""
+
+    precision: str = "float32"
+    """"float32", or "bfloat16": autocast inside the network; weights, optimizer and outputs keep their type."""
+    rows_at_a_time: int | None = None
+    """A larger batch runs in parts, and of these only in- and outputs are kept for the gradient, which costs a second
+    forward pass: gradient accumulation, for any algorithm and with the same result. None: whole."""
+    process: int = 0
+    """This process, of ``processes``."""
+    processes: int = 1
+
+    def __call__(self, forward: Any, x: Tensor, *rest: Any) -> Tensor:
+        """``forward(x, *rest)``, rows of x and of what else has as many rows in parts."""
+        n = len(x)
+        if self.processes == 1 or (n < self.processes and not torch.is_grad_enabled()):
+            return self._in_parts(forward, x, rest)
+        if n < self.processes:
+            raise ValueError(f"a batch must have a row for each of the {self.processes} processes, got {n}.")
+        own = self.own_rows(n)
+        parts = [value[own] if _has_rows(value, n) else value for value in rest]
+        return _Gather.apply(self._in_parts(forward, _Scatter.apply(x, self), parts), self, n)
+
+    def own_rows(self, n: int) -> slice:
+        """Those of n rows that this process computes."""
+        return slice(self.process * n // self.processes, (self.process + 1) * n // self.processes)
+
+    def _in_parts(self, forward: Any, x: Tensor, rest: Any) -> Tensor:
+        n = len(x)
+        if self.rows_at_a_time is None or n <= self.rows_at_a_time:
+            return self._precisely(forward, x, *rest)
+        outputs = []
+        for start in range(0, n, self.rows_at_a_time):
+            rows = slice(start, start + self.rows_at_a_time)
+            inputs = [x[rows], *(value[rows] if _has_rows(value, n) else value for value in rest)]
+            # Networks draw no noise, so there is no generator to put back, which would wait for the device.
+            outputs.append(checkpoint(self._precisely, forward, *inputs, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(outputs)
+
+    def _precisely(self, forward: Any, x: Tensor, *rest: Any) -> Tensor:
+        half = PRECISIONS[self.precision]
+        if half is None:
+            return forward(x, *rest)
+        with torch.autocast(x.device.type, half):
+            return forward(x, *rest).to(x.dtype)
+
+
+def _has_rows(value: Any, n: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == n
+
+
+class _Scatter(torch.autograd.Function):
+    """This process's rows of what all have; its gradient is gathered from all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, execution: Execution) -> Tensor:
+        ctx.execution, ctx.n = execution, len(x)
+        return x[execution.own_rows(len(x))].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Gather.apply(gradients[0], ctx.execution, ctx.n), None
+
+
+class _Gather(torch.autograd.Function):
+    """All rows, of which every process has its own; the gradient of each is its rows', as all have the same loss."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, execution: Execution, n: int) -> Tensor:
+        ctx.execution = execution
+        whole = y.new_zeros(n, *y.shape[1:])
+        whole[execution.own_rows(n)] = y
+        torch.distributed.all_reduce(whole)  # of rows and zeros: exact, also where processes have unequally many
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return _Scatter.apply(gradients[0], ctx.execution), None, None
+
+
+def set_execution(
+    agent: Agent, *, precision: str = "float32", rows_at_a_time: int | None = None, share: bool = False
+) -> Execution:
+    """Let all networks of an agent, and of an agent inside DxMI, run so from now on; returns how.
+
+    Args:
+        precision: "float32" or "bfloat16" (autocast).
+        rows_at_a_time: rows of a batch that a network computes at once; None: all.
+        share: split every batch between the processes that ``accelerate launch --multi_gpu`` (also on CPUs) or torchrun
+            started, and add up their gradients. Each process has the whole agent and draws all its noise, so that the
+            numbers are those of one process but for rounding; only networks are shared, which for large ones is nearly
+            everything. All processes must be built with the same seed, each on its ``own_device``, and call the same
+            verbs.
+
+    Checkpoints are the same with any of these. Raises UnknownNameError for another precision, ValueError for rows < 1
+    and for ``rows_at_a_time`` with spectral norms, which change in every pass, MissingExtraError without accelerate.
+    """
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, list(PRECISIONS))
+    if rows_at_a_time is not None:
+        check_integer("rows_at_a_time", rows_at_a_time)
+    process, processes = 0, 1
+    if share:
+        known = _in_a_group()
+        state = require("accelerate", "images").PartialState(cpu=agent.mdp.device.type == "cpu")
+        process, processes = state.process_index, state.num_processes
+        if not known:
+            # A group that is still there when the interpreter goes aborts the process now and then: its threads run on.
+            atexit.register(_leave)
+    execution = Execution(precision, rows_at_a_time, process, processes)
+    for module in agent.modules().values():
+        _tell(module, execution)
+    return execution
+
+
+def own_device(device: str | torch.device | None) -> torch.device:
+    """This process's device: of "cuda" the GPU that its launcher's ``LOCAL_RANK`` names, else as it is.
+
+    Build tasks and agents on it; otherwise all processes of a machine build them on the first GPU. Raises ValueError
+    for a device that cannot compute here.
+    """
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or str(device) != "cuda":
+        return resolve_device(device)
+    own = resolve_device(f"cuda:{int(rank)}")
+    torch.cuda.set_device(own)
+    return own
+
+
+def _in_a_group() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _leave() -> None:
+    if _in_a_group():
+        torch.distributed.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first, or the only one: who prints and writes."""
+    return not _in_a_group() or torch.distributed.get_rank() == 0
+
+
+class _Executed(nn.Module):
+    """A network that runs as its ``executed`` says."""
+
+    executed: _Told
+
+    def forward(self, x: Tensor, *rest: Any, label: Tensor | int | None = None) -> Tensor:
+        rest = rest if label is None else (*rest, label)
+        return self.executed.execution(super().forward, x, *rest)
+
+
+@dataclass
+class _Told:
+    """What a network and the hooks of its parameters share."""
+
+    execution: Execution
+
+    def sum(self, gradient: Tensor) -> Tensor:
+        """A parameter's gradient, added up over processes: a hook, which runs once in a backward pass."""
+        if self.execution.processes == 1:
+            return gradient
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
+def _tell(module: nn.Module, execution: Execution) -> None:
+    """Set the execution of the outermost networks in a module."""
+    if not isinstance(module, NETWORKS):
+        for child in module.children():
+            _tell(child, execution)
+        return
+    layers = list(module.modules())
+    if execution.rows_at_a_time is not None and any(map(nn.utils.parametrize.is_parametrized, layers)):
+        raise ValueError("rows_at_a_time must be None with spectral norms, which change in every pass.")
+    if isinstance(module, _Executed):
+        module.executed.execution = execution
+        return
+    kind, told = type(module), _Told(execution)
+    # A class of its own, as torch's parametrizations do it: copies run likewise, and names of weights stay.
+    module.__class__ = type(kind.__name__, (_Executed, kind), {"__module__": kind.__module__})
+    cast(Any, module).executed = told
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(told.sum)

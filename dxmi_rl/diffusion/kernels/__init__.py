@@ -1,0 +1,31 @@
+"""Backward kernels qb(x_t | x_{t+1}): one file and one registry line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from dxmi_rl.diffusion.kernels.base import BackwardKernel
+from dxmi_rl.diffusion.kernels.brownian import Brownian
+from dxmi_rl.diffusion.kernels.forward import Forward
+from dxmi_rl.diffusion.kernels.learned import Learned
+from dxmi_rl.diffusion.schedules import Schedule
+from dxmi_rl.utils.registry import Registry
+
+__all__ = ["KERNELS", "BackwardKernel", "Brownian", "Forward", "Learned", "make_kernel"]
+
+KERNELS: Registry[type[BackwardKernel]] = Registry("backward kernel")
+KERNELS.add("brownian", Brownian)
+KERNELS.add("forward", Forward)
+KERNELS.add("learned", Learned)
+
+
+def make_kernel(
+    name: str, schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any
+) -> BackwardKernel:
+    """Build a backward kernel for a schedule; ``sigma`` is the base sampler's ``[T]``.
+
+    Raises UnknownNameError for an unknown name and TypeError for an option that the kernel does not have.
+    """
+    return KERNELS[name].build(schedule, event_shape, scale, sigma, **options)

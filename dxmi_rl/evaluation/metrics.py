@@ -1,0 +1,414 @@
+"""Metrics on samples, log-weights, features and scores of runs: pure functions that return Python numbers.
+
+Nothing here knows agents or targets. Heavy packages are imported inside the functions that need them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real, require
+
+# Bandwidths of the MMD kernels over the median distance; each is twice the one before (``_kernel_sum`` relies on it).
+MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+# Samples against samples ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def sliced_w2(x: Tensor, y: Tensor, projections: int = 1000, seed: int = 0) -> float:
+    """Sliced 2-Wasserstein distance: root of the mean over random directions of the squared 1-D W2.
+
+    Exact in each direction, for equal and unequal sizes; equal to POT's ``ot.sliced.sliced_wasserstein_distance``
+    with p = 2 and the same directions, and about ten times faster because uniform weights need one coupling only.
+    Costs O(projections (n log n + m log m)); directions are drawn on the CPU, so devices agree.
+
+    Args:
+        x: samples ``[n, d]``.
+        y: samples ``[m, d]``, same device.
+        projections: number of directions, uniform on the sphere.
+        seed: seed of the directions; the global random state is untouched.
+
+    Returns:
+        A distance >= 0 in the units of x.
+
+    Raises:
+        TypeError, ValueError: for anything but two finite, non-empty floating matrices of equal width.
+
+    Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.
+    """
+    _check_pair("x", x, "y", y)
+    check_integer("projections", projections)
+    generator = torch.Generator().manual_seed(seed)
+    directions = nn.functional.normalize(torch.randn(projections, x.shape[1], generator=generator), dim=1).to(x)
+    i, j, mass = _uniform_coupling(len(x), len(y), x.device)
+    total = 0.0
+    for chunk in directions.split(100):  # bounds memory at 100 sorted copies of the samples
+        left, right = (chunk @ x.T).sort(dim=1).values, (chunk @ y.to(x).T).sort(dim=1).values
+        if len(x) != len(y):
+            left, right = left[:, i], right[:, j]
+        total += float(((left - right).double().square() @ mass).sum())
+    return math.sqrt(total / projections)
+
+
+def _uniform_coupling(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Monotone coupling of n and m equal atoms: indices ``[k]`` into each and masses ``[k]`` that sum to one."""
+    # Edges i/n and j/m in units of 1/(n m): integers, so that no breakpoint is lost to rounding.
+    edges = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
+    mass = edges.diff().double() / (n * m)
+    return (edges[:-1] // m).to(device), (edges[:-1] // n).to(device), mass.to(device)
+
+
+@torch.no_grad()
+def mmd(x: Tensor, y: Tensor) -> float:
+    """Maximum mean discrepancy, the root of the unbiased estimate of MMD^2 clipped at zero.
+
+    The kernel is the mean of five Gaussian kernels exp(-r^2 / (2 s^2)), s = (1/4, 1/2, 1, 2, 4) times the median
+    distance between the first 2,000 rows of ``y`` (so y is the reference, and the metric is not symmetric). All pairs
+    are used, in blocks: 10,000 points against 10,000 take about a second on one core and little memory. Two sets of
+    the same law give exactly 0 about half of the time, because the unbiased estimate is then negative.
+
+    Args:
+        x: samples ``[n, d]``, n >= 2.
+        y: reference samples ``[m, d]``, m >= 2, same device.
+
+    Returns:
+        A number in [0, sqrt(2)], without units.
+
+    Raises:
+        TypeError, ValueError: as ``sliced_w2``, or when the median distance within y is zero.
+
+    Source: Gretton et al. 2012, A kernel two-sample test, eq. (3).
+    """
+    _check_pair("x", x, "y", y, minimum=2)
+    y = y.to(x)
+    bandwidth = float(nn.functional.pdist(y[:2000]).median())
+    if bandwidth == 0.0:
+        raise ValueError("y must not be mostly copies of one point: the median distance between its rows is 0.")
+    n, m = len(x), len(y)
+    within_x = _kernel_sum(x, x, bandwidth, same=True) / (n * (n - 1))
+    within_y = _kernel_sum(y, y, bandwidth, same=True) / (m * (m - 1))
+    between = _kernel_sum(x, y, bandwidth) / (n * m)
+    return math.sqrt(max(within_x + within_y - 2 * between, 0.0))
+
+
+def _kernel_sum(x: Tensor, y: Tensor, bandwidth: float, *, same: bool = False, block: int = 64) -> float:
+    """Sum of the mixture kernel over all pairs ``x[i], y[j]``, without i = j when ``same``."""
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    widest = MMD_BANDWIDTHS[-1] * bandwidth
+    for start in range(0, len(x), block):  # small blocks stay in the cache: four times as fast as blocks of 1,000
+        rows = x[start : start + block]
+        kernel = torch.cdist(rows, y).square_().mul_(-1 / (2 * widest**2)).exp_()
+        if same:
+            index = torch.arange(len(rows), device=x.device)
+            kernel[index, start + index] = 0.0
+        total += kernel.sum(dim=1).double().sum()
+        for _ in MMD_BANDWIDTHS[1:]:  # half the bandwidth is the fourth power: one exp serves all five kernels
+            kernel.square_().square_()
+            total += kernel.sum(dim=1).double().sum()
+    return float(total) / len(MMD_BANDWIDTHS)
+
+
+@torch.no_grad()
+def quantile_error(x: Tensor, y: Tensor) -> float:
+    """Mean absolute difference of the 1 %, 2 %, ..., 99 % quantiles of every coordinate; needs no moments.
+
+    Args:
+        x, y: samples ``[n, d]`` and ``[m, d]``.
+
+    Raises TypeError or ValueError for other shapes, dtypes or non-finite samples.
+    """
+    _check_pair("x", x, "y", y)
+    levels = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, device=x.device)
+    # torch.quantile refuses large inputs: sort and interpolate, as it does.
+    parts = []
+    for samples in (x.double(), y.double()):
+        ordered = samples.sort(dim=0).values
+        position = levels * (len(ordered) - 1)
+        low = position.floor().long()
+        high = (low + 1).clamp_max(len(ordered) - 1)
+        parts.append(torch.lerp(ordered[low], ordered[high], (position - low)[:, None]))
+    return float((parts[0] - parts[1]).abs().mean())
+
+
+def mode_statistics(
+    x: Tensor, centers: Tensor, std: float | Tensor, weights: Tensor | None = None, radius: float = 3.0
+) -> dict[str, float]:
+    """Count the covered modes and compare their frequencies with their weights.
+
+    A sample belongs to its nearest centre. Mode k is covered when the fraction of all samples that belong to it and
+    lie within ``radius`` standard deviations of it is at least min(0.01, w_k / 4). ``mode_tv`` is the total variation
+    0.5 sum_k |fraction_k - w_k| over all samples, however far they lie.
+
+    Args:
+        x: samples ``[n, d]``.
+        centers: mode centres ``[k, d]``.
+        std: standard deviation (or scale) of one coordinate within a mode, a number or ``[k]``.
+        weights: mode weights ``[k]``, positive and summing to one; None for equal ones.
+        radius: in units of ``std``; 3 holds 98.9 % of a plane Gaussian. In d dimensions take about sqrt(d) + 2.
+
+    Returns:
+        ``{"modes": int in 0..k, "mode_tv": float in [0, 1)}``.
+
+    Raises:
+        TypeError, ValueError: for shapes that do not match, non-finite values, std <= 0 or weights that do not sum to
+            one.
+    """
+    _check_pair("x", x, "centers", centers)
+    check_real("radius", radius, strict=True)
+    count = len(centers)
+    if weights is None:
+        weights = torch.full((count,), 1.0 / count)
+    _check_vector("weights", weights, size=count)
+    weights = weights.to(x.device, torch.float64)
+    if float(weights.min()) <= 0 or abs(float(weights.sum()) - 1) > 1e-4:
+        raise ValueError("weights must be positive and sum to one.")
+    deviations = torch.as_tensor(std, dtype=torch.float64, device=x.device)
+    if deviations.dim() > 1 or deviations.numel() not in (1, count) or not float(deviations.min()) > 0:
+        raise ValueError(f"std must be a positive number or {count} of them, got {std!r}.")
+    distance, nearest = torch.cdist(x.double(), centers.to(x).double()).min(dim=1)
+    fractions = torch.bincount(nearest, minlength=count).double() / len(x)
+    close = distance <= radius * deviations.expand(count)[nearest]
+    covered = torch.bincount(nearest[close], minlength=count).double() / len(x) >= (weights / 4).clamp(max=0.01)
+    return {"modes": int(covered.sum()), "mode_tv": 0.5 * float((fractions - weights).abs().sum())}
+
+
+def exact_floor(
+    metric: Callable[[Tensor, Tensor], float],
+    sample: Callable[[int, torch.Generator | None], Tensor],
+    n: int,
+    pairs: int = 20,
+    generator: torch.Generator | None = None,
+) -> float:
+    """Mean of ``metric`` over pairs of independent sets of ``n`` exact samples: what a perfect sampler would score.
+
+    Args:
+        metric: a function of two sample sets, such as ``sliced_w2``.
+        sample: ``sample(n, generator) -> [n, d]``, such as ``target.sample``.
+        n: size of each set.
+        pairs: number of pairs.
+        generator: passed to ``sample``.
+
+    Raises:
+        TypeError, ValueError: when n or pairs is not a positive integer.
+    """
+    n, pairs = check_integer("n", n), check_integer("pairs", pairs)
+    return float(np.mean([metric(sample(n, generator), sample(n, generator)) for _ in range(pairs)]))
+
+
+# Log-weights ----------------------------------------------------------------------------------------------------------
+
+
+def log_weight_statistics(log_w: Tensor) -> dict[str, float]:
+    """ELBO, importance-weighted log Z and effective sample size of log-weights of trajectories of the policy.
+
+    Args:
+        log_w: ``[n]`` in nats, log of target times backward kernels over the policy's trajectory density.
+
+    Returns:
+        ``{"elbo", "log_z", "ess"}``: mean log w; log mean w; (sum w)^2 / (n sum w^2), a fraction in (0, 1].
+        Computed in float64. Always elbo <= log_z; log_z is not to be trusted when ess is below 0.1.
+
+    Raises:
+        TypeError, ValueError: for anything but a finite, non-empty floating vector.
+    """
+    log_w = _check_vector("log_w", log_w).double()
+    log_sum = torch.logsumexp(log_w, 0)
+    return {
+        "elbo": float(log_w.mean()),
+        "log_z": float(log_sum) - math.log(len(log_w)),
+        "ess": min(1.0, float((2 * log_sum - torch.logsumexp(2 * log_w, 0)).exp()) / len(log_w)),
+    }
+
+
+def log_weight_errors(log_w: Tensor) -> dict[str, float]:
+    """Standard errors of ``log_weight_statistics``: ``{"elbo_se", "log_z_se"}`` in nats.
+
+    ``elbo_se`` is also the standard error of ``eubo`` when given its weights. ``log_z_se`` is the delta method's
+    std(w) / (mean(w) sqrt(n)), far too small when the effective sample size is below 0.1.
+
+    Args:
+        log_w: ``[n]`` in nats, n >= 2.
+
+    Raises:
+        TypeError, ValueError: for anything but a finite floating vector of two or more values.
+    """
+    log_w = _check_vector("log_w", log_w, minimum=2).double()
+    ess = log_weight_statistics(log_w)["ess"]
+    return {
+        "elbo_se": float(log_w.std()) / math.sqrt(len(log_w)),
+        "log_z_se": math.sqrt((1 / ess - 1) / (len(log_w) - 1)),
+    }
+
+
+def eubo(log_w_from_target: Tensor) -> float:
+    """Evidence upper bound: the mean of log-weights ``[n]`` of chains that start at exact samples and run backward.
+
+    EUBO >= log Z >= ELBO in expectation; it grows when modes are lost. Raises TypeError or ValueError as
+    ``log_weight_statistics``. Source: Blessing et al. 2024, Beyond ELBOs.
+    """
+    return float(_check_vector("log_w_from_target", log_w_from_target).double().mean())
+
+
+# Scores and features --------------------------------------------------------------------------------------------------
+
+
+def auc(scores_positive: Tensor, scores_negative: Tensor) -> float:
+    """Area under the ROC curve in [0, 1]: the chance that a positive scores higher than a negative, ties counting half.
+
+    Args:
+        scores_positive: ``[n]``.
+        scores_negative: ``[m]``.
+
+    Raises:
+        TypeError, ValueError: for anything but two finite, non-empty floating vectors.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    positive = _array(_check_vector("scores_positive", scores_positive))
+    negative = _array(_check_vector("scores_negative", scores_negative))
+    labels = np.repeat([1, 0], [len(positive), len(negative)])
+    return float(roc_auc_score(labels, np.concatenate([positive, negative])))
+
+
+def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
+    """Squared Frechet distance of the Gaussians fitted to two sets of features (FID, when they are Inception's).
+
+    |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^1/2 C_y C_x^1/2)^1/2), in float64 through symmetric eigenproblems, so singular
+    covariances are fine. Biased upward for few samples: compare at equal sizes, against the exact floor.
+
+    Args:
+        features_x: ``[n, d]``, n >= 2.
+        features_y: ``[m, d]``, m >= 2.
+
+    Returns:
+        A number >= 0 in squared units of the features.
+
+    Raises:
+        TypeError, ValueError: as ``sliced_w2``.
+
+    Source: Heusel et al. 2017; Dowson and Landau 1982.
+    """
+    _check_pair("features_x", features_x, "features_y", features_y, minimum=2)
+    x, y = _array(features_x), _array(features_y)
+    covariance_x, covariance_y = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
+    values, vectors = np.linalg.eigh(covariance_x)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    # Eigenvalues of C_x C_y are those of this symmetric matrix, which eigvalsh keeps real where sqrtm may not.
+    overlap = np.sqrt(np.linalg.eigvalsh(root @ covariance_y @ root).clip(min=0)).sum()
+    shift = np.square(x.mean(0) - y.mean(0)).sum()
+    return max(float(shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * overlap), 0.0)
+
+
+def kernel_distance(features_x: Tensor, features_y: Tensor) -> float:
+    """Unbiased squared MMD with the kernel (x . y / d + 1)^3 (KID, when the features are Inception's).
+
+    Unlike the Frechet distance it has no bias for few samples; equal laws give about zero, on either side of it. All
+    pairs are used, instead of subsets.
+
+    Args:
+        features_x: ``[n, d]``, n >= 2.
+        features_y: ``[m, d]``, m >= 2.
+
+    Raises:
+        TypeError, ValueError: as ``sliced_w2``.
+
+    Source: Binkowski et al. 2018, arXiv 1801.01401.
+    """
+    _check_pair("features_x", features_x, "features_y", features_y, minimum=2)
+    x, y = features_x.double(), features_y.double()
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: Tensor) -> Tensor:
+        pairs = kernel(a, a)
+        return (pairs.sum() - pairs.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+
+
+def neighbour_scores(features_real: Tensor, features_fake: Tensor, k: int = 5) -> dict[str, float]:
+    """Improved precision and recall, density and coverage, by the balls that reach to the k-th nearest neighbour.
+
+    precision: part of the fake features in the ball of a real one (of its own set); recall: the same with the sets
+    exchanged; density: in how many real balls a fake feature lies, over k; coverage: part of the real balls with a fake
+    feature in them.
+
+    Args:
+        features_real: ``[n, d]``, n >= k + 2.
+        features_fake: ``[m, d]``, m >= k + 2.
+        k: which neighbour sets the radius of a ball.
+
+    Returns:
+        ``{"precision", "recall", "density", "coverage"}``, all in [0, 1] but density, which may exceed 1.
+
+    Raises:
+        MissingExtraError: without prdc (extra ``bench``).
+        TypeError, ValueError: as ``sliced_w2``.
+
+    Source: Kynkaanniemi et al. 2019; Naeem et al. 2020, whose implementation, prdc, it is.
+    """
+    k = check_integer("k", k)
+    _check_pair("features_real", features_real, "features_fake", features_fake, minimum=k + 2)
+    prdc = require("prdc", "bench")
+    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints the sizes
+        result = prdc.compute_prdc(_array(features_real), _array(features_fake), nearest_k=k)
+    return {key: float(result[key]) for key in ("precision", "recall", "density", "coverage")}
+
+
+# Checks ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_finite(name: str, x: Tensor) -> Tensor:
+    if not bool(x.isfinite().all()):
+        raise NonFiniteError(f"{name} must be finite: {int((~x.isfinite()).sum())} of {x.numel()} values are not.")
+    return x
+
+
+def _check_floating(name: str, x: object, dims: int, shape: str) -> Tensor:
+    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating torch.Tensor, got {kind}.")
+    if x.dim() != dims:
+        raise ValueError(f"{name} must have shape {shape}, got {list(x.shape)}.")
+    return x
+
+
+def _check_samples(name: str, x: object, minimum: int) -> Tensor:
+    """A finite floating matrix ``[n, d]`` with n >= minimum and d >= 1."""
+    samples = _check_floating(name, x, 2, "[n, d]")
+    if samples.shape[0] < minimum or samples.shape[1] < 1:
+        raise ValueError(f"{name} must have at least {minimum} row(s) and one column, got {list(samples.shape)}.")
+    return _check_finite(name, samples)
+
+
+def _check_pair(name_x: str, x: object, name_y: str, y: object, minimum: int = 1) -> None:
+    """Two sample sets of one width on one device."""
+    x, y = _check_samples(name_x, x, minimum), _check_samples(name_y, y, minimum)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"{name_x} and {name_y} must have equal width, got {list(x.shape)} and {list(y.shape)}.")
+    if x.device != y.device:
+        raise ValueError(f"{name_x} and {name_y} must be on one device, got {x.device} and {y.device}.")
+
+
+def _check_vector(name: str, x: object, *, size: int | None = None, minimum: int = 1) -> Tensor:
+    """A finite floating vector ``[size]``, or of at least ``minimum`` values."""
+    vector = _check_floating(name, x, 1, f"[{'n' if size is None else size}]")
+    if len(vector) < minimum or (size is not None and len(vector) != size):
+        wanted = f"at least {minimum}" if size is None else str(size)
+        raise ValueError(f"{name} must hold {wanted} values, got {len(vector)}.")
+    return _check_finite(name, vector)
+
+
+def _array(x: Tensor) -> NDArray[np.float64]:
+    return x.detach().to("cpu", torch.float64).numpy()

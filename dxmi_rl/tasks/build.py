@@ -1,0 +1,313 @@
+"""Building a task: target + horizon + base sampler + backward kernel -> a DenoisingMDP."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.diffusion import (
+    SCHEDULES,
+    BackwardKernel,
+    BaseSampler,
+    DenoiserUNet,
+    IdentitySampler,
+    MixtureDenoiser,
+    PretrainingConfig,
+    ReverseSampler,
+    make_kernel,
+    make_schedule,
+    mixture_sigma_last,
+    pretrained_denoiser,
+)
+from dxmi_rl.diffusion.schedules import variance_exploding
+from dxmi_rl.mdp import DenoisingMDP, Energy
+from dxmi_rl.targets import (
+    DataTarget,
+    EnergyTarget,
+    GaussianMixture,
+    ImageSet,
+    Target,
+    TargetError,
+    make_target,
+)
+from dxmi_rl.tasks.config import BASES, TRACKS, TaskConfig
+from dxmi_rl.tasks.table import TASKS, default_config
+from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
+from dxmi_rl.utils.registry import Registry, UnknownNameError
+
+TargetLike = str | Target | Energy | Tensor | np.ndarray
+"""A name, a Target, an energy ``[batch, *event_shape] -> [batch]``, or data ``[rows, *event_shape]``."""
+
+
+ENERGIES: Registry[str] = Registry("energy")
+"""Named reward models of data-only tasks as "module:function" of a Task, looked up on first use."""
+ENERGIES.add("fixed", "dxmi_rl.irl.fixed:fixed_energy")
+
+
+@dataclass
+class Task:
+    """A built task: the target, the DenoisingMDP over it and the configuration that made both."""
+
+    name: str
+    config: TaskConfig
+    target: Target
+    mdp: DenoisingMDP
+    energy_replaced: bool
+    """The reward is not the target's own energy but one that was given."""
+    spec: dict[str, Any] | None
+    """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """The configuration as plain text, field by field: what a checkpoint must agree with."""
+        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        if self.config.label is None:  # which came later: no key has ever had it where it is off
+            del fields["label"]
+        return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        return self.mdp.event_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return self.mdp.device
+
+
+def list_tasks(*, optional: bool = False) -> list[str]:
+    """Names of the tasks that ``make_task`` builds, with ``optional`` also of those that need an extra or files."""
+    return TASKS.names(optional=optional)
+
+
+def make_task(
+    name: TargetLike | Task = "8gaussians",
+    *,
+    dim: int | tuple[int, ...] | None = None,
+    energy: Energy | str | None = None,
+    device: str | torch.device | None = None,
+    **changes: Any,
+) -> Task:
+    """Build a task.
+
+    Args:
+        name: a task's or target's name; a Target of your own; an energy of your own, a function or module
+            ``[batch, dim] -> [batch]`` (sampled from scratch; ``target_options={"scale": ...}`` says how wide it is);
+            a data tensor ``[rows, *event_shape]``; or a built Task (returned as it is; no other arguments).
+        dim: dimension (or event shape) of an energy of your own.
+        energy: reward model of a data-only task: a module or function ``[batch, *event_shape] -> [batch]``, or the
+            name of a registered one; it also replaces the energy of a target that has one.
+        device: torch device, "cpu" by default (a built Task keeps its own).
+        changes: fields of TaskConfig that differ from the task's defaults, such as horizon, tau, backward, base.
+            ``track="sample"`` alone also sets ``base=None``.
+
+    Raises UnknownNameError for unknown names and fields (with the near names), ValueError and TypeError for values
+    that are not allowed, MissingExtraError or MissingDataError when the data of the target cannot be had here.
+    """
+    if isinstance(name, Task):
+        given = energy is not None or dim is not None or changes
+        if given or (device is not None and resolve_device(device).type != name.device.type):
+            raise ValueError("a built task takes no further arguments; pass its name to change them.")
+        return name
+    unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
+    if unknown:
+        raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
+    config, label = _starting_point(name, dim, changes.get("target_options", {}))
+    if isinstance(changes.get("pretraining"), dict):
+        known = list(PretrainingConfig.__dataclass_fields__)
+        for key in changes["pretraining"]:
+            if key not in known:
+                raise UnknownNameError("pretraining setting", key, known)
+        changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
+    if changes.get("label") is not None:
+        changes["label"] = check_integer("label", changes["label"], minimum=0)
+        if changes.get("denoiser", config.denoiser) == "learned":
+            changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
+    spec = _spec(name, energy, changes)
+    if changes.get("track") == "sample":
+        changes.setdefault("base", None)
+    config = replace(config, **changes)
+    if config.track not in TRACKS:
+        raise UnknownNameError("track", config.track, TRACKS)
+    entry_point = ENERGIES[energy] if isinstance(energy, str) else None
+    resolved = resolve_device(device)
+    target = reference_target(config).to(resolved)
+    if config.track == "sample":
+        target = _without_samples(target)
+    # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        mdp = _build_mdp(config, target, resolved)
+    task = Task(label, config, target, mdp, energy is not None, spec)
+    if entry_point is not None:
+        module, function = entry_point.split(":")
+        task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))
+    elif energy is not None and not isinstance(energy, str):
+        task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
+    elif config.reward == "target":
+        task.mdp.set_energy(target.energy)
+    return task
+
+
+def reference_target(config: TaskConfig) -> Target:
+    """The target of a configuration with all that it has; scoring uses it on both tracks."""
+    target = _whole_target(config)
+    if config.label is None:
+        return target
+    if not isinstance(target, ImageSet):
+        raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
+    return target.of_class(config.label)
+
+
+def _whole_target(config: TaskConfig) -> Target:
+    """With the images of all classes."""
+    if isinstance(config.target, Target):
+        return config.target
+    if not isinstance(config.target, str):
+        raise TypeError(f"target must be a target's name or a Target, got {config.target!r}.")
+    return make_target(config.target, **config.target_options)
+
+
+def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: dict[str, Any]) -> tuple[TaskConfig, str]:
+    """The default configuration for whatever ``make_task`` was given, and the task's name."""
+    own_energy = callable(name) and not isinstance(name, (Target, Tensor))
+    if dim is not None and not own_energy:
+        raise ValueError(f"dim belongs to an energy of your own; this target's shape is known, got dim={dim!r}.")
+    if isinstance(name, str):
+        return TASKS[name], name
+    if isinstance(name, (Tensor, np.ndarray)):
+        name = DataTarget(name, **options)
+    elif own_energy:
+        if dim is None:
+            raise ValueError("dim must say the dimension of an energy of your own, for example dim=2.")
+        shape = dim if isinstance(dim, tuple) else (check_integer("dim", dim),)
+        name = EnergyTarget(cast(Energy, name), shape, **options)
+    if not isinstance(name, Target):
+        raise TypeError(f"task must be a name, a Target, an energy, a data tensor or a Task, got {name!r}.")
+    return default_config(name, type(name)), name.name
+
+
+def _without_samples(target: Target) -> Target:
+    """A copy that gives its energy, and neither samples nor data: what the sample track may see."""
+    if not (target.has_sampler or target.has_data):
+        return target
+    hidden = copy.deepcopy(target)
+    vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
+    return hidden
+
+
+def _refuse(*_: object) -> Tensor:
+    raise TargetError("track 'sample' gives the energy only: no samples or data of the target.")
+
+
+def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> dict[str, Any] | None:
+    if not isinstance(name, str) or not (energy is None or isinstance(energy, str)):
+        return None
+    plain = {key: vars(value) if isinstance(value, PretrainingConfig) else value for key, value in changes.items()}
+    spec = {"name": name, "energy": energy, **plain}
+    try:
+        json.dumps(spec)
+    except TypeError:
+        return None
+    return spec
+
+
+def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> DenoisingMDP:
+    if config.reward not in ("target", None):
+        raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
+    check_integer("horizon", config.horizon)
+    base = _build_base(config, target, device)
+    schedule = base.schedule
+    kernel: BackwardKernel = make_kernel(
+        config.backward, schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
+    )
+    return DenoisingMDP(base, kernel, target.event_shape, tau=config.tau, scale=target.scale, device=device)
+
+
+def _build_base(config: TaskConfig, target: Target, device: torch.device) -> BaseSampler:
+    base = "none" if config.base is None else config.base
+    SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
+    if base not in [*BASES, "none"]:
+        raise UnknownNameError("base sampler", base, [*BASES, "None"])
+    check_real("eta", config.eta)
+    if base == "none" or config.track == "sample":
+        if base != "none":
+            raise ValueError(
+                f"track 'sample' gives no denoiser: base must be None, got {config.base!r} (or track='fine-tune')."
+            )
+        named = config.schedule == "geometric"
+        options = config.schedule_options if named else _ladder(target)
+        return IdentitySampler(make_schedule("geometric", config.horizon, **options).to(device))
+    schedule = make_schedule(config.schedule, config.horizon, **config.schedule_options)
+    if config.denoiser == "exact":
+        if not isinstance(target, GaussianMixture):
+            raise ValueError(f"denoiser 'exact' needs a Gaussian mixture, not target {target.name!r}; use 'learned'.")
+        denoiser: nn.Module = MixtureDenoiser(target)
+    elif config.denoiser == "learned":
+        if not (target.has_data or target.has_sampler):
+            raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
+        if config.pretraining.conditional and config.label is None:
+            raise ValueError("label must be a class of the images with a conditional pretraining, got None.")
+        whole = target if config.label is None else _whole_target(config)
+        denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
+    elif isinstance(config.denoiser, nn.Module):
+        denoiser = config.denoiser
+    else:
+        denoiser = _load_denoiser(config.denoiser)
+    if isinstance(denoiser, DenoiserUNet):
+        _check_shape(denoiser, target)
+    denoiser = _told_class(denoiser, config.label)
+    sigma_last = config.sigma_last
+    if sigma_last is None:
+        known = config.denoiser == "exact" and target.smallest_scale is not None
+        last_level = float(schedule.levels[-2])
+        sigma_last = mixture_sigma_last(target.smallest_scale, last_level) if known else 0.05  # type: ignore[arg-type]
+    if base == "edm":
+        schedule = variance_exploding(schedule)
+    eta = 1.0 if base == "ddpm" else config.eta
+    sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
+    return sampler.to(device)
+
+
+def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
+    """The denoiser as it is told this class; weights are shared, as other tasks may have other classes."""
+    if isinstance(denoiser, DenoiserUNet) and denoiser.classes is not None:
+        if label is None or label >= denoiser.classes:
+            raise ValueError(f"label must be a class of the denoiser, 0 to {denoiser.classes - 1}, got {label!r}.")
+        denoiser = copy.copy(denoiser)
+        denoiser.label = label
+    elif label is not None:
+        raise ValueError(f"label must be None with a denoiser that is told no class, got {label!r}.")
+    return denoiser
+
+
+def _load_denoiser(path: str) -> nn.Module:
+    file = Path(path)
+    if not file.exists():
+        raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
+    denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
+    return denoiser.requires_grad_(False).eval()
+
+
+def _check_shape(denoiser: DenoiserUNet, target: Target) -> None:
+    shape = (denoiser.net.config.in_channels, *_pair(denoiser.net.config.sample_size))
+    if shape != target.event_shape:
+        raise ValueError(f"denoiser is for images {shape}, and target {target.name!r} has {target.event_shape}.")
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _ladder(target: Target) -> dict[str, float]:
+    """From-scratch levels: from beyond the target's spread to near its narrowest scale."""
+    low = target.smallest_scale if target.smallest_scale is not None else 0.05
+    return {"level_max": max(1.25 * target.scale, 2 * low), "level_min": low}

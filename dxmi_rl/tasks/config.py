@@ -1,0 +1,55 @@
+"""What a task is made of: the schema of all its settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.targets import Target
+
+TRACKS = ["fine-tune", "sample"]
+BASES = ["ddpm", "ddim", "edm"]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Defaults of a task; every field is an argument of ``make_task`` and of ``gym.make``."""
+
+    target: str | Target
+    """Name of a target, or a Target of your own."""
+    target_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the target's builder; for an energy of your own those of EnergyTarget: scale, plot_range, ..."""
+    horizon: int = 5
+    """Number of denoising steps T."""
+    schedule: str = "karras"
+    """Name of the noise schedule."""
+    schedule_options: dict[str, float] = field(default_factory=dict)
+    """Options of the schedule."""
+    base: str | None = "ddpm"
+    """Base sampler: "ddpm", "ddim" and "edm" (with eta), or None for training from scratch."""
+    eta: float = 1.0
+    """Stochasticity of "ddim" and "edm"; 1 is DDPM's."""
+    sigma_last: float | None = None
+    """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
+    denoiser: str | nn.Module = "exact"
+    """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), for images a path (the
+    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s)."""
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Settings of the learned denoiser."""
+    label: int | None = field(default=None, repr=False)
+    """A class of images with labels: the target is its images, and the denoiser, a U-Net that was trained on all images
+    with their classes, is told this one."""
+    backward: str = "forward"
+    """Name of the backward kernel."""
+    backward_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the backward kernel."""
+    tau: float = 1.0
+    """Temperature in nats of entropy and running cost."""
+    reward: str | None = "target"
+    """"target" (the target's own energy) or None (data only: an energy must be given or learned)."""
+    track: str = "fine-tune"
+    """"fine-tune" (a denoiser is given) or "sample" (only the energy is given: base is None and the target, as the task
+    has it, refuses to give samples or data)."""

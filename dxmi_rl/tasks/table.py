@@ -1,0 +1,99 @@
+"""The named tasks and their settings, and those of a target without a task of its own."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.targets import TARGETS, Digits, GaussianMixture, ImageSet, Target, target_class
+from dxmi_rl.tasks.config import TaskConfig
+from dxmi_rl.utils.registry import Registry
+
+IMAGE_TAU = 0.03
+"""Temperature per dimension of image sets, found on digits, where samples blur at 0.1."""
+LAST_NOISE = 0.01
+"""Last sigma of image sets: a grey level of 256. Features of photographs see noise of 0.05, those of digits do not."""
+
+TASKS: Registry[TaskConfig] = Registry("task")
+TASKS.add("8gaussians", TaskConfig("8gaussians"))
+TASKS.add("gmm9", TaskConfig("gmm9", schedule_options={"level_max": 12.0, "level_min": 0.5, "scale": 4.0}))
+TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 20.0, "level_min": 0.5, "scale": 7.0}))
+TASKS.add("gmm40", TaskConfig("gmm40", schedule_options={"level_max": 65.0, "level_min": 1.2, "scale": 23.0}))
+TASKS.add(
+    "8gaussians-data",
+    TaskConfig(
+        "8gaussians",
+        schedule_options={"level_max": 4.3, "level_min": 0.23, "rho": 7.0},
+        denoiser="learned",
+        reward=None,
+        sigma_last=0.15,
+        backward="learned",
+        tau=0.05,
+    ),
+)
+# Found on a grid: the overlap with the data's histogram, and sliced W2, of the base sampler at T = 5 and 10.
+for _name, _level_max, _level_min, _sigma_last in (
+    ("checkerboard", 3.5, 0.25, 0.1),
+    ("2spirals", 2.4, 0.2, 0.07),
+    ("rings", 2.2, 0.17, 0.07),
+    ("moons", 2.3, 0.25, 0.15),
+):
+    TASKS.add(
+        _name,
+        TaskConfig(
+            _name,
+            schedule_options={"level_max": _level_max, "level_min": _level_min},
+            denoiser="learned",
+            reward=None,
+            sigma_last=_sigma_last,
+            backward="learned",
+            tau=0.05,
+            pretraining=PretrainingConfig(batch_size=512, learning_rate=2e-3, depth=2, fourier=4),
+        ),
+    )
+TASKS.add(
+    "digits",
+    TaskConfig(
+        "digits",
+        horizon=4,
+        schedule="cosine",
+        denoiser="learned",
+        reward=None,
+        backward="forward",
+        tau=0.1 / 64,
+        pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=256),
+    ),
+)
+
+
+def default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
+    """An exact denoiser for a Gaussian mixture, from scratch for another energy, a learned denoiser for data."""
+    if issubclass(kind, GaussianMixture):
+        return TaskConfig(target)
+    if isinstance(target, Digits):
+        return replace(TASKS["digits"], target=target)
+    if isinstance(target, ImageSet):
+        return _image_config(target, target.event_shape)
+    if kind.has_energy:
+        return TaskConfig(target, base=None, track="sample")
+    return TaskConfig(target, denoiser="learned", reward=None)
+
+
+def _image_config(target: str | Target, event_shape: tuple[int, ...]) -> TaskConfig:
+    """That of the digits with a U-Net; stages halve the sides twice, or as often as these are even."""
+    halvings = min(2, *(((side & -side).bit_length() - 1) for side in event_shape[1:]))
+    channels = PretrainingConfig.channels[: halvings + 1]
+    unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
+    tau = IMAGE_TAU / math.prod(event_shape)
+    return replace(TASKS["digits"], target=target, tau=tau, pretraining=unet, sigma_last=LAST_NOISE)
+
+
+for _name in TARGETS:  # a target without an entry above is a task of its own name, too
+    if _name not in TASKS:
+        TASKS.add(_name, default_config(_name, target_class(_name)))
+for _name, _shape in (  # said here, as reading a set takes a while, or cannot be done
+    ("mnist5k", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("mnist5k-14", (1, 14, 14)),
+    ("fashion-mnist-14", (1, 14, 14)), ("emoji32", (3, 32, 32)),
+):  # fmt: skip
+    TASKS.add(_name, _image_config(_name, _shape), optional=True)

@@ -1,0 +1,1 @@
+"""Tools that know nothing of diffusion: checks of arguments, registries, files, progress bars, torch helpers."""

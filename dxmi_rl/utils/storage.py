@@ -1,0 +1,176 @@
+"""Files: safetensors with JSON in the header, written atomically; and the cache directory."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dxmi_rl.utils.checks import CheckpointError
+
+if sys.platform != "win32":
+    import fcntl
+
+FORMAT = "dxmi_rl/1"
+LOCKING_SECONDS = 1.0
+"""A temporary file that is younger may be one that its writer has not locked yet."""
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
+    """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one.
+
+    What a writer left there that was killed is removed by the next one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = Path(name)
+    locked = _lock(handle)  # the lock goes with the process, however that ends
+    if not locked:
+        os.close(handle)
+    try:
+        write(temporary)
+        mask = os.umask(0)  # mkstemp makes private files; give this one the permissions of any other
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if locked:
+            os.close(handle)
+    return path
+
+
+def _lock(handle: int) -> bool:
+    """Lock an open file; False when another process has it, or there are no locks (on Windows, some network disks)."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove temporary files of ``path`` that no process is writing."""
+    if sys.platform == "win32":
+        return
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        try:
+            handle = os.open(part, os.O_RDWR)
+        except OSError:  # gone already, or another user's
+            continue
+        try:
+            fresh = time.time() - os.fstat(handle).st_mtime < LOCKING_SECONDS
+            if not fresh and _lock(handle):
+                part.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write ``value`` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8")
+
+    return write_atomically(path, write)
+
+
+def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]) -> None:
+    """Write a safetensors file in place: safetensors' own writes elsewhere first, and what it leaves has no name."""
+    Path(file).write_bytes(save(dict(tensors), metadata))
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+    """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
+    header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
+    plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
+    return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
+
+
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote.
+
+    Raises FileNotFoundError when there is no such file and CheckpointError when it is damaged or foreign.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at path {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is not a readable safetensors file: damaged or foreign ({error})."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} was not written by dxmi_rl: its format is {header.get('format')!r}, wanted {FORMAT!r}."
+        )
+    try:
+        return tensors, json.loads(header["metadata"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
+
+
+def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+    """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
+    root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
+    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
+    return root / f"{kind}-{digest}.safetensors"
+
+
+def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
+    path = cache_path(kind, key)
+    if path.is_file():
+        try:
+            tensors, stored = load_tensors(path)
+            if stored == json.loads(json.dumps(dict(key))):
+                return tensors
+        except CheckpointError:
+            path.unlink(missing_ok=True)
+    print(f"dxmi_rl: making {kind} of {key.get('target', key.get('task'))!r}, once; kept as {path}", file=sys.stderr)
+    tensors = {name: tensor.detach().to("cpu") for name, tensor in build().items()}
+    save_tensors(path, tensors, key)
+    return tensors
+
+
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state tensors of a torch optimizer as ``{prefix/index/name: tensor}``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}/{index}/{name}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if value is not None
+    }
+
+
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``flatten_optimizer`` took; learning rates are set by the caller's schedule."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix + "/"):
+            _, index, name = key.rsplit("/", 2)
+            state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,58 @@
+"""What training needs of torch: fixed seeds, frozen parameters, Adam, averages of weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fix torch's generator of the CPU inside, leave it untouched outside (modules are initialised on the CPU)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No gradients for these parameters inside; those that had none before have none after."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in changed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+
+def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
+    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales.
+
+    Fused where torch can: on small networks a plain step costs as much as the backward pass.
+    """
+    kinds = {parameter.device.type for parameters, _ in groups for parameter in parameters}
+    return torch.optim.Adam(
+        [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters],
+        fused=kinds <= {"cpu", "cuda"},
+        **options,
+    )
+
+
+@torch.no_grad()
+def average_towards(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) current, for parameters; spectral norms are estimated anew."""
+    parameters: list[Tensor] = list(average.parameters())
+    if not parameters:
+        return
+    torch._foreach_lerp_(parameters, list(current.parameters()), 1 - decay)
+    for layer in average.modules():
+        if nn.utils.parametrize.is_parametrized(layer):
+            layer.train()
+            _ = layer.weight  # iterates on singular vectors of its own
+            layer.eval()

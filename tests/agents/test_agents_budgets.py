@@ -1,0 +1,73 @@
+"""Budgets of learn in transitions, energy evaluations and seconds; load_agent."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_cases import same, skip_without_extra, small, state
+
+from dxmi_rl import list_agents, load_agent
+from dxmi_rl.utils.checks import CheckpointError
+from dxmi_rl.utils.storage import save_tensors
+
+
+@pytest.fixture(name="name", params=list_agents())
+def every_agent(request: pytest.FixtureRequest) -> str:
+    skip_without_extra(request.param)
+    return request.param
+
+
+# Every agent ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "exactly one budget"),
+        ({"total_timesteps": 10, "seconds": 1.0}, "exactly one budget"),
+        ({"energy_evals": 0}, "energy_evals must be >= 1, got 0"),
+        ({"seconds": 0.0}, "seconds must be finite and > 0"),
+        ({"seconds": float("inf")}, "seconds must be finite and > 0"),
+    ],
+)
+def test_bad_budgets_in_other_units(budget: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        small("ppo").learn(**budget)
+
+
+def test_budgets_in_energy_evaluations(name: str) -> None:
+    agent = small(name)
+    progress: list[float] = []
+    agent.learn(energy_evals=200, callback=lambda agent: progress.append(agent.progress))
+    if not agent.trains:
+        assert agent.costs.energy_evals == 0
+        return
+    spent = agent.costs.energy_evals
+    assert spent >= 200 and (len(progress) == 1 or spent - 200 < spent / len(progress) * 2)
+    assert progress[0] == 0 and progress == sorted(progress), "learning rates follow the budget that was given"
+    again = small(name).learn(energy_evals=200)
+    assert same(state(agent), state(again))
+
+
+def test_budgets_in_seconds() -> None:
+    agent = small("ppo").learn(seconds=0.2)
+    assert 0.2 <= agent.costs.seconds < 2 and agent.costs.timesteps > 0
+
+
+def test_an_agent_that_does_not_count_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = small("ppo")
+    monkeypatch.setattr(agent, "iterate", lambda: {})
+    with pytest.raises(RuntimeError, match=re.escape("must add to costs.energy_evals")):
+        agent.learn(energy_evals=10)
+
+
+def test_load_agent_finds_the_class(name: str, tmp_path: Path) -> None:
+    agent = small(name)
+    again = load_agent(agent.save(tmp_path / "agent.safetensors"))
+    assert type(again) is type(agent) and same(state(again), state(agent))
+    save_tensors(tmp_path / "other.safetensors", {}, {})
+    with pytest.raises(CheckpointError, match="names no agent"):
+        load_agent(tmp_path / "other.safetensors")

@@ -1,0 +1,409 @@
+"""The report of a comparison: its numbers are those of the runs, and whatever a label says stays text."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_cases import SKILL, TASKS, make_results, summarise
+
+from dxmi_rl.benchmark.report import load_results, write_report
+from dxmi_rl.benchmark.report.charts import make_styles
+from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.formatting import show, show_entry, show_range
+from dxmi_rl.benchmark.report.page import page
+from dxmi_rl.benchmark.report.scenes import make_scene, median_run
+from dxmi_rl.benchmark.report.text import latex, markdown
+from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median, optimality_gap, welch_t_test
+from dxmi_rl.benchmark.tables import compact
+
+# Synthetic results ----------------------------------------------------------------------------------------------------
+
+
+# Reading the page -----------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "link", "input", "img", "br"}
+
+
+class Reader(HTMLParser):
+    """Tables of a page as lists of rows of text, and all visible text; tags must nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tables: list[dict[str, Any]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.stack == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+        if tag == "table":
+            self.tables.append({"class": dict(attrs)["class"] or "", "caption": "", "rows": []})
+        elif tag == "tr":
+            self.tables[-1]["rows"].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1]["rows"][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag, f"</{tag}> does not close what is open"
+
+    def handle_data(self, data: str) -> None:
+        if "script" in self.stack or "style" in self.stack:
+            return
+        self.text += data
+        if "caption" in self.stack:
+            self.tables[-1]["caption"] += data
+        elif "td" in self.stack or "th" in self.stack:
+            self.tables[-1]["rows"][-1][-1] += data
+
+    def rows(self, kind: str) -> list[list[str]]:
+        """Rows of all tables of a class, without the headers."""
+        return [row for table in self.tables if kind in table["class"].split() for row in table["rows"][1:]]
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    return make_results()
+
+
+@pytest.fixture(scope="module")
+def html(results: dict[str, Any]) -> str:
+    return page(Comparison(results))
+
+
+@pytest.fixture(scope="module")
+def reader(html: str) -> Reader:
+    return Reader(html)
+
+
+def cell(reader: Reader, task: str, label: str, column: str) -> str:
+    for table in reader.tables:
+        if "big" in table["class"]:
+            header = table["rows"][0]
+            for row in table["rows"][1:]:
+                if row[1] == task and row[0] == label + task:
+                    return row[header.index(column)]
+    raise AssertionError(f"no line for {task}, {label}")
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_the_runs(results: dict[str, Any], reader: Reader) -> None:
+    for task, entry in TASKS.items():
+        for label in SKILL:
+            runs = [run for run in results["runs"] if (run["task"], run["label"]) == (task, label)]
+            values = [run["scores"][entry["score"]] for run in runs]
+            bounds = interval(values)
+            best = " ★ best" * (label == "dxdp")
+            expected = f"{show(interquartile_mean(values))}{best} {show_range(bounds.low, bounds.high)}"
+            assert cell(reader, task, label, "last iterate") == expected
+            energy = np.mean([run["costs"]["energy_evals"] for run in runs])
+            assert cell(reader, task, label, "energy evals") == compact(energy)
+            seconds = np.mean([run["costs"]["seconds"] for run in runs])
+            assert cell(reader, task, label, "seconds") == show(seconds)
+    assert cell(reader, "digits", "ppo", "normalised") == "—"
+
+
+def test_a_distance_that_disagrees_with_the_ranking_is_told(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    entry = next(row for row in changed["summary"] if (row["task"], row["label"]) == ("gmm25", "sb3-ppo"))
+    entry["scores"]["sliced_w2"]["iqm"] = 0.01
+    assert "By sliced_w2, sb3-ppo is best: 0.01 (dxdp" in Comparison(changed).verdict("gmm25")
+    assert "By sliced_w2" not in Comparison(results).verdict("gmm25")
+
+
+def test_difference_to_the_next_best(results: dict[str, Any], reader: Reader) -> None:
+    comparison = Comparison(results)
+    for task, sign in (("gmm25", -1.0), ("digits", 1.0)):
+        ours, theirs = (sign * np.array(comparison.values(task, label)) for label in ("dxdp", "ppo"))
+        test = welch_t_test(ours, theirs)
+        assert test.difference > 0
+        expected = f"+{show(test.difference)} vs ppo {show_range(test.low, test.high)}"
+        assert cell(reader, task, "dxdp", "ahead by") == expected
+        assert cell(reader, task, "ppo", "ahead by").startswith(f"-{show(test.difference)} vs dxdp")
+        assert (
+            f"{show(test.difference)} {show_range(test.low, test.high)} better in the mean than ppo"
+            in comparison.verdict(task)
+        )
+
+
+def test_aggregates_keep_the_tracks_apart(results: dict[str, Any], reader: Reader) -> None:
+    captions = [table["caption"] for table in reader.tables if table["caption"].startswith("Normalised")]
+    assert ["2 tasks (8gaussians, gmm25)" in caption for caption in captions] == [True, False]
+    assert "1 task (manywell32)" in captions[1]
+    assert "never pooled" in reader.text
+    comparison = Comparison(results)
+    first = comparison.aggregates[0]
+    expected = np.array([
+        [run["normalised"] for run in results["runs"] if (run["task"], run["label"]) == (task, "ppo")]
+        for task in ("8gaussians", "gmm25")
+    ]).T  # fmt: skip
+    np.testing.assert_array_equal(first.scores["ppo"], expected)
+    table = next(table for table in reader.tables if table["caption"] == captions[0])
+    row = next(row for row in table["rows"] if row[0] == "ppo")
+    for text, statistic in zip(row[1:], (interquartile_mean, median, optimality_gap), strict=True):
+        bounds = interval(expected, statistic=statistic)
+        assert text == f"{show(statistic(expected))} {show_range(bounds.low, bounds.high)}"
+    big = [table for table in reader.tables if "big" in table["class"]]
+    assert [{row[1] for row in table["rows"][1:]} for table in big] == [
+        {"8gaussians", "gmm25", "digits"}, {"manywell32"}
+    ]  # fmt: skip
+
+
+def test_page_is_one_file_of_reasonable_size(html: str, reader: Reader) -> None:
+    assert len(html.encode()) < 2e6
+    for tag, attributes in reader.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+    assert "url(http" not in html
+    assert "@import" not in html
+    names = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    targets = {a["href"] for _, a in reader.tags if (a.get("href") or "").startswith("#")}
+    assert targets <= {f"#{name}" for name in names}
+    assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
+
+
+def test_page_is_deterministic(results: dict[str, Any], html: str) -> None:
+    assert page(Comparison(copy.deepcopy(results))) == html
+
+
+def test_labels_stay_text() -> None:
+    bad = '</script><img src=x onerror=alert(1)>"&$x_1$ |*'
+    results = make_results({"base": 0.0, bad: 0.8}, seeds=2, tasks=("gmm25",))
+    results["name"] = results["command"] = bad
+    results["failed"] = [{"key": "k", "label": bad, "task": "gmm25", "seed": 9, "error": "ValueError: <b>no</b>"}]
+    comparison = Comparison(results)
+    text = page(comparison)
+    reader = Reader(text)
+    assert not any("onerror" in attributes for _, attributes in reader.tags)
+    assert bad in reader.text
+    assert text.count("</script>") == 2
+    assert latex(comparison).count("\\begin{tabular}") == 2
+    for line in markdown(comparison).splitlines():
+        if line.startswith("|"):
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 9)
+
+
+def test_one_run(tmp_path: Path) -> None:
+    results = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
+    files = write_report(results, tmp_path / "new")
+    assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
+    assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(files)
+    text = Reader(files[0].read_text(encoding="utf-8")).text
+    assert "there are no intervals" in text
+    assert "the only row" in text
+
+
+def test_missing_paths_floor_and_base() -> None:
+    results = make_results(seeds=2, tasks=("gmm25",), paths=False)
+    results["tasks"]["gmm25"] |= {"floor": None, "base": None}
+    for run in results["runs"]:
+        run["normalised"] = None
+    text = Reader(page(Comparison(summarise(results)))).text
+    assert "kept no denoising paths" in text
+    assert "No task has normalised scores." in text
+    assert "nan" not in text.lower()
+
+
+def test_task_without_a_common_score() -> None:
+    results = make_results(seeds=2, tasks=("gmm25",))
+    results["tasks"]["gmm25"] |= {"score": None, "better": None, "base": None, "floor": None}
+    for run in results["runs"]:
+        run["normalised"] = None
+    for entry in results["summary"]:
+        entry["normalised"] = None
+    comparison = Comparison(results)
+    assert "nothing to rank" in Reader(page(comparison)).text
+    markdown(comparison)
+    latex(comparison)
+
+
+def test_nothing_finished() -> None:
+    results = make_results(seeds=1, tasks=("gmm25",)) | {"runs": [], "summary": []}
+    results["failed"] = [{"key": "k", "label": "ppo", "task": "gmm25", "seed": 0, "error": "boom"}]
+    comparison = Comparison(results)
+    text = Reader(page(comparison)).text
+    assert "1 failed run" in text
+    assert "nothing to rank" in text
+    assert "boom" in markdown(comparison)
+    latex(comparison)
+
+
+def test_log_z_stands_with_its_ess_and_is_marked() -> None:
+    results = make_results(tasks=("gmm25", "manywell32"))
+    for run in results["runs"]:  # ess is half of the skill: 0 for the base sampler
+        run["scores"] |= {"elbo": -1.0, "log_z": 0.125, "eubo": 2.0}
+    comparison = Comparison(summarise(results))
+    rows = [line for line in markdown(comparison).splitlines() if " 0.125" in line]
+    assert len(rows) == 2 * len(SKILL)
+    for line in rows:
+        assert ("\\*" in line) == line.startswith("| base "), line
+    for text in (markdown(comparison), latex(comparison), page(comparison)):
+        assert re.search(r"log\\?_z is unreliable: ess (&lt;|\\?<|\\textless\{\}) 0.1", text)
+    cells = [row for row in page(comparison).split("<tr") if "0.125" in row]
+    assert [("0.125 *" in row) for row in cells] == [label == "base" for label in SKILL] * 2
+    header = next(line for line in markdown(comparison).splitlines() if "log" in line and line.startswith("| agent"))
+    assert all(name in header for name in ("elbo", "eubo", "ess"))
+
+
+def test_failed_run_and_unequal_seeds() -> None:
+    results = make_results(seeds=4)
+    gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))
+    results["runs"].remove(gone)
+    results["failed"] = [{key: gone[key] for key in ("key", "label", "task", "seed")} | {"error": "NonFiniteError: x"}]
+    comparison = Comparison(summarise(results))
+    text = Reader(page(comparison)).text
+    assert text.index("1 failed run") < text.index("Summary", text.index("1 failed run"))
+    assert "NonFiniteError: x" in text
+    assert "ppo (3 of 4 runs)gmm25" in text
+    assert "ppo (3 of 4 runs)" in markdown(comparison)
+    assert comparison.aggregates[0].seeds == [0, 1, 3]
+    assert "only the 3 common ones are used (0, 1, 3)" in text
+
+
+def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
+    results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
+    results["runs"] = [run for run in results["runs"] if (run["task"], run["label"]) != ("gmm25", "sb3-ppo")]
+    comparison = Comparison(summarise(results))
+    assert list(comparison.aggregates[0].scores) == ["base", "dxdp", "ppo"]
+    text = Reader(page(comparison)).text
+    assert "Left out, because a task of the track is missing: sb3-ppo." in text
+
+
+def test_mixed_source_code_is_pointed_out(results: dict[str, Any], reader: Reader) -> None:
+    assert "different source code" not in reader.text
+    other = copy.deepcopy(results)
+    other["runs"][0]["code"] = "0ld"
+    assert "different source code: base on 8gaussians." in Reader(page(Comparison(other))).text
+
+
+def test_wide_bands_do_not_squeeze_the_curves() -> None:
+    results = make_results({"base": 0.0, "ppo": 0.9}, seeds=3, tasks=("gmm25",))
+    for run in results["runs"][3:]:
+        run["curve"][10]["kl_bound"] = 2.0 + 100 * (run["seed"] == 0)
+    text = Reader(page(Comparison(results))).text
+    assert "logarithmic axis" in text
+    assert "What lies beyond the frame is cut." in text
+
+
+def test_scene_shows_the_median_run(results: dict[str, Any]) -> None:
+    comparison = Comparison(results)
+    line = comparison.lines("gmm25")[2]
+    run = median_run(comparison, line)
+    assert run is not None
+    values = comparison.values("gmm25", line.label)
+    assert run["scores"]["kl_bound_fit"] == sorted(values)[2]
+    scene = make_scene(comparison, "gmm25", make_styles(comparison.labels))
+    assert scene is not None and scene.grid is not None
+    assert [panel.label for panel in scene.panels] == ["exact samples", *SKILL]
+    assert scene.grid.max() == 255 and scene.grid.min() == 0
+    path = scene.panels[3]
+    data = np.frombuffer(base64.b64decode(run["paths"]["data"]), np.uint8).reshape(run["paths"]["shape"])
+    expected = run["paths"]["low"] + data[-1] / 255 * (run["paths"]["high"] - run["paths"]["low"])
+    np.testing.assert_allclose(path.values(), expected)
+
+
+def test_scenes_of_images_and_high_dimensions(results: dict[str, Any]) -> None:
+    comparison = Comparison(results)
+    styles = make_styles(comparison.labels)
+    digits, wells = make_scene(comparison, "digits", styles), make_scene(comparison, "manywell32", styles)
+    assert digits is not None and wells is not None
+    assert (digits.kind, digits.panels[0].label, digits.panels[0].shape) == ("images", "test data", (1, 64, 1, 8, 8))
+    assert (wells.kind, wells.grid, wells.note) == ("points", None, "Coordinates x1 and x2 of 32.")
+    assert abs(np.abs(wells.panels[0].values()[:, 0]).mean() - 1.7) < 0.2
+
+
+def test_styles_tell_fourteen_agents_apart() -> None:
+    styles = make_styles([f"agent {i}" for i in range(14)])
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 14
+
+
+def test_many_agents() -> None:
+    agents = {f"agent {i} with $a$ rather long name": i / 14 for i in range(14)}
+    results = make_results(agents, seeds=2, tasks=("8gaussians", "gmm25"))
+    assert len(page(Comparison(results)).encode()) < 3e6
+
+
+def test_markdown_tables_are_well_formed(results: dict[str, Any]) -> None:
+    text = markdown(Comparison(results))
+    widths: list[int] = []
+    for line in [*text.splitlines(), ""]:
+        if line.startswith("|"):
+            widths.append(len(re.findall(r"(?<!\\)\|", line)))
+            assert line.endswith(" |")
+        elif widths:
+            assert len(set(widths)) == 1 and len(widths) > 2
+            widths = []
+    entry = next(s for s in results["summary"] if (s["task"], s["label"]) == ("gmm25", "ppo"))
+    assert show_entry(entry["scores"]["kl_bound_fit"]).replace("[", r"\[").replace("]", r"\]") in text
+    assert text.count("★ best") == 3 + 3 + 4  # three statistics of two tracks, four tasks
+
+
+def test_latex(results: dict[str, Any], tmp_path: Path) -> None:
+    text = latex(Comparison(results))
+    assert r"kl\_bound\_fit $\downarrow$" in text
+    assert not re.search(r"(?<!\\)_", text.split("\\begin{document}")[1])
+    if shutil.which("pdflatex"):
+        tmp_path.joinpath("report.tex").write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"], cwd=tmp_path, capture_output=True
+        )
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    plain = re.sub(r"\\\\|\\[{}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert text.count("\\begin{") == text.count("\\end{")
+    for table in text.split("\\toprule")[1:]:
+        lines = [line for line in table.split("\\bottomrule")[0].splitlines() if line.endswith(r" \\")]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("kind", ["tasks", "runs", "summary", "command"])
+def test_missing_parts_are_named(results: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"results lacks {kind}"):
+        write_report({key: value for key, value in results.items() if key != kind}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_schemas_are_refused(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="schema 2, got schema 1"):
+        write_report(results | {"schema": 1}, tmp_path)
+    with pytest.raises(ValueError, match="must be a dict, got list"):
+        write_report([], tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"task 'gmm25' lacks score"):
+        task = {key: value for key, value in TASKS["gmm25"].items() if key != "score"}
+        write_report(results | {"tasks": {"gmm25": task}}, tmp_path)
+    with pytest.raises(ValueError, match=r"runs\[0\] lacks curve"):
+        write_report(results | {"runs": [{k: v for k, v in results["runs"][0].items() if k != "curve"}]}, tmp_path)
+
+
+def test_load_results(results: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"results\.json"):
+        load_results(tmp_path)
+    file = tmp_path / "results.json"
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_results(file)
+    file.write_text(json.dumps({"schema": 1}), encoding="utf-8")
+    with pytest.raises(ValueError, match="schema 2"):
+        load_results(tmp_path)
+    file.write_text(json.dumps(results), encoding="utf-8")
+    assert load_results(tmp_path) == load_results(file) == json.loads(json.dumps(results))

@@ -1,0 +1,74 @@
+"""Small agents for tests, and their states."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dxmi_rl import make_agent, make_task
+from dxmi_rl.agents import Agent
+from dxmi_rl.irl import AGENTS
+from dxmi_rl.tasks import Task
+from dxmi_rl.utils.torch_tools import seeded
+
+BATCH = 32
+PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
+SMALL = {
+    "batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2,
+    "gradient_steps": 2, "minibatch_size": 40,
+}  # fmt: skip
+SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2}
+
+
+def task_for(name: str, **changes: Any) -> Task:
+    """A task on which the agent works: the learned kernel, so that it has a state to keep as well."""
+    with seeded(0):  # the kernel's network
+        if name == "dxmi":
+            return make_task("8gaussians-data", pretraining=PRETRAINING, **changes)
+        return make_task("8gaussians", **{"backward": "learned", **changes})
+
+
+def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
+    """The agent with those of the small settings that it has."""
+    chosen = small_settings(name)
+    if name == "dxmi":
+        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
+    else:
+        chosen["config"] = AGENTS[name].Config()  # not what tuning found
+    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+
+
+def plain_agent(name: str, task: Any, **settings: Any) -> Agent:
+    """The agent with plain defaults beside ``settings``: what tuning found must not move a test."""
+    return make_agent(name, task, config=AGENTS[name].Config(), **settings)
+
+
+def small_settings(name: str) -> dict[str, Any]:
+    """Those of SMALL that the agent has."""
+    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+    return {key: value for key, value in SMALL.items() if key in known}
+
+
+def state(agent: Agent) -> dict[str, Tensor]:
+    """All tensors of the agent's modules, copied."""
+    return {
+        f"{name}.{key}": value.clone()
+        for name, module in agent.modules().items()
+        for key, value in module.state_dict().items()
+    }
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+
+
+def skip_without_extra(name: str) -> None:
+    """Skip when the agent's library is not installed."""
+    if name.startswith("sb3"):
+        pytest.importorskip("stable_baselines3")
+    if name.startswith("torchrl"):
+        pytest.importorskip("torchrl")

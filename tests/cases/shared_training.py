@@ -1,0 +1,38 @@
+"""Fifty iterations of a game in double precision, alone or on several processes; writes its losses as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+
+from dxmi_rl import DxMI, make_task  # noqa: E402
+from dxmi_rl.agents.execution import is_main_process, set_execution  # noqa: E402
+from dxmi_rl.targets import make_target  # noqa: E402
+
+
+def main(file: Path, agent: str) -> None:
+    task = make_task(make_target("digits"), horizon=2, pretraining={"iterations": 20, "width": 16, "depth": 1})
+    settings = {"batch_size": 7, "width": 8, "depth": 1}
+    game = DxMI(task, agent=agent, agent_settings=settings, energy_width=8, energy_depth=1, gradient_penalty=0.1)
+    execution = set_execution(game, rows_at_a_time=5, share=True)
+    losses: list[dict[str, float]] = []
+    iterate = game.iterate
+
+    def noted(*arguments: object) -> dict[str, float | torch.Tensor]:
+        log = iterate()
+        losses.append({key: float(value) for key, value in log.items()})
+        return log
+
+    game.iterate = noted  # type: ignore[method-assign]
+    game.learn(50 * game.timesteps_per_iteration)
+    content = {"processes": execution.processes, "losses": losses, "x": game.sample(3, seed=0).flatten().tolist()}
+    if is_main_process():
+        file.write_text(json.dumps(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

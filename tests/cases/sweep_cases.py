@@ -1,0 +1,82 @@
+"""A preset whose runs take a second, and readers of what its sweeps wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dxmi_rl.benchmark import compare
+
+ROOT = Path(__file__).parents[2]
+BATCH = {"batch_size": 32}
+PRETRAINING = {"iterations": 20, "width": 16, "batch_size": 32}
+TINY = {
+    "seeds": [0, 1],
+    "sizes": {"samples": 400, "draws": 2, "trajectories": 500, "fit": False, "curve_points": 4, "kept": 100},
+    "group": [
+        {"tasks": ["8gaussians"], "agents": ["base"]},
+        {
+            "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 4_000,
+            "agent_settings": BATCH | {"warmup_iterations": 2, "policy_steps": 4, "value_steps": 2, "replay": 1},
+        },
+        {
+            "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 4_000, "agent_settings": BATCH,
+            "task_settings": {"backward": "learned"},
+        },
+        {
+            "tasks": ["8gaussians-data"], "agents": ["dxmi"], "budget": 4_000,
+            "task_settings": {"pretraining": PRETRAINING},
+            "agent_settings": {"agent_settings": BATCH | {"warmup_iterations": 2}},
+        },
+    ],
+}  # fmt: skip
+"""A preset whose runs take a second."""
+RUNS = 8
+
+
+def tiny_main(*arguments: str, content: dict[str, Any] | None = None) -> int:
+    """Compare with a preset of its own in the current folder; its status."""
+    write_tiny(content=content)
+    return compare.main(["--preset", "tiny.toml", *arguments])
+
+
+def write_tiny(folder: Path = Path(), content: dict[str, Any] | None = None) -> Path:
+    """The preset's file."""
+    file = folder / "tiny.toml"
+    file.write_text(toml(TINY if content is None else content), encoding="utf-8")
+    return file
+
+
+def toml(content: dict[str, Any]) -> str:
+    """TOML of a preset: JSON's values are TOML's, but for inline tables."""
+
+    def inline(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key} = {inline(entry)}" for key, entry in value.items()) + "}"
+        return json.dumps(value).replace("Infinity", "inf")
+
+    lines = [f"{key} = {inline(value)}" for key, value in content.items() if key != "group"]
+    for group in content["group"]:
+        lines += ["[[group]]", *(f"{key} = {inline(value)}" for key, value in group.items())]
+    return "\n".join(lines)
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every result."""
+    files = [*(folder / "results").glob("*.json"), *(folder / "results").glob("*.safetensors")]
+    return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Results by key, without what a clock measured."""
+    found = {file.stem: read(file) for file in (folder / "results").glob("*.json")}
+    for result in found.values():
+        del result["evaluation_seconds"], result["costs"]["seconds"]
+        for point in result["curve"]:
+            del point["seconds"]
+    return found

@@ -1,0 +1,294 @@
+"""evaluate: the keys that apply, bounds on the right side of log Z, and nothing changed by looking."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor
+
+from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
+from dxmi_rl.agents import Base
+from dxmi_rl.agents.action_density import ActionDensity
+from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
+from dxmi_rl.irl import AGENTS
+from dxmi_rl.targets import GaussianMixture, make_target
+from dxmi_rl.targets.manywell import ManyWell
+from dxmi_rl.tasks import Task
+from dxmi_rl.utils.registry import Registry
+from dxmi_rl.utils.torch_tools import seeded
+
+SMALL = {"batch_size": 64, "width": 16, "depth": 2}
+WEIGHTS = {"elbo", "log_z", "ess"}
+SAMPLES = {"sliced_w2", "mmd", "modes", "mode_tv"}
+
+
+def task(name: str = "8gaussians", **changes: Any) -> Task:
+    with seeded(0):
+        return make_task(name, **changes)
+
+
+def quick(model: Any, **changes: Any) -> dict[str, float]:
+    return evaluate(
+        model, **{"samples": 500, "draws": 2, "trajectories": 2000, "fit": False, "floors": False, **changes}
+    )
+
+
+@pytest.fixture(autouse=True)
+def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe of kl_bound_fit with 60 steps instead of 4,000."""
+    import dxmi_rl.evaluation as module
+
+    fit = module.fit_kernel
+    monkeypatch.setattr(module, "fit_kernel", lambda mdp, policy, *, seed=0: fit(mdp, policy, steps=60, seed=seed))
+    monkeypatch.setattr(module, "FLOOR_PAIRS", 3)
+
+
+def test_keys_of_a_density() -> None:
+    scores = quick(Base("8gaussians"), fit=True, floors=True)
+    floors = {f"{key}_floor" for key in SAMPLES}
+    assert scores.keys() == {"kl_bound", "kl_bound_fit", "eubo", "denoiser_calls"} | WEIGHTS | SAMPLES | floors
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in scores.values())
+    assert scores["denoiser_calls"] == 5
+    assert scores["kl_bound_fit"] == pytest.approx(-scores["elbo"])
+    without = quick(Base("8gaussians"))
+    assert without.keys() == {"kl_bound", "eubo", "denoiser_calls"} | WEIGHTS | SAMPLES
+    assert without["kl_bound"] == pytest.approx(scores["kl_bound"]) == pytest.approx(-without["elbo"])
+
+
+def test_keys_of_a_learned_energy_on_known_data() -> None:
+    with seeded(0):
+        built = make_task("8gaussians-data", pretraining={"iterations": 20, "batch_size": 32, "width": 16})
+    model = make_agent("dxmi", built, agent_settings=SMALL)
+    scores = quick(model, floors=True)
+    assert {"auc", "auc_floor", "kl_bound", "eubo"} <= scores.keys()
+    assert 0.85 < scores["auc_floor"] < 0.95, "the exact energy, ideal 0.903"
+    last = quick(model, policy=model.agent.policy)
+    assert last.keys() <= scores.keys()
+
+
+def test_keys_of_images() -> None:
+    with seeded(0):
+        built = make_task("digits", pretraining={"iterations": 20, "batch_size": 32, "width": 16})
+    scores = quick(Base(built), floors=True)
+    keys = {"fd", "kd", "precision", "recall", "density", "coverage"}
+    assert scores.keys() == keys | {f"{key}_floor" for key in keys} | {"denoiser_calls"}, "no energy, no weights"
+    assert scores["fd_floor"] < scores["fd"]
+
+
+def test_keys_of_a_reward_without_normaliser_or_sampler() -> None:
+    with seeded(0):
+        built = make_task(
+            "digits", pretraining={"iterations": 20, "batch_size": 32, "width": 16},
+            energy=lambda x: x.flatten(1).square().sum(1),
+        )  # fmt: skip
+    scores = quick(Base(built))
+    assert scores.keys() >= WEIGHTS and not {"kl_bound", "eubo", "auc"} & scores.keys()
+
+
+@pytest.mark.parametrize("backward", ["brownian", "forward", "learned"])
+@pytest.mark.parametrize("fit", [False, True])
+def test_elbo_and_eubo_bracket_log_z(backward: str, fit: bool) -> None:
+    """ELBO <= log Z + 3 s.e., EUBO >= log Z - 3 s.e.; log Z = 0. Standard errors by repeating with other seeds."""
+    agent = Base(task(backward=backward))
+    runs = [quick(agent, seed=seed, fit=fit, trajectories=4000, draws=1) for seed in range(4)]
+    for key, side in (("elbo", 1), ("eubo", -1)):
+        values = torch.tensor([run[key] for run in runs])
+        assert side * float(values.mean()) <= 3 * float(values.std()) / 2 + 1e-6, key
+    assert all(run["elbo"] <= run["log_z"] for run in runs)
+    assert all(0 < run["ess"] <= 1 for run in runs)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_bounds_close_with_the_number_of_steps() -> None:
+    """DDPM of one Gaussian: KL bound, EUBO and ESS go to 0, 0 and 1, and log Z is right at any number of steps."""
+    target = GaussianMixture(torch.tensor([[0.5, -1.0]]), 0.8, plot_range=(-4, 4))
+    options = {"level_max": 30.0, "level_min": 0.05}
+    loose, tight = (quick(Base(make_task(target, horizon=t, schedule_options=options))) for t in (20, 300))
+    for key in ("kl_bound", "eubo"):
+        assert 0 < tight[key] < 0.3 * loose[key], key
+    assert tight["ess"] > max(0.4, loose["ess"])
+    assert tight["log_z"] == pytest.approx(0.0, abs=0.05)
+
+
+def test_evaluation_is_at_temperature_one() -> None:
+    hot, cold = (quick(Base(task(tau=tau))) for tau in (0.1, 1.0))
+    assert {key: hot[key] for key in cold} == cold and hot.keys() - cold == {"elbo_tau"}
+
+
+def test_elbo_tau_is_the_soft_return_in_nats() -> None:
+    """ELBO of exp(-E / tau) = E[soft return] / tau - E[log p_0(x_0)]: what agents maximise, up to a constant."""
+    agent = Base(task(tau=0.1))
+    scores, mdp = quick(agent, fit=False, trajectories=3000), agent.mdp
+    trajectory = mdp.rollout(agent.policy, 3000, torch.Generator().manual_seed(2))
+    expected = (mdp.soft_return(trajectory) / 0.1 - mdp.start_log_prob(trajectory.x[0])).mean()
+    assert scores["elbo_tau"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_elbo_tau_of_a_fixed_energy_has_its_normaliser_as_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named energy: annealed importance sampling finds log Z of exp(-E / tau), once."""
+    monkeypatch.setattr(tasks, "ENERGIES", named := Registry("energy"))
+    named.add("bowl", f"{__name__}:bowl")
+    built = make_task("8gaussians-data", energy="bowl", tau=0.5, pretraining={"iterations": 2, "width": 8})
+    scores = quick(Base(built), floors=True, samples=200)
+    # exp(-|x|^2 / (2 s^2) / tau) in the plane: Z = 2 pi s^2 tau
+    assert scores["elbo_tau_floor"] == pytest.approx(math.log(2 * math.pi * 0.25 * 0.5), abs=0.1)
+    assert scores["elbo_tau"] < scores["elbo_tau_floor"]
+    monkeypatch.setattr(evaluation, "annealed_importance_sampling", None)  # from the cache now
+    assert evaluation.tempered_log_z(built) == scores["elbo_tau_floor"]
+    with pytest.raises(ValueError, match="named energy"):
+        evaluation.tempered_log_z(task())
+
+
+def bowl(built: Task) -> torch.nn.Module:
+    class Bowl(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square().sum(1) / (2 * 0.25)
+
+    return Bowl()
+
+
+def test_the_same_seed_gives_the_same_scores() -> None:
+    agent = Base("8gaussians")
+    assert quick(agent, seed=3) == quick(agent, seed=3)
+    assert quick(agent, seed=3) != quick(agent, seed=4)
+    assert quick_scores(agent, samples=500) == quick_scores(agent, samples=500)
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo", "sb3-ppo"])
+def test_looking_changes_nothing(name: str) -> None:
+    """Train, evaluate, train equals train, train."""
+    if name.startswith("sb3"):
+        pytest.importorskip("stable_baselines3")
+    known = AGENTS[name].Config.__dataclass_fields__
+    settings = {key: value for key, value in SMALL.items() if key in known}
+    finals = []
+    for look in (False, True):
+        agent = make_agent(name, task(backward="learned"), seed=0, **settings)
+        step = agent.timesteps_per_iteration
+        agent.learn(2 * step)
+        if look:
+            kernel = copy.deepcopy(agent.mdp.kernel.state_dict())
+            costs = copy.copy(agent.costs)
+            torch.manual_seed(5)
+            wanted = torch.rand(1)
+            torch.manual_seed(5)
+            quick(agent, fit=True, floors=True)
+            quick_scores(agent, samples=200)
+            assert torch.equal(torch.rand(1), wanted), "the global generator"
+            assert all(torch.equal(value, agent.mdp.kernel.state_dict()[key]) for key, value in kernel.items())
+            assert agent.costs == costs, "evaluation is not counted"
+        agent.learn(2 * step, reset_num_timesteps=False)
+        finals.append(agent)
+    without, with_look = (agent.sample(8, seed=0) for agent in finals)
+    assert torch.equal(without, with_look)
+    assert torch.equal(finals[0].generator.get_state(), finals[1].generator.get_state())
+
+
+def test_many_wells_are_counted_beside_exact_samples() -> None:
+    agent = Base("manywell32")
+    scores = evaluate(agent, seed=1, samples=2000, draws=1, trajectories=500, fit=False)
+    target = agent.task.target
+    assert isinstance(target, ManyWell)
+    generator = torch.Generator().manual_seed(2)  # evaluate draws its samples from seed + 1
+    assert scores["well_error"] == target.well_error(agent.mdp.sample(agent.density(), 2000, generator)) > 0.2
+    assert 0.005 < scores["well_error_floor"] < 0.03, "the largest of 16 errors with a standard deviation of 0.008"
+
+
+def test_an_sb3_model_is_scored_on_a_task() -> None:
+    stable_baselines3 = pytest.importorskip("stable_baselines3")
+    from dxmi_rl.envs.sb3 import make_sb3_env
+
+    model = stable_baselines3.PPO("MlpPolicy", make_sb3_env("8gaussians", num_envs=8), n_steps=5, batch_size=40, seed=0)
+    scores = quick(model, task="8gaussians")
+    base = quick(Base("8gaussians"))
+    assert scores.keys() == {*base, "beyond_box"}
+    assert scores["beyond_box"] == 0, "N(0, 1) does not leave +-25"
+    assert scores["kl_bound"] == pytest.approx(base["kl_bound"], rel=0.3), "untrained it is nearly the base sampler"
+    assert quick(model) == scores, "the task is its environment's"
+    with pytest.raises(ValueError, match="environment is on task '8gaussians', not on 'gmm25'"):
+        quick(model, task="gmm25")
+    model.env = None
+    with pytest.raises(ValueError, match="task must name the task"):
+        quick(model)
+
+
+def test_bad_input() -> None:
+    agent = Base("8gaussians")
+    with pytest.raises(TypeError, match="model must be an agent"):
+        evaluate(object())
+    with pytest.raises(ValueError, match="was built on task '8gaussians', not on 'gmm25'"):
+        evaluate(agent, "gmm25")
+    for name in ("samples", "draws", "trajectories"):
+        with pytest.raises(ValueError, match=f"{name} must be >= 1"):
+            evaluate(agent, **{name: 0})
+    with pytest.raises(ValueError, match="steps must be >= 1"):
+        fit_kernel(agent.mdp, agent.policy, steps=0)
+
+
+def test_the_fixed_recipe_tightens_the_bound_and_leaves_the_kernel_alone() -> None:
+    agent = Base(task(backward="forward"))
+    kernel = agent.mdp.kernel
+    fitted = fit_kernel(agent.mdp, agent.policy, steps=150)
+    assert agent.mdp.kernel is kernel
+    trajectory = agent.sample_trajectory(5000, seed=0)
+    with torch.no_grad():
+        before = float(agent.mdp.log_weights(trajectory).mean())
+        agent.mdp.kernel = fitted
+        after = float(agent.mdp.log_weights(trajectory).mean())
+    assert after > before
+    again = fit_kernel(agent.mdp, agent.policy, steps=150)
+    assert all(torch.equal(a, b) for a, b in zip(fitted.parameters(), again.parameters(), strict=True)), "one ruler"
+
+
+def test_floors_are_those_of_exact_samples() -> None:
+    floors = exact_floors(make_target("8gaussians"), 400)
+    assert floors.keys() == SAMPLES
+    assert floors["modes"] == 8
+    assert 0 < floors["sliced_w2"] < 0.5
+    assert exact_floors(make_target("8gaussians"), 400) == floors
+
+
+def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
+    """Its log Z is unknown and the target's samples are not its own: no bound, no distances."""
+    task = make_task("8gaussians", energy=lambda x: x.square().sum(1))
+    scores = quick(Base(task))
+    assert {"elbo", "log_z", "ess"} <= scores.keys()
+    assert not {"kl_bound", "sliced_w2", "modes", "eubo"} & scores.keys()
+
+
+def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
+    """SB3 wraps environments in many layers; a policy read in other coordinates would get another score in silence."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+
+    from dxmi_rl.envs import ENV_ID, make_sb3_env
+
+    def scores(env: Any) -> dict[str, float]:
+        return quick(sb3.PPO("MlpPolicy", env, n_steps=5, batch_size=40, seed=0), task="8gaussians", draws=1)
+
+    def made() -> Any:
+        return make_sb3_env("8gaussians", num_envs=8, coordinates="next_state")
+
+    plain = scores(made())
+    assert plain["kl_bound"] > 10, "N(0, 1) over next states is far from the base sampler"
+    assert scores(VecMonitor(made())) == plain
+    assert scores(VecNormalize(made(), norm_obs=False)) == plain
+    assert scores(gym.make(ENV_ID, coordinates="next_state")) == plain
+    with pytest.raises(TypeError, match="norm_obs=False"):
+        scores(VecNormalize(made()))
+
+
+def test_a_saturated_squashed_policy_is_never_beyond_its_box() -> None:
+    task = make_task("8gaussians")
+    box = (torch.full((2,), -5.0), torch.full((2,), 5.0))
+
+    def saturated(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = torch.full_like(observation[:, :2], 12.0)
+        return mean, torch.zeros_like(mean)
+
+    assert quick(ActionDensity(saturated, task.mdp, squashed=box), task=task)["beyond_box"] == 0

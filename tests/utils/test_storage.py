@@ -1,0 +1,240 @@
+"""Files: what is written is read back, whole or not at all; the cache rebuilds what is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from dxmi_rl.utils.checks import (
+    CheckpointError,
+    MissingExtraError,
+    check_batch,
+    check_integer,
+    check_real,
+    require,
+    resolve_device,
+)
+from dxmi_rl.utils.storage import (
+    cache_path,
+    cached_tensors,
+    flatten_optimizer,
+    load_tensors,
+    restore_optimizer,
+    save_tensors,
+    write_atomically,
+    write_json,
+)
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(metadata=st.dictionaries(st.text(max_size=8), JSON, max_size=4), rows=st.integers(0, 4))
+def test_tensors_and_metadata_survive(tmp_path_factory: pytest.TempPathFactory, metadata: dict, rows: int) -> None:
+    path = tmp_path_factory.mktemp("storage") / "file.safetensors"
+    tensors = {"a": torch.randn(rows, 3), "b": torch.arange(4), "scalar": torch.tensor(2.5, dtype=torch.float64)}
+    save_tensors(path, tensors, metadata)
+    loaded, header = load_tensors(path)
+    assert header == metadata
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[key], value) and loaded[key].dtype == value.dtype for key, value in tensors.items())
+
+
+def test_views_and_shared_tensors_can_be_saved(tmp_path: Path) -> None:
+    x = torch.arange(12.0).view(3, 4).requires_grad_()
+    save_tensors(tmp_path / "f", {"x": x, "same": x, "view": x.T, "slice": x[:, 1]}, {})
+    loaded, _ = load_tensors(tmp_path / "f")
+    assert torch.equal(loaded["view"], x.T) and torch.equal(loaded["slice"], x[:, 1])
+
+
+@pytest.mark.parametrize("old", [None, "old content"])
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, old: str | None) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+
+    def fail(file: Path) -> None:
+        file.write_text("half of the n")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert [p.name for p in tmp_path.iterdir()] == ([] if old is None else ["file"])
+    assert old is None or path.read_text() == old
+
+
+def test_an_interrupted_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    def interrupt(file: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    path, other = tmp_path / "file", tmp_path / ".other.abcdefgh.part"
+    abandoned, fresh = tmp_path / ".file.abcdefgh.part", tmp_path / ".file.12345678.part"
+    for part in (abandoned, fresh, other):
+        part.write_text("half of the n")
+    for part in (abandoned, other):
+        os.utime(part, (0, 0))
+
+    def write(file: Path) -> None:
+        file.write_text("outer")
+        if not path.exists():  # another writer of the same path comes in between
+            os.utime(file, (0, 0))
+            write_atomically(path, lambda inner: write_inner(inner, file))
+
+    def write_inner(inner: Path, outer: Path) -> None:
+        assert outer.exists() and not abandoned.exists()
+        inner.write_text("inner")
+
+    write_atomically(path, write)
+    assert path.read_text() == "outer"
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, fresh.name, other.name}
+
+
+def test_folders_are_made_and_json_is_strict(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "a" / "b" / "c.json", {"x": [1, 2.5, None]})
+    assert json.loads(path.read_text()) == {"x": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"x": float("nan")})
+    assert json.loads(path.read_text()) == {"x": [1, 2.5, None]}, "the old file is whole"
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no checkpoint at path"):
+        load_tensors(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError):
+        load_tensors(tmp_path)
+    good = save_tensors(tmp_path / "good", {"x": torch.randn(100)}, {"a": 1})
+    content = good.read_bytes()
+    for name, damaged in {
+        "empty": b"",
+        "text": b"hello, world, not a checkpoint",
+        "cut": content[: len(content) // 2],
+    }.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged or foreign"):
+            load_tensors(tmp_path / name)
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "foreign"))
+    with pytest.raises(CheckpointError, match="was not written by dxmi_rl"):
+        load_tensors(tmp_path / "foreign")
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "header"), metadata={"format": "dxmi_rl/1", "metadata": "{"})
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load_tensors(tmp_path / "header")
+
+
+def test_the_cache_builds_once_and_rebuilds_what_is_damaged(empty_cache: Path) -> None:
+    calls = []
+
+    def build() -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return {"x": torch.ones(2)}
+
+    key = {"target": "made-up", "levels": (1, 2)}
+    for _ in range(2):
+        assert torch.equal(cached_tensors("thing", key, build)["x"], torch.ones(2))
+    assert len(calls) == 1
+    path = cache_path("thing", key)
+    assert path.parent == empty_cache
+    path.write_bytes(b"rubbish")
+    cached_tensors("thing", key, build)
+    assert len(calls) == 2 and load_tensors(path)[0]["x"].tolist() == [1, 1]
+    cached_tensors("thing", {**key, "levels": (1, 3)}, build)
+    cached_tensors("other", key, build)
+    assert len(calls) == 4, "another key or kind is another entry"
+
+
+def test_the_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DXMI_RL_CACHE")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_path("thing", {}).parent == tmp_path / ".cache" / "dxmi_rl"
+
+
+def test_optimizers_go_on_as_if_never_stopped() -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.Adam]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        return layer, torch.optim.Adam([{"params": [layer.weight], "lr": 0.1}, {"params": [layer.bias], "lr": 0.01}])
+
+    def step(layer: torch.nn.Linear, optimizer: torch.optim.Adam) -> None:
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    layer, optimizer = make()
+    step(layer, optimizer)
+    other, restored = make()
+    other.load_state_dict(layer.state_dict())
+    restore_optimizer(
+        "o/p", restored, {key: value.clone() for key, value in flatten_optimizer("o/p", optimizer).items()}
+    )
+    for _ in range(3):
+        step(layer, optimizer)
+        step(other, restored)
+    assert torch.equal(layer.weight, other.weight) and torch.equal(layer.bias, other.bias)
+
+
+# Checks of arguments --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(-5, 5), st.integers(-5, 5))
+def test_integers_from_the_minimum_up(value: int, minimum: int) -> None:
+    if value >= minimum:
+        assert check_integer("n", value, minimum) == value
+    else:
+        with pytest.raises(ValueError, match=f"n must be >= {minimum}, got {value}"):
+            check_integer("n", value, minimum)
+
+
+@pytest.mark.parametrize("value", [1.0, "1", None, True, [1]])
+def test_only_integers_are_integers(value: object) -> None:
+    with pytest.raises(TypeError, match="n must be an integer"):
+        check_integer("n", value)
+
+
+def test_reals() -> None:
+    assert check_real("r", 2) == 2.0
+    assert check_real("r", -1, minimum=-2) == -1.0
+    for value in (float("nan"), float("inf"), -1e-9):
+        with pytest.raises(ValueError, match="r must be finite"):
+            check_real("r", value)
+    with pytest.raises(ValueError, match="r must be finite and > 0"):
+        check_real("r", 0, strict=True)
+    for wrong in ("1", None, True, 1j):
+        with pytest.raises(TypeError, match="r must be a real number"):
+            check_real("r", wrong)
+
+
+def test_batches_devices_and_extras() -> None:
+    x = torch.zeros(3, 2)
+    assert check_batch("x", x, (2,), device=torch.device("cpu"), batch=3) is x
+    with pytest.raises(ValueError, match=r"x must have shape \[batch, 1, 8, 8\], got \[3, 2\]"):
+        check_batch("x", x, (1, 8, 8))
+    assert resolve_device(None) == torch.device("cpu")
+    with pytest.raises(ValueError, match="device must name a torch device"):
+        resolve_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees no CUDA device"):
+            resolve_device("cuda")
+    with pytest.raises(MissingExtraError, match=r"no_such_package is needed here.*dxmi_rl\[sb3\]"):
+        require("no_such_package.part", "sb3")
