@@ -25,6 +25,7 @@ extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton",
 ]  # fmt: skip
 exclude_patterns = ["**/__pycache__"]
+smartquotes = False  # x' is a next state
 highlight_language = "none"  # indented blocks are formulas and commands
 myst_heading_anchors = 4
 

@@ -3,8 +3,8 @@
     python tools/make_pages.py              write; also: make docs
     python tools/make_pages.py --check      exit status 1 when a page does not say what the code says
 
-Such a part is a block of a page, between the lines ``<!-- name -->`` and ``<!-- end -->``. All else on a page is written
-by hand. An agent or a target without a page gets one. Pictures of targets: tools/draw_targets.py.
+Such a part is a block of a page, between the lines ``<!-- name -->`` and ``<!-- end -->``. Everything else on a page is
+written by hand. An agent or a target without a page gets one. Pictures of targets: tools/draw_targets.py.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from docpages.docstrings import markdown, settings_table, table
-
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.tuned import SEARCH, load_tuned
 from dxmi_rl.benchmark.report import load_results
@@ -34,8 +33,19 @@ To be written: what it is for, what it costs.
 
 ## Example
 
-<!-- example -->
-<!-- end -->
+```python
+import dxmi_rl
+
+task = dxmi_rl.make_task("8gaussians", backward="learned")
+agent = dxmi_rl.make_agent("{name}", task, seed=0)
+agent.learn(2_000_000, progress_bar=True)
+x = agent.sample(10_000)
+scores = dxmi_rl.evaluate(agent)
+```
+
+The same from the command line:
+
+    dxmi-rl train {name} --task 8gaussians --budget 2000000 --task-set backward=learned
 
 ## Settings
 
@@ -51,7 +61,7 @@ To be written: what it is for, what it costs.
 
 def blocks(name: str) -> dict[str, str]:
     """Block -> Markdown of the page of the agent ``name``; raises UnknownNameError for another name."""
-    return {"method": method(AGENTS[name]), "example": example(name), "settings": settings(name), "results": results(name)}
+    return {"method": method(AGENTS[name]), "settings": settings(name), "results": results(name)}
 
 
 def method(kind: type[Agent]) -> str:
@@ -66,23 +76,7 @@ def method(kind: type[Agent]) -> str:
     return "\n\n".join([markdown(sys.modules[kind.__module__]), *map(markdown, family), end])
 
 
-def example(name: str) -> str:
-    """Python and a command line."""
-    kind, game = AGENTS[name], name == "dxmi"
-    task = "8gaussians-data" if game else "8gaussians"
-    if kind.trains:
-        options, flags = ("", "") if game else (', backward="learned"', " --task-set backward=learned")
-        lines = [f'task = dxmi_rl.make_task("{task}"{options})', f'agent = dxmi_rl.make_agent("{name}", task, seed=0)']
-        lines.append("agent.learn(2_000_000, progress_bar=True)")
-        command = f"dxmi-rl train {name} --task {task} --budget 2000000{flags}"
-    else:
-        lines = [f'agent = dxmi_rl.make_agent("{name}", "{task}", seed=0)']
-        command = f"dxmi-rl evaluate {name} --task {task}"
-    code = "\n".join(["import dxmi_rl", "", *lines, "x = agent.sample(10_000)", "scores = dxmi_rl.evaluate(agent)"])
-    return f"```python\n{code}\n```\n\nThe same from the command line:\n\n    {command}"
-
-
-# Settings: the two functions to change when the record of the search or the defaults move ------------------------------
+# Settings. The first two functions say where the record of the search is, and what runs without a config --------------
 
 
 def search_record() -> dict[str, dict[str, Any]]:

@@ -40,7 +40,9 @@ def linked(text: str) -> str:
     def link(match: re.Match[str]) -> str:
         numbers = [match[1], *match[2].split(", ")[1:]]
         shown = [f"arXiv {match[1]}", *numbers[1:]]
-        return ", ".join(f"[{name}](https://arxiv.org/abs/{number})" for name, number in zip(shown, numbers, strict=True))
+        return ", ".join(
+            f"[{name}](https://arxiv.org/abs/{number})" for name, number in zip(shown, numbers, strict=True)
+        )
 
     return ARXIV.sub(link, text)
 

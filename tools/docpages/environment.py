@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import gymnasium as gym
-from docpages.docstrings import linked, settings_table, summary, table
 
+import gymnasium as gym
+
+from docpages.docstrings import linked, settings_table, summary, table
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.diffusion.kernels import KERNELS
 from dxmi_rl.diffusion.schedules import SCHEDULES

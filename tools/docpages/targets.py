@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import torch
+
 from docpages.docstrings import markdown, table
 from docpages.references import double_precision, lowest_energy
-
 from dxmi_rl import evaluate, make_agent, make_target
-from dxmi_rl.envs import ENV_ID
-from dxmi_rl.envs.rendering import is_image
-from dxmi_rl.targets import TARGETS, LogGaussianCox, ParticleTarget, Target, target_class
+from dxmi_rl.targets import TARGETS, Target, target_class
 from dxmi_rl.tasks import TASKS, Task, make_task
 
 UNTRAINED = {"iterations": 1, "batch_size": 8, "width": 8, "depth": 1}
@@ -26,8 +24,9 @@ SAMPLES = 100_000
 NEW_PAGE = """\
 # {name}
 
-<!-- picture -->
-<!-- end -->
+![{name}]({name}.png)
+
+*To be written: what the picture shows.*
 
 ## Definition
 
@@ -41,8 +40,14 @@ NEW_PAGE = """\
 
 ## Example
 
-<!-- example -->
-<!-- end -->
+```python
+import gymnasium as gym
+
+import dxmi_rl
+
+target = dxmi_rl.make_target("{name}")
+env = gym.make("DxMIDenoise-v0", target="{name}")
+```
 
 ## Tasks
 
@@ -51,7 +56,7 @@ NEW_PAGE = """\
 
 ## Scoring
 
-<!-- scoring -->
+<!-- scores -->
 <!-- end -->
 """
 
@@ -60,12 +65,10 @@ def blocks(name: str) -> dict[str, str]:
     """Block -> Markdown of the page of the target ``name``; raises UnknownNameError for another name."""
     target = make_target(name)
     return {
-        "picture": f"![{name}]({name}.png)\n\n*{caption(target)}*",
         "definition": definition(name),
         "facts": table(("", ""), facts(target)),
-        "example": example(name, target),
         "tasks": tasks(name, target),
-        "scoring": scoring(name, target),
+        "scores": scores(name),
     }  # fmt: skip
 
 
@@ -112,56 +115,6 @@ def energy_fact(target: Target) -> tuple[str, str]:
         return "energy of exact samples [nats], mean ± standard deviation", spread
 
 
-def caption(target: Target) -> str:
-    """What the picture shows; samples of Markov chains are not called exact."""
-    config, chains = TASKS[target.name], "of Markov chains (Hamiltonian Monte Carlo; there is no exact sampler)"
-    base = "the untrained noise ladder in five steps"
-    if config.base is not None:
-        kind = "exact" if config.denoiser == "exact" else "learned"
-        base = f"the default task's base sampler in five steps, with the {kind} denoiser"
-    if isinstance(target, ParticleTarget):
-        return (
-            "Left to right: the energy of one pair of particles; distances of all pairs and energies above the lowest, "
-            f"of 1,000 states {chains} and of 2,000 samples of {base}."
-        )
-    if isinstance(target, LogGaussianCox):
-        return f"Fields, and the pines. The field of lowest energy; a state {chains}; one sample of {base}."
-    image = is_image(target.event_shape)
-    count = "64" if image else "2,000"
-    parts = ["the energy, up to 10 nats above its lowest"] if target.has_energy else []
-    if target.has_sampler or target.has_data:
-        parts.append(f"{count} exact samples" if target.has_sampler else f"{count} rows of the test data")
-    parts.append(f"{count} samples of {base}")
-    return f"Left to right: {'; '.join(parts)}.{'' if target.dim == 2 or image else ' Two coordinates are shown.'}"
-
-
-def example(name: str, target: Target) -> str:
-    """Code that makes the target and its environment."""
-    size = ", ".join(map(str, target.event_shape))
-    has_rows = target.has_sampler or target.has_data
-    lines = ["import gymnasium as gym", *([] if has_rows else ["import torch"]), "", "import dxmi_rl", ""]
-    lines.append(f'target = dxmi_rl.make_target("{name}")')
-    if target.has_sampler:
-        lines.append(f"x = target.sample(1000)  # exact samples [1000, {size}]")
-    elif target.has_data:
-        lines.append(f"x = target.data(1000)  # training rows [1000, {size}]; target.test_data(1000) to score against")
-    else:
-        lines.append(f"x = target.scale * torch.randn(1000, {size})  # there is no exact sampler")
-    if target.has_energy:
-        lines += ["energy = target.energy(x)  # [1000], in nats", "", f'env = gym.make("{ENV_ID}", target="{name}")']
-        lines.append(f'envs = gym.make_vec("{ENV_ID}", target="{name}", num_envs=1024)  # torch tensors in and out')
-        if TASKS[name].track == "fine-tune":
-            lines.append(f'task = dxmi_rl.make_task("{name}", track="sample")  # from scratch, from the energy alone')
-    else:
-        lines += [
-            "",
-            "# Data only: the reward is an energy of your own, or one that DxMI learns once (minutes) and keeps.",
-            f'env = gym.make("{ENV_ID}", target="{name}", energy="fixed")',
-            f'dxmi = dxmi_rl.DxMI("{name}", seed=0)  # or learn both together: dxmi.learn(1_000_000)',
-        ]
-    return "```python\n" + "\n".join(lines) + "\n```"
-
-
 @contextlib.contextmanager
 def throwaway_cache() -> Iterator[None]:
     """A cache that is deleted: nobody can use untrained denoisers."""
@@ -181,8 +134,8 @@ def tasks(name: str, target: Target) -> str:
     columns = [task_facts(task) for task in named.values()]
     rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
     return table(["", *named], rows) + (
-        "\n\nThe base kernel is N(mu_t(x_t), sigma_t² I). Rows in code are arguments of `gym.make` and `make_task`: see "
-        "[DxMIDenoise-v0](../environments/DxMIDenoise-v0.md)."
+        "\n\nThe base kernel is N(mu_t(x_t), sigma_t² I). Rows in code font are arguments of `gym.make` and "
+        "`make_task`: [DxMIDenoise-v0](../environments/DxMIDenoise-v0.md)."
     )
 
 
@@ -206,22 +159,10 @@ def task_facts(task: Task) -> dict[str, str]:
     }
 
 
-def scoring(name: str, target: Target) -> str:
-    """The scores that ``evaluate`` gives on the default task, found by running it, and what is missing and why."""
+def scores(name: str) -> str:
+    """The scores that ``evaluate`` gives on the default task, found by running it."""
     agent = make_agent("base", task=make_task(name, pretraining=UNTRAINED), seed=0)
     keys = list(evaluate(agent, samples=64, draws=1, trajectories=64, fit=False, floors=False))
     if "kl_bound" in keys:
         keys.insert(keys.index("kl_bound") + 1, "kl_bound_fit")
-    lines = ["`evaluate` gives: " + ", ".join(f"`{key}`" for key in keys) + "."]
-    if not target.has_energy:
-        lines.append("With `energy=` it also gives `elbo`, `log_z` and `ess` of that energy; of a DxMI model, `auc`.")
-    elif target.log_z is None:
-        lines.append("log Z is unknown: compare ELBOs with a fitted kernel (higher is better).")
-    if not (target.has_sampler or target.has_data):
-        lines.append("There is no exact sampler, so there is no distance to samples, no EUBO and no floor.")
-    if not target.finite_variance:
-        lines.append(
-            "The variance is infinite: `quantile_error`, the mean absolute difference of quantiles over `scale`, "
-            "replaces sliced W2."
-        )
-    return "\n".join(f"- {line}" for line in lines)
+    return "`evaluate` gives: " + ", ".join(f"`{key}`" for key in keys) + "."
