@@ -21,7 +21,7 @@ def paragraphs(documented: object) -> list[str]:
     if not text:
         raise ValueError(f"{documented!r} has no docstring, and the page is made of it.")
     kept = [part for part in re.split(r"\n{2,}(?! )", text.strip()) if not part.startswith(SECTIONS)]
-    return [re.sub(r"(?<=\.)\sRaises [A-Z].*", "", part, flags=re.DOTALL) for part in kept]
+    return [re.sub(r"(?<=\.)\s(Raises\s[A-Z]|Subclasses\s[a-z]).*", "", part, flags=re.DOTALL) for part in kept]
 
 
 def markdown(documented: object) -> str:
