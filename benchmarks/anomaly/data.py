@@ -1,4 +1,4 @@
-"""Sets of rows with known outliers, for benchmarks/anomaly.py: from packages that install offline."""
+"""Sets of rows with known outliers, for benchmarks/anomaly/tables.py: from packages that install offline."""
 
 from __future__ import annotations
 

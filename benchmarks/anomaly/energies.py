@@ -1,4 +1,4 @@
-"""How the energies of benchmarks/anomaly.py and benchmarks/anomaly_images.py differ: settings of EnergyDetector."""
+"""Energies of benchmarks/anomaly/tables.py and benchmarks/anomaly/images.py: settings of EnergyDetector."""
 
 from __future__ import annotations
 

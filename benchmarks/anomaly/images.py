@@ -1,9 +1,9 @@
 """Anomalies in images: which images, and where in them. The energy of a DxMI game beside PatchCore and PaDiM.
 
-    python benchmarks/anomaly_images.py --seeds 0 1 2                          the textures
-    python benchmarks/anomaly_images.py --sets "elpv mono" "elpv poly"
-    python benchmarks/anomaly_images.py --mvtec FOLDER --sets "mvtec bottle"
-    python benchmarks/anomaly_images.py --sets "texture brick" --methods energy patchcore --pictures docs/pictures
+    python benchmarks/anomaly/images.py --seeds 0 1 2                          the textures
+    python benchmarks/anomaly/images.py --sets "elpv mono" "elpv poly"
+    python benchmarks/anomaly/images.py --mvtec FOLDER --sets "mvtec bottle"
+    python benchmarks/anomaly/images.py --sets "texture brick" --methods energy patchcore --pictures docs/pictures
 
 Sets: three textures with Perlin-noise defects, solar cells of two types (ELPV, no masks), and with ``--mvtec FOLDER``
 or ``--visa FOLDER`` their categories. Every method but the controls scores the same maps, signed square
@@ -34,10 +34,8 @@ Keys of ``--json FILE``:
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import inspect
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -46,12 +44,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import numpy as np
 import torch
-from _anomaly_energies import ENERGIES
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
+from benchmarks.anomaly.energies import ENERGIES
+from benchmarks.run_cache import code_of, kept_result, run_file
+from benchmarks.scripts import command_line, header
+from dxmi_rl.agents import DxDP
 from dxmi_rl.anomaly import (
     AnomalyImages,
     EnergyDetector,
@@ -68,8 +72,6 @@ from dxmi_rl.anomaly import (
 )
 from dxmi_rl.anomaly.feature_maps import as_numbers
 from dxmi_rl.anomaly.image_data import CELL_TYPES, TEXTURES
-from dxmi_rl.benchmark.code import code_digest
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
@@ -209,8 +211,8 @@ def fit(method: str, data: AnomalyImages, seed: int, network: Remembered) -> tup
     return {"scores": found} | seconds, maps
 
 
-FITTING = "".join(map(inspect.getsource, (place_detector, controls, fit)))
-"""What a kept fit depends on in this file."""
+CODE = code_of(Remembered, place_detector, controls, fit)
+"""Digest of the code in this file that a result depends on."""
 
 
 def size_of(name: str) -> int:
@@ -225,40 +227,44 @@ def folder_of(name: str, arguments: Arguments) -> Path | None:
 
 def result_file(folder: Path, name: str, method: str, seed: int, device: str, data: Path | None = None) -> Path:
     """Where the result of a fit is, or will be: its maps have another ending. ``data``: the folder of MVTec or VisA."""
-    key: list[Any] = [name, method, seed, device, ENERGIES.get(method), None if data is None else str(data.resolve())]
-    key += [LAYERS, size_of(name), ITERATIONS, CORESETS, MANY, CONTROL_SIZE, FITTING]
-    parts = ("images", "patches", "image_data", "image_scores")
-    key.append(code_digest((*(f"dxmi_rl.anomaly.{part}" for part in parts), "dxmi_rl.agents.dxdp")))
-    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    settings = {
+        "set": name, "method": method, "seed": seed, "device": device, "energy": ENERGIES.get(method),
+        "data": None if data is None else str(data.resolve()), "layers": LAYERS, "size": size_of(name),
+        "iterations": ITERATIONS, "coresets": CORESETS, "many": MANY, "control_size": CONTROL_SIZE,
+    }  # fmt: skip
+    uses = (ImageDetector, PatchCore, EnergyDetector, DxDP, textures, per_region_overlap)
+    return run_file(folder, settings, uses, CODE)
 
 
 def run(
     name: str, load: Callable[[int], AnomalyImages], methods: Sequence[str], seed: int, device: str, folder: Path,
     advance: Callable[[], None] = lambda: None, data_folder: Path | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Every method once on one set, unless its file is there."""
+    """Results of every method on one set, from its file or fitted now."""
     files = {method: result_file(folder, name, method, seed, device, data_folder) for method in methods}
     if any(not file.is_file() for file in files.values()):
         data, network = load(seed), Remembered(size_of(name), device)
         if any(method not in CONTROLS for method in methods):
             for images in (data.train, data.test):  # so that no method's seconds have them
                 FeatureMaps(network, layers=(0,), device=device)(images)
+
+    def fit_and_draw(method: str, file: Path) -> dict[str, Any]:
+        with one_thread():
+            result, maps = fit(method, data, seed, network)
+        shown = shown_images(data)
+        tensors = {"images": torch.from_numpy(data.test[shown])}
+        if maps is not None:
+            tensors["maps"] = torch.from_numpy(maps[shown]).float()
+        if data.masks is not None:
+            tensors["masks"] = torch.from_numpy(data.masks[shown])
+        save_tensors(file.with_suffix(".safetensors"), tensors, {"set": name, "method": method})
+        sizes = {"train": len(data.train), "test": len(data.test), "anomalous": int(data.anomalous.sum())}
+        result = {"set": name, "method": method, "seed": seed, "images": sizes} | result
+        return result | {"feature_seconds": 0.0 if method in CONTROLS else network.seconds}
+
     found = []
     for method, file in files.items():
-        if not file.is_file():
-            sizes = {"train": len(data.train), "test": len(data.test), "anomalous": int(data.anomalous.sum())}
-            with one_thread():
-                result, maps = fit(method, data, seed, network)
-            shown = shown_images(data)
-            tensors = {"images": torch.from_numpy(data.test[shown])}
-            if maps is not None:
-                tensors["maps"] = torch.from_numpy(maps[shown]).float()
-            if data.masks is not None:
-                tensors["masks"] = torch.from_numpy(data.masks[shown])
-            save_tensors(file.with_suffix(".safetensors"), tensors, {"set": name, "method": method})
-            result = {"set": name, "method": method, "seed": seed, "images": sizes} | result
-            write_json(file, result | {"feature_seconds": 0.0 if method in CONTROLS else network.seconds})
-        found.append(json.loads(file.read_text(encoding="utf-8")))
+        found.append(kept_result(file, functools.partial(fit_and_draw, method, file)))
         advance()
     return found
 
@@ -317,7 +323,6 @@ def method_table(methods: dict[str, dict[str, float]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, draw, write; 2 for arguments that are not allowed or images that are not there."""
     tyro = require("tyro", "bench")
-    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     methods = arguments.methods or tuple(METHODS)
     total = len(arguments.sets) * len(arguments.seeds) * len(methods)
@@ -330,7 +335,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in names:
                 if name not in allowed:
                     raise UnknownNameError(kind, name, allowed)
-        arguments.folder.mkdir(parents=True, exist_ok=True)
         with progress("fits", total) as advance:
             done = iter(range(1, total + 1))
             for seed in arguments.seeds:
@@ -345,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sets, by_method = describe(runs), summarise(runs)
     print_tables([*(set_table(name, found) for name, found in sets.items()), method_table(by_method)])
     if arguments.pictures is not None:
-        from _anomaly_pictures import draw_maps
+        from benchmarks.anomaly.pictures import draw_maps
 
         for name in arguments.sets:
             kept = {
@@ -358,8 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
             draw_maps(name, kept, arguments.pictures / f"anomaly_{name.replace(' ', '_')}.png")
     if arguments.json is not None:
-        content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/anomaly_images.py", *argv])}
-        content |= {"machine": machine(arguments.device), "versions": versions()}
+        content = header(command_line(__file__, argv), arguments.device)
         write_json(arguments.json, content | {"methods": by_method, "sets": sets, "runs": runs})
     return 0
 

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks/anomaly_images.py: images, masks and maps side by side."""
+"""Pictures for benchmarks/anomaly/images.py: images, masks and maps side by side."""
 
 from __future__ import annotations
 

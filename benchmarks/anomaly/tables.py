@@ -1,8 +1,8 @@
 """Outliers in tables: the energy of a DxMI game beside energies trained otherwise and pyod's detectors.
 
-    python benchmarks/anomaly.py --mlbench FOLDER/usr/lib/R/site-library/mlbench/data --seeds 0 1 2 3 4
-    python benchmarks/anomaly.py --sets cancer "digit 3" --methods energy knn
-    python benchmarks/anomaly.py --protocol all
+    python benchmarks/anomaly/tables.py --mlbench FOLDER/usr/lib/R/site-library/mlbench/data --seeds 0 1 2 3 4
+    python benchmarks/anomaly/tables.py --sets cancer "digit 3" --methods energy knn
+    python benchmarks/anomaly/tables.py --protocol all
 
 Sets: shuttle, five of the UCI's (satellite, breastw, ionosphere, pima, glass), breast cancer, and ten tasks in which
 one digit is normal and nine are not. Protocol "inliers" trains on a random half of the inliers and scores the other
@@ -35,11 +35,9 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 import inspect
 import io
-import json
-import shlex
 import sys
 import time
 import warnings
@@ -49,23 +47,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import _anomaly_data
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import numpy as np
-from _anomaly_data import MLBENCH, Rows, all_sets
-from _anomaly_energies import ENERGIES, FOLDED
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from benchmarks.anomaly import data as sets_of_rows
+from benchmarks.anomaly.data import MLBENCH, Rows, all_sets
+from benchmarks.anomaly.energies import ENERGIES, FOLDED
+from benchmarks.run_cache import code_of, kept_result, run_all, run_file
+from benchmarks.scripts import command_line, header
+from dxmi_rl.agents import DxDP
 from dxmi_rl.anomaly import EnergyDetector
 from dxmi_rl.anomaly.detector import standardisation
-from dxmi_rl.benchmark.code import code_digest
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, number, print_tables, statistics_text
 from dxmi_rl.utils.checks import check_integer, require
-from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
@@ -144,13 +145,11 @@ def make_method(
 
 def result_file(folder: Path, name: str, method: str, protocol: str, seed: int, device: str) -> Path:
     """Where the result of a fit is, or will be."""
-    key: list[Any] = [name, method, protocol, seed, ENERGIES.get(method), PYOD.get(method)]
+    settings: dict[str, Any] = {"set": name, "method": method, "protocol": protocol, "seed": seed}
     if method in ENERGIES:
-        key += [device, code_digest(("dxmi_rl.anomaly.detector", "dxmi_rl.agents.dxdp"))]
-    else:
-        key += [version("pyod"), inspect.getsource(standardisation)]
-    key += [inspect.getsource(split), inspect.getsource(_anomaly_data)]
-    return folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+        return run_file(folder, settings | {"energy": ENERGIES[method], "device": device}, (EnergyDetector, DxDP), CODE)
+    settings |= {"detector": PYOD[method], "pyod": version("pyod"), "scaling": inspect.getsource(standardisation)}
+    return run_file(folder, settings, code=CODE)
 
 
 def run(
@@ -164,31 +163,38 @@ def run(
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in methods:
+            x = rows if method in ENERGIES else standardised  # an energy standardises rows itself
             file = result_file(folder, name, method, protocol, seed, device)
-            if file.is_file():
-                found.append(json.loads(file.read_text(encoding="utf-8")))
-                continue
+            fit_it = functools.partial(fit, method, x, outlier, train, test, seed, device)
             result: dict[str, Any] = {"set": name, "method": method, "seed": seed, "error": None}
             try:
-                detector, score = make_method(method, rows.shape[1], seed, device)
-                x = rows if method in ENERGIES else standardised  # which it does itself
-                started = time.perf_counter()
-                silent = io.StringIO()  # for pyod's bars
-                with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-                    detector.fit(x[train])
-                fitted = time.perf_counter()
-                scores = score(detector, x[test])
-                result |= {"fit_seconds": fitted - started, "score_seconds": time.perf_counter() - fitted}
-                result |= {
-                    "auroc": float(roc_auc_score(outlier[test], scores)),
-                    "average_precision": float(average_precision_score(outlier[test], scores)),
-                }
-            except (ValueError, RuntimeError) as error:
-                result["error"] = str(error)
-            if result["error"] is None:  # what failed is tried again
-                write_json(file, result)
-            found.append(result)
+                found.append(result | kept_result(file, fit_it))
+            except (ValueError, RuntimeError) as error:  # which the next call tries again
+                found.append(result | {"error": str(error)})
     return found
+
+
+def fit(
+    method: str, x: np.ndarray, outlier: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int, device: str
+) -> dict[str, float]:  # fmt: skip
+    """Seconds and scores of one method."""
+    detector, score = make_method(method, x.shape[1], seed, device)
+    started = time.perf_counter()
+    silent = io.StringIO()  # for pyod's bars
+    with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        detector.fit(x[train])
+    fitted = time.perf_counter()
+    scores = score(detector, x[test])
+    return {
+        "fit_seconds": fitted - started,
+        "score_seconds": time.perf_counter() - fitted,
+        "auroc": float(roc_auc_score(outlier[test], scores)),
+        "average_precision": float(average_precision_score(outlier[test], scores)),
+    }
+
+
+CODE = code_of(split, make_method, fit, sets_of_rows)
+"""Digest of what a result depends on in this folder."""
 
 
 def summarise(
@@ -216,7 +222,6 @@ def summarise(
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, write; 2 for arguments that are not allowed or data that are not there."""
     tyro = require("tyro", "bench")
-    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs)
@@ -233,19 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from joblib import Parallel, delayed
-
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    tasks = [(name, seed) for seed in arguments.seeds for name in sets]
-    work = Parallel(n_jobs=arguments.jobs, return_as="generator_unordered")(
-        delayed(run)(name, data[name], methods, arguments.protocol, seed, arguments.device, arguments.folder)
-        for name, seed in tasks
-    )
-    runs: list[dict[str, Any]] = []
-    with progress("sets and seeds", len(tasks)) as advance:
-        for done, found in enumerate(work, 1):
-            runs += found
-            advance(done)
+    own = [
+        (name, data[name], methods, arguments.protocol, seed, arguments.device, arguments.folder)
+        for seed in arguments.seeds
+        for name in sets
+    ]
+    runs = [result for found in run_all(run, own, arguments.jobs, "sets and seeds") for result in found]
     runs.sort(key=lambda run: (sets.index(run["set"]), methods.index(run["method"]), run["seed"]))
     for result in runs:
         if result["error"]:
@@ -256,9 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pictures is not None:
         draw_ranks(runs, arguments.pictures / f"anomaly_ranks_{arguments.protocol}.png", arguments.protocol)
     if arguments.json is not None:
-        content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/anomaly.py", *argv])}
-        content |= {"machine": machine(arguments.device), "versions": versions()}
-        content |= {"protocol": arguments.protocol}
+        content = header(command_line(__file__, argv), arguments.device) | {"protocol": arguments.protocol}
         write_json(arguments.json, content | {"methods": by_method, "sets": by_set, "runs": runs})
     return 0
 

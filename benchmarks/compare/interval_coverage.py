@@ -1,6 +1,6 @@
 """How often the intervals of dxmi_rl.benchmark.statistics cover what they are about, by simulation.
 
-    python benchmarks/interval_coverage.py --page docs/statistics.md
+    python benchmarks/compare/interval_coverage.py --page docs/statistics.md
 
 Every cell repeats an experiment with known scores: R runs on K tasks are drawn from a distribution, their interval is
 computed, and it is counted whether it holds the true value. For the interquartile mean that is its value at infinitely
@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -46,12 +45,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import numpy as np
 import scipy
 import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.scripts import command_line
 from dxmi_rl.benchmark.statistics import bootstrap_interval, interval, probability_of_improvement
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.progress import track
@@ -72,7 +75,7 @@ PROBABILITIES = (0.5, 0.75, 0.9, 0.98)
 SPREADS = (1.0, 3.0)
 IMPROVEMENT_RUNS = (2, 3, 4, 5, 10, 20)
 """Those of --runs at which the probability of improvement is measured."""
-START, END = "<!-- coverage: written by benchmarks/interval_coverage.py -->", "<!-- end of coverage -->"
+START, END = "<!-- coverage: written by benchmarks/compare/interval_coverage.py -->", "<!-- end of coverage -->"
 HELP = """How often the intervals of dxmi_rl.benchmark.statistics cover the true value, beside the percentile bootstrap.
 
 By simulation, about ten minutes."""
@@ -308,8 +311,8 @@ def _write(file: Path, text: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and simulate. Exit status: 2 for bad arguments, 130 after Ctrl-C."""
     tyro = require("tyro", "bench")
-    arguments = tyro.cli(Arguments, args=argv, description=HELP, prog="interval_coverage.py")
-    command = shlex.join(["python", *(sys.argv if argv is None else ["benchmarks/interval_coverage.py", *argv])])
+    arguments = tyro.cli(Arguments, args=argv, description=HELP)
+    command = command_line(__file__, argv)
     try:
         try:
             check(arguments)

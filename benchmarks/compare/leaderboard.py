@@ -1,7 +1,7 @@
 """Rebuild docs/leaderboard.md, README's table and docs/experiments/ from the results in benchmarks/results/.
 
-    python benchmarks/leaderboard.py            write all
-    python benchmarks/leaderboard.py --check    exit status 1 when one of them is not what the results give
+    python benchmarks/compare/leaderboard.py            write all
+    python benchmarks/compare/leaderboard.py --check    exit status 1 when one of them is not what the results give
 
 A submission is the ``results.json`` of one comparison (``dxmi-rl compare``), named after it, such as
 ``benchmarks/results/standard.json``. Results in the folder ``experiments`` beside the submissions are of comparisons
@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from benchmarks.scripts import RESULTS, ROOT
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
@@ -24,19 +28,21 @@ from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
 
-ROOT = Path(__file__).parents[1]
-START, END = "<!-- leaderboard: written by benchmarks/leaderboard.py -->", "<!-- leaderboard: end -->"
+START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
 SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
 """What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
+TUNING = "tuning.json"
+"""The record of the search for settings lies beside the submissions (benchmarks/tuning/tune.py)."""
 INTRODUCTION = """\
-Written by `python benchmarks/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they agree.
-To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an agent of
-your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md));
-*normalised* is 0 for the base sampler, 1 for an exact sampler; a *best checkpoint*, where it was scored, is chosen on
-other draws than it is scored on. Budgets and evaluations are the same for all rows of a table; an agent that lacks runs
-has no rank. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
+Written by `python benchmarks/compare/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they
+agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an
+agent of your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals
+([statistics](statistics.md)); *normalised* is 0 for the base sampler, 1 for an exact sampler; a *best checkpoint*,
+where it was scored, is chosen on other draws than it is scored on. Budgets and evaluations are the same for all rows of
+a table; an agent that lacks runs has no rank. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a
+denoiser as well."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -44,7 +50,7 @@ ARROWS = {"lower": "↓", "higher": "↑"}
 class Arguments:
     """What the command line sets."""
 
-    results: Path = ROOT / "benchmarks" / "results"
+    results: Path = RESULTS
     """Folder of submissions."""
     readme: Path = ROOT / "README.md"
     """File with the two marker lines, between which the table goes."""
@@ -79,7 +85,8 @@ class Entry:
 
 def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
     """Submissions by name, ours first. Raises FileNotFoundError when there is none, ValueError for a bad file."""
-    files = sorted(folder.glob("*.json"), key=lambda file: (file.stem != OURS, file.stem))
+    files = [file for file in folder.glob("*.json") if file.name != TUNING]
+    files.sort(key=lambda file: (file.stem != OURS, file.stem))
     if not files:
         raise FileNotFoundError(f"no submissions (*.json) in {str(folder)!r}.")
     return {file.stem: load_results(file) for file in files}
@@ -233,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
     for file in stale:
         if arguments.check:
-            print(f"{file} is out of step with {arguments.results}: run python benchmarks/leaderboard.py")
+            print(f"{file} is out of step with {arguments.results}: run python benchmarks/compare/leaderboard.py")
         else:
             write_atomically(file, lambda part, text=wanted[file]: part.write_text(text, encoding="utf-8"))
             print(f"wrote {file}")

@@ -1,6 +1,6 @@
 """Stable-Baselines3's PPO and ours with matched settings: do their learning curves agree?
 
-    python benchmarks/ppo_parity.py
+    python benchmarks/compare/ppo_parity.py
 
 Both train on 8gaussians with the Forward kernel from the same settings: batch 256 trajectories, four full-batch epochs,
 clip 0.2, lambda 0.95, Adam at 1e-3 with a cosine, networks of two layers of 64 SiLU units on [x, 1 - t / T] in noise
@@ -9,6 +9,7 @@ actor and critic together, and the entropy enters as SB3 has it, as a bonus in t
 in our PPO: sampled, in the advantages, with tau KL(pi || pi_old) in the loss. Keys of ``--json FILE``:
 
     command            the command line
+    machine, versions    what it ran on
     machine, versions    what it ran on
     timesteps          transitions at the points of the curves
     curves             {"ppo", "sb3-ppo": [[kl_bound at each point] per seed]}
@@ -19,22 +20,24 @@ in our PPO: sampled, in the advantages, with tau KL(pi || pi_old) in the loss. K
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from benchmarks.scripts import command_line, header
 from dxmi_rl.agents import PPO, SB3PPO, Agent
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.policy import GaussianPolicy
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.evaluation import quick_scores
@@ -175,12 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                  ((name, values[i]) for name, values in bounds.items())]  # fmt: skip
         print(f"{steps:>9,} transitions: {', '.join(texts)}{'' if overlap[i] else '  NO OVERLAP'}")
     if arguments.json is not None:
-        results: dict[str, Any] = {
-            "command": shlex.join(["python", *(sys.argv if argv is None else ["benchmarks/ppo_parity.py", *argv])]),
-            "machine": machine(arguments.device), "versions": versions(), "timesteps": timesteps, "curves": curves,
-            "intervals": bounds, "overlap": overlap,
-        }  # fmt: skip
-        write_json(arguments.json, results)
+        results = {"timesteps": timesteps, "curves": curves, "intervals": bounds, "overlap": overlap}
+        write_json(arguments.json, header(command_line(__file__, argv), arguments.device) | results)
     return 0 if all(overlap) else 1
 
 

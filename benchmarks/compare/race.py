@@ -1,7 +1,7 @@
 """How soon, and how surely, one agent is ahead of the others: read from the results of a comparison.
 
-    python benchmarks/race.py                                               DxDP against PPO's final score
-    python benchmarks/race.py --results runs/mine/results.json --leader ppo --goal reinforce
+    python benchmarks/compare/race.py                                       DxDP against PPO's final score
+    python benchmarks/compare/race.py --results runs/mine/results.json --leader ppo --goal reinforce
 
 For every task that both agents have, every row gets the probability that a run of the leader beats a run of it (with
 its 95 % interval, ``probability_of_improvement``), and what its median run had spent when its learning curve first
@@ -24,7 +24,6 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -32,9 +31,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.scripts import RESULTS, command_line
 from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.statistics import probability_of_improvement
@@ -43,14 +46,12 @@ from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
-ROOT = Path(__file__).parents[1]
-
 
 @dataclass(frozen=True)
 class Arguments:
     """What the command line sets."""
 
-    results: Path = ROOT / "benchmarks" / "results" / "standard.json"
+    results: Path = RESULTS / "standard.json"
     """The results.json of a comparison."""
     leader: str = "dxdp"
     """Label of the row that is compared with all others."""
@@ -152,8 +153,8 @@ def print_race(everything: dict[str, Any], console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, print, write; exit status 2 for bad input."""
     tyro = require("tyro", "bench")
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__, prog="race.py")
-    command = shlex.join(["python", "benchmarks/race.py", *(sys.argv[1:] if argv is None else argv)])
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    command = command_line(__file__, argv)
     try:
         results = load_results(arguments.results)
         everything = {

@@ -1,8 +1,8 @@
 """DxMI in the plane: an energy and a five-step sampler, measured exactly, against temperature, loss, agent and start.
 
-    python benchmarks/dxmi_2d.py                                  everything: hours, may be stopped and continued
-    python benchmarks/dxmi_2d.py --experiments starts --seeds 0 1
-    python benchmarks/dxmi_2d.py --experiments tau losses --budget 200000
+    python benchmarks/game/dxmi_2d.py                             everything: hours, may be stopped and continued
+    python benchmarks/game/dxmi_2d.py --experiments starts --seeds 0 1
+    python benchmarks/game/dxmi_2d.py --experiments tau losses --budget 200000
 
 Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for what they vary; each has transitions of
 its own (``BUDGETS``), or all have ``--budget``:
@@ -37,19 +37,20 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from _dxmi_2d_play import Play, Scorer, kept_files, make_task_of, predicted, run
-from _dxmi_2d_released import digest, released_trainer
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
 
+from benchmarks.game.play import Play, Scorer, kept_files, make_task_of, predicted, run
+from benchmarks.game.released import digest, released_trainer
+from benchmarks.run_cache import run_all
+from benchmarks.scripts import command_line, header
 from dxmi_rl.agents import DxDP
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
@@ -58,7 +59,6 @@ from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.recipes import FINE_TASKS
 from dxmi_rl.targets import make_target
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
-from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, write_json
 
@@ -191,7 +191,7 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None, auth
             ours = {"label": "dxmi", "budget": min(budget, RACE_BUDGETS[start]), "settings": RACE_SETTINGS}
             rows += [both | ours, both | theirs | {"label": "authors' settings"}]
             if authors is not None:
-                settings = {"repository": str(authors.resolve()), "digest": digest(authors)}
+                settings = {"repository": str(authors), "digest": digest(authors)}
                 released = {"settings": settings, "agent_settings": rates}
                 rows.append(both | released | {"label": "authors' trainer", "method": "released"})
     return _all_seeds(experiment, rows, seeds)
@@ -222,21 +222,13 @@ def _all_seeds(experiment: str, rows: Sequence[dict[str, Any]], seeds: Sequence[
 
 def play_all(chosen: Sequence[Play], arguments: Arguments) -> list[dict[str, Any]]:
     """Play what is not there yet, ``jobs`` at a time; the results, in order."""
-    from joblib import Parallel, delayed
-
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    distinct = {play.key: play for play in reversed(chosen)}  # experiments share games
-    first = [play for play in chosen if distinct[play.key] is play]
-    work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
-        delayed(run)(play, arguments.folder, arguments.device) for play in first
-    )
-    with progress("games", len(first)) as advance:
-        for done, _ in enumerate(work, 1):
-            advance(done)
-    return [
-        json.loads(play.file(arguments.folder).read_text(encoding="utf-8")) | {"play": dataclasses.asdict(play)}
-        for play in chosen
-    ]
+    files = [play.file(arguments.folder) for play in chosen]
+    distinct: dict[Path, Play] = {}  # experiments share games
+    for file, play in zip(files, chosen, strict=True):
+        distinct.setdefault(file, play)
+    own = [(play, arguments.folder, arguments.device) for play in distinct.values()]
+    results = dict(zip(distinct, run_all(run, own, arguments.jobs, "games"), strict=True))
+    return [results[file] | {"play": dataclasses.asdict(play)} for file, play in zip(files, chosen, strict=True)]
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -316,7 +308,7 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 def draw_all(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], arguments: Arguments) -> None:
     """Pictures of what was run, into ``arguments.pictures``."""
-    import _dxmi_2d_pictures as pictures
+    from benchmarks.game import pictures
 
     assert arguments.pictures is not None
     for result in results:
@@ -343,7 +335,6 @@ def draw_all(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed."""
     tyro = require("tyro", "bench")
-    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         if arguments.budget is not None:
@@ -371,8 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.pictures is not None:
         draw_all(results, rows, arguments)
     if arguments.json is not None:
-        command = shlex.join(["python", "benchmarks/dxmi_2d.py", *argv])
-        content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
+        content = header(command_line(__file__, argv), arguments.device)
         write_json(arguments.json, content | {"floors": found, "rows": rows, "runs": results})
     return 0
 

@@ -1,4 +1,4 @@
-"""Pictures for benchmarks/dxmi_2d.py: a finished game, its history as an animation, scores against temperature."""
+"""Pictures for benchmarks/game/dxmi_2d.py: a finished game, its history as an animation, scores against temperature."""
 
 from __future__ import annotations
 

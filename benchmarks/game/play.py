@@ -1,29 +1,29 @@
-"""One game of DxMI in the plane for benchmarks/dxmi_2d.py: how it starts, its curve, what its energy is worth."""
+"""One game of DxMI in the plane for benchmarks/game/dxmi_2d.py: how it starts, its curve, what its energy is worth."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import functools
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from _dxmi_2d_released import ReleasedGame, released_trainer
 from torch import Tensor
 
+from benchmarks.game.released import ReleasedGame, released_trainer
+from benchmarks.run_cache import code_of, kept_result, run_file
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation import Grid, energy_quality, metrics
 from dxmi_rl.irl import DxMI, DxMIConfig, equilibrium, recipe, train_energy
 from dxmi_rl.irl.config import EnergyConfig
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import Task, make_task
-from dxmi_rl.utils.storage import save_tensors, write_json
+from dxmi_rl.utils.storage import save_tensors
 from dxmi_rl.utils.torch_tools import seeded
 
 STARTS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,9 @@ CHAIN_STEPS = 500
 """Steps of the chains that try a learned energy."""
 EVALUATION_SEED = 700_000
 HELD = 3
-"""So many points in a row hold a score that counts as reached."""
+"""Number of points in a row below a level that count as having reached it."""
+CODE = code_of(sys.modules[__name__])
+"""Digest of this file."""
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,12 @@ class Play:
     keep: bool = False
     """Keep the trained game and its history, beside the result, for pictures."""
 
-    @property
-    def key(self) -> str:
-        """Sixteen hex digits of all that the result depends on: not of what it is an experiment for."""
-        agent = AGENTS[self.settings.get("agent", "dxdp")].__module__
-        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation.energy_quality", "dxmi_rl.irl.training", agent))
-        parts = dataclasses.asdict(self) | {"code": code, "experiment": None, "label": None}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
     def file(self, folder: Path) -> Path:
-        """Where the result is, or will be."""
-        return folder / f"{self.key}.json"
+        """Where the result is, or will be: the same for plays that only their experiment and label tell apart."""
+        settings = dataclasses.asdict(self) | {"experiment": None, "label": None}
+        settings["settings"].pop("repository", None)  # its digest is among them: wherever the clone lies
+        agent = AGENTS[self.settings.get("agent", "dxdp")]
+        return run_file(folder, settings, (DxMI, energy_quality, train_energy, agent), CODE)
 
 
 def make_task_of(play: Play, device: str = "cpu") -> Task:
@@ -146,17 +143,20 @@ class Scorer:
             return metrics.auc(-energy(data), -energy(noise))
 
 
-def run(play: Play, folder: Path, device: str = "cpu") -> Path:
-    """Play it, unless its file is there; returns the file with the JSON result."""
+def run(play: Play, folder: Path, device: str = "cpu") -> dict[str, Any]:
+    """The result of a play, from its file or played now: play, scores, curve, reached, costs."""
     file = play.file(folder)
-    if not file.exists():
-        with one_thread():
-            if play.method == "dxmi":
-                result = _game(play, device, file)
-            else:
-                result = (_released if play.method == "released" else _energy_alone)(play, device)
-        write_json(file, {"play": dataclasses.asdict(play), **result})
-    return file
+    own = dataclasses.asdict(play)  # the file may be of a play with another label
+    return kept_result(file, functools.partial(_play, play, device, file)) | {"play": own}
+
+
+def _play(play: Play, device: str, file: Path) -> dict[str, Any]:
+    with one_thread():
+        if play.method == "dxmi":
+            result = _game(play, device, file)
+        else:
+            result = (_released if play.method == "released" else _energy_alone)(play, device)
+    return {"play": dataclasses.asdict(play), **result}
 
 
 def kept_files(file: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""The authors' own trainer as an entrant of the race in benchmarks/dxmi_2d.py, from a clone of their repository.
+"""The authors' own trainer as an entrant of the race in benchmarks/game/dxmi_2d.py, from a clone of their repository.
 
 Their ``DxMI_Trainer`` (https://github.com/swyoon/Diffusion-by-MaxEntIRL, models/DxMI/trainer.py) is called in the order
 of their train_cifar10.py, on the task's own base sampler, whose denoiser it fine-tunes, with one network for the energy
@@ -101,6 +101,7 @@ class EnergyAndValues(StepMLP):
         self.horizon, self.energy_evals = mdp.horizon, torch.zeros((), dtype=torch.long, device=mdp.device)
 
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """V_t(x)."""
         if isinstance(t, Tensor):
             self.energy_evals += (t == self.horizon).sum()
         return super().forward(x, t)

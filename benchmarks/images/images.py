@@ -1,10 +1,10 @@
 """Images in few steps: DxMI, other agents in its game, and training-free samplers with the same number of calls.
 
-    python benchmarks/images.py                                           8 x 8 digits, all rows, three seeds
-    python benchmarks/images.py --ablations --seeds 0 1 2 3 4
-    python benchmarks/images.py --data fashion-mnist-14 --rows "ddpm, T = 100" --seeds 0
-    python benchmarks/images.py --data fashion-mnist-14 --rows "dxmi, T = 4" --seeds 0
-    python benchmarks/images.py --data fashion-mnist-14 --backbone mlp --seeds 0
+    python benchmarks/images/images.py                                    8 x 8 digits, all rows, three seeds
+    python benchmarks/images/images.py --ablations --seeds 0 1 2 3 4
+    python benchmarks/images/images.py --data fashion-mnist-14 --rows "ddpm, T = 100" --seeds 0
+    python benchmarks/images/images.py --data fashion-mnist-14 --rows "dxmi, T = 4" --seeds 0
+    python benchmarks/images/images.py --data fashion-mnist-14 --backbone mlp --seeds 0
 
 A command that is stopped goes on where it was when it is started again: pretraining, games (every 50 iterations) and
 finished runs are kept. Rows:
@@ -38,51 +38,32 @@ Keys of ``--json FILE``:
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
 
-from dxmi_rl import evaluation, make_agent, make_task
-from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent
-from dxmi_rl.agents.guidance import Guiding
-from dxmi_rl.benchmark.code import code_digest
-from dxmi_rl.benchmark.machine import machine, versions
+from benchmarks.images.play import BACKBONES, SOLVERS, Play, build_task, run, samples_of
+from benchmarks.run_cache import run_all
+from benchmarks.scripts import command_line, header
+from dxmi_rl import evaluation
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
-from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
-from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
-from dxmi_rl.irl import DxMI
-from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.targets import ImageSet, make_target
-from dxmi_rl.tasks import Task
-from dxmi_rl.tasks.table import IMAGE_TAU
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
-from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import save_tensors, write_json
-from dxmi_rl.utils.torch_tools import seeded
+from dxmi_rl.utils.storage import write_json
 
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""
-FASTDPM: dict[str, Any] = {"agent": "ddpm", "changes": {"task.schedule": "var-quadratic"}}
-SOLVERS: dict[str, dict[str, Any]] = {"ddpm": {}, "fastdpm": FASTDPM, "ddim": {}, "dpm-solver": {}, "edm-heun": {}}
 INSIDE = ("ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
-BACKBONES: dict[str, PretrainingConfig | None] = {
-    "default": None, "mlp": PretrainingConfig(width=512, depth=4, iterations=30_000),
-}  # fmt: skip
-"""What is pretrained: the set's own network (a U-Net, but for digits), or residual layers that see all pixels."""
 LOW_LEVELS: dict[str, Any] = {
     "task.schedule": "karras", "task.schedule_options": {"level_max": 7.0, "level_min": 0.1, "rho": 7.0},
     "task.sigma_last": 0.003, "data_noise": 0.003,
@@ -96,14 +77,10 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "adaptive velocity": {"task.backward": "brownian"},
     "constant velocity": {"task.backward": "brownian", "task.backward_options": {"rate": 1.0}},
 }
-GUIDANCE = 0.1
-"""Weight of the guided score."""
 BUDGETS = {"digits": 600_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
 """Of games on small sets, at every horizon; longer ones go astray (MNIST 5k: seen with "mlp" at 14 x 14)."""
 EPISODES = 62_500
 """Of a game on other sets, whatever its horizon: as many iterations for both players."""
-SHOWN = 64
-EVALUATION_SEED = 900_000
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
     "fd_guided": "FD ↓,\nguided", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
@@ -141,34 +118,6 @@ class Arguments:
     """Folder for pictures."""
 
 
-@dataclass(frozen=True)
-class Play:
-    """One run of a row."""
-
-    data: str
-    row: str
-    agent: str
-    """A solver, or the agent inside DxMI."""
-    horizon: int
-    seed: int
-    budget: int
-    """Transitions; 0 for solvers."""
-    tau: float | None = None
-    """Temperature in nats; None: IMAGE_TAU per dimension."""
-    early: bool = False
-    """With the denoiser as it was after four fifths of its pretraining."""
-    backbone: str = "default"
-    """One of BACKBONES."""
-    changes: dict[str, Any] = field(default_factory=dict)
-    """What differs from the recipe: settings of DxMI, "agent." of its agent, "task." of the task."""
-
-    def file(self, folder: Path) -> Path:
-        """Where the result is, or will be; what is unfinished has other endings."""
-        code = code_digest(("dxmi_rl.irl.dxmi", "dxmi_rl.evaluation", AGENTS[self.agent].__module__))
-        parts = dataclasses.asdict(self) | {"row": "", "code": code, "backbone": repr(BACKBONES[self.backbone])}
-        return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
-
-
 def all_plays(
     data: str, seeds: Sequence[int], budget: int | None = None, *, ablations: bool = False, backbone: str = "default"
 ) -> list[Play]:  # fmt: skip
@@ -196,113 +145,6 @@ def all_plays(
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
-
-
-def build_task(play: Play, device: str) -> Task:
-    """The set's task with the play's horizon, temperature and changes."""
-    changes = changes_of(play, "task.")
-    if play.tau is not None:
-        changes["tau"] = play.tau
-    elif play.data == "digits":  # whose task has another
-        changes["tau"] = IMAGE_TAU / make_target(play.data).dim
-    if (pretraining := BACKBONES[play.backbone]) is not None:
-        changes["pretraining"] = pretraining
-    with seeded(play.seed):
-        task = make_task(play.data, device=device, horizon=play.horizon, **changes)
-        if play.early:
-            assert isinstance(task.mdp.base, ReverseSampler)
-            task.mdp.base.denoiser = pretrained_denoiser(
-                task.target, task.config.pretraining, device=task.device, early=True
-            )
-    return task
-
-
-def build_game(play: Play, task: Task) -> DxMI:
-    """DxMI as the play has it: the recipe, and its changes."""
-    own = {key: value for key, value in play.changes.items() if "." not in key}
-    convolutional = task.config.pretraining.network == "unet"
-    config = recipe(task.name, play.agent, own.get("loss"), images=True, convolutional=convolutional)
-    settings = config.agent_settings | changes_of(play, "agent.")
-    return DxMI(task, seed=play.seed, config=dataclasses.replace(config, **own, agent_settings=settings))
-
-
-def changes_of(play: Play, prefix: str) -> dict[str, Any]:
-    """The changes whose names begin so, without that."""
-    return {key.removeprefix(prefix): value for key, value in play.changes.items() if key.startswith(prefix)}
-
-
-def run(play: Play, folder: Path, device: str = "cpu", points: int = 5) -> Path:
-    """Play it, unless its file is there; returns the file with the JSON result."""
-    file = play.file(folder)
-    if not file.exists():
-        with one_thread():
-            task = build_task(play, device)
-            agent: Agent
-            curve: list[dict[str, float]] = []
-            if play.agent in SOLVERS:
-                agent = make_agent(play.agent, task=task, seed=play.seed)
-            else:
-                agent, curve = _trained(play, task, file, points)
-            scores = score(agent, play.seed)
-            drawn = agent.sample(SHOWN, seed=play.seed)
-        save_tensors(file.with_suffix(".samples.safetensors"), {"x": drawn}, {"row": play.row})
-        costs = dataclasses.asdict(agent.costs) | {"calls": agent.denoiser_calls}
-        write_json(file, {"play": dataclasses.asdict(play), "scores": scores, "curve": curve, "costs": costs})
-    return file
-
-
-def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, list[dict[str, float]]]:
-    """The game at its end, begun or continued, and its curve."""
-    checkpoint, noted = file.with_suffix(".safetensors"), file.with_suffix(".curve.json")
-    curve: list[dict[str, float]] = []
-    target = image_set(task)
-    if checkpoint.is_file():
-        game = DxMI.load(checkpoint, task=task)
-        curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
-        curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
-    else:
-        game = build_game(play, task)
-
-    def note(_: Agent) -> None:
-        if game.num_timesteps < len(curve) * play.budget / points:
-            return
-        costs = game.costs
-        x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
-        fd = evaluation.image_distance(target, x)
-        curve.append({"timesteps": costs.timesteps, "seconds": costs.seconds, "fd": fd})
-        write_json(noted, curve)
-
-    if not curve:
-        note(game)
-    if (left := play.budget - game.num_timesteps) > 0:
-        game.learn(left, reset_num_timesteps=False, checkpoint=checkpoint, callback=note)
-    return game, curve
-
-
-def samples_of(target: ImageSet) -> int:
-    """How many samples are scored."""
-    return evaluation.FD_SAMPLES if target.features == "digits" else 2000
-
-
-def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:
-    """Scores of an agent at its end."""
-    target = image_set(agent.task)
-    n = samples or samples_of(target)
-    scores = evaluation.image_scores(target, agent.sample(n, seed=EVALUATION_SEED + 100 + seed), train=True)
-    if isinstance(agent, DxMI):
-        generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
-        last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
-        scores["fd_last"] = evaluation.image_distance(target, last)
-        if isinstance(agent.agent, Guiding):
-            guided = agent.sample(n, seed=EVALUATION_SEED + 100 + seed, guidance=GUIDANCE)
-            scores["fd_guided"] = evaluation.image_distance(target, guided)
-    return scores
-
-
-def image_set(task: Task) -> ImageSet:
-    """The task's target, which is one."""
-    assert isinstance(task.target, ImageSet)
-    return task.target
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -346,7 +188,6 @@ def name_of(arguments: Arguments) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed or images that are not there."""
     tyro = require("tyro", "bench")
-    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs)
@@ -369,32 +210,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from joblib import Parallel, delayed
-
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     build_task(plays[0], arguments.device)  # pretrained once, not by every worker
-    work = Parallel(n_jobs=arguments.jobs, return_as="generator")(
-        delayed(run)(play, arguments.folder, arguments.device, arguments.points) for play in plays
-    )
-    results = []
-    with progress("runs", len(plays)) as advance:
-        for play, file in zip(plays, work, strict=True):  # a run may have been made for a row of another name
-            result = json.loads(Path(file).read_text(encoding="utf-8"))
-            results.append(result | {"play": result["play"] | {"row": play.row}})
-            advance(len(results))
+    own = [(play, arguments.folder, arguments.device, arguments.points) for play in plays]
+    results = run_all(run, own, arguments.jobs, "runs")
     rows = summarise(results)
     floors = evaluation.image_scores(target, target.train_data(samples_of(target)))
     print_tables([table(rows, floors, name_of(arguments))])
     if arguments.pictures is not None:
-        from _images_pictures import BEFORE, draw_all
+        from benchmarks.images.pictures import BEFORE, draw_all
 
         first = [play for play in plays if play.seed == arguments.seeds[0] and (play.budget or play.row in BEFORE)]
         shown = {play.row: play.file(arguments.folder) for play in first}
         calls = [] if arguments.ablations else rows  # all of which have four
         draw_all(shown, calls, target, arguments.pictures, name_of(arguments))
     if arguments.json is not None:
-        command = shlex.join(["python", "benchmarks/images.py", *argv])
-        content = {"command": command, "machine": machine(arguments.device), "versions": versions()}
+        content = header(command_line(__file__, argv), arguments.device)
         write_json(arguments.json, content | {"floors": floors, "rows": rows, "runs": results})
     return 0
 

@@ -1,10 +1,10 @@
 """The paper's games of images: CIFAR-10, ImageNet 64 x 64 and LSUN bedrooms in 4 or 10 steps, for a GPU machine.
 
-    python benchmarks/paper.py --dry-run                          what every preset takes; one iteration of CIFAR-10
-    python benchmarks/paper.py --presets cifar10-t10 --data folder-of-cifar-10-batches-py --denoiser ddpm-cifar10-32
-        --device cuda --precision bfloat16
-    torchrun --nproc_per_node 8 benchmarks/paper.py --presets lsun-bedroom-t4 --data bedrooms --denoiser edm.safetensors
-        --device cuda --precision bfloat16 --rows-at-a-time 8
+    python benchmarks/images/paper.py --dry-run                   what every preset takes; one iteration of CIFAR-10
+    python benchmarks/images/paper.py --presets cifar10-t10 --data folder-of-cifar-10-batches-py
+        --denoiser ddpm-cifar10-32 --device cuda --precision bfloat16
+    torchrun --nproc_per_node 8 benchmarks/images/paper.py --presets lsun-bedroom-t4 --data bedrooms
+        --denoiser edm.safetensors --device cuda --precision bfloat16 --rows-at-a-time 8
 
 Settings are those of the released configurations (dxmi_rl/irl/paper.py). What differs: value and energy are two
 networks (one there), ImageNet is played with a backbone that knows no classes or, with ``--label``, one class at a time
@@ -30,14 +30,13 @@ Keys of ``--json FILE``:
                          iteration_flops, training_flops, hours}}
     dry_runs             {preset: {batch_size, seconds, losses}} of one iteration
     runs                 per seed: seed, iterations, label, features and samples (what it was scored with), scores (as
-                         in benchmarks/images.py), curve, costs
+                         in benchmarks/images/images.py), curve, costs
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
+import functools
 import sys
 import tempfile
 import time
@@ -46,16 +45,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from images import EVALUATION_SEED, SHOWN, image_set, samples_of, score
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
 
+import torch
+
+from benchmarks.images.play import (
+    EVALUATION_SEED,
+    SHOWN,
+    begin_or_continue,
+    curve_file,
+    image_set,
+    samples_of,
+    score,
+)
+from benchmarks.scripts import command_line, header
 from dxmi_rl import evaluation
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.execution import is_main_process, own_device, set_execution
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables
-from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, PresetCost, make_game, preset_cost
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet, cifar10, load_images
@@ -114,7 +123,6 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Count or play, print, write; 2 for arguments that are not allowed or files that are not there."""
     tyro = require("tyro", "bench")
-    argv = list(sys.argv[1:] if argv is None else argv)
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_seeds(arguments.seeds)
@@ -149,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for run in runs:
             print(f"seed {run['seed']}: {', '.join(f'{key} {number(value)}' for key, value in run['scores'].items())}")
         if arguments.json is not None:
-            content: dict[str, Any] = {"command": shlex.join(["python", "benchmarks/paper.py", *argv])}
-            content |= {"machine": machine(arguments.device), "versions": versions()}
+            content = header(command_line(__file__, argv), arguments.device)
             counted = {
                 name: dataclasses.asdict(cost) | {"hours": cost.hours(H100_FLOPS, arguments.utilisation)}
                 for name, cost in costs.items()
@@ -207,14 +214,8 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
     task = preset.make_task(target, arguments.denoiser, label=arguments.label, device=arguments.device)
     target, of_class = image_set(task), "" if arguments.label is None else f"_class{arguments.label}"
     checkpoint = arguments.folder / f"{name}{of_class}_{seed}.safetensors"
-    noted = checkpoint.with_suffix(".curve.json")
-    curve: list[dict[str, Any]] = []
-    if checkpoint.is_file():
-        game = DxMI.load(checkpoint, task=task)
-        curve = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else []
-        curve = [point for point in curve if point["timesteps"] <= game.num_timesteps]
-    else:
-        game = make_game(task, preset, seed=seed, batch_size=arguments.batch_size)
+    begin = functools.partial(make_game, task, preset, seed=seed, batch_size=arguments.batch_size)
+    game, curve = begin_or_continue(checkpoint, task, begin)
     rows = arguments.rows_at_a_time
 
     def run_in_parts(rows_at_a_time: int | None) -> None:
@@ -235,7 +236,7 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
         curve.append(point)
         if is_main_process():
             print(f"{name}, seed {seed}: {game.num_timesteps / budget:.0%}, fd {number(fd)}", flush=True)
-            write_json(noted, curve)
+            write_json(curve_file(checkpoint), curve)
             save_tensors(checkpoint.with_suffix(".samples.safetensors"), {"x": x[:SHOWN]}, {"fd": fd})
             save_grid(x[:SHOWN], checkpoint.with_suffix(".png"))
 

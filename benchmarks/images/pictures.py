@@ -1,4 +1,4 @@
-"""Pictures for benchmarks/images.py: samples beside their nearest training images, distances against calls."""
+"""Pictures for benchmarks/images/images.py: samples beside their nearest training images, distances against calls."""
 
 from __future__ import annotations
 

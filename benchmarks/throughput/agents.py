@@ -1,6 +1,6 @@
 """What one iteration of DxDP costs beside the loop it replaces: the paper's settings, in the plane, on one thread.
 
-    python benchmarks/agents.py
+    python benchmarks/throughput/agents.py
 
 Two ways to compute the same thing, timed in turn: ``DxDP.paper()`` (one regression on all T n transitions, one policy
 step), and the same networks and settings as the authors' release has it (a buffer that grows by concatenation, T
@@ -20,7 +20,6 @@ T = 5, 256 trajectories, three layers of width 128, 8 Gaussians from scratch: ne
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import sys
 import time
@@ -28,14 +27,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from benchmarks.scripts import command_line, header
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.gaussian import CACHED_NUMBERS
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
@@ -239,11 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for aim, (measured, bound, passed) in aims.items():
         print(f"{aim}: {measured:.2f} (aim {bound:g}) {'passed' if passed else 'MISSED'}")
     if arguments.json is not None:
-        results = {
-            "command": shlex.join(["python", *(sys.argv if argv is None else ["benchmarks/agents.py", *argv])]),
-            "machine": machine(arguments.device), "versions": versions(), "milliseconds": medians, "parts": found,
-            "arithmetic": floor, "ratio": ratio("dxdp"), "aims": aims,
-        }  # fmt: skip
+        results = header(command_line(__file__, argv), arguments.device)
+        results |= {"milliseconds": medians, "parts": found, "arithmetic": floor, "ratio": ratio("dxdp"), "aims": aims}
         if arguments.compile:
             results["compiled_ratio"] = ratio("compiled")
         write_json(arguments.json, results)

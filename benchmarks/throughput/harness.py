@@ -1,6 +1,6 @@
 """What the harness costs, and what more processes bring: the same sweep on one process, on several, and on Ray.
 
-    python benchmarks/harness.py
+    python benchmarks/throughput/harness.py
 
 A sweep of 40 short runs (8 agents' settings x 5 seeds on 8gaussians) is executed in one process, in ``--jobs``
 processes, and on a local Ray cluster of as many workers; and once more by calling ``measure`` in this process, which is
@@ -20,7 +20,6 @@ the work without a harness. Keys of ``--json FILE``:
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -29,7 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dxmi_rl.benchmark.machine import machine, versions
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from benchmarks.scripts import command_line, header
 from dxmi_rl.benchmark.measure import measure
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, one_thread, prepare, ray_cluster
@@ -123,13 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for aim, (measured, bound, passed) in aims.items():
         print(f"{aim}: {measured:.3f} (aim {bound:g}) {'passed' if passed else 'MISSED'}")
     if arguments.json is not None:
-        command = shlex.join(["python", *(sys.argv if argv is None else ["benchmarks/harness.py", *argv])])
         results = {
-            "command": command, "machine": machine(arguments.device), "versions": versions(), "runs": len(runs),
-            "jobs": arguments.jobs, "direct": direct, "seconds": seconds, "speedup": speedup, "overhead": overhead,
-            "identical": identical, "aims": aims,
+            "runs": len(runs), "jobs": arguments.jobs, "direct": direct, "seconds": seconds, "speedup": speedup,
+            "overhead": overhead, "identical": identical, "aims": aims,
         }  # fmt: skip
-        write_json(arguments.json, results)
+        write_json(arguments.json, header(command_line(__file__, argv), arguments.device) | results)
     return 0 if all(passed for _, _, passed in aims.values()) else 1
 
 

@@ -1,4 +1,4 @@
-"""How throughput.py measures: times side by side, the bytes that torch allocates, growth exponents."""
+"""Meters of benchmarks/throughput/throughput.py: times side by side, bytes that torch allocates, growth exponents."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from _throughput_rows import BARE, MEMORY_ROWS, TIME_ROWS, Episodes, Row
 
+from benchmarks.throughput.rows import BARE, MEMORY_ROWS, TIME_ROWS, Episodes, Row
 from dxmi_rl.tasks import Task
 
 MIN_ROUNDS = 3

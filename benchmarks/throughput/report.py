@@ -1,4 +1,4 @@
-"""Tables, report and picture of throughput.py."""
+"""Tables, report and picture of benchmarks/throughput/throughput.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _throughput_measure import Cell, Growth
-from _throughput_rows import BARE, COMPILED, GRAPH, MEMORY_ROWS, ROWS, TIME_ROWS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.throughput.measure import Cell, Growth
+from benchmarks.throughput.rows import BARE, COMPILED, GRAPH, MEMORY_ROWS, ROWS, TIME_ROWS
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
 from dxmi_rl.benchmark.tables import Table, compact, number
 from dxmi_rl.utils.storage import write_atomically

@@ -1,4 +1,4 @@
-"""The ways to run episodes that throughput.py compares, and the rows of its tables."""
+"""The ways to run episodes that benchmarks/throughput/throughput.py compares, and the rows of its tables."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Environment steps per second through every interface, against the bare arithmetic of ``mdp.step``; growth; aims.
 
-    python benchmarks/throughput.py
+    python benchmarks/throughput/throughput.py
 
 Every row runs whole episodes, resets included, and draws its actions by the same call as the others, so that ratios to
 the bare loop over ``mdp.step`` are of equal work. All rows are timed in turn, round after round, in one process:
@@ -52,10 +52,6 @@ from __future__ import annotations
 
 import math
 import os
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler prints a line at every start and stop
-
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -63,9 +59,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: its profiler prints a line at every start and stop
+
 import torch
-from _throughput_measure import Cell, Growth, Sweep, clock, measure_cells, measure_growth
-from _throughput_report import (
+
+from benchmarks.scripts import command_line, header
+from benchmarks.throughput.measure import Cell, Growth, Sweep, clock, measure_cells, measure_growth
+from benchmarks.throughput.report import (
     Verdict,
     cell_tables,
     draw,
@@ -75,7 +78,7 @@ from _throughput_report import (
     verdict_table,
     where,
 )  # fmt: skip
-from _throughput_rows import (
+from benchmarks.throughput.rows import (
     COMPILED,
     GRAPH,
     REWARDS,
@@ -92,9 +95,7 @@ from _throughput_rows import (
     Row,
     mixture,
 )  # fmt: skip
-
 from dxmi_rl import make_task
-from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.tables import Table, print_tables
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import MissingExtraError, check_integer, check_real, require
@@ -339,9 +340,11 @@ def carry_out(plan: Plan, command: str) -> int:
     finally:
         torch.set_num_threads(threads)
     verdicts = check_aims(cells, growth)
+    own = header(command, plan.arguments.device)
+    own["versions"] |= interface_versions()
     everything = {
         "name": plan.arguments.name,
-        "command": command,
+        **own,
         "task": plan.task.name,
         "horizon": plan.task.mdp.horizon,
         "device": str(plan.task.device),
@@ -350,8 +353,6 @@ def carry_out(plan: Plan, command: str) -> int:
         "seeds": list(plan.arguments.seeds),
         "seconds": time.perf_counter() - started,
         "load": [load, os.getloadavg()[0]],
-        "versions": versions() | interface_versions(),
-        "machine": machine(plan.arguments.device),
         "cells": [cell.entry() for cell in cells],
         "skipped": skipped,
         "growth": [entry.entry() for entry in growth],
@@ -382,8 +383,8 @@ def _write_report(plan: Plan, command: str, where: str, tables: list[Table]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and measure. Exit status: 2 for bad arguments, 130 after Ctrl-C."""
     tyro = require("tyro", "bench")
-    arguments = tyro.cli(Arguments, args=argv, description=HELP, prog="throughput.py")
-    command = shlex.join(["python", *(sys.argv if argv is None else ["benchmarks/throughput.py", *argv])])
+    arguments = tyro.cli(Arguments, args=argv, description=HELP)
+    command = command_line(__file__, argv)
     try:
         try:
             plan = make_plan(arguments)

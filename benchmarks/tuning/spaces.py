@@ -1,4 +1,4 @@
-"""What benchmarks/tune.py searches, agent by agent."""
+"""What benchmarks/tuning/tune.py searches, agent by agent."""
 
 from __future__ import annotations
 

@@ -1,22 +1,23 @@
 """Search the settings of agents, with the same budget for each, on one held-out task.
 
-    python benchmarks/tune.py --freeze dxmi_rl/agents/tuned.json        every agent that trains
-    python benchmarks/tune.py --agents ppo dxdp --trials 10             some, and nothing is frozen
+    python benchmarks/tuning/tune.py --record benchmarks/results/tuning.json      every agent that trains
+    python benchmarks/tuning/tune.py --agents ppo dxdp --trials 10                some, and the record stays
 
 The task is gmm9 (fine-tune track, Learned backward kernel), which no published table uses. Every agent gets --trials
 trials of --budget transitions on each of --seeds seeds; the first trial is the agent's plain defaults, the second the
 same many small updates for all, the seventeenth these at 2.5 times the learning rates; the others are proposed by
-optuna's tree-structured Parzen estimator from the spaces of benchmarks/_tune_spaces.py. What a trial costs in energy
+optuna's tree-structured Parzen estimator from the spaces of benchmarks/tuning/spaces.py. What a trial costs in energy
 evaluations and seconds is the agent's affair. A trial's score is the mean over seeds of ``kl_bound`` after
 training (dxmi_rl.evaluation.quick_scores, the kernel of training), or of ``sliced_w2`` for agents without a density;
 when a seed diverges, or its score is not finite, the trial is worse than any other.
 
-Finished trials are kept in --folder, one SQLite file per agent whose name is a digest of all that defines its search:
-the same command goes on after a kill, --trials may grow, and code, sizes or spaces that changed start anew. A search
-that was stopped proposes the same trials as one that was not.
+Every training that is finished is kept in --folder, under a digest of settings, seed, sizes and code: the same command
+goes on after a kill, and --trials may grow. A search that was stopped proposes the same trials as one that was not.
 
-``--freeze FILE`` writes the best settings (nothing where the defaults won) of the agents that were searched; those of
-others stay. From dxmi_rl/agents/tuned.json every agent starts that is given no config.
+``--record FILE`` writes how the agents were searched, and their best settings, into the record,
+benchmarks/results/tuning.json; the entries of other agents stay. Defaults are then changed by hand, in the agents'
+Config. An entry of the record has command, task, trials, budget, seeds, score, default and best as below, scores (one
+per trial), and settings: those of the best trial that differ from the defaults of the day, empty where these won.
 
 Keys of ``--json FILE``:
 
@@ -40,12 +41,10 @@ Keys of ``--json FILE``:
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
 import os
 import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,13 +53,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
 import torch
-from _tune_spaces import given_trials, list_searched, search_space
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.run_cache import code_of, kept_result, run_file
+from benchmarks.scripts import command_line
+from benchmarks.tuning.spaces import given_trials, list_searched, search_space
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.tuned import SEARCH
 from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.irl import AGENTS, DxMI, make_agent
@@ -101,9 +104,9 @@ class Arguments:
     jobs: int = 1
     """Processes: trainings of different agents, and of different seeds, run side by side."""
     folder: Path = Path("runs/tune")
-    """Where finished trials are kept."""
-    freeze: Path | None = None
-    """Write the best settings into this file, such as dxmi_rl/agents/tuned.json."""
+    """Where finished trainings are kept."""
+    record: Path | None = None
+    """Write the searches and their best settings into this file, such as benchmarks/results/tuning.json."""
     json: Path | None = None
     """Write everything to this file."""
 
@@ -138,35 +141,42 @@ def train_and_score(
     }  # fmt: skip
 
 
+CODE = code_of(train_and_score)
+"""Digest of what a result depends on in this file."""
+
+
+def kept_outcome(file: Path, *arguments: Any) -> dict[str, Any]:
+    """``train_and_score(*arguments)``, or what the file has of it."""
+    return kept_result(file, functools.partial(train_and_score, *arguments))
+
+
 class Search:
     """The trials of one agent: those that are finished, and the next."""
 
     def __init__(self, agent: str, arguments: Arguments, optuna: Any) -> None:
         self.agent, self.arguments, self.optuna = agent, arguments, optuna
         self.asked: Any = None
+        self.proposed: dict[str, Any] | None = None
         self.space = search_space(agent)
         self.given = {
             index: {key: space.encode(settings[key]) for key, space in self.space.items()}
             for index, settings in given_trials(agent).items()
         }
         self.distributions = {key: space.distribution(optuna) for key, space in self.space.items()}
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        self.study = optuna.create_study(
-            storage=f"sqlite:///{(arguments.folder / f'{agent}-{self._digest()}.db').absolute()}",
-            study_name=agent, load_if_exists=True,
-        )  # fmt: skip
-        for trial in self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # a call that was killed
+        self.study = optuna.create_study()
+        self.code = Row(agent, TASK, agent, arguments.budget, task_settings=TASK_SETTINGS).code
+        while self.left and all(file.is_file() for file in self.files()):  # finished before: proposed again and noted
+            self.note([json.loads(file.read_text(encoding="utf-8")) for file in self.files()])
 
-    def _digest(self) -> str:
-        """Of all that the numbers depend on; the number of trials is not among it."""
+    def files(self) -> list[Path]:
+        """Where the outcomes of the next trial are, or will be, one per seed."""
         arguments = self.arguments
-        row = Row(self.agent, TASK, self.agent, arguments.budget, task_settings=TASK_SETTINGS)
-        definition = [
-            TASK, TASK_SETTINGS, arguments.budget, arguments.seeds, torch.device(arguments.device).type, row.code,
-            given_trials(self.agent), repr(self.space),
-        ]  # fmt: skip
-        return hashlib.sha256(json.dumps(definition).encode()).hexdigest()[:12]
+        parts = {
+            "agent": self.agent, "settings": self.propose(), "task": [TASK, TASK_SETTINGS], "budget": arguments.budget,
+            "device": torch.device(arguments.device).type, "package": self.code,
+        }  # fmt: skip
+        seeds = range(arguments.seeds)
+        return [run_file(arguments.folder, parts | {"seed": seed}, code=CODE) for seed in seeds]
 
     @property
     def finished(self) -> list[Any]:
@@ -186,12 +196,13 @@ class Search:
     def propose(self) -> dict[str, Any]:
         """Settings of the next trial, the same whether the search was stopped before it or not."""
         index = len(self.finished)
-        self.asked = None
-        if index in self.given:
-            return self.settings(index, self.given[index])
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=index)
-        self.asked = self.study.ask(self.distributions)
-        return self.settings(index, self.asked.params)
+        if self.proposed is None and index in self.given:
+            self.proposed = self.settings(index, self.given[index])
+        elif self.proposed is None:
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=index)
+            self.asked = self.study.ask(self.distributions)
+            self.proposed = self.settings(index, self.asked.params)
+        return self.proposed
 
     def note(self, outcomes: Sequence[Mapping[str, Any]]) -> float:
         """Store the scores of the trial that was proposed last; returns the trial's."""
@@ -210,6 +221,7 @@ class Search:
                 user_attrs=attributes,
             )  # fmt: skip
             self.study.add_trial(given)
+        self.asked = self.proposed = None
         return score
 
     def result(self) -> dict[str, Any]:
@@ -252,9 +264,11 @@ def carry_out_trials(searches: Sequence[Search], executor: Any) -> Iterator[tupl
     outcomes: dict[str, list[Future[Any]]] = {}
 
     def start(search: Search) -> None:
-        arguments = search.arguments
-        train = functools.partial(train_and_score, search.agent, search.propose(), os.getpid())
-        futures = [executor.submit(train, seed, arguments.budget, arguments.device) for seed in range(arguments.seeds)]
+        arguments, own = search.arguments, (search.agent, search.propose(), os.getpid())
+        futures = [
+            executor.submit(kept_outcome, file, *own, seed, arguments.budget, arguments.device)
+            for seed, file in enumerate(search.files())
+        ]
         outcomes[search.agent] = futures
         running.update(dict.fromkeys(futures, search))
 
@@ -279,26 +293,25 @@ SIZES = ("task", "trials", "budget", "seeds")
 
 
 def check_sizes(content: Mapping[str, Any], agents: Sequence[str], everything: Mapping[str, Any]) -> None:
-    """Raises ValueError when other agents' settings in tuned.json were searched with another budget."""
-    searches = {name: entry for name, entry in content.get(SEARCH, {}).items() if name not in agents}
-    other = [name for name, entry in searches.items() if any(entry[key] != everything[key] for key in SIZES)]
+    """Raises ValueError when other agents of the record were searched with another budget."""
+    others = {name: entry for name, entry in content.items() if name not in agents}
+    other = [name for name, entry in others.items() if any(entry[key] != everything[key] for key in SIZES)]
     if other:
         raise ValueError(f"the file has searches of other sizes, search these again, too: {', '.join(other)}.")
 
 
-def frozen(content: Mapping[str, Any], everything: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of tuned.json with the results in it; raises as ``check_sizes``."""
+def recorded(content: Mapping[str, Any], everything: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of the record with the results in it; raises as ``check_sizes``."""
     check_sizes(content, list(everything["agents"]), everything)
-    searches = dict(content.get(SEARCH, {}))
-    settings = {name: content[name] for name in searches}
-    for name, result in everything["agents"].items():
-        searches[name] = {
+    entries = {
+        name: {
             "command": everything["command"], **{key: everything[key] for key in SIZES},
             **{key: result[key] for key in ("score", "default", "best")},
-            "scores": [trial["score"] for trial in result["trials"]],
-        }  # fmt: skip
-        settings[name] = result["settings"]
-    return {SEARCH: dict(sorted(searches.items())), **dict(sorted(settings.items()))}
+            "scores": [trial["score"] for trial in result["trials"]], "settings": result["settings"],
+        }
+        for name, result in everything["agents"].items()
+    }  # fmt: skip
+    return dict(sorted({**content, **entries}.items()))
 
 
 def print_results(everything: Mapping[str, Any], console: Console) -> None:
@@ -329,8 +342,8 @@ def check(arguments: Arguments) -> list[str]:
     return list(dict.fromkeys(arguments.agents)) or list_searched()
 
 
-def read_frozen(file: Path) -> dict[str, Any]:
-    """The present content of the file, if there is one."""
+def read_record(file: Path) -> dict[str, Any]:
+    """The present content of the record, if there is one: an entry per agent."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return content
 
@@ -342,8 +355,8 @@ def search_all(arguments: Arguments, agents: Sequence[str], command: str, optuna
     everything: dict[str, Any] = {
         "command": command, "task": {"name": TASK, **TASK_SETTINGS}, **sizes, "device": arguments.device,
     }  # fmt: skip
-    if arguments.freeze is not None:  # an error now rather than after hours
-        check_sizes(read_frozen(arguments.freeze), agents, everything)
+    if arguments.record is not None:  # an error now rather than after hours
+        check_sizes(read_record(arguments.record), agents, everything)
     searches = [Search(agent, arguments, optuna) for agent in agents]
     total = arguments.trials * len(searches)
     done = total - sum(search.left for search in searches)
@@ -372,15 +385,15 @@ def search_all(arguments: Arguments, agents: Sequence[str], command: str, optuna
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and search. Exit status: 1 when a process died, 2 for bad arguments, 130 after Ctrl-C."""
     tyro = require("tyro", "bench")
-    arguments = tyro.cli(Arguments, args=argv, description=HELP, prog="tune.py")
-    command = shlex.join(["python", "benchmarks/tune.py", *(sys.argv[1:] if argv is None else argv)])
+    arguments = tyro.cli(Arguments, args=argv, description=HELP)
+    command = command_line(__file__, argv)
     try:
         agents = check(arguments)
         optuna = require("optuna", "tune")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         everything = search_all(arguments, agents, command, optuna)
-        if arguments.freeze is not None:
-            write_json(arguments.freeze, frozen(read_frozen(arguments.freeze), everything))
+        if arguments.record is not None:
+            write_json(arguments.record, recorded(read_record(arguments.record), everything))
         if arguments.json is not None:
             write_json(arguments.json, everything)
     except (ValueError, TypeError, ImportError, OSError) as error:

@@ -1,21 +1,17 @@
-"""benchmarks/anomaly_images.py: sets, methods, keys, pictures, and that a stopped command goes on."""
+"""benchmarks/anomaly/images.py: sets, methods, keys, pictures, and that a stopped command goes on."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tyro")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import anomaly_images as script
 import torch
 
+pytest.importorskip("tyro")
+from benchmarks.anomaly import images as script
 from dxmi_rl.anomaly import AnomalyImages
 
 RNG = np.random.default_rng(0)

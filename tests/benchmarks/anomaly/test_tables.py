@@ -1,9 +1,8 @@
-"""benchmarks/anomaly.py: sets, methods, ranks and keys."""
+"""benchmarks/anomaly/tables.py: sets, methods, ranks and keys."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,8 @@ import pytest
 
 pytest.importorskip("tyro")
 pytest.importorskip("pyod")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import _anomaly_data
-import anomaly as script
-
+from benchmarks.anomaly import data
+from benchmarks.anomaly import tables as script
 from dxmi_rl.targets import MissingDataError
 
 
@@ -39,7 +35,7 @@ def test_a_small_run_gives_tables_keys_and_a_picture(tmp_path: Path, capsys: pyt
 
 
 def test_a_stopped_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, methods = _anomaly_data.cancer(), ["ecod", "knn"]
+    rows, methods = data.cancer(), ["ecod", "knn"]
     first = script.run("cancer", rows, methods[:1], "inliers", 0, "cpu", tmp_path)
     made: list[str] = []
     make = script.make_method
@@ -54,7 +50,7 @@ def test_a_stopped_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_energies_are_among_the_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick = {"pretraining_iterations": 10, "width": 8, "max_iterations": 2}
     monkeypatch.setattr(script, "ENERGIES", {name: quick | own for name, own in script.ENERGIES.items()})
-    rows = _anomaly_data.cancer()
+    rows = data.cancer()
     found = script.run("cancer", rows, list(script.ENERGIES), "all", 0, "cpu", tmp_path)
     assert [run["error"] for run in found] == [None] * 6
     assert set(script.default_methods("all")) - set(script.default_methods("inliers")) == {"energy, 2 folds"}
@@ -97,4 +93,4 @@ def test_errors_are_said(arguments: list[str], text: str, capsys: pytest.Capture
 
 def test_missing_sets_say_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match="dpkg-deb"):
-        _anomaly_data.uci("pima", tmp_path)
+        data.uci("pima", tmp_path)

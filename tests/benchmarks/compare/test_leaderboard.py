@@ -1,22 +1,14 @@
-"""benchmarks/leaderboard.py: pages and README say what the submissions say, and nothing else."""
+"""benchmarks/compare/leaderboard.py: pages and README say what the submissions say, and nothing else."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from report_cases import make_results
 
-ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("leaderboard", ROOT / "benchmarks" / "leaderboard.py")
-assert _spec is not None and _spec.loader is not None
-leaderboard: Any = importlib.util.module_from_spec(_spec)
-sys.modules["leaderboard"] = leaderboard
-_spec.loader.exec_module(leaderboard)
+from benchmarks.compare import leaderboard
 
 
 @pytest.fixture
@@ -24,6 +16,7 @@ def place(tmp_path: Path) -> Path:
     """A folder with one submission and a README with markers."""
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "first.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (tmp_path / "results" / "tuning.json").write_text("{}", encoding="utf-8")  # no submission
     text = f"before\n{leaderboard.START}\nold\n{leaderboard.END}\nafter\n"
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     return tmp_path
@@ -36,7 +29,7 @@ def run(place: Path, *more: str) -> int:
 
 def test_the_committed_files_are_in_step() -> None:
     """README's table and docs/leaderboard.md are what benchmarks/results/ gives."""
-    assert leaderboard.main(["--check"]) == 0, "run python benchmarks/leaderboard.py"
+    assert leaderboard.main(["--check"]) == 0, "run python benchmarks/compare/leaderboard.py"
 
 
 def test_it_writes_once_and_checks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

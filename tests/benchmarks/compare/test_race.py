@@ -1,24 +1,17 @@
-"""benchmarks/race.py: where curves reach a level, and who is ahead."""
+"""benchmarks/compare/race.py: where curves reach a level, and who is ahead."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("tyro")
+from benchmarks.compare import race
 from dxmi_rl.utils.registry import UnknownNameError
-
-_spec = importlib.util.spec_from_file_location("race", Path(__file__).parents[2] / "benchmarks" / "race.py")
-assert _spec is not None and _spec.loader is not None
-race = importlib.util.module_from_spec(_spec)
-sys.modules["race"] = race  # dataclasses look their module up
-_spec.loader.exec_module(race)
 
 
 def point(timesteps: float, kl_bound: float) -> dict[str, float]:
@@ -95,7 +88,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     file = tmp_path / "race.json"
     assert race.main(["--json", str(file)]) == 0
     everything = json.loads(file.read_text(encoding="utf-8"))
-    assert everything["command"] == f"python benchmarks/race.py --json {file}"
+    assert everything["command"] == f"python benchmarks/compare/race.py --json {file}"
     assert set(everything["tasks"]) >= {"8gaussians", "gmm25", "manywell32"}
     assert "reaching ppo's last kl_bound" in capsys.readouterr().out
     assert race.main(["--results", str(tmp_path / "none.json")]) == 2

@@ -1,4 +1,4 @@
-"""benchmarks/dxmi_2d.py: starts and settings are what they are called, runs are kept, tables and keys are whole."""
+"""benchmarks/game/dxmi_2d.py: starts and settings are what they are called; runs are kept; tables have all keys."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from unittest.mock import ANY
 
 import pytest
 from PIL import Image
+from script_cases import documented
 
 pytest.importorskip("tyro")
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import _dxmi_2d_play as play_module  # noqa: E402
-import dxmi_2d  # noqa: E402
-from _dxmi_2d_play import Play  # noqa: E402
-from _dxmi_2d_released import ReleasedGame, released_trainer  # noqa: E402
-
-from dxmi_rl import make_target  # noqa: E402
-from dxmi_rl.agents import DxDP  # noqa: E402
-from dxmi_rl.diffusion import Brownian  # noqa: E402
-from dxmi_rl.irl import DxMIConfig  # noqa: E402
+from benchmarks.game import dxmi_2d
+from benchmarks.game import play as play_module
+from benchmarks.game.play import Play
+from benchmarks.game.released import ReleasedGame, released_trainer
+from dxmi_rl import make_target
+from dxmi_rl.agents import DxDP
+from dxmi_rl.diffusion import Brownian
+from dxmi_rl.irl import DxMIConfig
 
 SMALL_AGENT = {"batch_size": 64, "width": 16}
 
@@ -56,21 +53,14 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def documented() -> set[str]:
-    assert dxmi_2d.__doc__ is not None
-    lines = dxmi_2d.__doc__.split("--json FILE``:", 1)[1].splitlines()
-    words = [line.strip().split("  ")[0] for line in lines if line.startswith("    ") and line[4] != " "]
-    return {key.strip() for word in words for key in word.split(",")}
-
-
 def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     arguments = ["--experiments", "energies", "guidance", "--seeds", "0", "1", "--budget", "3000"]
     arguments += ["--jobs", "1", "--folder", str(quick), "--json", str(file)]
     assert dxmi_2d.main(arguments) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
-    assert results.keys() == documented()
-    assert "dxmi_2d.py --experiments energies guidance" in results["command"]
+    assert results.keys() == documented(dxmi_2d)
+    assert results["command"].startswith("python benchmarks/game/dxmi_2d.py --experiments energies guidance ")
     printed = capsys.readouterr().out
     for word in ("energies: samplers", "guidance: energies", "Exact samples of 8gaussians", "score-matching"):
         assert word in printed
@@ -156,7 +146,7 @@ def test_every_experiment_has_its_runs_and_shares_games_with_others() -> None:
     for experiment in dxmi_2d.Arguments.experiments:
         chosen = dxmi_2d.plays(experiment, [0, 1], 1000)
         assert len(chosen) >= 2 and {play.experiment for play in chosen} == {experiment}
-        keys[experiment] = {play.key for play in chosen}
+        keys[experiment] = {play.file(Path()) for play in chosen}
         assert len(keys[experiment]) == len(chosen)
     assert len(keys["tau"] & keys["losses"]) == len(keys["tau"] & keys["agents"]) == 2, "the recipe's game, per seed"
     assert len(keys["tau"] & keys["energies"]) == 4, "and that at tau = 0"
@@ -286,14 +276,17 @@ def test_the_authors_trainer_enters_the_race(clone: Path, tmp_path: Path, monkey
     assert moved["log_sigma"] == pytest.approx(1e-3, rel=1e-2), "Adam's first step is its rate"
     assert max(value for name, value in moved.items() if "denoiser" in name) == pytest.approx(3e-5, rel=1e-2)
 
-    result = json.loads(play_module.run(play, tmp_path / "runs").read_text(encoding="utf-8"))
+    result = play_module.run(play, tmp_path / "runs")
     assert result["costs"]["seconds"] > 0 and len(result["curve"]) == 3
     assert {"sliced_w2_late", "auc_late", "energy_fisher"} <= result["scores"].keys()
-    again = json.loads(play_module.run(play, tmp_path / "again").read_text(encoding="utf-8"))
+    again = play_module.run(play, tmp_path / "again")
     assert again["scores"] == result["scores"]
     (clone / "models" / "DxMI" / "trainer.py").write_text(STUB + "# changed", encoding="utf-8")
     other = next(play for play in dxmi_2d.plays("race", [0], 4000, clone) if play.method == "released")
-    assert dataclasses.replace(play, points=other.points, task_options={}).key != other.key
+    same = dataclasses.replace(play, points=other.points, task_options={})
+    assert same.file(tmp_path) != other.file(tmp_path)
+    moved = dataclasses.replace(same, settings=play.settings | {"repository": "elsewhere"})
+    assert moved.file(tmp_path) == same.file(tmp_path)
 
 
 def test_a_folder_that_is_no_clone_is_refused(

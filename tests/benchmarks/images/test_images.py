@@ -1,44 +1,37 @@
-"""benchmarks/images.py: rows, resumption, tables, keys and pictures."""
+"""benchmarks/images/images.py: rows, resumption, tables, keys and pictures."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from script_cases import documented
 
 pytest.importorskip("tyro")
 pytest.importorskip("prdc")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import images as script
-
-from dxmi_rl import evaluation, make_task
+from benchmarks.images import images as script
+from benchmarks.images import play as play_module
+from benchmarks.images.play import Play
+from dxmi_rl import make_task
 from dxmi_rl.irl import DxMI
 
 
 @pytest.fixture(name="quick")
 def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few samples, hardly pretrained denoisers, small networks."""
-    monkeypatch.setattr(evaluation, "FD_SAMPLES", 64)
+    monkeypatch.setattr(play_module, "DIGITS_SAMPLES", 64)
 
-    def task(play: script.Play, device: str) -> Any:
-        changes = script.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})
+    def task(play: Play, device: str) -> Any:
+        changes = play_module.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})
         pretraining = {"iterations": 5, "width": 16, "batch_size": 16}
         return make_task("digits", horizon=play.horizon, pretraining=pretraining, device=device, **changes)
 
-    monkeypatch.setattr(script, "build_task", task)
+    for module in (script, play_module):
+        monkeypatch.setattr(module, "build_task", task)
     return tmp_path / "runs"
-
-
-def documented() -> set[str]:
-    assert script.__doc__ is not None
-    lines = script.__doc__.split("--json FILE``:", 1)[1].splitlines()
-    words = [line.strip().split("  ")[0] for line in lines if line.startswith("    ") and line[4] != " "]
-    return {key.strip() for word in words for key in word.split(",")}
 
 
 def test_a_small_run_gives_table_keys_and_pictures(
@@ -53,7 +46,7 @@ def test_a_small_run_gives_table_keys_and_pictures(
     for word in ("training images", "dxmi, tau = 0, T = 4", "FD ↓", "coverage ↑"):
         assert word in printed
     results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert results.keys() == documented()
+    assert results.keys() == documented(script)
     by_row = {row["row"]: row for row in results["rows"]}
     assert [row["row"] for row in results["rows"]] == [row for row in dict.fromkeys(by_row)]
     assert (by_row["ddim, T = 4"]["calls"], by_row["edm-heun, T = 4"]["calls"]) == (4, 4)
@@ -74,7 +67,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (play,) = [play for play in script.all_plays("digits", [0], 2048) if play.row == "dxmi, T = 4"]
-    whole = json.loads(script.run(play, quick).read_text(encoding="utf-8"))
+    whole = play_module.run(play, quick)
     learn = DxMI.learn
 
     def stopped(self: DxMI, total: int, **options: Any) -> Any:
@@ -85,9 +78,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
 
     monkeypatch.setattr(DxMI, "learn", stopped)
     with pytest.raises(KeyboardInterrupt):
-        script.run(play, tmp_path / "other")
+        play_module.run(play, tmp_path / "other")
     monkeypatch.setattr(DxMI, "learn", learn)
-    again = json.loads(script.run(play, tmp_path / "other").read_text(encoding="utf-8"))
+    again = play_module.run(play, tmp_path / "other")
     assert again["scores"] == whole["scores"]
     assert [point["fd"] for point in again["curve"]] == [point["fd"] for point in whole["curve"]]
 

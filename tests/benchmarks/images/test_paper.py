@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 pytest.importorskip("diffusers")
 pytest.importorskip("tyro")
 pytest.importorskip("prdc")
 
-import paper
-
+from benchmarks.images import paper
 from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, make_game, preset_cost
 from dxmi_rl.targets import ImageSet

@@ -1,10 +1,9 @@
-"""benchmarks/throughput.py: its arithmetic, its meters, and that every row runs. No timings are judged."""
+"""benchmarks/throughput/throughput.py: its arithmetic, its meters, and that every row runs. No timings are judged."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import _throughput_measure as measure  # noqa: E402
-import _throughput_report as report  # noqa: E402
-import _throughput_rows as rows  # noqa: E402
-import throughput  # noqa: E402
-
-from dxmi_rl import make_task  # noqa: E402
+from benchmarks.throughput import measure, report, rows, throughput
+from dxmi_rl import make_task
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -58,7 +50,8 @@ def test_every_key_of_the_docstring_exists(quick: Path, results: dict[str, Any])
         assert results[part] and all(documented == set(entry) for entry in results[part]), part
     assert json.loads((quick / "elsewhere" / "copy.json").read_text(encoding="utf-8")) == results
     assert results["threads"] == 1 and results["clock"] == "CPU time"
-    assert results["command"].endswith("throughput.py --quick --seeds 0 1 --json elsewhere/copy.json")
+    command = "python benchmarks/throughput/throughput.py --quick --seeds 0 1 --json elsewhere/copy.json"
+    assert results["command"] == command
 
 
 def test_every_row_is_measured_or_excused(results: dict[str, Any]) -> None:

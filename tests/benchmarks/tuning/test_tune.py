@@ -1,51 +1,30 @@
-"""benchmarks/tune.py and what it freezes: searches that go on after a stop, settings that agents and keys follow."""
+"""benchmarks/tuning/tune.py and its record: searches that go on after a stop; what is on record is sound."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_cases import PRETRAINING, same, skip_without_extra, small_settings, state
+from agent_cases import same, skip_without_extra, small_settings, state
 
+from benchmarks.scripts import RESULTS
+from benchmarks.tuning import spaces, tune
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.agents import PPO, PPOConfig, tuned
-from dxmi_rl.benchmark import protocol
-from dxmi_rl.irl import AGENTS, DxMI
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl import AGENTS
 from dxmi_rl.utils.checks import MissingExtraError
 from dxmi_rl.utils.torch_tools import seeded
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import _tune_spaces as spaces  # noqa: E402
-import tune  # noqa: E402
-
-TUNED = {"policy_learning_rate": 0.004, "value_learning_rate": 0.005, "clip_ratio": 0.4}
+RECORD = RESULTS / "tuning.json"
 
 
 @pytest.fixture(name="name", params=spaces.list_searched())
 def every_searched_agent(request: pytest.FixtureRequest) -> str:
     skip_without_extra(request.param)
     return request.param
-
-
-@pytest.fixture
-def frozen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tuned.json of its own, with settings of ppo."""
-    return freeze(tmp_path / "tuned.json", monkeypatch, {"ppo": TUNED})
-
-
-def freeze(file: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, Any]) -> Path:
-    file.write_text(json.dumps({"search": {}, **content}), encoding="utf-8")
-    monkeypatch.setattr(tuned, "FILE", file)
-    return file
 
 
 # The search -----------------------------------------------------------------------------------------------------------
@@ -73,7 +52,7 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def test_it_searches_stops_goes_on_and_freezes(
+def test_it_searches_stops_goes_on_and_records(
     short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search("--folder", "whole", "--json", "whole.json", trials=3) == 0
@@ -87,27 +66,27 @@ def test_it_searches_stops_goes_on_and_freezes(
         return train(*arguments)
 
     monkeypatch.setattr(tune, "train_and_score", stop_at_the_fourth)
-    assert search("--freeze", "tuned.json", trials=3) == 130
-    assert "goes on" in capsys.readouterr().err and not (short / "tuned.json").exists()
+    assert search("--record", "record.json", trials=3) == 130
+    assert "goes on" in capsys.readouterr().err and not (short / "record.json").exists()
     monkeypatch.setattr(tune, "train_and_score", train)
-    assert search("--freeze", "tuned.json", "--json", "parts.json", trials=3) == 0
-    assert "6 trials, 2 finished before, 4 to do" in capsys.readouterr().out
+    assert search("--record", "record.json", "--json", "parts.json", trials=3) == 0
+    assert "6 trials, 3 finished before, 3 to do" in capsys.readouterr().out
 
-    whole, parts, content = (read(short / name) for name in ("whole.json", "parts.json", "tuned.json"))
+    whole, parts, content = (read(short / name) for name in ("whole.json", "parts.json", "record.json"))
     for name in ("ppo", "reinforce"):
         first, second = ([t | {"seconds": 0} for t in all["agents"][name]["trials"]] for all in (whole, parts))
         assert first == second, "a stop changes no trial"
-        result, entry = parts["agents"][name], content["search"][name]
+        result, entry = parts["agents"][name], content[name]
         scores = [trial["score"] for trial in result["trials"]]
         assert result["trials"][0]["settings"] == {} and result["default"] == scores[0]
         assert result["best"] == min(scores) and len(scores) == 3
-        assert result["settings"] == content[name] == result["trials"][scores.index(min(scores))]["settings"]
+        assert result["settings"] == entry["settings"] == result["trials"][scores.index(min(scores))]["settings"]
         assert set(result["trials"][1]["settings"]) == set(spaces.search_space(name))
         assert entry["scores"] == scores and entry["command"] == parts["command"] and entry["trials"] == 3
-        assert AGENTS[name].Config(**content[name])
-    assert parts["command"].startswith("python benchmarks/tune.py --agents ppo reinforce --trials 3")
-    assert search("--freeze", "tuned.json", trials=3) == 0, "nothing left to do"
-    assert search("--freeze", "tuned.json", trials=2, agents=("ppo",)) == 2
+        assert AGENTS[name].Config(**entry["settings"])
+    assert parts["command"].startswith("python benchmarks/tuning/tune.py --agents ppo reinforce --trials 3")
+    assert search("--record", "record.json", trials=3) == 0, "nothing left to do"
+    assert search("--record", "record.json", trials=2, agents=("ppo",)) == 2
     assert "other sizes, search these again, too: reinforce" in capsys.readouterr().err
 
 
@@ -222,30 +201,29 @@ def test_the_ends_of_spaces_can_be_built(name: str, end: int) -> None:
     assert make_agent(name, make_task("gmm9"), **{**bounds, "batch_size": 128})
 
 
-# What is frozen -------------------------------------------------------------------------------------------------------
+# The record -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_frozen_file_is_sound() -> None:
-    content = tuned.load_tuned()
-    names = [name for name in content if name != tuned.SEARCH]
-    assert set(names) == set(content[tuned.SEARCH]) and set(names) <= set(spaces.list_searched())
-    for name in names:
-        fields = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-        assert set(content[name]) <= fields
-        entry = content[tuned.SEARCH][name]
-        assert entry["command"].startswith("python benchmarks/tune.py ") and len(entry["scores"]) == entry["trials"]
-        assert entry["scores"][0] == entry["default"]
-        assert bool(content[name]) == (entry["best"] != entry["default"])
-    sizes = [tuple(json.dumps(entry[key]) for key in tune.SIZES) for entry in content[tuned.SEARCH].values()]
-    assert len(set(sizes)) <= 1, "the same budget for every agent"
+def test_the_record_is_sound() -> None:
+    content = read(RECORD)
+    assert set(content) <= set(spaces.list_searched())
+    for name, entry in content.items():
+        assert set(entry["settings"]) <= {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+        assert entry["command"].startswith("python benchmarks/tuning/tune.py ")
+        assert len(entry["scores"]) == entry["trials"] and entry["scores"][0] == entry["default"]
+        assert min(score for score in entry["scores"] if score is not None) == entry["best"]
+        assert bool(entry["settings"]) == (entry["best"] != entry["default"])
+    sizes = [tuple(json.dumps(entry[key]) for key in tune.SIZES) for entry in content.values()]
+    assert len(set(sizes)) == 1, "the same budget for every agent"
 
 
-def test_agents_as_they_are_frozen_learn_and_resume(name: str, tmp_path: Path) -> None:
-    if not tuned.load_tuned().get(name):
+def test_agents_learn_and_resume_with_the_settings_on_record(name: str, tmp_path: Path) -> None:
+    settings = read(RECORD).get(name, {}).get("settings")
+    if not settings:
         pytest.skip("its plain defaults, which other tests try")
     with seeded(0):
         task = make_task("8gaussians", backward="learned")
-    agent = make_agent(name, task, **small_settings(name))
+    agent = make_agent(name, task, **settings | small_settings(name))
     step = agent.timesteps_per_iteration
 
     def save_half_way(trained: Any) -> None:
@@ -255,64 +233,3 @@ def test_agents_as_they_are_frozen_learn_and_resume(name: str, tmp_path: Path) -
     agent.learn(2 * step, callback=save_half_way)
     resumed = type(agent).load(tmp_path / "half")
     assert same(state(agent), state(resumed.learn(step, reset_num_timesteps=False)))
-
-
-@pytest.mark.usefixtures("frozen")
-def test_agents_start_from_tuned_settings() -> None:
-    for agent in (make_agent("ppo", "8gaussians"), PPO("8gaussians")):
-        assert agent.config == dataclasses.replace(PPOConfig(), **TUNED)
-    changed = make_agent("ppo", "8gaussians", clip_ratio=0.1, width=16)
-    assert changed.config == dataclasses.replace(PPOConfig(), **TUNED | {"clip_ratio": 0.1, "width": 16})
-    assert PPO("8gaussians", config=PPOConfig()).config == PPOConfig()
-    assert make_agent("dxdp", "8gaussians").config == AGENTS["dxdp"].Config()
-    assert PPO("8gaussians").policy_optimizer.param_groups[0]["peak"] == 0.004
-
-
-@pytest.mark.usefixtures("frozen")
-def test_a_class_of_the_users_has_no_tuned_settings() -> None:
-    class Mine(PPO):
-        pass
-
-    assert Mine("8gaussians").config == PPOConfig()
-
-
-@pytest.mark.usefixtures("frozen")
-def test_rates_of_corrections_are_none_of_fine_tuned_networks() -> None:
-    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    config = PPO(task, policy="fine-tuned").config
-    assert config.policy_learning_rate is None and config.value_learning_rate == 0.005
-    digits = tuned.tuned_settings(PPO, (1, 8, 8), {})
-    assert digits == {"value_learning_rate": 0.005, "clip_ratio": 0.4}
-    assert tuned.tuned_settings(PPO, (1, 8, 8), {"policy": "correction"}) == TUNED
-
-
-def test_recipes_of_dxmi_do_not_change(frozen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = make_task("8gaussians-data", pretraining=PRETRAINING)
-    config = DxMI(task, agent="ppo").agent.config
-    assert config == dataclasses.replace(PPOConfig(), **recipe("8gaussians-data", "ppo").agent_settings)
-
-
-def test_keys_follow_the_tuned_settings_of_their_agent_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def keys() -> dict[str, str]:
-        rows = {
-            name: protocol.Row(name, task, name, 4000)
-            for name, task in (("dxdp", "gmm25"), ("ppo", "gmm25"), ("dxmi", "8gaussians-data"))
-        }
-        rows["ppo, clipped"] = dataclasses.replace(rows["ppo"], agent_settings={"clip_ratio": 0.3})
-        return {label: protocol.Run(row, 0).key for label, row in rows.items()}
-
-    before = []
-    for content in ({}, {"ppo": {"clip_ratio": 0.4}}, {"ppo": {"clip_ratio": 0.4, "epochs": 3}}):
-        freeze(tmp_path / f"{len(before)}.json", monkeypatch, content)
-        before.append(keys())
-    plain, clip, more = before
-    assert plain["dxdp"] == clip["dxdp"] == more["dxdp"] and plain["dxmi"] == clip["dxmi"] == more["dxmi"]
-    assert len({plain["ppo"], clip["ppo"], more["ppo"]}) == 3
-    assert plain["ppo, clipped"] == clip["ppo, clipped"] != more["ppo, clipped"], "what a row sets is not tuned"
-
-
-def test_the_package_ships_the_file() -> None:
-    project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    package = BENCHMARKS.parent / "dxmi_rl"
-    patterns = project["tool"]["setuptools"]["package-data"]["dxmi_rl"]
-    assert any(package / "agents" / "tuned.json" in package.glob(pattern) for pattern in patterns)
