@@ -27,7 +27,7 @@ test-fast: install ## run the tests that a change needs, in 90 seconds on two co
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not browser and not gpu"
 
 bench: install ## run the quick comparison of all agents
-	$(BIN)/python benchmarks/compare.py --preset quick --name quick
+	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick
 
 docs: install ## fill in what pages take from the code, and build the site into site/
 	$(BIN)/python tools/make_pages.py

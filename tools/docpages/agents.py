@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 
 from docpages.docstrings import markdown, settings_table, table
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.tuned import SEARCH, load_tuned
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.tables import compact, count_seeds, number
 from dxmi_rl.irl import AGENTS
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "standard.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 COMMON_MODULES = ("base", "base_sampler", "gaussian")
 """Their classes are shared by all agents, and their docstrings say nothing of one."""
 COSTS = ("energy_evals", "energy_grad_evals", "policy_draws", "denoiser_calls", "seconds")
@@ -76,17 +76,19 @@ def method(kind: type[Agent]) -> str:
     return "\n\n".join([markdown(sys.modules[kind.__module__]), *map(markdown, family), end])
 
 
-# Settings. The first two functions say where the record of the search is, and what runs without a config --------------
+# Settings -------------------------------------------------------------------------------------------------------------
 
 
 def search_record() -> dict[str, dict[str, Any]]:
     """Agent -> how its settings were searched: trials, budget, seeds, task, score, default, best."""
-    return load_tuned()[SEARCH]
+    found: dict[str, dict[str, Any]] = json.loads((RESULTS / "tuning.json").read_text(encoding="utf-8"))
+    return found
 
 
 def settings_that_run(name: str) -> Any:
-    """The Config of an agent that is given none."""
-    return AGENTS[name].Config(**load_tuned().get(name, {}))
+    """The Config of an agent that is given none; DxMI takes the recipe of its task."""
+    kind = AGENTS[name]
+    return kind.Config() if name == "dxmi" else kind("8gaussians").config
 
 
 def settings(name: str) -> str:
@@ -112,7 +114,7 @@ def settings(name: str) -> str:
 @functools.cache
 def standard() -> dict[str, Any]:
     """The results of the standard preset."""
-    return load_results(RESULTS)
+    return load_results(RESULTS / "standard.json")
 
 
 def results(name: str) -> str:
