@@ -29,6 +29,7 @@ from dxmi_rl.envs import ENV_ID
 from dxmi_rl.irl import fixed
 from dxmi_rl.targets import TARGETS, Target
 from dxmi_rl.tasks import TASKS, TaskConfig
+from dxmi_rl.utils.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -141,8 +142,8 @@ def test_best_results_are_those_of_the_leaderboard(task: str, text: str) -> None
 def test_environment_page_has_gymnasiums_headings_and_every_argument() -> None:
     text = ENVIRONMENT.read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)", text, re.MULTILINE) == [
-        "Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End", "Arguments",
-        "Information", "Version History", "Settings of the task", "Vectorized environment", "Other interfaces",
+        "Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End", "Information",
+        "Arguments", "Version History", "Settings of the task", "Vectorized environment", "Other interfaces",
     ]  # fmt: skip
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for field in TaskConfig.__dataclass_fields__:
@@ -295,12 +296,13 @@ def test_funnel_panel_is_the_marginal() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_new_target_gets_page_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TARGETS, "_entries", {"new": New})
+    monkeypatch.setattr(TARGETS, "_entries", {**TARGETS._entries, "new": New})
+    monkeypatch.setattr(make_pages, "list_targets", lambda: ["new"])
     monkeypatch.setattr(TASKS, "_entries", {**TASKS._entries, "new": TaskConfig("new", base=None, track="sample")})
-    monkeypatch.setattr(make_pages.AGENTS, "_entries", {})
-    (environment,) = [ENVIRONMENT.relative_to(DOCS)]
-    (tmp_path / environment).parent.mkdir()
-    (tmp_path / environment).write_bytes(ENVIRONMENT.read_bytes())
+    monkeypatch.setattr(make_pages, "AGENTS", Registry("agent"))
+    environment = tmp_path / ENVIRONMENT.relative_to(DOCS)
+    environment.parent.mkdir()
+    environment.write_bytes(ENVIRONMENT.read_bytes())
     assert make_pages.write(tmp_path) == [Path("targets", "new.md")]
     text = (tmp_path / "targets" / "new.md").read_text(encoding="utf-8")
     assert "A standard normal." in text and "| lowest energy [nats] | 0.0000 |" in text
