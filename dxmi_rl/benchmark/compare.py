@@ -82,7 +82,7 @@ from dxmi_rl.benchmark.pictures import draw_pictures
 from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, check_rows, make_runs
 from dxmi_rl.benchmark.report import write_report
-from dxmi_rl.benchmark.results import assemble
+from dxmi_rl.benchmark.results import assemble, without_paths
 from dxmi_rl.benchmark.sweep import Logging, Outcome, execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
 from dxmi_rl.utils.checks import check_integer, check_real, require, resolve_device
@@ -310,12 +310,6 @@ def carry_out(plan: Plan, command: str) -> int:
     finished = sum(run.load(plan.results) is not None for run in plan.selected)
     print(f"{finished} of {len(plan.selected)} runs are finished, {len(failed)} failed; see {folder / 'report.html'}")
     return 1 if failed else 0
-
-
-def without_paths(results: dict[str, Any]) -> dict[str, Any]:
-    """Results of a comparison without the denoising paths of its runs, which would be most of the file."""
-    runs = [{key: value for key, value in run.items() if key != "paths"} for run in results["runs"]]
-    return results | {"runs": runs}
 
 
 def _unselected(plan: Plan, command: str) -> str:
