@@ -21,6 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: os.environ.pop("DXMI_RL_CACHE", None))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the target with 1,600 dimensions are slow, wherever targets are parameters."""
+    for item in items:
+        if "lgcp40" in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def float64() -> Iterator[None]:
     """New tensors, networks, targets and schedules in double precision."""

@@ -225,6 +225,7 @@ def test_it_learns_the_tilted_base(horizon: int, iterations: int) -> None:
     assert distance < 0.02 * start
 
 
+@pytest.mark.slow
 def test_it_finds_the_fixed_point_of_the_lqg() -> None:
     """With its own network, which sees no grad E; the RMS error of the means, in units of sigma_t."""
     agent = plain_agent(

@@ -399,6 +399,7 @@ def test_the_base_denoiser_is_paid_for_once() -> None:
 # PPO against reference algebra ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("dxdp", 120_000), ("ppo", 120_000)])
 def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
     base = quick_scores(Base("8gaussians"))["kl_bound"]
@@ -407,6 +408,7 @@ def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
     assert trained < 0.75 * base, (trained, base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "target", "steps", "settings"),
     [

@@ -27,6 +27,7 @@ from dxmi_rl.agents.policy import WiderPolicy
 # The correction -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("correction", [True, False])
 def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,7 @@ def fitted_once() -> EnergyDetector:
     return EnergyDetector(epochs=60, width=64).fit(ROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folds", [1, 2])
 def test_it_is_an_estimator_of_scikit_learn(folds: int) -> None:
     results = check_estimator(EnergyDetector(**QUICK, folds=folds), on_skip=None)
@@ -47,6 +48,7 @@ def test_it_is_an_estimator_of_scikit_learn(folds: int) -> None:
     assert {result["status"] for result in results} <= {"passed", "skipped"}
 
 
+@pytest.mark.slow
 def test_the_game_finds_outliers_that_the_denoiser_does_not(fitted: EnergyDetector) -> None:
     rows, labels = np.concatenate([ring(200), OUTLIERS]), np.repeat([0, 1], 200)
     start = EnergyDetector(epochs=0, width=64).fit(ROWS)
@@ -100,6 +102,7 @@ def test_feature_maps_are_scored_by_place() -> None:
         detector.score_maps(ROWS)
 
 
+@pytest.mark.slow
 def test_folds_are_for_rows_that_hold_outliers(tmp_path: Path) -> None:
     """Of two hundred digits one energy knows all by heart, those of other kinds too; the mean of two does not."""
     random = np.random.default_rng(0)
@@ -194,6 +197,7 @@ def test_constant_columns_do_no_harm() -> None:
     assert scale[3] == pytest.approx(FLOOR * np.sqrt((rows.std(0) ** 2).mean())) and mean[3] == 1
 
 
+@pytest.mark.slow
 def test_whitened_rows_are_uncorrelated_and_small_variances_count(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     plane = generator.standard_normal((400, 2)) @ np.array([[1.0, 0.0, 0.7], [0.0, 1.0, 0.7]])

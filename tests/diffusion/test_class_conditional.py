@@ -36,6 +36,7 @@ def squares() -> ImageSet:
     return ImageSet(rows[:48], rows[48:], train_labels=labels[:48], test_labels=labels[48:], name="squares")
 
 
+@pytest.mark.slow
 def test_in_pure_noise_it_shows_the_class_that_it_is_told() -> None:
     """Where an image tells nothing, the best guess is the mean of its class, which is its only picture."""
     target = squares()

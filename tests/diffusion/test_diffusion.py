@@ -306,6 +306,7 @@ def test_pretraining_that_diverges_says_so(empty_cache: Path) -> None:
     assert not empty_cache.exists() or not list(empty_cache.iterdir())
 
 
+@pytest.mark.slow
 def test_pretraining_approaches_the_exact_denoiser(empty_cache: Path) -> None:
     target = make_target("8gaussians")
     assert isinstance(target, GaussianMixture)

@@ -170,6 +170,7 @@ def image_set() -> ImageSet:
     return ImageSet(rows[:48], rows[48:], name="squares")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preconditioning", unet.PRECONDITIONINGS)
 def test_behaviour_cloning_learns_the_pictures(preconditioning: str) -> None:
     """Of a picture in noise that hides it from an average, but not from a network that knows the two."""

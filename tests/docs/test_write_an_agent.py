@@ -38,6 +38,7 @@ def test_it_is_short() -> None:
     assert lines < 80 and f"in {lines} lines" in PAGE
 
 
+@pytest.mark.slow
 def test_it_beats_the_base_sampler(example: ModuleType) -> None:
     base = quick_scores(make_agent("base", "8gaussians"))
     agent = example.CrossEntropy("8gaussians", seed=0).learn(150_000)
@@ -64,6 +65,7 @@ def test_inside_dxmi_its_reward_is_the_new_energy(example: ModuleType, monkeypat
     assert model.sample(5).shape == (5, 2) and "energy_loss" in model.log
 
 
+@pytest.mark.slow
 def test_the_script_runs(tmp_path: Path) -> None:
     """As its first line says, but for the size of the budget and of the evaluation."""
     code = EXAMPLE.read_text(encoding="utf-8")
@@ -78,6 +80,7 @@ def test_the_script_runs(tmp_path: Path) -> None:
     assert base.startswith("Base(") and own.startswith("CrossEntropy(") and "num_timesteps=20480" in own
 
 
+@pytest.mark.slow
 def test_compared_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's ``dxmi-rl compare``, with a preset that takes seconds."""
     monkeypatch.chdir(tmp_path)

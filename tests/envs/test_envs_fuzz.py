@@ -79,6 +79,7 @@ def check_step(face: Face, action: Any, coordinates: str) -> bool:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_actions(kind: str, coordinates: str) -> None:

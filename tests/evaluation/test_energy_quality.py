@@ -44,6 +44,7 @@ def test_a_flatter_energy() -> None:
     assert scores["energy_mode_tv"] < 0.01, "but for what the square cuts off"
 
 
+@pytest.mark.slow
 def test_wrong_masses_of_modes_are_seen() -> None:
     """By all scores of p in the plane, and not by those that look at one mode at a time."""
     target, equal = make_target("8gaussians", weights=UNEQUAL), make_target("8gaussians")

@@ -142,6 +142,7 @@ def test_the_energy_is_the_live_reward() -> None:
     assert model.mdp is model.agent.mdp is model.task.mdp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["ddpm", None])
 def test_the_energy_falls_on_data_relative_to_noise(base: str | None) -> None:
     task = data_task(base=base)

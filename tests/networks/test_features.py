@@ -26,6 +26,7 @@ def lite0_features() -> features.Lite0Features:
     return network
 
 
+@pytest.mark.slow
 def test_lite0_sees_what_is_in_a_picture(lite0: features.Lite0Features) -> None:
     """A data set of scikit-learn, two photographs: crops of one are nearer to each other than to the other's."""
     from sklearn.datasets import load_sample_images
@@ -112,6 +113,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "inception.pth"
 
 
+@pytest.mark.slow
 def test_inception_is_torch_fidelitys(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The FID of two sets of images is that of the library, as are the features."""
     torch_fidelity = pytest.importorskip("torch_fidelity")

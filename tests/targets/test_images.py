@@ -359,6 +359,7 @@ def test_every_named_set_is_a_target_and_a_task() -> None:
             build("fashion-mnst")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_a_named_sets_task_is_that_of_the_set(name: str) -> None:
     """What the registry says of its shape without reading it; and it can be rebuilt by its name."""

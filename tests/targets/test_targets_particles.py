@@ -208,6 +208,7 @@ def test_dw4s_spread_by_importance_sampling() -> None:
     assert float(weight @ outside.double().mean(1) / weight.sum()) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_lj13s_spread_by_hamiltonian_monte_carlo() -> None:
     """32 chains from the icosahedron, 120 steps of 30 leapfrogs; the first third is left out."""
