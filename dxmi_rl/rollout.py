@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,7 +47,7 @@ class Trajectory:
         """x_T: ``[n, *event_shape]``."""
         return self.x[-1]
 
-    @property
+    @functools.cached_property
     def t(self) -> Tensor:
         """The step of every transition, time-major: ``[T n]``."""
         steps = torch.arange(self.first, self.first + self.horizon, device=self.x.device)
@@ -55,6 +56,10 @@ class Trajectory:
     def transitions(self) -> tuple[Tensor, Tensor, Tensor]:
         """(x_t, x_{t+1}, t) of all T n transitions, time-major: ``[T n, *event_shape]`` twice and ``[T n]``."""
         return self.x[:-1].flatten(0, 1), self.x[1:].flatten(0, 1), self.t
+
+    def base_means(self) -> Tensor | None:
+        """``base_mean`` of all transitions, time-major: ``[T n, ...]``, or None."""
+        return None if self.base_mean is None else self.base_mean.flatten(0, 1)
 
     def select(self, episodes: Tensor | slice) -> Trajectory:
         """Some of the episodes, by their indices ``[k]``."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from dxmi_rl import evaluate, make_agent
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.agents.policy import CorrectionPolicy
+from dxmi_rl.agents.policies import CorrectionPolicy
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.utils.torch_tools import adam
 

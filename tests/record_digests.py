@@ -25,6 +25,7 @@ from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.targets import ImageSet
+from dxmi_rl.utils.settings import changed
 
 RECORD = Path(__file__).with_name("digests.json")
 TINY = {"iterations": 20, "batch_size": 32, "width": 32, "depth": 1}
@@ -112,8 +113,7 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def config_of(case: Case) -> Any:
-    kind = AGENTS[case.agent]
-    return kind.Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in case.settings.items()})
+    return changed(AGENTS[case.agent].Config(), case.settings, f"setting of {case.agent!r}")
 
 
 def compare(keys: list[str] | None = None) -> dict[str, str]:

@@ -20,7 +20,7 @@ import numpy as np
 from torch import nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.action_density import ActionDensity, sb3_density
+from dxmi_rl.agents.wrapped.action_density import (ActionDensity, sb3_density)
 from dxmi_rl.agents.base import FinalStateHook
 from dxmi_rl.irl import AGENTS, DxMI, load_agent
 from dxmi_rl.tasks import Task

@@ -283,7 +283,7 @@ def _require_tensor(name: str, value: object) -> Tensor:
 def _move(task: Task, device: torch.device) -> None:
     """Move a task in place: its target, and its MDP's base sampler, kernel with optimizer, and energy."""
     mdp = task.mdp
-    parts = [task.target, mdp.base, mdp.kernel, mdp._energy]
+    parts = [task.target, mdp.base, mdp.kernel, mdp.energy.function]
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_density
+from dxmi_rl.agents.wrapped.action_density import (ActionDensity, sb3_density, torchrl_density)
 from dxmi_rl.diffusion import BackwardKernel, Learned
 from dxmi_rl.evaluation import metrics
 from dxmi_rl.evaluation.annealing import annealed_importance_sampling
@@ -288,7 +288,7 @@ def tempered_log_z(task: Task) -> float:
     """
     if not _has_named_energy(task):
         raise ValueError(f"task must have a named energy, such as make_task({task.name!r}, energy='fixed').")
-    energy = task.mdp._energy
+    energy = task.mdp.energy.function
     assert task.spec is not None and energy is not None
     key = {"task": task.name, "energy": task.spec["energy"], "task_config": task.fingerprint(), "version": 1}
 

@@ -32,6 +32,3 @@ __all__ = [
     "recipe",
     "train_energy",
 ]
-
-if DxMI.name not in AGENTS:
-    AGENTS.add(DxMI.name, DxMI)

@@ -52,6 +52,14 @@ def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool =
     return number
 
 
+def check_fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1]; raises TypeError or ValueError."""
+    number = check_real(name, value)
+    if number > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {number!r}.")
+    return number
+
+
 def check_batch(
     name: str,
     x: object,

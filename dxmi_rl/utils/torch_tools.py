@@ -56,3 +56,14 @@ def average_towards(average: nn.Module, current: nn.Module, decay: float) -> Non
             layer.train()
             _ = layer.weight  # iterates on singular vectors of its own
             layer.eval()
+
+
+def gradient_step(
+    optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, max_grad_norm: float
+) -> Tensor:  # fmt: skip
+    """One step of ``optimizer`` on a scalar loss, the gradient of ``module`` clipped; returns the loss, detached."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+    optimizer.step()
+    return loss.detach()

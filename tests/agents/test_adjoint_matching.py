@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dxmi_rl import DxMI, make_agent, make_task
 from dxmi_rl.agents import AdjointMatching
-from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.diffusion.samplers import BaseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP

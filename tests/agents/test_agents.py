@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents import PPO, Agent, Base
-from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy
+from dxmi_rl.agents.policies import (CorrectionPolicy, FineTunedPolicy)
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.evaluation.metrics import log_weight_statistics

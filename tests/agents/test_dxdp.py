@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.dxdp import as_rollout
-from dxmi_rl.agents.policy import WiderPolicy
+from dxmi_rl.agents.policies import WiderPolicy
 
 # The correction -------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.dxdp import ValueEnsemble, as_rollout, due
 from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.policy import FineTunedPolicy, WiderPolicy
+from dxmi_rl.agents.policies import (FineTunedPolicy, WiderPolicy)
 from dxmi_rl.utils.registry import UnknownNameError
 
 # Replay ---------------------------------------------------------------------------------------------------------------

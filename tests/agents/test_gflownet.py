@@ -16,7 +16,7 @@ from torch import Tensor
 from dxmi_rl.agents import DetailedBalance, PathWise, TrajectoryBalance, VarGrad
 from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.gflownet import GFlowNet
-from dxmi_rl.agents.policy import WiderPolicy
+from dxmi_rl.agents.policies import WiderPolicy
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.rollout import Trajectory
 

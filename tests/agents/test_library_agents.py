@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.episode_replay import EpisodeReplay
+from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay
 from dxmi_rl.diffusion import Brownian
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task

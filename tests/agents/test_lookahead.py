@@ -13,7 +13,7 @@ from dxdp_cases import T, dxdp
 
 from dxmi_rl import make_task
 from dxmi_rl.agents.execution import set_execution
-from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import ReverseSampler
 
 

@@ -17,7 +17,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.dxdp import DxDP
 from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.agents.gflownet import GFlowNet
-from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.torch_tools import seeded

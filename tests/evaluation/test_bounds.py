@@ -54,7 +54,7 @@ def trained(name: str, target: str) -> Agent:
 def scored(agent: Agent) -> DenoisingMDP:
     """The MDP with the target's own energy, which DxMI has replaced by the one that it learns."""
     mdp = copy.copy(agent.mdp)
-    mdp._energy = agent.task.target.energy
+    mdp.energy.function = agent.task.target.energy
     return mdp
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
 from dxmi_rl.agents import Base
-from dxmi_rl.agents.action_density import ActionDensity
+from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
 from dxmi_rl.irl import AGENTS
 from dxmi_rl.targets import GaussianMixture, make_target

@@ -7,7 +7,7 @@ import torch
 from agent_cases import small
 
 from dxmi_rl import DxMI, load_agent, make_agent, make_task
-from dxmi_rl.agents.policy import CorrectionPolicy
+from dxmi_rl.agents.policies import CorrectionPolicy
 from dxmi_rl.diffusion import make_kernel
 from dxmi_rl.irl.config import EnergyConfig, make_energy
 from dxmi_rl.networks import ConvEncoder, CoordinateMLP, EnergyConv, StepConv, StepMLP

@@ -12,17 +12,12 @@ from torch.nn.functional import softplus
 
 from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.envs.observations import observe
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.utils.checks import require
 
 Gaussian = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Flat observations ``[batch, d + 1]`` -> mean and log standard deviation of the action, both ``[batch, d]``."""
-
-
-def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
-    """The environment's flat observations [x, 1 - t / T] of states: ``[batch, d + 1]``; t may be T, too."""
-    steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-    return torch.cat([x.flatten(1), (1 - steps.to(x.dtype) / mdp.horizon)[:, None]], dim=1)
 
 
 class ActionDensity:

@@ -106,7 +106,7 @@ class EpisodeReplay:
 
 def _look_at(mdp: DenoisingMDP) -> object:
     """Something that differs once the energy has been swapped or trained in place; None when that cannot be seen."""
-    energy = mdp._energy
+    energy = mdp.energy.function
     owner = getattr(energy, "__self__", energy)  # of a method such as a target's
     if not isinstance(owner, nn.Module):
         return None

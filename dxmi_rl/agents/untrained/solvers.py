@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base_sampler import Base
+from dxmi_rl.agents.base import Agent, FinalStateHook, Log
+from dxmi_rl.agents.untrained.base_sampler import BaseConfig
 from dxmi_rl.diffusion import ReverseSampler, Schedule, make_schedule
 from dxmi_rl.diffusion.schedules import variance_exploding
-from dxmi_rl.utils.checks import check_integer
 
 
-class Solver(Base):
+class Solver(Agent[BaseConfig]):
     """A sampler that steps from noise to sigma = 0 with a given denoiser; ``learn`` changes nothing.
 
     Unlike Base, where policies start, it adds no noise at its last step, and so has no density: sample metrics only.
@@ -24,6 +24,8 @@ class Solver(Base):
     Raises ValueError on a task without a denoiser.
     """
 
+    Config = BaseConfig
+    trains: ClassVar[bool] = False
     needs_denoiser: ClassVar[bool] = True
     eta: ClassVar[float] = 0.0
     """Stochasticity: 0 follows the probability-flow ODE, 1 is DDPM's."""
@@ -37,7 +39,6 @@ class Solver(Base):
                 f"agent {self.name!r} needs a denoiser, and task {self.task.name!r} has none (its base sampler is "
                 "None): use a task with one, such as '8gaussians', or an agent that learns from the energy."
             )
-        check_integer("batch_size", self.config.batch_size)
         sampler = ReverseSampler(self._schedule(), copy.deepcopy(base.denoiser), eta=self.eta, sigma_last=0.0)
         self.policy = sampler.to(self.mdp.device).requires_grad_(False)
 
@@ -51,7 +52,7 @@ class Solver(Base):
 
     @staticmethod
     def steps_within(calls: int) -> int:
-        """Number of steps that take so many denoiser calls."""
+        """Number of steps that ``calls`` denoiser calls pay for."""
         return calls
 
     @property
@@ -70,13 +71,15 @@ class Solver(Base):
 
     def denoised(self, x: Tensor, t: int) -> Tensor:
         """D(x_t, t): one denoiser call."""
-        prediction: Tensor = self.policy.denoiser(x, *self.schedule.at(t))
-        return prediction
+        return self.policy.denoised(x, t)
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        generator = self._generator(seed)
+        generator = self.generator_of(seed)
         return self.solve(self.mdp.reset(n, generator), generator)
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        raise TypeError(f"agent {self.name!r} is not trained.")
 
     def density(self, policy: nn.Module | None = None) -> Any:
         raise TypeError(f"agent {self.name!r} has no density and no action for a single step: it has sample only.")

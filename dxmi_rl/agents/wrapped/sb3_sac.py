@@ -6,19 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dxmi_rl.agents.library import ReplayConfig
-from dxmi_rl.agents.sb3 import SB3ReplayAgent
+from dxmi_rl.agents.wrapped.library import squashed_start_std
+from dxmi_rl.agents.wrapped.sb3 import SB3ReplayAgent
+from dxmi_rl.agents.wrapped.settings import ReplayConfig
 
 
 @dataclass(frozen=True)
 class SB3SACConfig(ReplayConfig):
     """Settings of SB3SAC."""
 
-    learning_rate: float = 3e-3
-    """Peak Adam rate of actor and critics."""
+    learning_rate: float = 0.00768
+    """Peak rate of actor and critics."""
+    target_rate: float = 0.0286
+    """Rate at which target networks follow (the libraries' ``tau``, which is no temperature)."""
 
 
-class SB3SAC(SB3ReplayAgent):
+class SB3SAC(SB3ReplayAgent[SB3SACConfig]):
     """stable_baselines3.SAC with its temperature fixed at tau, in noise coordinates.
 
     Q_t(x, a) is the soft value after the action, so this is the soft return of docs/method.md itself, off-policy. Its
@@ -27,14 +30,13 @@ class SB3SAC(SB3ReplayAgent):
     """
 
     name: ClassVar[str] = "sb3-sac"
-    Config: ClassVar[type] = SB3SACConfig
-    config: SB3SACConfig
+    Config = SB3SACConfig
 
     def make_model(self, sb3: Any) -> Any:
-        return sb3.SAC("MlpPolicy", self.env, ent_coef=float(self.mdp.tau), **self._arguments())
+        return sb3.SAC("MlpPolicy", self.env, ent_coef=float(self.mdp.tau), **self.arguments())
 
     def start_at_the_base_sampler(self) -> None:
-        actor = self.model.actor
-        for layer, bias in ((actor.mu, 0.0), (actor.log_std, math.log(self.start_std))):
+        actor, start = self.model.actor, math.log(squashed_start_std(self.config.action_bound))
+        for layer, bias in ((actor.mu, 0.0), (actor.log_std, start)):
             layer.weight.zero_()
             layer.bias.fill_(bias)

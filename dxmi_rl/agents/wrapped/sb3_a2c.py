@@ -5,23 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from dxmi_rl.agents.library import OnPolicyConfig
-from dxmi_rl.agents.sb3 import SB3OnPolicyAgent
+from dxmi_rl.agents.base import Log
+from dxmi_rl.agents.wrapped.sb3 import SB3OnPolicyAgent, logged
+from dxmi_rl.agents.wrapped.settings import OnPolicyConfig
 
 
 @dataclass(frozen=True)
 class SB3A2CConfig(OnPolicyConfig):
-    """Settings of SB3A2C; the names in parentheses are Stable-Baselines3's."""
+    """Settings of SB3A2C."""
 
-    learning_rate: float = 3e-3
+    n_trajectories: int = 32
+    """Trajectories per iteration, one per environment."""
+    learning_rate: float = 0.0068
     """Peak rate of the shared RMSprop."""
-    gae_lambda: float = 1.0
+    gae_lambda: float = 0.98
     """Mixing of n-step advantages; the discount is 1, and 1 takes whole returns."""
 
 
-class SB3A2C(SB3OnPolicyAgent):
+class SB3A2C(SB3OnPolicyAgent[SB3A2CConfig]):
     """stable_baselines3.A2C with ``ent_coef = tau``, in noise coordinates: one RMSprop step per rollout.
 
     As in SB3PPO the entropy is a bonus of the loss and no part of the advantages. Weights of the value's loss, norm of
@@ -29,12 +30,10 @@ class SB3A2C(SB3OnPolicyAgent):
     """
 
     name: ClassVar[str] = "sb3-a2c"
-    Config: ClassVar[type] = SB3A2CConfig
-    config: SB3A2CConfig
+    Config = SB3A2CConfig
 
     def make_model(self, sb3: Any) -> Any:
-        return sb3.A2C("MlpPolicy", self.env, **self._arguments())
+        return sb3.A2C("MlpPolicy", self.env, **self.arguments())
 
-    def update(self, seed: int) -> dict[str, float | Tensor]:
-        self._learn(seed)
-        return self._logged("policy_loss", "value_loss")
+    def losses(self) -> Log:
+        return logged(self.model, "policy_loss", "value_loss")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.solvers import Solver
+from dxmi_rl.agents.untrained.solvers import Solver
 
 
 class DPMSolver(Solver):

@@ -8,27 +8,41 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.action_density import ActionDensity
-from dxmi_rl.agents.library import ReplayConfig
-from dxmi_rl.agents.sb3 import SB3ReplayAgent
-from dxmi_rl.utils.checks import check_real
+from dxmi_rl.agents.wrapped.action_density import ActionDensity
+from dxmi_rl.agents.wrapped.sb3 import SB3ReplayAgent
+from dxmi_rl.agents.wrapped.settings import ReplayConfig
+from dxmi_rl.utils.checks import check_integer, check_real
 
 
 @dataclass(frozen=True)
 class SB3TD3Config(ReplayConfig):
-    """Settings of SB3TD3; the names in parentheses are Stable-Baselines3's. Actions count in noise coordinates."""
+    """Settings of SB3TD3. Actions count in noise coordinates."""
 
-    exploration_noise: float = 1.0
+    n_trajectories: int = 64
+    """Trajectories per iteration, one per environment."""
+    learning_rate: float = 0.0051
+    """Peak rate of actor and critics."""
+    batch_size: int = 1024
+    """Transitions per gradient step, rounded up to as many of each of the T steps."""
+    target_rate: float = 0.043
+    """Rate at which target networks follow (the libraries' ``tau``, which is no temperature)."""
+    exploration_noise: float = 0.824
     """Standard deviation of the noise on actions in rollouts; 1 is the base sampler's own noise."""
-    target_noise: float = 1.0
-    """Standard deviation of the noise on the target's actions (``target_policy_noise``, 0.2 of the box)."""
+    target_noise: float = 1.02
+    """Standard deviation of the noise on the target's actions (SB3's ``target_policy_noise``, 0.2 of the box)."""
     target_noise_clip: float = 2.5
-    """Where that noise is clipped (``target_noise_clip``, 0.5 of the box)."""
+    """Where that noise is clipped (SB3's ``target_noise_clip``, 0.5 of the box)."""
     policy_delay: int = 2
     """Critic steps per policy step."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("policy_delay", self.policy_delay)
+        for key in ("exploration_noise", "target_noise", "target_noise_clip"):
+            check_real(key, getattr(self, key))
 
-class SB3TD3(SB3ReplayAgent):
+
+class SB3TD3(SB3ReplayAgent[SB3TD3Config]):
     """stable_baselines3.TD3, in noise coordinates: a deterministic actor, which has no density.
 
     Its samples are those of the policy without exploration, x_{t+1} = mu_t(x_t) + sigma_t a(x_t, t): all their
@@ -37,14 +51,8 @@ class SB3TD3(SB3ReplayAgent):
     """
 
     name: ClassVar[str] = "sb3-td3"
-    Config: ClassVar[type] = SB3TD3Config
-    config: SB3TD3Config
+    Config = SB3TD3Config
     has_density = False
-
-    def _check_settings(self, *positive: str) -> None:
-        super()._check_settings("policy_delay", *positive)
-        for key in ("exploration_noise", "target_noise", "target_noise_clip"):
-            check_real(key, getattr(self.config, key))
 
     def make_model(self, sb3: Any) -> Any:
         config = self.config
@@ -54,7 +62,7 @@ class SB3TD3(SB3ReplayAgent):
             policy_delay=config.policy_delay,
             target_policy_noise=config.target_noise / config.action_bound,
             target_noise_clip=config.target_noise_clip / config.action_bound,
-            **self._arguments(),
+            **self.arguments(),
         )
 
     def start_at_the_base_sampler(self) -> None:
@@ -70,4 +78,4 @@ class SB3TD3(SB3ReplayAgent):
     def draws_per_row(self) -> int:
         """The target's action at x_{t+1} in every step, the actor's at x_t in those that update it."""
         done, steps, delay = self.model._n_updates, self.config.gradient_steps, self.config.policy_delay
-        return steps + done // delay - (done - steps) // delay
+        return int(steps + done // delay - (done - steps) // delay)

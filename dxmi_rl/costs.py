@@ -1,0 +1,59 @@
+"""What training spends, counted where the calls are made: by the energy, by the denoiser, by rollouts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass
+class Costs:
+    """What training has spent so far; evaluation and sampling are not counted."""
+
+    timesteps: int = 0
+    """Rollout transitions: the budget."""
+    policy_draws: int = 0
+    """Next states drawn from the policy, rollouts included."""
+    energy_evals: int = 0
+    """Evaluations of E on one x, with or without gradient."""
+    energy_grad_evals: int = 0
+    """Those of them that were differentiated in x."""
+    denoiser_calls: int = 0
+    """Evaluations of the base or fine-tuned denoiser on one x."""
+    seconds: float = 0.0
+    """Wall-clock seconds inside ``learn``."""
+
+
+# A plain list, not a context variable: checkpointed steps are evaluated again in the backward pass's own threads.
+_COUNTERS: list[Costs] = []
+
+
+@contextlib.contextmanager
+def counting(costs: Costs) -> Iterator[None]:
+    """Calls made inside are added to ``costs``, and to no other counter outside of this one."""
+    _COUNTERS.append(costs)
+    try:
+        yield
+    finally:
+        _COUNTERS.pop()
+
+
+def count_energy(rows: int, differentiated: bool = False) -> None:
+    """Note ``rows`` evaluations of the energy, ``differentiated`` in x or not."""
+    if _COUNTERS:
+        _COUNTERS[-1].energy_evals += rows
+        if differentiated:
+            _COUNTERS[-1].energy_grad_evals += rows
+
+
+def count_denoiser(rows: int) -> None:
+    """Note ``rows`` evaluations of a base or fine-tuned denoiser."""
+    if _COUNTERS:
+        _COUNTERS[-1].denoiser_calls += rows
+
+
+def count_draws(rows: int) -> None:
+    """Note ``rows`` next states drawn from a policy."""
+    if _COUNTERS:
+        _COUNTERS[-1].policy_draws += rows
