@@ -118,7 +118,7 @@ class Checkpoint:
     def load(self) -> Agent:
         """The agent on its task. Raises ValueError, TypeError, OSError or ImportError."""
         from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
-        from dxmi_rl.irl import AGENTS, load_agent, make_agent
+        from dxmi_rl.agents import (AGENTS, load_agent, make_agent)
         from dxmi_rl.tasks import make_task
 
         changes = settings("task_set", self.task_set)
@@ -209,7 +209,7 @@ class List:
         """Print one line per kind."""
         from dxmi_rl.benchmark.presets import list_presets
         from dxmi_rl.diffusion import KERNELS, SCHEDULES
-        from dxmi_rl.irl import list_agents
+        from dxmi_rl.agents import list_agents
         from dxmi_rl.targets import list_targets
         from dxmi_rl.tasks import ENERGIES, list_tasks
 

@@ -25,7 +25,6 @@ from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.targets import ImageSet
-from dxmi_rl.utils.settings import changed
 
 RECORD = Path(__file__).with_name("digests.json")
 TINY = {"iterations": 20, "batch_size": 32, "width": 32, "depth": 1}
@@ -113,7 +112,7 @@ def run(case: Case) -> dict[str, Any]:
 
 
 def config_of(case: Case) -> Any:
-    return changed(AGENTS[case.agent].Config(), case.settings, f"setting of {case.agent!r}")
+    return AGENTS[case.agent].parse_config(case.settings)
 
 
 def compare(keys: list[str] | None = None) -> dict[str, str]:

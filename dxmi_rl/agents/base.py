@@ -114,6 +114,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
         config: ConfigT = self.Config()
         return config
 
+    @classmethod
+    def parse_config(cls, values: Mapping[str, Any]) -> ConfigT:
+        """The settings that JSON or TOML holds; raises UnknownNameError for unknown ones."""
+        config: ConfigT = changed(cls.Config(), values, f"setting of {cls.name!r}")
+        return config
+
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 
     policy: nn.Module

@@ -131,7 +131,7 @@ class DPOK(Agent[DPOKConfig]):
     def policy_loss(
         self, trajectory: Trajectory, advantages: Tensor, old: ops.Moments, near: ops.Moments, rows: Tensor
     ) -> Tensor:
-        """PPO's clipped surrogate + beta KL(pi || near) over ``rows``; near is pi_old, or without ``future_kl`` p_base."""
+        """PPO's clipped surrogate + beta KL(pi || near) over ``rows``; near is pi_old, or p_base (``future_kl``)."""
         x_next = trajectory.transitions()[1][rows]
         new, old = self.policy.moments_along(trajectory, rows), (old[0][rows], old[1][rows])
         # Both log-probabilities by the same arithmetic, so that equal moments give exactly 1.

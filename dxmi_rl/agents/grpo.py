@@ -113,7 +113,7 @@ class GRPO(Agent[GRPOConfig]):
     def update(self, trajectory: Trajectory, advantages: Tensor) -> Log:
         """``n_epochs`` passes of policy steps; advantages are ``[T n]``, time-major."""
         config, log = self.config, Log()
-        x, _, t = trajectory.transitions()
+        x, _, _ = trajectory.transitions()
         with torch.no_grad():
             old = self.policy.moments_along(trajectory)
         base = base_moments(self.mdp, self.policy, trajectory) if config.kl_weight else None

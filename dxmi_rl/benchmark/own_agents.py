@@ -20,9 +20,10 @@ import numpy as np
 from torch import nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.wrapped.action_density import (ActionDensity, sb3_density)
 from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.irl import AGENTS, DxMI, load_agent
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
+from dxmi_rl.agents import (AGENTS, load_agent)
+from dxmi_rl.irl import DxMI
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, require
 from dxmi_rl.utils.registry import UnknownNameError

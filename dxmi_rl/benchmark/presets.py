@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
-from dxmi_rl.irl import AGENTS, DxMI
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.registry import UnknownNameError
 
 FOLDER = Path(__file__).with_name("presets")

@@ -17,7 +17,8 @@ from dxmi_rl.agents.base import BUDGET_UNITS, Agent
 from dxmi_rl.agents.tuned import tuned_settings
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
-from dxmi_rl.irl import AGENTS, DxMI, make_agent, recipe
+from dxmi_rl.agents import (AGENTS, make_agent)
+from dxmi_rl.irl import (DxMI, recipe)
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device

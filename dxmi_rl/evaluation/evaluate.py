@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.wrapped.action_density import (ActionDensity, sb3_density, torchrl_density)
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, torchrl_density
 from dxmi_rl.diffusion import BackwardKernel, Learned
 from dxmi_rl.evaluation import metrics
 from dxmi_rl.evaluation.annealing import annealed_importance_sampling

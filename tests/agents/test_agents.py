@@ -19,7 +19,7 @@ from dxmi_rl.agents.policies import (CorrectionPolicy, FineTunedPolicy)
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.evaluation.metrics import log_weight_statistics
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig

@@ -15,7 +15,7 @@ from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents.untrained.solvers import Solver
 from dxmi_rl.diffusion import SCHEDULES, sample_base
 from dxmi_rl.evaluation import quick_scores
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task
 

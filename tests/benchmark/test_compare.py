@@ -24,7 +24,7 @@ from dxmi_rl import make_agent
 from dxmi_rl.agents import DxDP
 from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
 from dxmi_rl.benchmark import results as results_module
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:

@@ -16,7 +16,8 @@ from agent_cases import PRETRAINING, same, skip_without_extra, small_settings, s
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import PPO, PPOConfig, tuned
 from dxmi_rl.benchmark import protocol
-from dxmi_rl.irl import AGENTS, DxMI
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.utils.checks import MissingExtraError
 from dxmi_rl.utils.torch_tools import seeded

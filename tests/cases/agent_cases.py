@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import Agent
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.torch_tools import seeded
 
