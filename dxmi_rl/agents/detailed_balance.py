@@ -91,12 +91,16 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
 
     def log_flows(self, paths: Trajectory) -> Tensor:
         """log F_t(x_t), t < T: ``[T, n]``."""
-        assert self.log_z is not None and self.value is not None
         x, _, t = paths.transitions()
+        return self.values(x, t).view(self.mdp.horizon, -1) / self.mdp.tau
+
+    def values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """tau log F_t(x): ``[batch]``."""
+        assert self.log_z is not None and self.value is not None
         log_scale = per_step(self.mdp.state_scale, t, x).log()
         rough = gaussian_log_prob(x, torch.zeros_like(x), log_scale)
-        flows = self.mdp.tau * (self.log_z.value + rough) + self.value(x, t)
-        return flows.view(self.mdp.horizon, -1) / self.mdp.tau
+        learned: Tensor = self.value(x, t)
+        return self.mdp.tau * (self.log_z.value + rough) + learned
 
     def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
         """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.gaussian import GaussianAgent
+from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.diffusion import BackwardKernel, Brownian
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
@@ -91,7 +91,7 @@ def solve() -> Solution:
 class Steps:
     """A Solution as a policy; t an int or one step per row."""
 
-    held_steps = 0
+    frozen_steps = 0
 
     def __init__(self, solution: Solution) -> None:
         self.gain, self.shift, self.std = (torch.stack(part) for part in (solution.gain, solution.shift, solution.std))
@@ -104,10 +104,10 @@ def per(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     return table[t].to(x).expand_as(x)
 
 
-def errors(agent: Agent, value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
+def errors(agent: Agent[Any], value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
     """Largest relative errors over t on the agent's own states: RMS of the policy's mean over the standard deviation
-    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how ``agent.values``
-    relates to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
+    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how its values
+    relate to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
     solution = solve() if solution is None else solution
     trajectory, density = agent.sample_trajectory(20_000, seed=1), agent.density()
     rows: dict[str, list[float]] = {"mean": [], "sigma": []}
@@ -115,7 +115,8 @@ def errors(agent: Agent, value_sign: float | None = None, solution: Solution | N
         for t in range(5):
             x = trajectory.x[t]
             if value_sign is not None:
-                value: Tensor = value_sign * agent.values(x, t).double()  # type: ignore[attr-defined]
+                values = getattr(agent, "values", None) or agent.value  # type: ignore[attr-defined]
+                value: Tensor = value_sign * values(x, t).double()
                 wanted = solution.value(x.double(), t)
                 rows.setdefault("value", []).append(float((value - wanted).square().mean().sqrt() / wanted.std()))
             mean, log_std = density.moments(x, t)
@@ -125,7 +126,9 @@ def errors(agent: Agent, value_sign: float | None = None, solution: Solution | N
     return {key: max(values) for key, values in rows.items()}
 
 
-SMALL = {"width": 64, "depth": 2, "fourier": 0, "value_fourier": 0, "batch_size": 256, "anneal": True}
+SMALL = {"policy": {"width": 64, "depth": 2}, "n_trajectories": 256, "anneal": True}
+SMALL_VALUE = {"value": {"width": 64, "depth": 2, "fourier": 0}}
+"""For agents that have a value network."""
 
 
 class OfPolicy:
@@ -144,14 +147,15 @@ class OfPolicy:
             b.insert(0, new_b)
         self.p, self.b, self.c = torch.stack(p), torch.stack(b), torch.stack(c)
 
-    def __call__(self, x: Tensor, t: Tensor | int, *, trained: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | int) -> Tensor:
         return (0.5 * self.p[t] * x**2 + self.b[t] * x + self.c[t]).sum(-1)
 
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return []
 
-class Tabular(torch.nn.Module):
-    """A trainable linear-Gaussian policy, what the agents' policies are in the LQG."""
 
-    held_steps = 0
+class Tabular(GaussianPolicy):
+    """A trainable linear-Gaussian policy, as the agents' policies are in the LQG; its sigma is of each coordinate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,10 +165,7 @@ class Tabular(torch.nn.Module):
             torch.tensor([[0.1, -0.3], [-0.2, 0.0], [-0.5, -0.4], [-0.3, -0.8], [-1.0, -0.9]])
         )
 
-    def reference(self, x: Tensor, t: Tensor | int) -> None:
-        return None
-
-    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.gain[t] * x + self.shift[t], self.log_sigma[t]
 
 
@@ -174,21 +175,20 @@ def flat_gradient(loss: Tensor, policy: torch.nn.Module) -> Tensor:
 
 def lqg_agent(
     monkeypatch: pytest.MonkeyPatch, name: str, **settings: object
-) -> tuple[GaussianAgent, Tabular, OfPolicy]:
+) -> tuple[Any, Tabular, OfPolicy]:
     """An agent whose policy is a Tabular and whose value network is the exact V of that policy."""
     agent = plain_agent(name, lqg_task(), seed=0, **settings)
-    assert isinstance(agent, GaussianAgent)
     policy = Tabular()
-    agent.policy = policy  # type: ignore[assignment]
+    agent.policy = policy
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
-    monkeypatch.setattr(agent, "values", value)
+    monkeypatch.setattr(agent, "value", value)
     return agent, policy, value
 
 
 class LinearPolicy:
     """x_{t+1} ~ N(gain_t x + shift_t, std_t^2), ending in q: what the last step must be follows from x_{T-1}'s law."""
 
-    held_steps = 0
+    frozen_steps = 0
 
     def __init__(self) -> None:
         p, b = torch.tensor(P), torch.tensor(B)
