@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.diffusion import KERNELS, Brownian, IdentitySampler, make_kernel, make_schedule, sample_base
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dxmi_rl import rollout
-from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task

@@ -14,12 +14,11 @@ from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extr
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
-from dxmi_rl.agents import PPO, Agent, Base
-from dxmi_rl.agents.policies import (CorrectionPolicy, FineTunedPolicy)
+from dxmi_rl.agents import AGENTS, PPO, Agent, Base
+from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.evaluation.metrics import log_weight_statistics
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig

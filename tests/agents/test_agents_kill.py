@@ -17,8 +17,7 @@ import pytest
 from agent_cases import same, skip_without_extra, small, state
 
 from dxmi_rl import list_agents
-from dxmi_rl.agents import Agent
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.utils.storage import LOCKING_SECONDS, load_tensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills forked processes")

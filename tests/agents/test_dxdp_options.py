@@ -11,6 +11,7 @@ import pytest
 import torch
 from agent_cases import BATCH, PRETRAINING, same, state, task_for
 from dxdp_cases import Normal, T, behave, dxdp
+from dxmi_rl.agents.gaussian import Rollout
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,8 +19,7 @@ from torch import Tensor
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.dxdp import ValueEnsemble, as_rollout, due
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.policies import (FineTunedPolicy, WiderPolicy)
+from dxmi_rl.agents.policies import FineTunedPolicy, WiderPolicy
 from dxmi_rl.utils.registry import UnknownNameError
 
 # Replay ---------------------------------------------------------------------------------------------------------------

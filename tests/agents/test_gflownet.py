@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from agent_cases import BATCH, plain_agent, small, state, task_for
+from dxmi_rl.agents.gaussian import Rollout
 from lqg_cases import SMALL, LinearPolicy, Posterior, Steps, errors, flat_gradient, lqg_agent, lqg_task, solve
 from torch import Tensor
 
 from dxmi_rl.agents import DetailedBalance, PathWise, TrajectoryBalance, VarGrad
-from dxmi_rl.agents.gaussian import Rollout
 from dxmi_rl.agents.gflownet import GFlowNet
 from dxmi_rl.agents.policies import WiderPolicy
 from dxmi_rl.mdp import EnergyError

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from agent_cases import plain_agent
+from dxmi_rl.agents.gaussian import GaussianAgent
 from lqg_cases import (
     SMALL,
     VARIANCE,
@@ -25,7 +26,6 @@ from lqg_cases import (
 from torch import Tensor
 
 from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.diffusion import Brownian
 
 # (b) the closed form itself -------------------------------------------------------------------------------------------

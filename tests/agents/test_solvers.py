@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.untrained.solvers import Solver
 from dxmi_rl.diffusion import SCHEDULES, sample_base
 from dxmi_rl.evaluation import quick_scores
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task
 

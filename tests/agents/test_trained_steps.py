@@ -11,14 +11,14 @@ import pytest
 import torch
 from agent_cases import PRETRAINING, same, small, state
 from dxdp_cases import T
+from dxmi_rl.agents.gaussian import GaussianAgent
+from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.dxdp import DxDP
-from dxmi_rl.agents.gaussian import GaussianAgent
 from dxmi_rl.agents.gflownet import GFlowNet
 from dxmi_rl.agents.policies import FineTunedPolicy
-from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.torch_tools import seeded
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark import code
 from dxmi_rl.benchmark.protocol import Row
-from dxmi_rl.agents import AGENTS
 
 CACHES = (code.code_digest, code._imported, code._tree, code._meaning)
 

@@ -21,10 +21,9 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
-from dxmi_rl.agents import DxDP
+from dxmi_rl.agents import AGENTS, DxDP
 from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
 from dxmi_rl.benchmark import results as results_module
-from dxmi_rl.agents import AGENTS
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:

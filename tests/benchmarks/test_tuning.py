@@ -14,9 +14,8 @@ import pytest
 from agent_cases import PRETRAINING, same, skip_without_extra, small_settings, state
 
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.agents import PPO, PPOConfig, tuned
+from dxmi_rl.agents import AGENTS, PPO, PPOConfig, tuned
 from dxmi_rl.benchmark import protocol
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.utils.checks import MissingExtraError

@@ -15,8 +15,7 @@ from agent_cases import PRETRAINING, skip_without_extra
 
 import dxmi_rl
 from dxmi_rl import cli
-from dxmi_rl.agents import Agent, tuned
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents import AGENTS, Agent, tuned
 from dxmi_rl.utils.registry import UnknownNameError
 
 ROOT = Path(__file__).parents[2]

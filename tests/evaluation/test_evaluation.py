@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
-from dxmi_rl.agents import Base
+from dxmi_rl.agents import AGENTS, Base
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.targets import GaussianMixture, make_target
 from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task

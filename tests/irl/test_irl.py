@@ -14,9 +14,9 @@ from agent_cases import same, small, state
 from torch import Tensor
 
 from dxmi_rl import load_agent, make_agent, make_task
-from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.irl import (ENERGY_LOSSES, DxMI, DxMIConfig, fixed, recipe)
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.irl import ENERGY_LOSSES, DxMI, DxMIConfig, fixed, recipe
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import TASKS, Task
