@@ -281,7 +281,7 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
 
 def samples_of(target: ImageSet) -> int:
     """How many samples are scored."""
-    return evaluation.FD_SAMPLES if target.features == "digits" else 2000
+    return evaluation.images.FD_SAMPLES if target.features == "digits" else 2000
 
 
 def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:

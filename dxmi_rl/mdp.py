@@ -140,8 +140,12 @@ class DenoisingMDP:
         """
         if self._energy is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
-        with evaluation_mode(self._energy):
-            value = self._energy(x)
+        return self._evaluated(self._energy, x)
+
+    @staticmethod
+    def _evaluated(energy: Energy, x: Tensor) -> Tensor:
+        with evaluation_mode(energy):
+            value = energy(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
@@ -347,13 +351,24 @@ class DenoisingMDP:
         if not all_finite(*values):
             raise NonFiniteError("the policy left the finite numbers during a rollout: its states are NaN or infinite.")
 
-    def backward_rollout(self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None) -> Trajectory:
-        """Chains drawn backwards from x_T by the kernel, with the policy's log-probabilities (for the EUBO)."""
+    def backward_rollout(
+        self,
+        policy: Policy,
+        x_final: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        kernel: BackwardKernel | None = None,
+    ) -> Trajectory:
+        """Chains drawn backwards from x_T, with the policy's log-probabilities, for the EUBO.
+
+        ``kernel`` replaces the MDP's own (None).
+        """
+        kernel = self.kernel if kernel is None else kernel
         with torch.no_grad():
             states, log_probs = [x_final], list[Tensor]()
             for t in reversed(range(self.horizon)):
                 x_next = states[0]
-                x = self.kernel.sample(x_next, t, generator)
+                x = kernel.sample(x_next, t, generator)
                 log_probs.insert(0, log_prob(policy, x, x_next, t))
                 states.insert(0, x)
             return Trajectory(torch.stack(states), torch.stack(log_probs))
@@ -378,9 +393,17 @@ class DenoisingMDP:
         """Sampled soft return sum_t r_t - tau log pi(x_{t+1} | x_t): ``[n]``."""
         return (self.rewards(trajectory) - self.tau * trajectory.log_prob).sum(0)
 
-    def log_weights(self, trajectory: Trajectory) -> Tensor:
-        """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1."""
+    def log_weights(
+        self, trajectory: Trajectory, *, kernel: BackwardKernel | None = None, energy: Energy | None = None
+    ) -> Tensor:
+        """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1.
+
+        ``kernel`` and ``energy`` replace the MDP's own (None).
+        """
+        kernel = self.kernel if kernel is None else kernel
         x, x_next, t = trajectory.transitions()
-        log_backward = self.kernel.log_prob(x, x_next, t).view(self.horizon, -1)
+        log_backward = kernel.log_prob(x, x_next, t).view(self.horizon, -1)
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
-        return self.terminal_reward(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio
+        final = trajectory.final
+        value = self.energy(final) if energy is None else self._evaluated(energy, final)
+        return -value - self.start_log_prob(trajectory.x[0]) + log_ratio

@@ -10,11 +10,12 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from dxmi_rl.anomaly.columns import Array, standardisation, whitener
 from dxmi_rl.diffusion import DenoiserMLP, PretrainingConfig, train_denoiser
 from dxmi_rl.irl import DxMI, DxMIConfig
 from dxmi_rl.irl.training import ENERGY_TRAINERS, train_energy
@@ -26,13 +27,7 @@ from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, save_tensors
 from dxmi_rl.utils.torch_tools import seeded
 
-Array = NDArray[Any]
 STARTS = ["data", "noise"]
-FLOOR = 0.3
-"""Columns are divided by their standard deviation, or this part of the root mean square of all, if that is larger: a
-column that hardly varies would otherwise drown the others."""
-SHRINKAGE = 0.01
-"""Part of the mean variance of a direction that whitening adds to all of them."""
 SMALLEST_ROWS = 2
 ROWS_AT_A_TIME = 8192
 CHECKED = 1000
@@ -335,29 +330,6 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if self.start == "data":
             task.mdp.start_from(target.data)
         return DxMI(task, seed=self.seed, config=self._config())
-
-
-def standardisation(rows: Array) -> tuple[Array, Array]:
-    """Means of columns, and what their deviations are divided by: ``[features]`` each (``FLOOR``).
-
-    Raises ValueError for rows that are all the same.
-    """
-    spread = rows.std(0)
-    typical = float(np.sqrt(np.mean(spread**2)))
-    if not typical > 0:
-        raise ValueError("X must not be copies of one row: its standard deviation is 0.")
-    return rows.mean(0), np.maximum(spread, FLOOR * typical)
-
-
-def whitener(rows: Array) -> Array:
-    """What centred rows ``[rows, features]`` are multiplied with to be uncorrelated: ``[features, features]``.
-
-    Raises ValueError for no more rows than features, as new rows would leave their span.
-    """
-    if len(rows) <= rows.shape[1]:
-        raise ValueError(f"whitening needs more rows than features, got {len(rows)} of {rows.shape[1]}.")
-    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
-    return directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
 
 
 def _locations(values: Array) -> Array:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast, get_type_hints
 
-from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.targets.base import Modes, Target, TargetError
 from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
@@ -33,6 +33,7 @@ __all__ = [
     "LogGaussianCox",
     "ManyWell",
     "MissingDataError",
+    "Modes",
     "ParticleTarget",
     "PlanarSet",
     "StudentMixture",

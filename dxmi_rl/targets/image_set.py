@@ -44,6 +44,7 @@ class ImageSet(Target):
     """
 
     has_data: ClassVar[bool] = True
+    task_kind: ClassVar[str | None] = "images"
     features: str = "lite0"
     """Name of the feature network (dxmi_rl.networks.features) that distances between images of this set use."""
     train_bytes: Tensor
@@ -86,6 +87,11 @@ class ImageSet(Target):
         twin = copy.copy(self)
         twin._buffers = dict(self._buffers)  # moving the twin to a device must not move this one
         return twin
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Distances between features of images."""
+        return ("images",)
 
     def digest(self) -> str:
         """Sixteen hex digits of all training images, their levels and the scale; computed once."""

@@ -282,7 +282,7 @@ def _read_folder(path: Path, size: int) -> Bytes:
         raise MissingDataError(f"folder {str(path)!r} has no image files ({', '.join(SUFFIXES)}).")
     listing = "\n".join(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     files_digest = hashlib.sha256(listing.encode()).hexdigest()
-    key = {"folder": str(path.resolve()), "size": size, "files": files_digest, "version": 1}
+    key = {"folder": str(path.resolve()), "size": size, "files": files_digest, "version": 2}
     kept = cache_path("images", key).with_suffix(".npy")
     try:
         return np.load(kept)

@@ -68,6 +68,10 @@ class ManyWell(Target):
         right = 1 - self.cdf[len(self.nodes) // 2]
         return float((fractions - right).abs().max())
 
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        """``well_error``."""
+        return {"well_error": self.well_error(x)}
+
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         like: dict[str, Any] = {"generator": generator, "device": self.device}
         uniform = torch.rand(n, self.pairs, dtype=self.cdf.dtype, **like)

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from dxmi_rl.benchmark.report.aggregates import improvements
 from dxmi_rl.benchmark.report.charts import Style, profile_charts
-from dxmi_rl.benchmark.report.content import Comparison, improvements
+from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_range
 from dxmi_rl.benchmark.report.markup import Cell, Column, Row, agent, command, escape, legend, plain, table
 from dxmi_rl.benchmark.tables import compact

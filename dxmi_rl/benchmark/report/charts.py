@@ -22,7 +22,8 @@ from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
-from dxmi_rl.benchmark.report.content import Aggregate, Comparison
+from dxmi_rl.benchmark.report.aggregates import Aggregate
+from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.statistics import curve_band, performance_profile
 
 INK = "#010203"

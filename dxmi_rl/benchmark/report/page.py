@@ -6,6 +6,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
+from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
 from dxmi_rl.benchmark.report.appendix import (
     counted,
     improvements_section,
@@ -24,7 +25,7 @@ from dxmi_rl.benchmark.report.charts import (
     palette_css,
     swatches,
 )
-from dxmi_rl.benchmark.report.content import STATISTICS, TRACKS, Aggregate, Comparison, Line
+from dxmi_rl.benchmark.report.content import TRACKS, Comparison, Line
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_range, show_seconds
 from dxmi_rl.benchmark.report.markup import (
     Cell,
