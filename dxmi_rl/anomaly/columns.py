@@ -34,4 +34,5 @@ def whitener(rows: Array) -> Array:
     if len(rows) <= rows.shape[1]:
         raise ValueError(f"whitening needs more rows than features, got {len(rows)} of {rows.shape[1]}.")
     variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
-    return directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
+    scaled: Array = directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
+    return scaled

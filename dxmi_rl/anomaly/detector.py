@@ -6,11 +6,11 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -24,8 +24,11 @@ from dxmi_rl.targets import DataTarget
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import load_tensors, save_tensors
+from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
 from dxmi_rl.utils.torch_tools import seeded
+
+if TYPE_CHECKING:
+    from dxmi_rl.anomaly.pyod_detector import PyodEnergyDetector
 
 STARTS = ["data", "noise"]
 SMALLEST_ROWS = 2
@@ -51,7 +54,7 @@ class MeanEnergy(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
-class EnergyDetector(OutlierMixin, BaseEstimator):
+class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # classes without types
     """Outlier detection by the energy E of a sampler and an energy trained together (DxMI, Yoon et al. 2024).
 
     ``fit`` standardises the rows, trains a denoiser on them, and plays DxMI from there: a few-step sampler that starts
@@ -156,13 +159,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """``score_samples`` less ``offset_``: negative for outliers."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike) -> Array:
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """1 for inliers, -1 for outliers: ``[rows]``."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     # -- others' -----------------------------------------------------------------------------------------------
 
-    def to_pyod(self) -> Any:
+    def to_pyod(self) -> PyodEnergyDetector:
         """This detector, fitted or not, as one of pyod's, whose scores are larger for outliers.
 
         Raises MissingExtraError without pyod (extra ``anomaly``).
@@ -191,7 +194,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{str(path)!r} is a damaged detector: {error}") from error
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JSON]:
         """Tensors and JSON-able settings from which ``from_state`` makes this detector. Raises NotFittedError."""
         check_is_fitted(self)
         tensors = {f"energy.{key}": value for key, value in self.energy_.state_dict().items()}
@@ -202,7 +205,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return tensors, {"settings": self.get_params(), "learned": learned}
 
     @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], device: str | None = None) -> Self:
+    def from_state(cls, tensors: dict[str, Tensor], metadata: JSON, device: str | None = None) -> Self:
         """The detector of a ``state``. Raises KeyError, TypeError, RuntimeError or ValueError for a damaged one."""
         detector = cls(**metadata["settings"] | {"device": device})
         for key, value in metadata["learned"].items():
@@ -235,7 +238,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             check_integer(key, getattr(self, key))
 
     def _checked(self, X: ArrayLike, *, reset: bool) -> Array:
-        values = validate_data(
+        values: Array = validate_data(
             self, X, reset=reset, dtype=np.float64, allow_nd=True, ensure_min_samples=SMALLEST_ROWS if reset else 1
         )
         if values.ndim not in (2, 4):

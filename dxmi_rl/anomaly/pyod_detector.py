@@ -24,7 +24,7 @@ class ScoringDetector(Protocol):
         """Scores of rows, ``[rows]``, larger for normal ones."""
 
 
-class PyodEnergyDetector(BaseDetector):
+class PyodEnergyDetector(BaseDetector):  # type: ignore[misc]  # a class without types
     """``decision_function`` is minus the detector's score, larger for outliers; labels and thresholds are pyod's.
 
     Args:

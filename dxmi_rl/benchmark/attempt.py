@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from dxmi_rl.benchmark.measure import OnPoint, Point, measure
 from dxmi_rl.benchmark.protocol import Run
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
-from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
+from dxmi_rl.utils.storage import JSON, save_tensors, write_atomically, write_json
 
 
 class SourceChangedError(RuntimeError):
@@ -51,7 +50,7 @@ class Failure:
     """What was run, and the tracebacks of all attempts."""
 
 
-Ending = tuple[dict[str, Any], Tensor] | Failure
+Ending = tuple[JSON, Tensor] | Failure
 """Result and samples of a run, or its failure."""
 
 
@@ -108,7 +107,7 @@ def attempt(run: Run, on_point: OnPoint, device: str | None = None, logging: Log
     return Failure(error, "\n".join(traces))
 
 
-def _identity(run: Run, device: str) -> dict[str, Any]:
+def _identity(run: Run, device: str) -> JSON:
     """What a result says of the run besides its numbers."""
     return {
         "key": run.key,

@@ -67,24 +67,24 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
+from dxmi_rl.benchmark.attempt import Logging, Outcome
 from dxmi_rl.benchmark.pictures import draw_pictures
 from dxmi_rl.benchmark.plan import Arguments, Plan, make_plan
 from dxmi_rl.benchmark.report import write_report
 from dxmi_rl.benchmark.results import assemble
-from dxmi_rl.benchmark.sweep import Logging, Outcome, execute_all, execute_on_ray, prepare, ray_cluster, tidy
+from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.progress import progress_columns
-from dxmi_rl.utils.storage import write_atomically, write_json
+from dxmi_rl.utils.storage import JSON, write_atomically, write_json
 
 HELP = """Compare agents on tasks over seeds, under equal budgets.
 
@@ -154,7 +154,7 @@ def _seconds_spent(folder: Path) -> float:
         return 0.0
 
 
-def _write_curves(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def _write_curves(runs: Sequence[JSON], file: Path) -> None:
     """All learning curves, one point per line."""
     points = [{key: run[key] for key in ("task", "label", "seed")} | point for run in runs for point in run["curve"]]
     text = io.StringIO()
@@ -190,14 +190,14 @@ def _execute(plan: Plan) -> list[Outcome]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def _progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar with the time left below the lines; nothing when standard error is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda: None
         return
     # Lines go above the bar when both share the terminal, and stay in their file when they do not.
     console = Console(stderr=True)
-    with Progress(*progress_columns(), console=console, redirect_stdout=sys.stdout.isatty()) as bar:  # type: ignore[arg-type]
+    with Progress(*progress_columns(), console=console, redirect_stdout=sys.stdout.isatty()) as bar:
         task = bar.add_task("runs", total=total)
         yield lambda: bar.advance(task)
 

@@ -7,7 +7,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import seeded
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ OnPoint = Callable[[Agent, Point], None]
 State = dict[str, dict[str, Tensor]]
 
 
-def measure(
-    run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None
-) -> tuple[dict[str, Any], Tensor]:
+def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None) -> tuple[JSON, Tensor]:
     """Train and score one agent: its part of the JSON-able result and its samples ``[kept, *event_shape]``.
 
     ``on_point`` is called with every point of the learning curve; what it raises ends the run. ``device`` is which
@@ -59,7 +58,7 @@ def measure(
     started = time.perf_counter()
     scores = _scores(agent, run, sizes.floors)
     kept = agent.sample(KEPT_IMAGES if len(task.event_shape) == 3 else sizes.kept, seed=seed)
-    result: dict[str, Any] = {
+    result: JSON = {
         "scores": scores | late_means(curve, row.unit, row.budget),
         "best": {},
         "unaveraged": _unaveraged(agent, seed, sizes.samples),
@@ -120,7 +119,7 @@ def _train(agent: Agent, run: Run, on_point: OnPoint) -> tuple[list[Point], int 
 
     note(agent)
     if agent.trains:
-        budget: dict[str, Any] = {"total_timesteps" if row.unit == "timesteps" else row.unit: row.budget}
+        budget: JSON = {"total_timesteps" if row.unit == "timesteps" else row.unit: row.budget}
         agent.learn(**budget, callback=note)
     return points, best, None if best == len(points) - 1 else state
 
@@ -160,7 +159,7 @@ def sigma_ratios(agent: Agent, seed: int, n: int = 1000) -> list[float]:
 
 
 @torch.no_grad()
-def paths(agent: Agent, seed: int) -> dict[str, Any]:
+def paths(agent: Agent, seed: int) -> JSON:
     """Denoising paths for the report, in bytes: 300 of vectors (their first two coordinates), 36 of images.
 
     ``{"shape": [T + 1, n, ...], "low", "high", "coordinates", "data"}`` with ``data`` in base64; a value is low +

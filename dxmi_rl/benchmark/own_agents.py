@@ -14,9 +14,10 @@ import zlib
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 from torch import nn
 
 from dxmi_rl.agents import Agent
@@ -26,7 +27,10 @@ from dxmi_rl.irl import AGENTS, DxMI, load_agent
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, require
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import load_tensors
+from dxmi_rl.utils.storage import JSON, load_tensors
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 SB3_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "PPO": ({"clip_range", "clip_range_vf", "n_epochs"}, {"_last_lstm_states"}),
@@ -73,14 +77,14 @@ class CheckpointAgent(Agent):
     trains: ClassVar[bool] = False
     config: CheckpointConfig
 
-    def __init__(self, model: Any, task: Any = "8gaussians", **arguments: Any) -> None:
+    def __init__(self, model: BaseAlgorithm, task: str | Task = "8gaussians", **arguments: Any) -> None:
         self.model = model
         super().__init__(task, **arguments)
 
     def _build(self) -> None:
         observations, actions = self.model.observation_space, self.model.action_space
         shapes, wanted = (observations.shape, actions.shape), ((self.mdp.dim + 1,), (self.mdp.dim,))
-        if shapes != wanted or not hasattr(actions, "low"):
+        if shapes != wanted or not isinstance(actions, spaces.Box):
             raise CheckpointError(
                 f"the model observes {observations} and acts in {actions}, but task {self.task.name!r} has flat boxes "
                 f"of shapes {wanted[0]} and {wanted[1]}: train on this task, with observation='flat'."
@@ -96,7 +100,7 @@ class CheckpointAgent(Agent):
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp, self.coordinates)
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, Any]:
+    def iterate(self, on_final: FinalStateHook | None = None) -> JSON:
         return {}
 
 
@@ -266,7 +270,7 @@ class OwnAgent:
             raise CheckpointError(f"{self.reference!r} must be written by Agent.save: it names no agent.")
         return AGENTS[name]
 
-    def _sb3_class(self) -> Any:
+    def _sb3_class(self) -> type[BaseAlgorithm]:
         """The SB3 algorithm that wrote the file, from its JSON alone: nothing is unpickled."""
         name = _sb3_algorithm(self._path(self.reference))
         if not self.trust_checkpoint:
@@ -275,9 +279,10 @@ class OwnAgent:
                 "run any code while they are loaded: if you trust where it comes from, pass --trust-checkpoint "
                 "(trust_checkpoint=True in Python)."
             )
-        return getattr(require("stable_baselines3", "sb3"), name)
+        found: type[BaseAlgorithm] = getattr(require("stable_baselines3", "sb3"), name)
+        return found
 
-    def _sb3_model(self, task: Task) -> Any:
+    def _sb3_model(self, task: Task) -> BaseAlgorithm:
         algorithm = self._sb3_class()
         try:
             return algorithm.load(self._path(self.reference), device=task.device)
@@ -285,7 +290,7 @@ class OwnAgent:
             raise CheckpointError(f"SB3 could not load {self.reference!r}: {type(error).__name__}: {error}") from error
 
 
-def _complete(reference: str, cls: Any) -> type[Agent]:
+def _complete(reference: str, cls: object) -> type[Agent]:
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
         raise TypeError(f"{reference!r} must be a subclass of dxmi_rl.agents.Agent, got {cls!r}.")
     missing = [*sorted(cls.__abstractmethods__), *(key for key in ("name", "Config") if not hasattr(cls, key))]

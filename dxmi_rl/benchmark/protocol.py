@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import JSON
 
 SCORE_COST, FIT_COST = 100_000, 1_000_000
 """What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
@@ -48,9 +48,9 @@ class Row:
     """What to train for, in ``unit``; 0 for agents that do not train."""
     unit: str = "timesteps"
     """"timesteps" (rollout transitions), "energy_evals" or "seconds"."""
-    task_settings: dict[str, Any] = field(default_factory=dict)
+    task_settings: JSON = field(default_factory=dict)
     """JSON-able arguments of ``make_task``."""
-    agent_settings: dict[str, Any] = field(default_factory=dict)
+    agent_settings: JSON = field(default_factory=dict)
     """JSON-able settings of the agent."""
     fit: bool = True
     """Fit a kernel when the comparison's sizes ask for it; on images that takes longer than short trainings do."""
@@ -66,7 +66,7 @@ class Row:
         """The agent when it is your own."""
         return OwnAgent(self.agent, self.trust_checkpoint, self.folder) if is_own_agent(self.agent) else None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JSON:
         """The fields that results hold: what was run, not where it was found."""
         found_where = ("trust_checkpoint", "folder", "seeds")
         return {key: value for key, value in asdict(self).items() if key not in found_where}
@@ -112,7 +112,7 @@ class Row:
         return float(self.task_settings.get("tau", TASKS[self.task].tau))
 
     @property
-    def resolved_settings(self) -> dict[str, Any]:
+    def resolved_settings(self) -> JSON:
         """The settings of the agent, with those of tuned.json that it starts from."""
         if self.own is not None or self.agent == DxMI.name:
             return self.agent_settings
@@ -236,10 +236,10 @@ class Run:
         """Where the traceback lies when it failed."""
         return folder / f"{self.key}.failed.txt"
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
+    def load(self, folder: Path) -> JSON | None:
         """The finished result under this row's label, or None."""
         try:
-            result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
+            result: JSON = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return result | {"label": self.row.label}

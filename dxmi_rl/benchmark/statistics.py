@@ -85,7 +85,8 @@ def _interquartile_mean(values: Floats) -> Floats:
     """Of the last dimension."""
     count = values.shape[-1]
     cut = count // 4
-    return np.sort(values, axis=-1)[..., cut : count - cut].mean(axis=-1)
+    middle: Floats = np.sort(values, axis=-1)[..., cut : count - cut]
+    return np.asarray(middle.mean(axis=-1))
 
 
 def _medians(samples: Floats) -> Floats:

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -195,7 +194,7 @@ def ray_cluster(address: str, jobs: int) -> Iterator[None]:
     that is started here and ends with the context. Raises MissingExtraError without the extra "ray", ConnectionError
     when there is no cluster at ``address``.
     """
-    ray: Any = require("ray", "ray")
+    ray = require("ray", "ray")
     if ray.is_initialized():
         yield
         return
@@ -215,7 +214,7 @@ def execute_on_ray(runs: Sequence[Run], folder: Path) -> Iterator[Outcome]:
     Nodes need not share files; they keep caches of their own. Every task asks for one CPU, and one GPU when its run is
     on CUDA. Ray tries the tasks of a worker or node that died once more.
     """
-    ray: Any = require("ray", "ray")
+    ray = require("ray", "ray")
     tidy(folder)
     left = {}
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_remote)

@@ -7,7 +7,6 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import (
+    JSON,
     cache_path,
     cached_tensors,
     flatten_optimizer,
@@ -82,7 +82,7 @@ class PretrainingConfig:
             raise TypeError(f"channels must be a tuple of integers, one per stage, got {self.channels!r}.")
         object.__setattr__(self, "channels", tuple(self.channels))
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> JSON:
         """The settings that matter to this network: what caches and checkpoints go by."""
         left_out = {"network", *UNET_ONLY} if self.network == "mlp" else {*MLP_ONLY}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
@@ -223,7 +223,7 @@ class _Cloning:
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        denoised = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
+        denoised: Tensor = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
         # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
         loss = ((denoised - clean) / s.view(shape)).square().mean()
         self.optimizer.zero_grad(set_to_none=True)

@@ -71,7 +71,7 @@ class ReverseSampler(BaseSampler):
         self._factors = list(zip(self.mean_denoised.tolist(), self.mean_x.tolist(), strict=True))
 
     def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
-        denoised = self.denoiser(x, *self.schedule.at(t))
+        denoised: Tensor = self.denoiser(x, *self.schedule.at(t))
         if isinstance(t, int):
             factor, factor_x = self._factors[t]
             return torch.add(factor * denoised, x, alpha=factor_x)

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +93,7 @@ class Target(nn.Module):
         self.smallest_scale = smallest_scale
         self.plot_range = _check_range("plot_range", plot_range)
         self.log_z = log_z
-        self.options: dict[str, Any] = {}
+        self.options: dict[str, object] = {}
         # A tensor that every target has, so that it knows its device and dtype after .to(...).
         self.register_buffer("anchor", torch.zeros(()), persistent=False)
 

@@ -31,6 +31,7 @@ from dxmi_rl.tasks.parts import reference_target, task_denoiser
 from dxmi_rl.tasks.table import TASKS, default_config
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import Registry, UnknownNameError
+from dxmi_rl.utils.storage import JSON
 
 TargetLike = str | Target | Energy | Tensor | np.ndarray
 """A name, a Target, an energy ``[batch, *event_shape] -> [batch]``, or data ``[rows, *event_shape]``."""
@@ -51,7 +52,7 @@ class Task:
     mdp: DenoisingMDP
     energy_replaced: bool
     """The reward is not the target's own energy but one that was given."""
-    spec: dict[str, Any] | None
+    spec: JSON | None
     """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
 
     def fingerprint(self) -> dict[str, str]:
@@ -175,7 +176,7 @@ def _refuse(*_: object) -> Tensor:
     raise TargetError("track 'sample' gives the energy only: no samples or data of the target.")
 
 
-def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> dict[str, Any] | None:
+def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> JSON | None:
     if not isinstance(name, str) or not (energy is None or isinstance(energy, str)):
         return None
     plain = {key: vars(value) if isinstance(value, PretrainingConfig) else value for key, value in changes.items()}

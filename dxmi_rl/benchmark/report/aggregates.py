@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.statistics import (
+    Interval,
     interquartile_mean,
     interval,
     median,
     optimality_gap,
     probability_of_improvement,
 )
+from dxmi_rl.utils.storage import JSON
 
 STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
     "IQM": interquartile_mean,
     "median": median,
     "optimality gap": optimality_gap,
 }
+
+
+Improvements = dict[tuple[str, str], tuple[float, tuple[float, float] | None]]
+"""By two labels: the probability that a run of the first is better than one of the second, and its interval."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,11 @@ class Aggregate:
     left_out: list[str]
     """Labels that lack a task."""
     notes: list[str]
-    statistics: dict[str, dict[str, tuple[float, Any]]] = field(default_factory=dict)
+    statistics: dict[str, dict[str, tuple[float, Interval | None]]] = field(default_factory=dict)
     """``[label][statistic]``: value and interval or None."""
 
 
-def aggregate(
-    track: str, tasks: dict[str, dict[str, Any]], runs: list[dict[str, Any]], labels: list[str]
-) -> Aggregate | None:
+def aggregate(track: str, tasks: dict[str, JSON], runs: list[JSON], labels: list[str]) -> Aggregate | None:
     """Normalised scores of the labels that finished every normalised task of the track; None without any.
 
     ``tasks`` are all tasks of a comparison by name, ``runs`` its finished runs and ``labels`` its rows, in order.
@@ -83,11 +86,9 @@ def aggregate(
     return Aggregate(track, ranked, seeds, scores, left_out, notes, statistics)
 
 
-def improvements(
-    scores: dict[str, NDArray[np.float64]], higher_is_better: bool = True
-) -> dict[tuple[str, str], tuple[float, Any]]:
+def improvements(scores: dict[str, NDArray[np.float64]], higher_is_better: bool = True) -> Improvements:
     """Probability of improvement for every ordered pair of labels, with its interval as (low, high) or None."""
-    found: dict[tuple[str, str], tuple[float, Any]] = {}
+    found: Improvements = {}
     labels = list(scores)
     for index, first in enumerate(labels):
         for second in labels[index + 1 :]:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from dxmi_rl.benchmark.report.aggregates import Aggregate, aggregate, improvements
+from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggregate, improvements
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
 from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
+from dxmi_rl.utils.storage import JSON
 
 ENERGIES = {
     "target": "the target's own density, exact",
@@ -70,7 +70,7 @@ class Line:
 
     task: str
     label: str
-    summary: dict[str, Any]
+    summary: JSON
     score: str
     better: str
     best: bool
@@ -78,9 +78,9 @@ class Line:
     """To the second where this is the best, to the best elsewhere."""
 
     @property
-    def entry(self) -> dict[str, Any] | None:
+    def entry(self) -> JSON | None:
         """The ranking score's statistics."""
-        entry: dict[str, Any] | None = self.summary["scores"].get(self.score)
+        entry: JSON | None = self.summary["scores"].get(self.score)
         return entry
 
     @property
@@ -92,16 +92,16 @@ class Line:
 class Comparison:
     """The results of one comparison, with what the report derives from them."""
 
-    def __init__(self, results: dict[str, Any]) -> None:
+    def __init__(self, results: JSON) -> None:
         self.results = results
         # A task without a score that all its runs share is not ranked: its score is "".
-        self.tasks: dict[str, dict[str, Any]] = {
+        self.tasks: dict[str, JSON] = {
             name: task | {"score": task["score"] or "", "better": task["better"] or ""}
             for name, task in results["tasks"].items()
         }
-        self.runs: list[dict[str, Any]] = results["runs"]
-        self.failed: list[dict[str, Any]] = results["failed"]
-        self.summary: list[dict[str, Any]] = results["summary"]
+        self.runs: list[JSON] = results["runs"]
+        self.failed: list[JSON] = results["failed"]
+        self.summary: list[JSON] = results["summary"]
         self.labels = list(dict.fromkeys(entry["label"] for entry in self.summary))
 
     @property
@@ -109,7 +109,7 @@ class Comparison:
         """Tracks that are present, in order."""
         return list(dict.fromkeys(task["track"] for task in self.tasks.values()))
 
-    def runs_of(self, task: str, label: str) -> list[dict[str, Any]]:
+    def runs_of(self, task: str, label: str) -> list[JSON]:
         """Finished runs of one row."""
         return [run for run in self.runs if run["task"] == task and run["label"] == label]
 
@@ -136,7 +136,7 @@ class Comparison:
         sign = -1.0 if task["better"] == "lower" else 1.0
         entries = [entry for entry in self.summary if entry["task"] == name]
 
-        def rank(entry: dict[str, Any]) -> float:
+        def rank(entry: JSON) -> float:
             value = (entry["scores"].get(task["score"]) or {}).get("iqm")
             return -math.inf if value is None or not math.isfinite(value) else sign * value
 
@@ -162,9 +162,9 @@ class Comparison:
             return Difference(other, test.difference, test.low, test.high, test.p_value)
         return Difference(other, float(sign * (own.mean() - others.mean())))
 
-    def seeds_of(self, summary: dict[str, Any]) -> int:
+    def seeds_of(self, summary: JSON) -> int:
         """Number of seeds that a row was to have; results from before rows had seeds of their own say it for all."""
-        return len(summary.get("seeds", self.results["seeds"]))
+        return len(summary["seeds"] if "seeds" in summary else self.results["seeds"])
 
     def incomplete(self, line: Line) -> list[str]:
         """``(3 of 5 runs)`` for a row that lacks some, else nothing."""
@@ -186,7 +186,7 @@ class Comparison:
         return known + [key for key in present if key not in known and key not in COSTS]
 
     @staticmethod
-    def mark(summary: dict[str, Any], key: str) -> str:
+    def mark(summary: JSON, key: str) -> str:
         """What stands behind a score: an asterisk behind a log Z that is not to be trusted."""
         ess = summary["scores"].get("ess")
         return MARK if key == "log_z" and ess is not None and unreliable(ess["iqm"]) else ""
@@ -279,7 +279,7 @@ class Comparison:
         every = [aggregate(track, self.tasks, self.runs, self.labels) for track in self.tracks]
         return [found for found in every if found is not None]
 
-    def improvements(self, task: str) -> dict[tuple[str, str], tuple[float, Any]]:
+    def improvements(self, task: str) -> Improvements:
         """Probability that a run of the first label is better than one of the second, on one task."""
         values = {line.label: self.values(task, line.label) for line in self.lines(task)}
         return improvements(
