@@ -51,7 +51,7 @@ class SampleSets:
 
 
 class Metric:
-    """One or more scores of samples. A target that has ``name`` among its ``metrics`` is scored by it.
+    """One or more scores of samples, registered in METRICS under the name that targets list in ``Target.metrics``.
 
     Attributes:
         cached: floors are kept on disk.
