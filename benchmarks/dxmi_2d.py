@@ -55,7 +55,7 @@ from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
-from dxmi_rl.irl.recipes import FINE_TASKS
+from dxmi_rl.irl.recipe_files import FINE_TASKS
 from dxmi_rl.targets import make_target
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.progress import progress

@@ -62,7 +62,7 @@ from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.irl import DxMI
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.recipe_files import recipe
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
 from dxmi_rl.tasks.table import IMAGE_TAU
@@ -281,7 +281,7 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
 
 def samples_of(target: ImageSet) -> int:
     """How many samples are scored."""
-    return evaluation.FD_SAMPLES if target.features == "digits" else 2000
+    return evaluation.images.FD_SAMPLES if target.features == "digits" else 2000
 
 
 def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:

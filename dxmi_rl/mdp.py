@@ -339,7 +339,8 @@ class DenoisingMDP:
         ``kernel`` and ``energy`` take the place of the MDP's own.
         """
         x, x_next, t = trajectory.transitions()
-        kernel, energy = self.kernel if kernel is None else kernel, self.energy if energy is None else energy
+        kernel = self.kernel if kernel is None else kernel
+        energy = self.energy if energy is None else LiveEnergy(energy)
         log_backward = kernel.log_prob(x, x_next, t).view(self.horizon, -1)
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
         return -energy(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio

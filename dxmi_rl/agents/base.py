@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
-from dxmi_rl.agents.policies import FinalStateHook
 from dxmi_rl.agents.settings import MeanConfig, check_meaning
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.envs.observations import parse_observation
@@ -29,6 +28,8 @@ from dxmi_rl.utils.settings import changed, flat_settings
 from dxmi_rl.utils.torch_tools import seeded
 
 ConfigT = TypeVar("ConfigT")
+FinalStateHook = Callable[[Tensor], None]
+"""What is done with x_T of a rollout before the agent learns from it: DxMI's energy step."""
 Callback = Callable[["Agent[Any]"], bool | None]
 Log = dict[str, float | Tensor]
 """Losses of one iteration by name."""

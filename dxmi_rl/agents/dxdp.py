@@ -286,5 +286,8 @@ class DxDP(Agent[DxDPConfig]):
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.warmup_left = int(tensors["warmup_left"])
         if "x" in tensors:
-            parts = {key: tensors[key].to(self.mdp.device) for key in tensors if key != "warmup_left"}
-            self.memory = Trajectory(**parts)
+            x, log_prob, base_mean = (tensors.get(key) for key in ("x", "log_prob", "base_mean"))
+            assert x is not None and log_prob is not None
+            device = self.mdp.device
+            base_mean = None if base_mean is None else base_mean.to(device)
+            self.memory = Trajectory(x.to(device), log_prob.to(device), base_mean)

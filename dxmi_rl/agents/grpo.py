@@ -108,7 +108,8 @@ class GRPO(Agent[GRPOConfig]):
         advantages = returns - returns.mean(2, keepdim=True)
         if self.normalise:
             advantages = advantages / (returns[0].std(1, keepdim=True) + 1e-6)
-        return advantages.flatten(1)
+        flat: Tensor = advantages.flatten(1)
+        return flat
 
     def update(self, trajectory: Trajectory, advantages: Tensor) -> Log:
         """``n_epochs`` passes of policy steps; advantages are ``[T n]``, time-major."""

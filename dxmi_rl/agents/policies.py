@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +18,10 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam
 
 if TYPE_CHECKING:
-    from dxmi_rl.agents.base import Agent
+    from dxmi_rl.agents.base import Agent, FinalStateHook
 
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy is given, in widths of a mode; wells may be arbitrarily steep."""
-
-FinalStateHook = Callable[[Tensor], None]
-"""What is done with x_T of a rollout before the agent learns from it: DxMI's energy step."""
 
 
 class GaussianPolicy(nn.Module):

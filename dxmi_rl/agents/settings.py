@@ -70,7 +70,7 @@ class PolicyConfig(MeanConfig):
 
 
 def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
-    """ "correction" or "fine-tuned", which "auto" stands for on states of this shape."""
+    """The kind of policy, where "auto" is fine-tuned on images and a correction on vectors."""
     if config.kind != "auto":
         return config.kind
     return "fine-tuned" if len(event_shape) == 3 else "correction"

@@ -97,11 +97,13 @@ class Lookahead:
         """
         followed = self.policy if policy is None else policy
         energy = self.mdp.energy if energy is None else energy
-        fine_tuned = isinstance(followed, FineTunedPolicy)
-        denoiser = followed.base.denoiser if isinstance(followed, FineTunedPolicy) else self.base.denoiser
+        fine_tuned = followed if isinstance(followed, FineTunedPolicy) else None
+        denoiser = self.base.denoiser if fine_tuned is None else fine_tuned.base.denoiser
 
         def ahead_of(x: Tensor) -> Tensor:
-            return energy(followed.denoised(x, t, trained=trained) if fine_tuned else self.base.denoised(x, t))
+            if fine_tuned is None:
+                return energy(self.base.denoised(x, t))
+            return energy(fine_tuned.denoised(x, t, trained=trained))
 
         if not (torch.is_grad_enabled() and x.requires_grad):
             with torch.no_grad():

@@ -18,7 +18,7 @@ from dxmi_rl.costs import count_energy
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import recipe, recipe_for
+from dxmi_rl.irl.recipe_files import recipe, recipe_for
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.utils.checks import check_batch
 from dxmi_rl.utils.settings import changed
@@ -190,11 +190,12 @@ class DxMI(Agent[DxMIConfig]):
     def density(self, policy: nn.Module | None = None) -> Policy:
         return self.agent.density(self.policy if policy is None else policy)
 
-    def score(self, x: Tensor | np.ndarray) -> Tensor:
+    def score(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data. Raises as ``check_batch``."""
         x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
         with torch.no_grad():
-            return self.average_energy(x)
+            score: Tensor = self.average_energy(x)
+        return score
 
     def set_progress(self, progress: float) -> None:
         super().set_progress(progress)
@@ -208,8 +209,8 @@ class DxMI(Agent[DxMIConfig]):
         inner = {f"agent/{name}": tensor for name, tensor in self.agent.extra_tensors().items()}
         return {"agent_generator": self.agent.generator.get_state(), "past": self.past, **inner}
 
-    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
         self.past = tensors["past"].to(self.mdp.device)
-        self.agent._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
+        self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
         self.agent.costs = self.costs

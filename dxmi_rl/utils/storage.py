@@ -23,6 +23,8 @@ from dxmi_rl.utils.checks import CheckpointError
 if sys.platform != "win32":
     import fcntl
 
+JSON = dict[str, Any]
+"""A JSON object, as files of results, settings and metadata hold it."""
 FORMAT = "dxmi_rl/1"
 LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
@@ -84,7 +86,7 @@ def _remove_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+def write_json(path: str | os.PathLike[str], value: object) -> Path:
     """Write ``value`` as indented JSON, atomically."""
     text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
 
@@ -99,14 +101,14 @@ def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]
     Path(file).write_bytes(save(dict(tensors), metadata))
 
 
-def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
     """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
     return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
 
 
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]:
     """Read what ``save_tensors`` wrote.
 
     Raises FileNotFoundError when there is no such file and CheckpointError when it is damaged or foreign.
@@ -132,14 +134,16 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
 
 
-def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+def cache_path(kind: str, key: Mapping[str, object]) -> Path:
     """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
     root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
     return root / f"{kind}-{digest}.safetensors"
 
 
-def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(
+    kind: str, key: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
     path = cache_path(kind, key)
     if path.is_file():

@@ -23,7 +23,7 @@ from dxmi_rl.irl import DxMI
 @pytest.fixture(name="quick")
 def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few samples, hardly pretrained denoisers, small networks."""
-    monkeypatch.setattr(evaluation, "FD_SAMPLES", 64)
+    monkeypatch.setattr(evaluation.images, "FD_SAMPLES", 64)
 
     def task(play: script.Play, device: str) -> Any:
         changes = script.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})

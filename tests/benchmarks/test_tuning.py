@@ -17,7 +17,7 @@ from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS, PPO, PPOConfig, tuned
 from dxmi_rl.benchmark import protocol
 from dxmi_rl.irl import DxMI
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.recipe_files import recipe
 from dxmi_rl.utils.checks import MissingExtraError
 from dxmi_rl.utils.torch_tools import seeded
 

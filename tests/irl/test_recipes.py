@@ -13,7 +13,7 @@ from dxmi_rl import make_task
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.config import DxMIConfig
-from dxmi_rl.irl.recipes import FINE_TASKS, fixed_recipe
+from dxmi_rl.irl.recipe_files import FINE_TASKS, fixed_recipe
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP
 from dxmi_rl.targets import load_images
 from dxmi_rl.tasks import Task

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from dxmi_rl.utils.storage import write_atomically
+from dxmi_rl.utils.storage import JSON, write_atomically
 
 __all__ = ["check_results", "load_results", "write_report"]
 
@@ -23,7 +22,7 @@ RUN = (
 )  # fmt: skip
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> JSON:
     """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
 
     Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
@@ -73,7 +72,7 @@ def _check_keys(name: str, value: object, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
 
 
-def write_report(results: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_report(results: JSON, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
 
     Args:

@@ -21,7 +21,7 @@ from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("recipes")
 FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 """Tasks of the plane with finer structure than 8 Gaussians."""
 SMALL_IMAGES = ("digits",)
