@@ -32,6 +32,11 @@ def code_digest(modules: tuple[str, ...]) -> str:
     return digest.hexdigest()[:12]
 
 
+def digest_of_code(source: str) -> str:
+    """Digest of Python source; comments, docstrings and layout do not count. Raises SyntaxError."""
+    return hashlib.sha256(_plain(ast.parse(source).body).encode()).hexdigest()[:12]
+
+
 def _closure(modules: Iterable[str]) -> set[str]:
     found: set[str] = set()
     left = list(modules)

@@ -1,6 +1,6 @@
 """Compare agents on tasks over seeds, under equal budgets.
 
-    dxmi-rl compare --preset quick --name quick            (the same as python benchmarks/compare.py ...)
+    dxmi-rl compare --preset quick --name quick            (the same as python benchmarks/compare/compare.py ...)
 
 Results go to ``runs/<name>/`` in the present folder: ``report.html`` (the page to open), ``report.md`` and
 ``report.tex`` (tables), ``samples_<task>.png``, ``curves_<task>.png``, ``results.json``, ``curves.csv``, and one file
@@ -50,13 +50,14 @@ Keys of ``results.json`` (also written to ``--json FILE``):
       runs.sigma_ratios  per step, sigma of the policy over that of the base sampler
       runs.costs         timesteps, seconds, policy_draws, energy_evals, energy_grad_evals, ...
       runs.curve         quick scores during training, with timesteps, energy_evals and seconds
-      runs.paths         denoising paths for the report (dxmi_rl.benchmark.measure.paths)
       runs.evaluation_seconds           seconds that the final scores took
       runs.versions, runs.machine       what it ran on
       runs.command       the command that makes the run again
     failed           one entry per run that failed
       failed.key, failed.label, failed.task, failed.seed      which run
       failed.error       the last line of its traceback
+
+Denoising paths, which the report draws (dxmi_rl.benchmark.measure.paths), are in the files of single runs only.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ from dxmi_rl.benchmark.attempt import Logging, Outcome
 from dxmi_rl.benchmark.pictures import draw_pictures
 from dxmi_rl.benchmark.plan import Arguments, Plan, make_plan
 from dxmi_rl.benchmark.report import write_report
-from dxmi_rl.benchmark.results import assemble
+from dxmi_rl.benchmark.results import assemble, without_paths
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
 from dxmi_rl.utils.checks import require
@@ -114,7 +115,8 @@ def carry_out(plan: Plan, command: str) -> int:
         "seconds": _seconds_spent(folder),
     }
     everything = assemble(rows, results, failed, _unselected(plan, command), header)
-    write_json(folder / "results.json", everything)
+    for file in filter(None, [folder / "results.json", plan.arguments.json]):
+        write_json(file, without_paths(everything))
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
     tables = make_tables(rows, everything["summary"])
     draw_pictures(rows, runs, results, folder)
@@ -125,8 +127,6 @@ def carry_out(plan: Plan, command: str) -> int:
         print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
     finished = sum(run.load(plan.results) is not None for run in plan.selected)
     print(f"{finished} of {len(plan.selected)} runs are finished, {len(failed)} failed; see {folder / 'report.html'}")
-    if plan.arguments.json is not None:
-        write_json(plan.arguments.json, everything)
     return 1 if failed else 0
 
 
@@ -225,7 +225,7 @@ def compare(arguments: Arguments, command: str) -> int:
         return 130
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "benchmarks/compare.py") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "benchmarks/compare/compare.py") -> int:
     """Parse the command line and compare; exit status as ``compare``."""
     tyro = require("tyro", "bench")
     arguments = tyro.cli(Arguments, args=argv, description=HELP, prog=Path(prog).name)

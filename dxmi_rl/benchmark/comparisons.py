@@ -44,7 +44,7 @@ def probability_of_improvement(
     Sources: Agarwal et al. 2021, Deep RL at the edge of the statistical precipice; Newcombe 2006, Confidence intervals
     for an effect size measure based on the Mann-Whitney statistic, part 2; Zou and Donner 2008, Construction of
     confidence limits about effect measures: a general approach. The t quantile was chosen by simulation,
-    benchmarks/interval_coverage.py.
+    benchmarks/compare/interval_coverage.py.
     """
     first, second = check_array("x", x), check_array("y", y)
     check_level(level)

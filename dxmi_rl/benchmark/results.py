@@ -57,6 +57,12 @@ def assemble(
     }
 
 
+def without_paths(results: JSON) -> JSON:
+    """Results of a comparison without the denoising paths of its runs, which would be most of the file."""
+    runs = [{key: value for key, value in run.items() if key != "paths"} for run in results["runs"]]
+    return results | {"runs": runs}
+
+
 def _row_command(command: str, row: Row) -> str:
     return f"{command} --tasks {shlex.quote(row.task)} --agents {shlex.quote(row.label)}"
 

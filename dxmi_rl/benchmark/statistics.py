@@ -147,7 +147,7 @@ def interval(
 
     Sources: Agarwal et al. 2021, Deep RL at the edge of the statistical precipice (stratified bootstrap); Hesterberg
     2015, What teachers should know about the bootstrap (c, expanded percentiles); Welch 1947 (degrees of freedom).
-    Which goes with how many runs, and where c is 1, was decided by simulation: benchmarks/interval_coverage.py.
+    Which goes with how many runs, and where c is 1, was decided by simulation: benchmarks/compare/interval_coverage.py.
     """
     values = check_array("scores", scores)
     check_level(level)

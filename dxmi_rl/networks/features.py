@@ -158,8 +158,8 @@ FEATURES.add("inception", InceptionFeatures, optional=True)
 def load_features(name: str, device: str | torch.device | None = None) -> nn.Module:
     """The feature network of this name, frozen, in eval mode, one shared instance per device.
 
-    "digits" ships with the package (``benchmarks/train_digits_classifier.py`` makes its weights); "inception" needs the
-    file that ``DXMI_RL_INCEPTION`` names when it is first asked for. Raises
+    "digits" ships with the package (``benchmarks/images/train_digits_classifier.py`` makes its weights); "inception"
+    needs the file that ``DXMI_RL_INCEPTION`` names when it is first asked for. Raises
     UnknownNameError, MissingExtraError, FileNotFoundError or CheckpointError for weights that are missing or damaged,
     ValueError for an unknown device.
     """

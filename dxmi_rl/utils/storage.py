@@ -87,13 +87,28 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> Path:
-    """Write ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    """Write ``value`` as JSON, atomically: compact, with a line for every entry of the outer two levels.
+
+    Raises ValueError for numbers that JSON has not.
+    """
+    text = _json_lines(value, 2) + "\n"
 
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")
 
     return write_atomically(path, write)
+
+
+def _json_lines(value: Any, levels: int) -> str:
+    """Compact JSON; where dicts and lists of the outer ``levels`` hold others, every entry has a line."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if levels == 0 or not any(isinstance(own, (dict, list, tuple)) for own in inner):
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    lines = [_json_lines(own, levels - 1) for own in inner]
+    if isinstance(value, dict):
+        names = (json.dumps({key: 0})[1:-4] for key in value)  # json writes keys that are numbers as text
+        return "{\n" + ",\n".join(f"{name}:{line}" for name, line in zip(names, lines, strict=True)) + "\n}"
+    return "[\n" + ",\n".join(lines) + "\n]"
 
 
 def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]) -> None:

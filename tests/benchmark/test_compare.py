@@ -1,4 +1,4 @@
-"""benchmarks/compare.py: one command that can be killed, started again and believed."""
+"""benchmarks/compare/compare.py: one command that can be killed, started again and believed."""
 
 from __future__ import annotations
 
@@ -172,7 +172,9 @@ def test_commands_of_rows_and_runs_make_them_again(
     before = read(undisturbed / "results.json")
     for entry, number in ((before["summary"][1], 2), (before["runs"][-1], 1)):
         words = shlex.split(entry["command"])
-        assert words[:2] == ["python", "benchmarks/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
+        assert (
+            words[:2] == ["python", "benchmarks/compare/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
+        )
         assert f"{number} runs in runs/tiny-again: 0 finished before, {number} to do" in capsys.readouterr().out
     again, first = results(undisturbed.with_name("tiny-again")), results(undisturbed)
     assert len(again) == 3 and again.items() <= first.items()

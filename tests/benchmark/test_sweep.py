@@ -34,7 +34,7 @@ DISTURBANCES = 20
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """The sweep as a process of its own, in a session of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = str(ROOT / "benchmarks" / "compare.py")
+    script = str(ROOT / "benchmarks" / "compare" / "compare.py")
     return subprocess.Popen(
         [sys.executable, script, "--preset", "tiny.toml", *arguments], cwd=folder, env=environment,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

@@ -25,7 +25,8 @@ RUN = (
 def load_results(path: str | os.PathLike[str]) -> JSON:
     """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
 
-    Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
+    Denoising paths, which the report draws, come from the files of the runs in ``results/`` beside it, as far as these
+    are there. Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
     """
     file = Path(path)
     if file.is_dir():
@@ -40,7 +41,16 @@ def load_results(path: str | os.PathLike[str]) -> JSON:
         check_results(results)
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
-    return dict(results)
+    return {**results, "runs": [_with_paths(run, file.parent / "results") for run in results["runs"]]}
+
+
+def _with_paths(run: JSON, folder: Path) -> JSON:
+    """The run with the denoising paths of its own file, if that is there."""
+    try:
+        own = json.loads((folder / f"{run['key']}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return run
+    return run | {"paths": own.get("paths")}
 
 
 def check_results(results: object) -> None:
