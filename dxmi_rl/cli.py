@@ -44,7 +44,7 @@ class Train:
     device: str = "cpu"
     """Torch device."""
     set: tuple[str, ...] = ()
-    """Settings of the agent, such as width=128 batch_size=512."""
+    """Settings of the agent, such as policy.width=128 n_trajectories=512."""
     task_set: tuple[str, ...] = ()
     """Settings of the task, such as horizon=10 backward=learned energy=fixed."""
     points: int = 20

@@ -224,7 +224,7 @@ def _versions() -> dict[str, str]:
 
 
 def _table(config: JSON) -> str:
-    """The hyperparameters as a Markdown table, nested ones as ``config.batch_size``."""
+    """The hyperparameters as a Markdown table, nested ones as ``config.n_trajectories``."""
     lines = ["|param|value|", "|-|-|"]
     for key, value in config.items():
         entries = {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
