@@ -44,6 +44,7 @@ class A2CConfig:
     """The value network."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "value_steps", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_real("max_grad_norm", self.max_grad_norm, strict=True)

@@ -54,6 +54,7 @@ class GRPOConfig:
     """The policy."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_integer("group_size", self.group_size, minimum=2)

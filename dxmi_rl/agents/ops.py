@@ -21,13 +21,18 @@ Moments = tuple[Tensor, Tensor]
 """Mean and log standard deviation of Gaussians, one per row."""
 
 
+def check_objective(objective: str) -> None:
+    """Raise UnknownNameError for an objective that is not one of OBJECTIVES."""
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("objective", objective, OBJECTIVES)
+
+
 def temperature_of(objective: str, tau: float) -> float:
     """The weight of log pi in the rewards: tau for the objective "soft", 0 for "terminal".
 
     Raises UnknownNameError for another objective.
     """
-    if objective not in OBJECTIVES:
-        raise UnknownNameError("objective", objective, OBJECTIVES)
+    check_objective(objective)
     return tau if objective == "soft" else 0.0
 
 

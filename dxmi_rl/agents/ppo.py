@@ -52,6 +52,7 @@ class PPOConfig:
     """The value network."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
         for key in ("clip_range", "max_grad_norm"):

@@ -43,6 +43,7 @@ class REINFORCEConfig:
     """The policy."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         check_integer("n_trajectories", self.n_trajectories, minimum=2 if self.baseline else 1)
         check_integer("kernel_steps", self.kernel_steps)
         check_real("max_grad_norm", self.max_grad_norm, strict=True)

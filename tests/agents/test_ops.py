@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dxmi_rl.agents import ops
+from dxmi_rl.agents import A2CConfig, GRPOConfig, PPOConfig, REINFORCEConfig, ops
 from dxmi_rl.diffusion import Brownian
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.mdp import DenoisingMDP
@@ -73,6 +73,15 @@ def test_the_temperature_of_an_objective() -> None:
     assert ops.temperature_of("soft", 0.3) == 0.3 and ops.temperature_of("terminal", 0.3) == 0.0
     with pytest.raises(UnknownNameError, match="unknown objective 'sof'. Did you mean 'soft'"):
         ops.temperature_of("sof", 0.3)
+    with pytest.raises(UnknownNameError, match="Known: soft, terminal"):
+        ops.check_objective("entropy")
+
+
+@pytest.mark.parametrize("config", [PPOConfig, A2CConfig, REINFORCEConfig, GRPOConfig])
+def test_settings_know_their_objectives(config: Any) -> None:
+    assert config(objective="terminal").objective == "terminal"
+    with pytest.raises(UnknownNameError, match="unknown objective 'sof'"):
+        config(objective="sof")
 
 
 # Returns and advantages -----------------------------------------------------------------------------------------------

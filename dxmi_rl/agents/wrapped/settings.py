@@ -57,5 +57,5 @@ class ReplayConfig:
             check_integer(key, getattr(self, key))
         check_real("learning_rate", self.learning_rate)
         check_real("action_bound", self.action_bound, 2.0)  # less has no room for the base sampler
-        if check_fraction("target_rate", self.target_rate) == 0:
-            raise ValueError("target_rate must lie in (0, 1], got 0.")
+        if not 0 < check_real("target_rate", self.target_rate) <= 1:
+            raise ValueError(f"target_rate must lie in (0, 1], got {self.target_rate!r}.")
