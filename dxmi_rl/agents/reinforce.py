@@ -52,7 +52,8 @@ class REINFORCEConfig:
 class REINFORCE(Agent[REINFORCEConfig]):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) (G_t - b_t)]; no value network.
 
-    G_t is the soft return-to-go of docs/method.md. What was earned before t is left out: it has mean zero there.
+    G_t is the soft return-to-go of docs/method.md. Rewards before t are left out: times the score of step t they have
+    mean zero.
     """
 
     name: ClassVar[str] = "reinforce"

@@ -44,7 +44,8 @@ def test_the_last_rollouts_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) ->
     assert len(seen) == 5
     assert agent.memory is not None and agent.memory.base_mean is not None
     x, x_next, t = agent.memory.transitions()
-    assert x.shape == x_next.shape == (T * 3 * BATCH, 2) and t.tolist() == [s for s in range(T) for _ in range(3 * BATCH)]
+    assert x.shape == x_next.shape == (T * 3 * BATCH, 2)
+    assert t.tolist() == [step for step in range(T) for _ in range(3 * BATCH)]
     newest = agent.memory.base_mean.view(T, 3, BATCH, 2)[:, 2]
     assert torch.equal(newest, seen[-1].base_mean)
     # All kept final states are evaluated anew: the energy may have changed.

@@ -97,7 +97,7 @@ def test_an_iteration_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_the_policy_loss_by_hand() -> None:
-    """V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi(. | x_t)) at x' = mu + sigma times this generator's noise."""
+    """V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi(. | x_t)) at x' = mu + sigma noise."""
     agent = paper(lqg_task(), moved=True, tau1=0.4, tau2=0.8, n_trajectories=6)
     trajectory = play(agent)
     before = agent.generator.get_state()

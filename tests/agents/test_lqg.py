@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from agent_cases import plain_agent
+from dxdp_cases import play
 from lqg_cases import (
     RATES,
     SMALL,
@@ -24,7 +25,6 @@ from lqg_cases import (
     lqg_task,
     solve,
 )
-from dxdp_cases import play
 from torch import Tensor
 
 from dxmi_rl.agents import PPO, DxDP
@@ -149,8 +149,8 @@ def test_dxdps_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: p
     one_step, path_wise = [], []
     for _ in range(60):
         played = play(agent)
-        loss = agent.policy_loss(played, torch.zeros_like(played.log_prob)) * agent.mdp.horizon  # a mean over T n of them
-        one_step.append(flat_gradient(loss, policy))
+        loss = agent.policy_loss(played, torch.zeros_like(played.log_prob))
+        one_step.append(flat_gradient(loss * agent.mdp.horizon, policy))  # a mean over T n transitions
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         path_wise.append(flat_gradient(-agent.mdp.soft_return(trajectory).mean(), policy))
     a, b = torch.stack(one_step), torch.stack(path_wise)

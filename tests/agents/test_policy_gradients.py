@@ -176,7 +176,8 @@ def test_the_clipped_loss_by_hand(name: str, settings: dict[str, Any], temperatu
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
         new = agent.policy.moments_along(trajectory)
     base = base_moments(agent.mdp, agent.policy, trajectory)
-    assert torch.equal(base[0], trajectory.transitions()[0]) and torch.allclose(base[1][:N].exp(), agent.mdp.base.sigma[0])
+    assert torch.equal(base[0], trajectory.transitions()[0])
+    assert torch.allclose(base[1][:N].exp(), agent.mdp.base.sigma[0])
     if name == "ppo":
         loss = agent.policy_loss(trajectory, advantages, old, rows)
     elif name == "grpo":
@@ -358,7 +359,7 @@ def test_sft_pg_improves_dxmi() -> None:
         ("a2c", {"gae_lambda": 1.5}, ValueError, r"gae_lambda must lie in \[0, 1\]"),
         ("a2c", {"value_steps": 0}, ValueError, "value_steps must be >= 1"),
         ("grpo", {"group_size": 1}, ValueError, "group_size must be >= 2"),
-        ("grpo", {"n_trajectories": 20, "group_size": 16}, ValueError, "n_trajectories must be a multiple of group_size"),
+        ("grpo", {"n_trajectories": 20, "group_size": 16}, ValueError, "n_trajectories must be a multiple"),
         ("grpo", {"normalise": "yes"}, TypeError, "normalise must be True, False or None"),
         ("grpo", {"kl_weight": -0.1}, ValueError, "kl_weight must be finite and >= 0"),
         ("grpo", {"clip_range": 0.0}, ValueError, "clip_range must be finite and > 0"),

@@ -105,6 +105,7 @@ def test_dpoks_gradient_is_that_of_its_own_objective(monkeypatch: pytest.MonkeyP
 
 # What they learn ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(
     ("name", "steps", "settings", "mean", "sigma", "value"),
     [

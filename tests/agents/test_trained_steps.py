@@ -230,5 +230,5 @@ def test_moments_of_the_base_sampler_are_those_of_all_steps(policy: str) -> None
 
 
 def test_no_step_is_an_error() -> None:
-    with pytest.raises(ValueError, match="policy.trained_steps must be >= 1"):
+    with pytest.raises(ValueError, match=r"policy\.trained_steps must be >= 1"):
         agent_of("dxdp", "correction", **{"policy.trained_steps": 0})

@@ -177,9 +177,7 @@ def flat_gradient(loss: Tensor, policy: torch.nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
 
 
-def lqg_agent(
-    monkeypatch: pytest.MonkeyPatch, name: str, **settings: object
-) -> tuple[Any, Tabular, OfPolicy]:
+def lqg_agent(monkeypatch: pytest.MonkeyPatch, name: str, **settings: object) -> tuple[Any, Tabular, OfPolicy]:
     """An agent whose policy is a Tabular and whose value, where it has one, is the exact V of that policy."""
     agent = plain_agent(name, lqg_task(), seed=0, **settings)
     policy = Tabular()
