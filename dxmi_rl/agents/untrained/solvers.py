@@ -15,9 +15,9 @@ from dxmi_rl.diffusion.schedules import variance_exploding
 
 
 class Solver(Agent[BaseConfig]):
-    """A sampler that steps from noise to sigma = 0 with a given denoiser; ``learn`` changes nothing.
+    """A sampler that steps from noise to sigma = 0 with the task's denoiser; ``learn`` changes nothing.
 
-    Unlike Base, where policies start, it adds no noise at its last step, and so has no density: sample metrics only.
+    Unlike Base it adds no noise at its last step. It therefore has no density, and only sample metrics score it.
     Subclasses define ``solve``, ``eta`` when they draw noise on the way, and ``steps_within`` when a step is not one
     denoiser call.
 
