@@ -208,8 +208,8 @@ class DxMI(Agent[DxMIConfig]):
         inner = {f"agent/{name}": tensor for name, tensor in self.agent.extra_tensors().items()}
         return {"agent_generator": self.agent.generator.get_state(), "past": self.past, **inner}
 
-    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
         self.past = tensors["past"].to(self.mdp.device)
-        self.agent._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
+        self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
         self.agent.costs = self.costs
