@@ -38,6 +38,9 @@ def task_for(name: str, **changes: Any) -> Task:
 def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent[Any]:
     """The agent with those of the small settings that it has."""
     chosen = small_settings(name)
+    policy = settings.get("policy", {})
+    if "fine-tuned" in (settings.get("policy.kind"), policy.get("kind")):  # the pretrained network has its own size
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("policy.")}
     if name == "dxmi":
         chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
     else:
