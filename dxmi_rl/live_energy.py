@@ -69,9 +69,9 @@ class LiveEnergy:
             ) from error
 
     def gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
-        """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps the graph of x. Raises EnergyError.
+        """grad E(x): ``[batch, *event_shape]``, from one differentiated evaluation of E per row, whatever autograd's mode.
 
-        One differentiated evaluation of E per row, whatever autograd's mode.
+        It is a constant, unless ``create_graph`` is set and x requires a gradient. Raises EnergyError.
         """
         with torch.enable_grad():
             create_graph = create_graph and x.requires_grad

@@ -336,10 +336,11 @@ class DenoisingMDP:
     ) -> Tensor:
         """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1.
 
-        ``kernel`` and ``energy`` take the place of the MDP's own.
+        ``kernel`` and ``energy`` take the place of the MDP's own. Raises EnergyError for what an energy must not return.
         """
         x, x_next, t = trajectory.transitions()
-        kernel, energy = self.kernel if kernel is None else kernel, self.energy if energy is None else energy
+        kernel = self.kernel if kernel is None else kernel
+        energy = self.energy if energy is None else LiveEnergy(energy)
         log_backward = kernel.log_prob(x, x_next, t).view(self.horizon, -1)
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
         return -energy(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio

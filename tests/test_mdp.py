@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion import KERNELS, Brownian, IdentitySampler, make_kernel, make_schedule, sample_base
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
@@ -32,7 +33,7 @@ def mdp_with_every_kernel(request: pytest.FixtureRequest) -> DenoisingMDP:
 def small_policy(mdp: DenoisingMDP, seed: int = 0) -> CorrectionPolicy:
     """A policy away from the base sampler, with a mean and a sigma that depend on the state."""
     torch.manual_seed(seed)
-    policy = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    policy = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     with torch.no_grad():
         for parameter in policy.net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -145,7 +146,7 @@ def test_standard_normal_noise_is_the_base_sampler() -> None:
     sampled = sample_base(mdp.base, 64, (2,), rng())
     assert torch.allclose(x, sampled, atol=1e-5)
     assert torch.allclose(mdp.rollout(BasePolicy(mdp), 64, rng()).final, sampled, atol=1e-5)
-    untrained = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    untrained = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     assert torch.allclose(mdp.rollout(untrained, 64, rng()).final, sampled, atol=1e-5)
 
 

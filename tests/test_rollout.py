@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dxmi_rl import rollout
+from dxmi_rl import fast_rollout, rollout
 from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task
@@ -26,7 +27,7 @@ def default_mdp() -> DenoisingMDP:
 
 def trained_policy(mdp: DenoisingMDP) -> CorrectionPolicy:
     torch.manual_seed(0)
-    policy = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    policy = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     with torch.no_grad():
         for parameter in policy.net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -140,11 +141,11 @@ def test_compiled_rollouts_see_training_and_carry_gradients(mdp: DenoisingMDP, m
 def test_few_compiled_loops_are_kept(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or function)
-    policies = [BasePolicy(mdp) for _ in range(rollout.CACHE_SIZE + 1)]
+    policies = [BasePolicy(mdp) for _ in range(fast_rollout.CACHE_SIZE + 1)]
     for policy in [*policies, policies[-1]]:
         mdp.sample(policy, 4, rng(), compile=True)
-    assert len(made) == len(policies) and len(rollout._CACHE) == rollout.CACHE_SIZE
-    rollout._CACHE.clear()
+    assert len(made) == len(policies) and len(fast_rollout._CACHE) == fast_rollout.CACHE_SIZE
+    fast_rollout._CACHE.clear()
 
 
 def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
@@ -158,8 +159,8 @@ def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
             mdp.sample(policy, n)
 
     class Lost(BasePolicy):
-        def moments(self, x: Tensor, t: Any, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            mean, log_std = super().moments(x, t, reference)
+        def moments(self, x: Tensor, t: Any, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            mean, log_std = super().moments(x, t, base_mean)
             return mean / 0, log_std
 
     for call in (mdp.rollout, mdp.sample):
@@ -189,12 +190,12 @@ def test_replaced_parameters_lie_elsewhere() -> None:
     """A CUDA graph reads parameters where they lay when it was captured; its key must change when they move."""
     mdp = make_task("8gaussians", horizon=4).mdp
     policy = trained_policy(mdp)
-    before = rollout._places(policy)
+    before = fast_rollout._places(policy)
     assert before
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(1.0)
-    assert rollout._places(policy) == before, "trained in place"
+    assert fast_rollout._places(policy) == before, "trained in place"
     parameter = next(policy.parameters())
     parameter.data = parameter.data.clone()
-    assert rollout._places(policy) != before
+    assert fast_rollout._places(policy) != before

@@ -70,7 +70,7 @@ class PolicyConfig(MeanConfig):
 
 
 def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
-    """ "correction" or "fine-tuned", which "auto" stands for on states of this shape."""
+    """The kind of policy on states of this shape: "correction" or "fine-tuned", never "auto"."""
     if config.kind != "auto":
         return config.kind
     return "fine-tuned" if len(event_shape) == 3 else "correction"
