@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 import torch
 from agent_cases import BATCH, plain_agent, small, state, task_for
-from lqg_cases import SMALL, LinearPolicy, Posterior, Steps, errors, flat_gradient, lqg_agent, lqg_task, solve
+from lqg_cases import (
+    SMALL,
+    SMALL_VALUE,
+    LinearPolicy,
+    Posterior,
+    Steps,
+    errors,
+    flat_gradient,
+    lqg_agent,
+    lqg_task,
+    solve,
+)
 from torch import Tensor
 
 from dxmi_rl.agents import DetailedBalance, PathWise, TrajectoryBalance, VarGrad
@@ -72,7 +83,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: Any) -> None
     """On-policy, off-policy to the last batch, and with replayed paths: the optimum is one and the same."""
     balanced = name == "detailed-balance"
     own = {**FLOWS, "detach_next": False} if balanced else {}
-    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **own, **source})
+    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **SMALL_VALUE, **RATES, **own, **source})
     error = errors(agent.learn(200_000 if balanced else 500_000), value_sign=-1.0 if balanced else None)
     assert error["mean"] < (0.03 if balanced else 0.02), error
     assert error["sigma"] < (0.02 if balanced else 0.01), error
@@ -81,7 +92,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: Any) -> None
 
 def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
     """One-step targets are slower where exact balance can be had."""
-    settings = {**SMALL, **RATES, **FLOWS, "exploration": 0.0}
+    settings = {**SMALL, **SMALL_VALUE, **RATES, **FLOWS, "exploration": 0.0}
     agent = plain_agent("detailed-balance", lqg_task(), seed=0, **settings).learn(250_000)
     error = errors(agent, value_sign=-1.0)
     assert error["mean"] < 0.05 and error["sigma"] < 0.03 and error["value"] < 0.12, error
@@ -90,7 +101,7 @@ def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
 def test_one_number_for_log_z_is_wrong_off_policy() -> None:
     """What ``conditional`` is for: in the LQG log w depends on x_0 at the optimum."""
     off = {"exploration": 1.0, "exploration_fraction": 1.0}
-    settings = {**SMALL, **RATES, **off}
+    settings = {**SMALL, **SMALL_VALUE, **RATES, **off}
     plain = plain_agent("trajectory-balance", lqg_task(), seed=0, conditional=False, **settings).learn(300_000)
     assert errors(plain)["sigma"] > 0.1
 

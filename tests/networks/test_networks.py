@@ -115,12 +115,12 @@ def test_values_with_it_are_trained(name: str) -> None:
 
 
 def test_widths_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="value.coordinate_width"):
+    with pytest.raises(ValueError, match=r"value\.coordinate_width"):
         make_agent("ppo", "8gaussians", value={"coordinate_width": -1})
     for dim in (None, 3):
         with pytest.raises(ValueError, match="dim must divide 4 inputs and 6 outputs"):
             StepMLP(4, 6, torch.ones(5), width=8, depth=2, dim=dim, coordinate_width=8)
-    with pytest.raises(ValueError, match="policy.coordinate_width"):
+    with pytest.raises(ValueError, match=r"policy\.coordinate_width"):
         make_agent("ppo", "8gaussians", policy={"coordinate_width": -1})
     with pytest.raises(ValueError, match="coordinate_width"):
         make_task("8gaussians", backward="learned", backward_options={"coordinate_width": -1})
@@ -178,9 +178,9 @@ def test_dxmi_trains_with_convolutional_energy_and_values() -> None:
     assert isinstance(game.energy, EnergyConv)
     after = game.modules()["agent/value"].parameters()
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    with pytest.raises(ValueError, match="energy.fourier must be off"):
+    with pytest.raises(ValueError, match=r"energy\.fourier must be off"):
         make_energy(game.task.target, EnergyConfig(convolutional=True, fourier=2))
     with pytest.raises(ValueError, match="needs images"):
         make_energy(make_task("8gaussians").target, EnergyConfig(convolutional=True))
-    with pytest.raises(ValueError, match="value.fourier must be 0"):
+    with pytest.raises(ValueError, match=r"value\.fourier must be 0"):
         DxMI(game.task, agent_settings={"value": value | {"fourier": 3}})
