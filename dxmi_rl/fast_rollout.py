@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.costs import Costs, count_denoiser, count_energy, counting
 from dxmi_rl.rollout import Episodes, Policy, play
 
 Loop = Callable[[Tensor, Iterable[Tensor]], Episodes]
@@ -81,16 +82,17 @@ class _CapturedLoop:
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(start.device):
             self.start = start.clone()
             self.noises = [torch.zeros_like(self.start) for _ in range(horizon)]
+            self.costs = Costs()
             # Warm-up on a side stream, as capturing asks for (lazy initialisation must not be recorded).
             stream = torch.cuda.Stream(start.device)
             stream.wait_stream(torch.cuda.current_stream(start.device))
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), counting(Costs()):
                 for _ in range(3):
                     loop(self.start, self.noises)
             torch.cuda.current_stream(start.device).wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph, stream=stream):
+                with torch.cuda.graph(self.graph, stream=stream), counting(self.costs):
                     self.states, self.log_probs = loop(self.start, self.noises)
             except RuntimeError as error:
                 raise RuntimeError(
@@ -103,5 +105,10 @@ class _CapturedLoop:
         for buffer, noise in zip(self.noises, noises, strict=True):
             buffer.copy_(noise)
         self.graph.replay()
+        # A replay makes the calls of the capture without passing the places where they are counted.
+        differentiated = self.costs.energy_grad_evals
+        count_energy(differentiated, differentiated=True)
+        count_energy(self.costs.energy_evals - differentiated)
+        count_denoiser(self.costs.denoiser_calls)
         # Copies: the buffers are overwritten by the next call.
         return [x.clone() for x in self.states], [value.clone() for value in self.log_probs]

@@ -62,18 +62,29 @@ class Trajectory:
         return None if self.base_mean is None else self.base_mean.flatten(0, 1)
 
     def select(self, episodes: Tensor | slice) -> Trajectory:
-        """Some of the episodes, by their indices ``[k]``."""
+        """Some of the episodes: those of these numbers ``[k]``, which may repeat, or of a slice."""
         base_mean = None if self.base_mean is None else self.base_mean[:, episodes]
         return Trajectory(self.x[:, episodes], self.log_prob[:, episodes], base_mean, self.first)
 
     def from_step(self, first: int) -> Trajectory:
-        """The episodes without the steps before ``first``."""
+        """The episodes without the steps before ``first``.
+
+        Raises ValueError for a step that they do not have.
+        """
         skipped = first - self.first
+        if not 0 <= skipped < self.horizon:
+            raise ValueError(f"first must lie in {self.first}..{self.first + self.horizon - 1}, got {first}.")
         base_mean = None if self.base_mean is None else self.base_mean[skipped:]
         return Trajectory(self.x[skipped:], self.log_prob[skipped:], base_mean, first)
 
     def cat(self, other: Trajectory) -> Trajectory:
-        """These episodes and those of ``other``, which has the same steps."""
+        """These episodes, then those of ``other``; without ``base_mean`` unless both have one.
+
+        Raises ValueError for episodes of other steps.
+        """
+        if (self.first, self.horizon) != (other.first, other.horizon):
+            steps = [f"{part.first}..{part.first + part.horizon - 1}" for part in (self, other)]
+            raise ValueError(f"other must have the steps {steps[0]}, got {steps[1]}.")
         base_mean = None
         if self.base_mean is not None and other.base_mean is not None:
             base_mean = torch.cat([self.base_mean, other.base_mean], dim=1)

@@ -21,7 +21,7 @@ from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.irl import DxMI
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.recipe_files import recipe
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
 from dxmi_rl.tasks.table import IMAGE_TAU

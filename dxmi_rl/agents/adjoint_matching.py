@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
-from dxmi_rl.agents.settings import MeanConfig
+from dxmi_rl.agents.settings import MeanConfig, PolicyConfig
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import require_finite
 from dxmi_rl.rollout import Trajectory
@@ -43,6 +43,8 @@ class AdjointMatchingConfig:
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
         if self.beta is not None:
             check_real("beta", self.beta, strict=True)
+        if isinstance(self.policy, PolicyConfig):
+            raise TypeError(f"policy must be a MeanConfig, whose sigma is the base sampler's, got {self.policy!r}.")
 
 
 class AdjointMatching(Agent[AdjointMatchingConfig]):

@@ -23,7 +23,7 @@ from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import require_finite
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
+from dxmi_rl.utils.checks import check_fraction, check_integer, check_open_fraction, check_real
 from dxmi_rl.utils.torch_tools import adam
 
 
@@ -68,8 +68,7 @@ class GFlowNetConfig:
         check_real("exploration", self.exploration)
         if check_fraction("exploration_fraction", self.exploration_fraction) == 0:
             raise ValueError("exploration_fraction must lie in (0, 1], got 0.")
-        if not 0 < check_real("replay_fraction", self.replay_fraction) < 1:
-            raise ValueError(f"replay_fraction must lie strictly between 0 and 1, got {self.replay_fraction}.")
+        check_open_fraction("replay_fraction", self.replay_fraction)
         check_integer("local_search_steps", self.local_search_steps, minimum=0)
         if 0 < check_integer("buffer_size", self.buffer_size, minimum=0) < self.n_trajectories:
             raise ValueError(

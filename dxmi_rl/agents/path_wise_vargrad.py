@@ -12,7 +12,7 @@ from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
 from dxmi_rl.agents.path_wise import Path, PathConfig, path_loss
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.checks import check_integer, check_open_fraction
 from dxmi_rl.utils.torch_tools import gradient_step
 
 
@@ -39,9 +39,7 @@ class PathWiseVarGradConfig(GFlowNetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("n_trajectories", self.n_trajectories, minimum=2)
-        if not 0 < check_real("path_wise_fraction", self.path_wise_fraction) < 1:
-            part = self.path_wise_fraction
-            raise ValueError(f"path_wise_fraction must lie strictly between 0 and 1, got {part}.")
+        check_open_fraction("path_wise_fraction", self.path_wise_fraction)
 
 
 class PathWiseVarGrad(GFlowNet[PathWiseVarGradConfig]):

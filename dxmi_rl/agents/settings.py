@@ -70,7 +70,7 @@ class PolicyConfig(MeanConfig):
 
 
 def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
-    """The kind of policy, where "auto" is fine-tuned on images and a correction on vectors."""
+    """The kind of policy on states of this shape: "correction" or "fine-tuned", never "auto"."""
     if config.kind != "auto":
         return config.kind
     return "fine-tuned" if len(event_shape) == 3 else "correction"

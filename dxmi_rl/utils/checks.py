@@ -60,6 +60,15 @@ def check_fraction(name: str, value: object) -> float:
     return number
 
 
+def check_open_fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float strictly between 0 and 1; raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
+    return float(value)
+
+
 def check_batch(
     name: str,
     x: object,

@@ -56,7 +56,7 @@ def changed(config: ConfigT, settings: Mapping[str, Any], kind: str) -> ConfigT:
             inside.setdefault(name, {})[rest] = value
         elif nested and isinstance(value, Mapping):
             inside.setdefault(name, {}).update(value)
-        elif nested and not isinstance(value, type(getattr(config, name))):
+        elif nested and type(value) is not type(getattr(config, name)):
             raise TypeError(f"{key} must be a {type(getattr(config, name)).__name__} or a mapping, got {value!r}.")
         else:
             direct[key] = tuple(value) if isinstance(value, list) else value

@@ -31,7 +31,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def adam(groups: list[tuple[list[nn.Parameter], float]], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
-    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales.
+    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``Agent.set_progress`` scales.
 
     Fused where torch can: on small networks a plain step costs as much as the backward pass.
     """

@@ -25,6 +25,8 @@ from dxmi_rl.tasks import TASKS, TaskConfig
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 
+GFLOWNETS = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
+
 
 @pytest.fixture(name="name", params=list_agents())
 def every_agent(request: pytest.FixtureRequest) -> str:
@@ -144,7 +146,9 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
 
 def test_a_fresh_one_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-    agent = small(name, **({"replay": BATCH} if "replay" in known and name != "dxmi" else {}))  # with an empty buffer
+    buffers = {"buffer_size": BATCH} if name in GFLOWNETS else {"replay": BATCH} if name == "dxdp" else {}
+    assert buffers.keys() <= known
+    agent = small(name, **buffers)  # with an empty buffer
     loaded = type(agent).load(agent.save(tmp_path / "agent"))
     assert same(state(agent), state(loaded)) and torch.equal(loaded.sample(5), agent.sample(5))
 
@@ -309,13 +313,17 @@ def test_unknown_agents(name: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size must be >= 1"),
-        ({"width": 2.5}, TypeError, "width must be an integer"),
-        ({"policy_learning_rate": -1e-3}, ValueError, "policy_learning_rate must be finite"),
-        ({"value_learning_rate": float("nan")}, ValueError, "value_learning_rate"),
-        ({"clip_gradient": 0.0}, ValueError, "clip_gradient must be finite and > 0"),
-        ({"policy": "corection"}, UnknownNameError, "Did you mean 'correction'"),
-        ({"policy": "fine-tuned"}, ValueError, "denoiser with parameters"),
+        ({"n_trajectories": 0}, ValueError, "n_trajectories must be >= [12]"),
+        ({"policy.width": 2.5}, TypeError, r"policy\.width must be an integer"),
+        ({"policy": {"width": 0}}, ValueError, r"policy\.width must be >= 1"),
+        ({"value.width": 0}, ValueError, r"value\.width must be >= 1"),
+        ({"policy.learning_rate": -1e-3}, ValueError, r"policy\.learning_rate must be finite"),
+        ({"value.learning_rate": float("nan")}, ValueError, r"value\.learning_rate"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be finite and > 0"),
+        ({"policy.kind": "corection"}, UnknownNameError, "Did you mean 'correction'"),
+        ({"policy.kind": "fine-tuned"}, ValueError, "base sampler with a denoiser network"),
+        ({"width": 8}, UnknownNameError, "Did you mean 'policy.width' or 'value.width'"),
+        ({"policy": "fine-tuned"}, TypeError, "policy must be a PolicyConfig or a mapping, got 'fine-tuned'"),
     ],
 )
 def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -328,11 +336,11 @@ def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception
     [
         ("dxdp", {"td_lambda": 1.5}, "td_lambda must lie in"),
         ("dxdp", {"value_steps": 0}, "value_steps must be >= 1"),
-        ("dxdp", {"tau1": -1.0}, "tau1 must be finite"),
+        ("dxdp-paper", {"tau1": -1.0}, "tau1 must be finite"),
         ("ppo", {"gae_lambda": -0.1}, "gae_lambda must be finite"),
-        ("ppo", {"clip_ratio": 0.0}, "clip_ratio must be finite and > 0"),
-        ("ppo", {"epochs": 0}, "epochs must be >= 1"),
-        ("sb3-ppo", {"minibatches": 0}, "minibatches must be >= 1"),
+        ("ppo", {"clip_range": 0.0}, "clip_range must be finite and > 0"),
+        ("ppo", {"n_epochs": 0}, "n_epochs must be >= 1"),
+        ("sb3-ppo", {"n_minibatches": 0}, "n_minibatches must be >= 1"),
     ],
 )
 def test_bad_settings_of_one_agent(name: str, settings: dict[str, Any], text: str) -> None:
@@ -376,7 +384,7 @@ def test_divergence_keeps_the_last_good_checkpoint(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
 def test_a_policy_that_owns_the_denoiser(name: str) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = small(name, task, policy="fine-tuned")
+    agent = small(name, task, policy={"kind": "fine-tuned"})
     assert isinstance(agent.policy, FineTunedPolicy)
     before = [p.clone() for p in agent.policy.base.denoiser.parameters()]
     fixed = [p.clone() for p in agent.mdp.base.parameters()]
@@ -387,7 +395,7 @@ def test_a_policy_that_owns_the_denoiser(name: str) -> None:
 
 def test_the_base_denoiser_is_paid_for_once() -> None:
     """A correction agent calls it in the rollout only; the count is what was called."""
-    agent = small("ppo", epochs=3)
+    agent = small("ppo", n_epochs=3)
     denoiser = agent.policy.base.denoiser
     calls = []
     denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
@@ -412,7 +420,10 @@ def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
         ("ppo", "8gaussians", 600_000, {}),
         (
             "dxdp", "gmm25", 300_000,
-            {"batch_size": 64, "policy_steps": 8, "value_steps": 4, "kernel_steps": 4, "policy_learning_rate": 2e-3},
+            {
+                "n_trajectories": 64, "policy_steps": 8, "value_steps": 4, "kernel_steps": 4,
+                "policy.learning_rate": 2e-3,
+            },
         ),
     ],
 )  # fmt: skip

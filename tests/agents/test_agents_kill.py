@@ -85,7 +85,8 @@ def age(path: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     folder = tmp_path_factory.mktemp("kills")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(map(str, (ROOT, Path(__file__).parent, ROOT / "tests" / "cases")))
+    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     code = f"import test_agents_kill; test_agents_kill.serve({str(folder)!r}, 0)"
     lines = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300

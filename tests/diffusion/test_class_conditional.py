@@ -69,7 +69,7 @@ def test_a_task_of_one_class_has_its_images_and_can_be_played(tmp_path: Path) ->
         assert torch.equal(task.target.train_images, target.train_images[label::2])
         assert torch.equal(task.target.test_images, target.test_images[label::2])
     assert tasks[0].fingerprint() != tasks[1].fingerprint()
-    small = {"agent_settings": {"batch_size": 8, "policy_steps": 1, "width": 16}, "energy_width": 16}
+    small = {"agent_settings": {"n_trajectories": 8, "policy_steps": 1, "value.width": 16}, "energy": {"width": 16}}
     game = DxMI(tasks[1], seed=0, **small)
     before = copy.deepcopy(game.agent.policy)  # type: ignore[attr-defined]
     set_execution(game, rows_at_a_time=3)
@@ -192,7 +192,8 @@ def test_other_labels_are_another_denoiser() -> None:
 
 
 def test_a_label_is_one_label_however_it_is_given(tmp_path: Path) -> None:
-    target, small = squares(), {"agent_settings": {"batch_size": 8, "policy_steps": 1, "width": 16}, "energy_width": 16}
+    inner = {"n_trajectories": 8, "policy_steps": 1, "value.width": 16}
+    target, small = squares(), {"agent_settings": inner, "energy": {"width": 16}}
     task = make_task(target, label=np.int64(1), pretraining=TINY, horizon=2)
     told = make_task(target, label=1, pretraining=TINY | {"conditional": True}, horizon=2)
     assert task.fingerprint() == told.fingerprint() and task.config.label == 1 and type(task.config.label) is int
