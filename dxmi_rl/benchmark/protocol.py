@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from dxmi_rl.agents import AGENTS, make_agent
-from dxmi_rl.agents.base import BUDGET_UNITS, Agent
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
+from dxmi_rl.costs import BUDGET_UNITS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task

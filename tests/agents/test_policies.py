@@ -10,13 +10,13 @@ import torch
 from agent_cases import PRETRAINING, small
 from torch import Tensor
 
-from dxmi_rl import make_agent, make_task
-from dxmi_rl.agents import MeanConfig, PolicyConfig, ValueConfig
+from dxmi_rl import DxMI, make_agent, make_task
+from dxmi_rl.agents import MeanConfig, PolicyConfig, PPOConfig, ValueConfig
 from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy, collect, make_policy, policy_optimizer
-from dxmi_rl.agents.settings import CORRECTION_ONLY, FINE_TUNING_ONLY, check_meaning, policy_kind
+from dxmi_rl.agents.settings import CORRECTION_ONLY, FINE_TUNING_ONLY, check_changes, policy_kind
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.settings import setting_names
+from dxmi_rl.utils.settings import changed, setting_names
 from dxmi_rl.utils.torch_tools import seeded
 
 VECTOR, IMAGE = (2,), (1, 8, 8)
@@ -37,18 +37,32 @@ def test_auto_is_fine_tuned_for_images() -> None:
 
 
 def test_a_setting_of_the_other_kind_is_refused() -> None:
-    correction, tuned = PolicyConfig(), PolicyConfig(kind="fine-tuned")
+    plain = PPOConfig()
+    tuned = changed(plain, {"policy.kind": "fine-tuned"}, "setting")
     assert set(setting_names(PolicyConfig())) >= CORRECTION_ONLY | FINE_TUNING_ONLY
+
+    def moved(config: PPOConfig, field: str) -> PPOConfig:
+        value = getattr(config.policy, field)
+        return changed(config, {f"policy.{field}": not value if isinstance(value, bool) else value + 1}, "setting")
+
     for field in CORRECTION_ONLY:
-        check_meaning([f"policy.{field}"], correction, VECTOR)
-        for config, shape in ((tuned, VECTOR), (correction, IMAGE)):
+        check_changes(plain, moved(plain, field), VECTOR)
+        for config, shape in ((tuned, VECTOR), (plain, IMAGE)):
             with pytest.raises(ValueError, match=rf"policy\.{field} belongs to a policy of kind 'correction'"):
-                check_meaning([f"policy.{field}"], config, shape)
+                check_changes(config, moved(config, field), shape)
     for field in FINE_TUNING_ONLY:
-        check_meaning([f"policy.{field}"], tuned, VECTOR)
+        check_changes(tuned, moved(tuned, field), VECTOR)
         with pytest.raises(ValueError, match=rf"policy\.{field} belongs to a policy of kind 'fine-tuned'"):
-            check_meaning([f"policy.{field}"], correction, VECTOR)
-    check_meaning(["value.width", "n_epochs", "policy.kind", "policy.trained_steps", "width"], tuned, VECTOR)
+            check_changes(plain, moved(plain, field), VECTOR)
+    other = {"value.width": 8, "n_epochs": 3, "policy.trained_steps": 1}
+    check_changes(tuned, changed(tuned, other, "setting"), VECTOR)
+
+
+def test_a_game_refuses_it_of_the_agent_inside() -> None:
+    task = make_task("digits", pretraining=PRETRAINING)
+    with pytest.raises(ValueError, match="policy.width belongs to a policy of kind 'correction'"):
+        DxMI(task, agent_settings={"policy.width": 8})
+    assert DxMI(task, agent_settings={"policy.fine_tuning_rate": 1e-6}).agent.config.policy.fine_tuning_rate == 1e-6
 
 
 @pytest.mark.parametrize("settings", [{"policy.width": 8}, {"policy": {"width": 8}}, {"policy.learning_rate": 1e-4}])
