@@ -30,6 +30,7 @@ class Costs:
 BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
 """What a budget can be counted in: fields of Costs."""
 
+
 def check_budget(**budgets: float | None) -> tuple[str, float]:
     """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
     given = {unit: amount for unit, amount in budgets.items() if amount is not None}
