@@ -96,8 +96,10 @@ class DxDPPaper(Agent[DxDPPaperConfig]):
     With d dimensions, H the entropy of the policy and qb the backward kernel (the paper's log qb(x | x') is, but for a
     constant, -|x - x'|^2 / (2 s_t^2)):
 
-    V_T = E;  V_t(x_t) <- V_{t+1}(x_{t+1}) - tau2 / d log qb(x_t | x_{t+1}) - tau1 / d H(pi(. | x_t))      (evaluation)
-    theta: min E_{x' ~ pi_theta}[V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi_theta(. | x_t))]  (improvement)
+        V_T = E
+        V_t(x_t) <- V_{t+1}(x_{t+1}) - tau2 / d log qb(x_t | x_{t+1}) - tau1 / d H(pi(. | x_t))          (evaluation)
+        min over theta of
+            E_{x' ~ pi_theta}[V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi_theta(. | x_t))]  (improvement)
 
     The first is a regression on the rollout's own next states, TD(0); the second is reparameterised through one step.
     """
