@@ -54,8 +54,9 @@ class DxMI(Agent[DxMIConfig]):
 
     @classmethod
     def parse_config(cls, values: Mapping[str, Any]) -> DxMIConfig:
-        inner = AGENTS[values["agent"]].Config()
-        return changed(DxMIConfig(agent=values["agent"], agent_settings=inner), values, f"setting of {cls.name!r}")
+        agent = values.get("agent", "dxdp")
+        start = DxMIConfig(agent=agent, agent_settings=AGENTS[agent].Config())
+        return changed(start, values, f"setting of {cls.name!r}")
 
     def _build(self) -> None:
         config, target = self.config, self.task.target

@@ -24,6 +24,7 @@ from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 GFLOWNETS = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
 
@@ -221,6 +222,16 @@ def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:
         kind.load(path, task="gmm25")
     with pytest.raises(CheckpointError, match="horizon = 5, and the task has horizon = 3"):
         kind.load(path, task=task_for(name, horizon=3))
+
+
+@pytest.mark.parametrize("changes", [{"epochs_of_old": 4}, {"n_trajectories": "many"}, {"n_trajectories": 0}])
+def test_checkpoints_of_other_versions_are_refused(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Settings that went, or that no longer are what they were."""
+    tensors, metadata = load_tensors(small(name).save(tmp_path / "agent"))
+    old = {"agent_settings": metadata["config"]["agent_settings"] | changes} if name == "dxmi" else changes
+    path = save_tensors(tmp_path / "old", tensors, metadata | {"config": metadata["config"] | old})
+    with pytest.raises(CheckpointError, match=f"is of another version of dxmi_rl: .*{next(iter(changes))}"):
+        AGENTS[name].load(path)
 
 
 def test_a_task_of_your_own_must_be_given_back(name: str, tmp_path: Path) -> None:
