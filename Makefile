@@ -24,7 +24,7 @@ test: install ## run the tests on two cores
 	$(BIN)/python -m pytest -q -n 2
 
 bench: install ## run the quick comparison of all agents
-	$(BIN)/python benchmarks/compare.py --preset quick --name quick
+	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick
 
 docs: install ## write the pages of agents, environment and targets, and pictures of these
 	$(BIN)/python docs/make_agent_pages.py

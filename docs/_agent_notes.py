@@ -59,9 +59,9 @@ _DXDP = (
     "soft returns (0.389) and no replay (0.392), both on the other side.\n"
     "- **What may pay and is no default:** fresh next states in value targets (`value_resampling`, 0.296), for 30 % "
     "more energy evaluations. The search on gmm9 has it in its space and did not choose it.\n"
-    "- **What does not pay here:** the look-ahead value, 0.463 (0.492, 0.440, 0.457; `python benchmarks/compare.py "
-    '--preset ablations --tasks 8gaussians --agents "look-ahead value"`, run later, on an AMD EPYC): the mean of what '
-    "may follow lies between modes, where the energy is high. It is for images.\n"
+    "- **What does not pay here:** the look-ahead value, 0.463 (0.492, 0.440, 0.457; `python "
+    'benchmarks/compare/compare.py --preset ablations --tasks 8gaussians --agents "look-ahead value"`, run later, on '
+    "an AMD EPYC): the mean of what may follow lies between modes, where the energy is high. It is for images.\n"
     "- **The paper's settings** end at 1.13 (1.11 with its own kernel), but take one value and one policy step per "
     "rollout: one second of training against about a minute.",
     "On manywell32, where 100,000 transitions do not train it (a bound of about 30 nats): without replay 39.8, without "
@@ -96,7 +96,7 @@ NOTES: dict[str, AgentNotes] = {
         GRADIENTS,
         "The strong default without gradients of the energy, also for rewards that have none. With the network, "
         "rates and entropy bonus of Stable-Baselines3's PPO it learns as that does: `python "
-        "benchmarks/ppo_parity.py` (8gaussians, Forward kernel, 256,000 transitions, seeds 0 to 9) ends at a "
+        "benchmarks/compare/ppo_parity.py` (8gaussians, Forward kernel, 256,000 transitions, seeds 0 to 9) ends at a "
         "`kl_bound` of 2.503 [2.490, 2.516] beside 2.516 [2.503, 2.529], and the intervals overlap at all eight "
         "points of the curves. With the entropies sampled, as here, in place of the bonus (`--sampled`) it is "
         "ahead at every point, at the end with 2.467 [2.455, 2.479].",
@@ -154,10 +154,11 @@ NOTES: dict[str, AgentNotes] = {
         BALANCE,
         "Where only an energy with gradients is given and its modes lie apart: gmm25 on the sample track, with rates "
         "chosen on it, ends at an ELBO of -0.098 [-0.101, -0.095] in ten steps and -0.165 [-0.170, -0.159] in five, 25 "
-        "of 25 modes, after 110 seconds on one core (five seeds; `python benchmarks/compare.py --preset samplers "
-        "--agents 'path-wise-vargrad at larger rates, T = 10' 'path-wise-vargrad at larger rates, T = 5' --jobs 2`). "
-        "On manywell32 in ten steps, with `coordinate_width` in policy and kernel, it ends at 163.75 [163.60, 163.91] "
-        "of 164.70 with every well's share within 0.02 (`--agents 'path-wise-vargrad, coordinate by coordinate'`).",
+        "of 25 modes, after 110 seconds on one core (five seeds; `python benchmarks/compare/compare.py --preset "
+        "samplers --agents 'path-wise-vargrad at larger rates, T = 10' 'path-wise-vargrad at larger rates, T = 5' "
+        "--jobs 2`). On manywell32 in ten steps, with `coordinate_width` in policy and kernel, it ends at 163.75 "
+        "[163.60, 163.91] of 164.70 with every well's share within 0.02 (`--agents 'path-wise-vargrad, coordinate by "
+        "coordinate'`).",
         f"In its first phase as `path-wise`, then as `vargrad`. {_FLOWS}",
     ),
     "sb3-ppo": AgentNotes(LIBRARIES, "What users of Stable-Baselines3 get on this environment.", f"{_ROLLOUT}."),

@@ -124,9 +124,9 @@ NOTES: dict[str, Notes] = {
     "digits": Notes(
         scoring=(
             "`fd` is the Frechet distance on the features of a small classifier that ships with the package "
-            "(`benchmarks/train_digits_classifier.py`); `kd` (the kernel distance), `precision`, `recall`, `density` "
-            "and `coverage` are those of the same features. These distances compare with each other only, not with FID "
-            "and KID.",
+            "(`benchmarks/images/train_digits_classifier.py`); `kd` (the kernel distance), `precision`, `recall`, "
+            "`density` and `coverage` are those of the same features. These distances compare with each other only, "
+            "not with FID and KID.",
             "1,437 images to train on, 360 to score against: the floor, training against test images, is far from 0.",
         ),
         values=("Samplers and agents: the table of the [README](../../README.md#results), with its command.",),

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dxmi_rl.utils.checks import check_integer, check_real
+
 
 @dataclass
 class Costs:
@@ -23,6 +25,20 @@ class Costs:
     """Evaluations of the base or fine-tuned denoiser on one x."""
     seconds: float = 0.0
     """Wall-clock seconds inside ``learn``."""
+
+
+BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
+"""What a budget can be counted in: fields of Costs."""
+
+def check_budget(**budgets: float | None) -> tuple[str, float]:
+    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
+    given = {unit: amount for unit, amount in budgets.items() if amount is not None}
+    if len(given) != 1:
+        raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
+    unit, amount = next(iter(given.items()))
+    if unit == "seconds":
+        return unit, check_real(unit, amount, strict=True)
+    return unit, check_integer("total_timesteps" if unit == "timesteps" else unit, amount)
 
 
 # A plain list, not a context variable: checkpointed steps are evaluated again in the backward pass's own threads.

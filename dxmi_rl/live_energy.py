@@ -69,9 +69,9 @@ class LiveEnergy:
             ) from error
 
     def gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
-        """grad E(x): ``[batch, *event_shape]``, from one differentiated evaluation of E per row, whatever autograd's mode.
+        """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps the graph of x.
 
-        It is a constant, unless ``create_graph`` is set and x requires a gradient. Raises EnergyError.
+        One differentiated evaluation of E per row, whatever autograd's mode. Raises EnergyError.
         """
         with torch.enable_grad():
             create_graph = create_graph and x.requires_grad

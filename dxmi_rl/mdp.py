@@ -336,7 +336,7 @@ class DenoisingMDP:
     ) -> Tensor:
         """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1.
 
-        ``kernel`` and ``energy`` take the place of the MDP's own. Raises EnergyError for what an energy must not return.
+        ``kernel`` and ``energy`` take the place of the MDP's own. Raises EnergyError as ``energy`` does.
         """
         x, x_next, t = trajectory.transitions()
         kernel = self.kernel if kernel is None else kernel

@@ -116,16 +116,19 @@ Policy = GaussianDensity | TransportDensity
 def log_prob(policy: Any, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
     """log pi(x_{t+1} | x_t) of any policy: ``[batch]``."""
     if hasattr(policy, "transport"):
-        return policy.log_prob(x, x_next, t)
+        found: Tensor = policy.log_prob(x, x_next, t)
+        return found
     return gaussian_log_prob(x_next, *policy.moments(x, t))
 
 
 def draw(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
     """x_{t+1} that any policy makes from x_t and N(0, I) noise, in the shape of x."""
     if hasattr(policy, "transport"):
-        return policy.transport(x, t, noise)[0]
-    mean, log_std = policy.moments(x, t)
-    return mean + log_std.exp() * noise
+        x_next: Tensor = policy.transport(x, t, noise)[0]
+    else:
+        mean, log_std = policy.moments(x, t)
+        x_next = mean + log_std.exp() * noise
+    return x_next
 
 
 def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -> Episodes:

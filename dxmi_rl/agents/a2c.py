@@ -44,6 +44,7 @@ class A2CConfig:
     """The value network."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "value_steps", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
@@ -53,8 +54,8 @@ class A2CConfig:
 class A2C(Agent[A2CConfig]):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) A_t] with advantages from a value network.
 
-    Rewards are the soft ones of docs/method.md: their sampled log pi takes the place of the paper's entropy bonus,
-    which is of the present step only.
+    Rewards are the soft ones of docs/method.md. Their sampled log pi replaces the paper's entropy bonus, which counts
+    the entropy of the present step alone.
     """
 
     name: ClassVar[str] = "a2c"

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
-from dxmi_rl.agents.policies import FinalStateHook
-from dxmi_rl.agents.settings import MeanConfig, check_meaning
-from dxmi_rl.costs import Costs, counting
+from dxmi_rl.agents.settings import check_changes
+from dxmi_rl.costs import Costs, check_budget, counting
 from dxmi_rl.envs.observations import parse_observation
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Policy, Trajectory, draw
@@ -25,29 +24,18 @@ from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
 from dxmi_rl.utils.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.utils.progress import progress
-from dxmi_rl.utils.settings import changed, flat_settings
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
 
 ConfigT = TypeVar("ConfigT")
+FinalStateHook = Callable[[Tensor], None]
+"""What is done with x_T of a rollout before the agent learns from it: DxMI's energy step."""
 Callback = Callable[["Agent[Any]"], bool | None]
 Log = dict[str, float | Tensor]
 """Losses of one iteration by name."""
 
-BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
-"""What a budget can be counted in: fields of Costs."""
 LOG_EVERY = 50
 """Iterations from one look at the losses to the next, which waits for the device."""
-
-
-def check_budget(**budgets: float | None) -> tuple[str, float]:
-    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
-    given = {unit: amount for unit, amount in budgets.items() if amount is not None}
-    if len(given) != 1:
-        raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
-    unit, amount = next(iter(given.items()))
-    if unit == "seconds":
-        return unit, check_real(unit, amount, strict=True)
-    return unit, check_integer("total_timesteps" if unit == "timesteps" else unit, amount)
 
 
 class Agent(abc.ABC, Generic[ConfigT]):
@@ -104,9 +92,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
             if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
                 raise TypeError(f"{key!r} belongs to the task: pass task=make_task({self.task.name!r}, {key}=...).")
         result: ConfigT = changed(config, settings, f"setting of {self.name!r}")
-        if isinstance(policy := getattr(result, "policy", None), MeanConfig):
-            before, after = flat_settings(config), flat_settings(result)
-            check_meaning([key for key in after if after[key] != before[key]], policy, self.mdp.event_shape)
+        check_changes(config, result, self.mdp.event_shape)
         return result
 
     def default_config(self, settings: Mapping[str, Any]) -> ConfigT:

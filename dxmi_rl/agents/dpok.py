@@ -65,8 +65,8 @@ class DPOK(Agent[DPOKConfig]):
     """Maximises E[-E(x_T)] - beta sum_t KL(pi(. | x_t) || p_base(. | x_t)), the paper's objective with reward -E.
 
     The optimum is p_base(x_0..x_T) exp(-E(x_T) / beta) / Z(x_0), chain by chain, not the task's exp(-E / tau): the
-    base sampler is a prior here, and the backward kernel plays no part. As in PPO the KL enters by its sample,
-    beta log(pi_old / p_base), and the surrogate keeps beta KL(pi || pi_old): at the optimum all advantages vanish.
+    base sampler is a prior here, and the backward kernel plays no part. As in PPO rewards hold the KL's sample,
+    -beta log(pi_old / p_base), and the loss holds beta KL(pi || pi_old): at the optimum all advantages vanish.
     """
 
     name: ClassVar[str] = "dpok"

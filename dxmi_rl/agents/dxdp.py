@@ -37,7 +37,7 @@ class DxDPConfig:
     td_lambda: float = 0.5
     """Mixing of n-step soft returns in the value target."""
     value_steps: int = 4
-    """Value regressions per rollout; 0, with ``lookahead_value``: the look-ahead is all."""
+    """Value regressions per rollout; 0, for ``lookahead_value`` only: V is the look-ahead alone."""
     policy_steps: int = 16
     """Policy steps per rollout, each with fresh next states."""
     replay: int = 4
@@ -45,15 +45,16 @@ class DxDPConfig:
     value_resampling: bool = False
     """One-step targets with a fresh next state at each regression, instead of the rollout's own."""
     lookahead_value: bool = False
-    """V_t(x) = E(D_t(x)) + v_t(x): the energy of what the denoiser expects in the end (the policy's own, or that of the
-    base sampler under a correction), and the network, from 0, learns the rest. For images, where a randomly initialised
-    network follows a learned energy too late; it costs a denoiser call and an energy evaluation per value."""
+    """V_t(x) = E(D_t(x)) + v_t(x): the energy of what the denoiser expects in the end (the policy's denoiser, or the
+    base sampler's under a correction), plus the network, which starts at 0 and learns the rest. For images, where a
+    randomly initialised network follows a learned energy too late. It costs a denoiser call and an energy evaluation
+    per value."""
     correction: bool = True
-    """Add the likelihood-ratio gradient of what V misses: with td_lambda = 1, on-policy, the gradient of the first
-    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
-    is for many dimensions, where the gradient of V is poor (the preset ``ablations`` has both)."""
+    """Add the likelihood-ratio gradient of V's errors: with td_lambda = 1, on-policy, the gradient of the first policy
+    step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it is for
+    many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
     clip_range: float = 0.2
-    """Clipping of the correction's importance ratio, as PPO's."""
+    """PPO's epsilon, on the importance ratio of the correction."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60
@@ -89,10 +90,10 @@ class DxDP(Agent[DxDPConfig]):
     V_T = E;  V_t(x) = E_{x' ~ pi}[V_{t+1}(x') - tau log qb(x | x') + tau log pi(x' | x)]      (evaluation)
     theta: min E_{x_t, x' ~ pi_theta}[V_{t+1}(x') - tau log qb(x_t | x') + tau log pi_theta(x' | x_t)]  (improvement)
 
-    Evaluation is a regression on soft TD(lambda) returns; improvement is reparameterised through one step, with as many
-    fresh next states as one likes: they are no transitions. Both use the sampled log pi, not its mean -H: near the
-    optimum the three terms cancel on every single path, so targets and gradients lose their variance. To the gradient
-    through V ``correction`` adds PPO's clipped likelihood-ratio gradient of what V misses on the rollouts.
+    Evaluation is a regression on soft TD(lambda) returns. Improvement is reparameterised through one step, with any
+    number of fresh next states, which do not count as transitions. Both use the sampled log pi, not its mean -H: near
+    the optimum the three terms cancel on every single path, so targets and gradients lose their variance. To the
+    gradient through V ``correction`` adds PPO's clipped likelihood-ratio gradient of V's errors on the rollouts.
     """
 
     name: ClassVar[str] = "dxdp"
@@ -148,11 +149,11 @@ class DxDP(Agent[DxDPConfig]):
     # -- rollouts that are kept --------------------------------------------------------------------------------
 
     def remember(self, latest: Trajectory, energy_moved: bool = False) -> Trajectory:
-        """All kept rollouts, the latest last; ``energy_moved``: since the others came."""
+        """All kept rollouts, the latest last; ``energy_moved``: the energy has changed since the others were played."""
         if self.config.replay == 1:
             return latest
         if self.memory is not None:
-            if energy_moved and self.policy.sees_energy_gradient:  # which is among what the policy was given
+            if energy_moved and self.policy.sees_energy_gradient:  # base means hold grad E
                 x, _, t = self.memory.transitions()
                 base_mean = self.policy.base_mean(x, t)
                 assert base_mean is not None
@@ -218,15 +219,16 @@ class DxDP(Agent[DxDPConfig]):
         noise = torch.randn(mean.shape, generator=self.generator, device=mean.device, dtype=mean.dtype)
         x_next = mean + log_std.exp() * noise
         count_draws(len(x_next))
-        # At fixed parameters: the direct score has mean zero and would only add variance (Roeder et al. 2017).
+        # At fixed parameters: the direct score has mean zero and would only add variance (Roeder et al. 2017,
+        # arXiv 1703.09194).
         return x_next, gaussian_log_prob(x_next, mean.detach(), log_std.detach()), (mean, log_std)
 
     def policy_loss(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """Mean of V_{t+1}(x') + c_t(x_t, x') over fresh x' ~ pi(. | x_t) at every given state.
 
         With ``correction`` also the mean of rho_t (G_{t+1} - V_{t+1}), clipped, over the rollout's own x_{t+1}, G_t its
-        ``returns`` ``[T, n]``: the policy gradient is that of V plus the likelihood ratio's of what V misses, so V is a
-        control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
+        ``returns`` ``[T, n]``. The policy gradient is then that of V plus the likelihood-ratio gradient of V's errors,
+        so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
         """
         x, x_next, t = trajectory.transitions()
         n = trajectory.n
@@ -246,12 +248,12 @@ class DxDP(Agent[DxDPConfig]):
     def value_error(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """G_t - V_t less the mean of the others at the same step, t = 1..T-1 (V_T = E is exact): ``[(T - 1) n]``.
 
-        V is what the policy step differentiates, not what targets bootstrap from: only then do its errors cancel.
+        V is the one that the policy step differentiates: only then do its errors cancel.
         """
         x, _, t = trajectory.transitions()
         n = trajectory.n
         error = (returns.flatten()[n:] - self.values(x[n:], t[n:], trained=True)).view(-1, n)
-        # The mean of the others, as the own one would take a part of the gradient away.
+        # The mean of the others: a mean that holds the trajectory's own error would shrink the gradient.
         return (error - error.mean(1, keepdim=True)).flatten() * n / (n - 1)
 
     def update_policy(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
@@ -286,5 +288,5 @@ class DxDP(Agent[DxDPConfig]):
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.warmup_left = int(tensors["warmup_left"])
         if "x" in tensors:
-            parts = {key: tensors[key].to(self.mdp.device) for key in tensors if key != "warmup_left"}
-            self.memory = Trajectory(**parts)
+            parts = {key: value.to(self.mdp.device) for key, value in tensors.items()}
+            self.memory = Trajectory(parts["x"], parts["log_prob"], parts.get("base_mean"))

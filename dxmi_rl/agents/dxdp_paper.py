@@ -28,8 +28,9 @@ from dxmi_rl.utils.torch_tools import frozen, gradient_step
 
 @dataclass(frozen=True)
 class DxDPPaperConfig:
-    """Settings of the published agent. The paper's kernel is the task's ``backward="brownian"``; on images it has
-    ``time_dependent_value=False, entropy_in_value=False, cost_in_value=False, time_cost=1.0``.
+    """Settings of the published agent; its kernel is the task's ``backward="brownian"``.
+
+    On images the paper has ``time_dependent_value=False, entropy_in_value=False, cost_in_value=False, time_cost=1.0``.
     """
 
     n_trajectories: int = 256
@@ -43,7 +44,7 @@ class DxDPPaperConfig:
     policy_steps: int = 1
     """Policy steps per rollout, each with fresh next states."""
     policy_trajectories: int | None = 52
-    """Trajectories that a policy step sees, drawn from the rollout: 52 are 260 transitions at T = 5, the paper has 256
+    """Trajectories that a policy step sees, drawn from the rollout. 52 are 260 transitions at T = 5; the paper has 256
     transitions. None: all."""
     entropy_in_value: bool = True
     """The entropy belongs to the value target; the policy step always has it."""
@@ -67,13 +68,14 @@ class DxDPPaperConfig:
     def __post_init__(self) -> None:
         for key in ("n_trajectories", "value_steps", "policy_steps", "kernel_steps"):
             check_integer(key, getattr(self, key))
-        for key in ("tau1", "tau2", "policy_trajectories"):
+        if self.policy_trajectories is not None:
+            check_integer("policy_trajectories", self.policy_trajectories)
+        for key in ("tau1", "tau2", "time_cost"):
             if (value := getattr(self, key)) is not None:
-                check_integer(key, value) if key == "policy_trajectories" else check_real(key, value)
-        check_real("time_cost", self.time_cost)
+                check_real(key, value)
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
         if self.policy.state_dependent_sigma:
-            raise ValueError("policy.state_dependent_sigma must be False: the paper's sigma is one number per step.")
+            raise ValueError("policy.state_dependent_sigma must be False (one sigma per step), got True.")
 
 
 class TimelessNetwork(nn.Module):
@@ -91,7 +93,8 @@ class TimelessNetwork(nn.Module):
 class DxDPPaper(Agent[DxDPPaperConfig]):
     """Soft value iteration, one regression and one policy step per rollout.
 
-    With d dimensions, the entropy H of the policy and s_t the velocity of the Brownian kernel qb:
+    With d dimensions, H the entropy of the policy and qb the backward kernel (the paper's log qb(x | x') is, but for a
+    constant, -|x - x'|^2 / (2 s_t^2)):
 
     V_T = E;  V_t(x_t) <- V_{t+1}(x_{t+1}) - tau2 / d log qb(x_t | x_{t+1}) - tau1 / d H(pi(. | x_t))      (evaluation)
     theta: min E_{x' ~ pi_theta}[V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi_theta(. | x_t))]  (improvement)
@@ -103,6 +106,7 @@ class DxDPPaper(Agent[DxDPPaperConfig]):
     Config = DxDPPaperConfig
     policy: GaussianPolicy
     lookahead: Lookahead | None = None
+    """None: the published V is the network alone."""
 
     def _build(self) -> None:
         self.require_energy()

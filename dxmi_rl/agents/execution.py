@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -48,17 +49,19 @@ class Execution:
             raise ValueError(f"a batch must have a row for each of the {self.processes} processes, got {n}.")
         own = self.own_rows(n)
         parts = [value[own] if _has_rows(value, n) else value for value in rest]
-        return _Gather.apply(self._in_parts(forward, _Scatter.apply(x, self), parts), self, n)
+        scattered: Tensor = _Scatter.apply(x, self)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(self._in_parts(forward, scattered, parts), self, n)  # type: ignore[no-untyped-call]
+        return gathered
 
     def own_rows(self, n: int) -> slice:
         """Those of n rows that this process computes."""
         return slice(self.process * n // self.processes, (self.process + 1) * n // self.processes)
 
-    def _in_parts(self, forward: Any, x: Tensor, rest: Any) -> Tensor:
+    def _in_parts(self, forward: Callable[..., Tensor], x: Tensor, rest: Sequence[Any]) -> Tensor:
         n = len(x)
         if self.rows_at_a_time is None or n <= self.rows_at_a_time:
             return self._precisely(forward, x, *rest)
-        outputs = []
+        outputs: list[Tensor] = []
         for start in range(0, n, self.rows_at_a_time):
             rows = slice(start, start + self.rows_at_a_time)
             inputs = [x[rows], *(value[rows] if _has_rows(value, n) else value for value in rest)]
@@ -66,7 +69,7 @@ class Execution:
             outputs.append(checkpoint(self._precisely, forward, *inputs, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(outputs)
 
-    def _precisely(self, forward: Any, x: Tensor, *rest: Any) -> Tensor:
+    def _precisely(self, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         half = PRECISIONS[self.precision]
         if half is None:
             return forward(x, *rest)
@@ -88,7 +91,7 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Gather.apply(gradients[0], ctx.execution, ctx.n), None
+        return _Gather.apply(gradients[0], ctx.execution, ctx.n), None  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
@@ -104,11 +107,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Scatter.apply(gradients[0], ctx.execution), None, None
+        return _Scatter.apply(gradients[0], ctx.execution), None, None  # type: ignore[no-untyped-call]
 
 
 def set_execution(
-    agent: Agent, *, precision: str = "float32", rows_at_a_time: int | None = None, share: bool = False
+    agent: Agent[Any], *, precision: str = "float32", rows_at_a_time: int | None = None, share: bool = False
 ) -> Execution:
     """Let all networks of an agent, and of an agent inside DxMI, run so from now on; returns how.
 

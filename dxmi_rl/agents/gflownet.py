@@ -232,7 +232,7 @@ class GFlowNet(Agent[ConfigT]):
         """One Adam step of the policy and of its flows; half the loss per step of a path, as other agents' losses."""
         for optimizer in self.optimizers().values():
             optimizer.zero_grad(set_to_none=True)
-        (loss / (2 * self.mdp.horizon)).backward()  # type: ignore[no-untyped-call]
+        (loss / (2 * self.mdp.horizon)).backward()
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.value is not None:
             nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)

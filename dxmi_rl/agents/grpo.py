@@ -54,6 +54,7 @@ class GRPOConfig:
     """The policy."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_integer("group_size", self.group_size, minimum=2)
@@ -71,8 +72,9 @@ class GRPOConfig:
 class GRPO(Agent[GRPOConfig]):
     """Clipped policy gradient with advantages relative to a group instead of a value network.
 
-    In the papers a group is the answers to one prompt. There is no prompt here: a group shares its start x_0, and
-    differs in the noise of the steps. The group's mean is then an estimate of the value of x_0. The loss is PPO's.
+    In the papers a group is the answers to one prompt. There is no prompt here: the trajectories of a group share their
+    start x_0 and differ in the noise of the steps, so the mean of their returns estimates the value of x_0. The loss is
+    PPO's.
     """
 
     name: ClassVar[str] = "grpo"
@@ -108,7 +110,8 @@ class GRPO(Agent[GRPOConfig]):
         advantages = returns - returns.mean(2, keepdim=True)
         if self.normalise:
             advantages = advantages / (returns[0].std(1, keepdim=True) + 1e-6)
-        return advantages.flatten(1)
+        flat: Tensor = advantages.flatten(1)
+        return flat
 
     def update(self, trajectory: Trajectory, advantages: Tensor) -> Log:
         """``n_epochs`` passes of policy steps; advantages are ``[T n]``, time-major."""

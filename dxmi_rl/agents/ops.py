@@ -14,11 +14,17 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.registry import UnknownNameError
 
 LARGEST_LOG_RATIO = 20.0
-"""Far beyond every clipping; without it one outlier in many dimensions would give an infinite importance ratio."""
+"""Bound on log importance ratios, far beyond every clipping: an outlier in many dimensions would give infinity."""
 OBJECTIVES = ["soft", "terminal"]
 
 Moments = tuple[Tensor, Tensor]
 """Mean and log standard deviation of Gaussians, one per row."""
+
+
+def check_objective(objective: str) -> None:
+    """Raise UnknownNameError for an objective that is not one of OBJECTIVES."""
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("objective", objective, OBJECTIVES)
 
 
 def temperature_of(objective: str, tau: float) -> float:
@@ -26,8 +32,7 @@ def temperature_of(objective: str, tau: float) -> float:
 
     Raises UnknownNameError for another objective.
     """
-    if objective not in OBJECTIVES:
-        raise UnknownNameError("objective", objective, OBJECTIVES)
+    check_objective(objective)
     return tau if objective == "soft" else 0.0
 
 
@@ -79,8 +84,8 @@ def td_lambda_returns(costs: Tensor, values: Tensor, td_lambda: float, ratios: T
 
     Args:
         costs: c_t.
-        values: V_0 .. V_T ``[T + 1, n]``; on-policy V_0 cancels, and V_1 .. V_T ``[T, n]`` will do.
-        td_lambda: mixing of n-step returns.
+        values: V_0 .. V_T ``[T + 1, n]``; on-policy V_0 cancels, and V_1 .. V_T ``[T, n]`` are enough.
+        td_lambda: lambda; 0 gives one-step targets, 1 whole returns.
         ratios: rho_t ``[T, n]``; None: on-policy, rho_t = 1, where G_t = c_t + (1 - lambda) V_{t+1} + lambda G_{t+1}.
     """
     horizon = len(costs)
@@ -95,13 +100,13 @@ def td_lambda_returns(costs: Tensor, values: Tensor, td_lambda: float, ratios: T
 
 
 def less_mean_of_others(values: Tensor) -> Tensor:
-    """Every entry of ``[T, n]`` minus the mean of the other n - 1 of its row: n / (n - 1) (v - mean v)."""
+    """Every entry of ``[T, n]`` minus the mean of the other n - 1 of its row, n / (n - 1) (v - mean v), for n >= 2."""
     n = values.shape[1]
     return n / (n - 1) * (values - values.mean(1, keepdim=True))
 
 
 def importance_ratio(log_prob: Tensor, behaviour_log_prob: Tensor) -> Tensor:
-    """pi / behaviour from the two log-probabilities, ``[batch]`` each, bounded by exp(LARGEST_LOG_RATIO)."""
+    """pi / behaviour from the two log-probabilities, ``[batch]`` each, at most exp(LARGEST_LOG_RATIO)."""
     return (log_prob - behaviour_log_prob).clamp(max=LARGEST_LOG_RATIO).exp()
 
 
@@ -119,5 +124,8 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
 
 
 def due(step: int, count: int, steps: int) -> bool:
-    """Whether one of ``count`` events, evenly spread over ``steps`` from the first one on, falls on this step."""
+    """Whether an event falls on this step, when ``count`` events are spread evenly over ``steps`` steps.
+
+    The first event falls on step 0; ``count`` is at most ``steps``.
+    """
     return -(-step * count // steps) < -(-(step + 1) * count // steps)

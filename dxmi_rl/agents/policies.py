@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,13 +18,10 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam
 
 if TYPE_CHECKING:
-    from dxmi_rl.agents.base import Agent
+    from dxmi_rl.agents.base import Agent, FinalStateHook
 
 GRADIENT_LIMIT = 5.0
-"""Largest pull of the energy's gradient that a policy is given, in widths of a mode; wells may be arbitrarily steep."""
-
-FinalStateHook = Callable[[Tensor], None]
-"""What is done with x_T of a rollout before the agent learns from it: DxMI's energy step."""
+"""Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
 
 
 class GaussianPolicy(nn.Module):
@@ -42,7 +38,7 @@ class GaussianPolicy(nn.Module):
     frozen_steps: int = 0
     """Number of initial steps that stay the base sampler's."""
     fixed_sigma: Tensor | None
-    """Steps whose log sigma is not trained, ``[T]``; None: all are. A mask, as copies would lose a hook."""
+    """True at steps whose log sigma is not trained, ``[T]``; None: all are trained. (Copies would lose a hook.)"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +89,7 @@ class GaussianPolicy(nn.Module):
 class EnergyGradient:
     """-grad E of an MDP's live energy. Copies of a policy share it: it belongs to the MDP, not to the policy.
 
-    With ``constant`` it is a constant, as the public codes of PIS and DDS take it; else it has a graph where x has one.
+    Gradients flow through it to x, unless ``constant`` stops them, as the public code of PIS and DDS does.
     """
 
     def __init__(self, energy: LiveEnergy, constant: bool = False) -> None:
@@ -110,10 +106,11 @@ class EnergyGradient:
 class CorrectionPolicy(GaussianPolicy):
     """mu = mu_base(x, t) + w_t m(x, t), log sigma = log sigma_t + l(x, t): a zero-initialised network on a fixed base.
 
-    The network sees x_t and mu_base. w_t is the larger of sigma_t and half the fall of the noise: a unit output matters
-    at every step. With ``energy_gradient`` it also sees g = -sigma_{T-1} grad E(x), softly clipped, and adds a gated
-    w_t g to the mean, as samplers that are given only the energy do (Zhang and Chen 2022, arXiv 2111.15141, section 4);
-    sigma_{T-1}, where the ladder ends, stands for the width of a mode, in which g then counts.
+    The network m sees x_t and mu_base. w_t is the larger of sigma_t and half the fall of the noise level, so that an
+    output of 1 matters at every step. With ``energy_gradient`` the network also sees g = -sigma_{T-1} grad E(x), softly
+    clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
+    Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
+    towards a mode, in units of that width.
     """
 
     state_scale: Tensor
@@ -237,9 +234,9 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig) -> GaussianPolicy:
     if policy_kind(config, mdp.event_shape) == "correction":
         policy = CorrectionPolicy(mdp, config)
     else:
-        for key in ("coordinate_width", "energy_gradient"):
+        for key, allowed in {"coordinate_width": "0", "energy_gradient": "False or None"}.items():
             if value := getattr(config, key):
-                raise ValueError(f"policy.{key} must be off for a fine-tuned network, got {value!r}.")
+                raise ValueError(f"policy.{key} must be {allowed} for a fine-tuned network, got {value!r}.")
         policy = FineTunedPolicy(mdp)
     # Sigma of a deterministic base is 0 and cannot be learned in log space.
     if not bool(torch.isfinite(policy.log_sigma.detach()).all()):
@@ -297,10 +294,10 @@ def collect(
     agent: Agent[Any], policy: GaussianPolicy, n: int, on_final: FinalStateHook | None = None, *,
     kernel_steps: int = 1, start: Tensor | None = None,
 ) -> Trajectory:  # fmt: skip
-    """The rollout of one iteration: n episodes of ``policy``, with its base means, counted as training.
+    """The rollout of one iteration: n episodes of ``policy`` with its base means, added to ``costs.timesteps``.
 
-    x_T is handed to ``on_final``, where the energy may change; then the backward kernel is fitted ``kernel_steps``
-    times. ``start`` are the x_0 of the episodes, ``[n, *event_shape]``; None: drawn by the MDP.
+    First x_T is handed to ``on_final``, which may change the energy; then the backward kernel is fitted
+    ``kernel_steps`` times. ``start`` holds x_0 of the episodes, ``[n, *event_shape]``; None: the MDP draws it.
     """
     mdp, recorder = agent.mdp, Recorder(policy)
     with torch.no_grad():

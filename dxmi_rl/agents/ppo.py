@@ -52,6 +52,7 @@ class PPOConfig:
     """The value network."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
         for key in ("clip_range", "max_grad_norm"):
@@ -62,9 +63,9 @@ class PPOConfig:
 class PPO(Agent[PPOConfig]):
     """Clipped policy gradient on the soft return of docs/method.md, with a value baseline.
 
-    Several steps per rollout on E[min(rho A, clip(rho) A)] - tau KL(pi || pi_old). As A holds log pi_old, this KL is
-    left of the entropy bonus. At each state the unclipped surrogate is the one-step soft objective itself; in the whole
-    return it is right to first order.
+    Several steps per rollout on E[min(rho A, clip(rho) A)] - tau KL(pi || pi_old). A already holds -tau log pi_old, so
+    the KL is what remains of the entropy bonus. At each state the unclipped surrogate is exactly the one-step soft
+    objective; of the whole return it is a first-order approximation.
     """
 
     name: ClassVar[str] = "ppo"

@@ -43,6 +43,7 @@ class REINFORCEConfig:
     """The policy."""
 
     def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
         check_integer("n_trajectories", self.n_trajectories, minimum=2 if self.baseline else 1)
         check_integer("kernel_steps", self.kernel_steps)
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
@@ -51,7 +52,8 @@ class REINFORCEConfig:
 class REINFORCE(Agent[REINFORCEConfig]):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) (G_t - b_t)]; no value network.
 
-    G_t is the soft return-to-go of docs/method.md. What was earned before t is left out: it has mean zero there.
+    G_t is the soft return-to-go of docs/method.md. Rewards before t are left out: times the score of step t they have
+    mean zero.
     """
 
     name: ClassVar[str] = "reinforce"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import flat_settings
 
 KINDS = ["auto", "correction", "fine-tuned"]
 CORRECTION_ONLY = {
@@ -76,14 +77,22 @@ def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
     return "fine-tuned" if len(event_shape) == 3 else "correction"
 
 
-def check_meaning(names: Iterable[str], config: MeanConfig, event_shape: tuple[int, ...]) -> None:
-    """Raise ValueError for a setting, such as "policy.width", that changes nothing in this kind of policy."""
-    kind = policy_kind(config, event_shape)
-    idle = CORRECTION_ONLY if kind == "fine-tuned" else FINE_TUNING_ONLY
-    for name in names:
-        group, _, field = name.partition(".")
-        if group == "policy" and field in idle:
-            other = "correction" if kind == "fine-tuned" else "fine-tuned"
+def check_changes(before: Any, after: Any, event_shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a changed setting, such as "policy.width", that changes nothing in this kind of policy.
+
+    ``before`` and ``after`` are settings of an agent, or of a game with an agent inside (``agent_settings``).
+    """
+    inner = getattr(after, "agent_settings", after)
+    if not isinstance(config := getattr(inner, "policy", None), MeanConfig):
+        return
+    kind, other = policy_kind(config, event_shape), "correction"
+    idle = CORRECTION_ONLY
+    if kind == other:
+        idle, other = FINE_TUNING_ONLY, "fine-tuned"
+    old = flat_settings(getattr(before, "agent_settings", before))
+    for name, value in flat_settings(inner).items():
+        group, _, setting = name.partition(".")
+        if group == "policy" and setting in idle and value != old.get(name, value):
             raise ValueError(f"{name} belongs to a policy of kind {other!r}, and changes nothing in a {kind!r} one.")
 
 

@@ -16,7 +16,7 @@ from dxmi_rl.networks import StepConv, StepMLP
 from dxmi_rl.utils.torch_tools import adam, frozen
 
 CACHED_NUMBERS = 640 * 128
-"""Rows times width whose gradient a CPU sums up at once: larger layers leave its cache, and take half as long again."""
+"""Rows times width of one backward pass of ``fit`` on a CPU; more overflows its cache and takes half as long again."""
 LOW_DIMENSIONS = 3
 """Up to here ``fourier=None`` means four frequencies."""
 
@@ -28,7 +28,7 @@ def value_network(mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None =
         return StepConv(mdp.event_shape, 1, scale, width=config.width, depth=config.depth)
     fourier = config.fourier
     if fourier is None:
-        # Policies that follow the gradient of V get a rough one from frequencies where data are sparse.
+        # In more dimensions data are sparse, and frequencies make grad V rough, which the policy follows.
         fourier = 4 if mdp.dim <= LOW_DIMENSIONS else 0
     return StepMLP(
         mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=fourier, residual=config.residual,
@@ -37,11 +37,11 @@ def value_network(mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None =
 
 
 class ValueFunction(nn.Module):
-    """V_t(x) in nats, ``[batch]``: a network that counts in ``unit``, with its optimizer.
+    """V_t(x) in nats, ``[batch]``: ``unit`` times a network, with the network's optimizer.
 
     Attributes:
         network: (x, t) -> ``[batch, 1]``.
-        unit: tau d, the spread of a soft return (1 where tau = 0); steps of ``fit`` then mean the same at every tau.
+        unit: tau d, the spread of a soft return, or 1 where tau = 0: learning rates then mean the same at every tau.
         optimizer: Adam.
     """
 
@@ -97,16 +97,16 @@ class Lookahead:
         """
         followed = self.policy if policy is None else policy
         energy = self.mdp.energy if energy is None else energy
-        fine_tuned = isinstance(followed, FineTunedPolicy)
-        denoiser = followed.base.denoiser if isinstance(followed, FineTunedPolicy) else self.base.denoiser
+        tuned = followed if isinstance(followed, FineTunedPolicy) else None
+        denoiser = self.base.denoiser if tuned is None else tuned.base.denoiser
 
         def ahead_of(x: Tensor) -> Tensor:
-            return energy(followed.denoised(x, t, trained=trained) if fine_tuned else self.base.denoised(x, t))
+            return energy(self.base.denoised(x, t) if tuned is None else tuned.denoised(x, t, trained=trained))
 
         if not (torch.is_grad_enabled() and x.requires_grad):
             with torch.no_grad():
                 return ahead_of(x)
-        # Forward and backward in one place: while weights are held, and before ``rows_at_a_time`` runs them again.
+        # Forward and backward in one place: while weights are frozen, and before ``rows_at_a_time`` runs them again.
         with frozen([*denoiser.parameters(), *self.mdp.energy.parameters()]):
             point = x.detach().requires_grad_()
             ahead = ahead_of(point)

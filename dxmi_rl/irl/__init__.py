@@ -4,7 +4,7 @@ from dxmi_rl.irl.config import DxMIConfig, EnergyConfig
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.equilibria import Equilibrium, equilibrium
 from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
-from dxmi_rl.irl.recipes import list_recipes, recipe
+from dxmi_rl.irl.recipe_files import list_recipes, recipe
 from dxmi_rl.irl.training import (
     ENERGY_TRAINERS,
     EnergyTrainer,

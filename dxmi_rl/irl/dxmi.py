@@ -18,7 +18,7 @@ from dxmi_rl.costs import count_energy
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import recipe, recipe_for
+from dxmi_rl.irl.recipe_files import recipe, recipe_for
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.utils.checks import check_batch
 from dxmi_rl.utils.settings import changed
@@ -191,11 +191,12 @@ class DxMI(Agent[DxMIConfig]):
     def density(self, policy: nn.Module | None = None) -> Policy:
         return self.agent.density(self.policy if policy is None else policy)
 
-    def score(self, x: Tensor | np.ndarray) -> Tensor:
+    def score(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data. Raises as ``check_batch``."""
         x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
         with torch.no_grad():
-            return self.average_energy(x)
+            score: Tensor = self.average_energy(x)
+        return score
 
     def set_progress(self, progress: float) -> None:
         super().set_progress(progress)

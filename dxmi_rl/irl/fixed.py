@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.dxmi import DxMI
-from dxmi_rl.irl.recipes import SMALL_IMAGES, recipe
+from dxmi_rl.irl.recipe_files import SMALL_IMAGES, recipe
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.storage import cached_tensors
@@ -34,7 +34,8 @@ class ConfinedEnergy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, *event_shape] -> [batch]``."""
         inside = x.clamp(self.low, self.high)
-        return self.energy(inside) + 0.5 * self.stiffness * (x - inside).square().flatten(1).sum(1)
+        energy: Tensor = self.energy(inside)
+        return energy + 0.5 * self.stiffness * (x - inside).square().flatten(1).sum(1)
 
 
 def fixed_recipe(task: str) -> DxMIConfig:

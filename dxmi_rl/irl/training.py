@@ -215,8 +215,8 @@ def train_energy(
 ) -> TrainedEnergy:  # fmt: skip
     """Train an energy network on the target's data, on its device, by one of ``ENERGY_TRAINERS``.
 
-    ``settings`` are fields of EnergyTrainingConfig, such as ``iterations`` or ``energy={"fourier": 3}``. ``denoiser`` is
-    the network that an energy with ``energy={"denoiser": True}`` starts from.
+    ``settings`` are fields of EnergyTrainingConfig, such as ``iterations`` or ``energy={"fourier": 3}``; an energy with
+    ``denoiser=True`` starts from ``denoiser``.
 
     Raises UnknownNameError for unknown names, TypeError and ValueError for values that are not allowed, TargetError for
     a target without data, DivergenceError on a non-finite loss.

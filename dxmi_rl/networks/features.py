@@ -51,11 +51,13 @@ class DigitsFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[n, 64]``. Raises TypeError or ValueError for anything but floating images ``[n, 1, 8, 8]``."""
-        return self.body(check_batch("x", x, (1, 8, 8)))
+        features: Tensor = self.body(check_batch("x", x, (1, 8, 8)))
+        return features
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores ``[n, 10]``."""
-        return self.head(self(x))
+        scores: Tensor = self.head(self(x))
+        return scores
 
 
 class Lite0Features(nn.Module):
@@ -156,8 +158,8 @@ FEATURES.add("inception", InceptionFeatures, optional=True)
 def load_features(name: str, device: str | torch.device | None = None) -> nn.Module:
     """The feature network of this name, frozen, in eval mode, one shared instance per device.
 
-    "digits" ships with the package (``benchmarks/train_digits_classifier.py`` makes its weights); "inception" needs the
-    file that ``DXMI_RL_INCEPTION`` names when it is first asked for. Raises
+    "digits" ships with the package (``benchmarks/images/train_digits_classifier.py`` makes its weights); "inception"
+    needs the file that ``DXMI_RL_INCEPTION`` names when it is first asked for. Raises
     UnknownNameError, MissingExtraError, FileNotFoundError or CheckpointError for weights that are missing or damaged,
     ValueError for an unknown device.
     """

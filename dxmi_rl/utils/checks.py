@@ -6,7 +6,7 @@ import importlib
 import math
 import operator
 from types import ModuleType
-from typing import Any
+from typing import SupportsIndex, cast
 
 import torch
 
@@ -27,10 +27,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, of another format, of another agent or of another task."""
 
 
-def check_integer(name: str, value: Any, minimum: int | None = 1) -> int:
+def check_integer(name: str, value: object, minimum: int | None = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``; raises TypeError or ValueError."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(cast(SupportsIndex, value))
     except TypeError:  # also arrays of several integers
         number = None
     if number is None:

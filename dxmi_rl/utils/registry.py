@@ -21,7 +21,7 @@ class UnknownNameError(ValueError):
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # From its message: rebuilt from ``args``, as exceptions are, it would fail and hang a pool of workers.
         return type(self).__new__, (type(self), str(self))
 

@@ -23,6 +23,8 @@ from dxmi_rl.utils.checks import CheckpointError
 if sys.platform != "win32":
     import fcntl
 
+JSON = dict[str, Any]
+"""A JSON object, as files of results, settings and metadata hold it."""
 FORMAT = "dxmi_rl/1"
 LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
@@ -84,9 +86,12 @@ def _remove_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> Path:
-    """Write ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, sort_keys=False, allow_nan=False) + "\n"
+def write_json(path: str | os.PathLike[str], value: object) -> Path:
+    """Write ``value`` as JSON, atomically: compact, with a line for every entry of the outer two levels.
+
+    Raises ValueError for numbers that JSON has not.
+    """
+    text = _json_lines(value, 2) + "\n"
 
     def write(file: Path) -> None:
         file.write_text(text, encoding="utf-8")
@@ -94,19 +99,31 @@ def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     return write_atomically(path, write)
 
 
+def _json_lines(value: Any, levels: int) -> str:
+    """Compact JSON; where dicts and lists of the outer ``levels`` hold others, every entry has a line."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if levels == 0 or not any(isinstance(own, (dict, list, tuple)) for own in inner):
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    lines = [_json_lines(own, levels - 1) for own in inner]
+    if isinstance(value, dict):
+        names = (json.dumps({key: 0})[1:-4] for key in value)  # json writes keys that are numbers as text
+        return "{\n" + ",\n".join(f"{name}:{line}" for name, line in zip(names, lines, strict=True)) + "\n}"
+    return "[\n" + ",\n".join(lines) + "\n]"
+
+
 def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]) -> None:
     """Write a safetensors file in place: safetensors' own writes elsewhere first, and what it leaves has no name."""
     Path(file).write_bytes(save(dict(tensors), metadata))
 
 
-def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
     """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
     return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
 
 
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]:
     """Read what ``save_tensors`` wrote.
 
     Raises FileNotFoundError when there is no such file and CheckpointError when it is damaged or foreign.
@@ -132,14 +149,16 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
 
 
-def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+def cache_path(kind: str, key: Mapping[str, object]) -> Path:
     """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
     root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
     return root / f"{kind}-{digest}.safetensors"
 
 
-def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(
+    kind: str, key: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
     path = cache_path(kind, key)
     if path.is_file():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl import evaluate
-from dxmi_rl.agents.wrapped.action_density import (ActionDensity, sb3_density, torchrl_density)
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, torchrl_density
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task

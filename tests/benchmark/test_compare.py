@@ -1,4 +1,4 @@
-"""benchmarks/compare.py: one command that can be killed, started again and believed."""
+"""benchmarks/compare/compare.py: one command that can be killed, started again and believed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
-from dxmi_rl.agents import DxDP
-from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
+from dxmi_rl.agents import AGENTS, DxDP
+from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, tables
 from dxmi_rl.benchmark import results as results_module
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.benchmark.attempt import Outcome
+from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:
@@ -72,7 +73,7 @@ def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
         documented = {key.split(".")[1] for key in keys if key.startswith(f"{part}.")}
         entries = everything[part].values() if part == "tasks" else everything[part]
         assert all(documented == set(entry) for entry in entries), part
-    failure = results_module._failure(sweep.Outcome(protocol.Run(a_row(), 0), "broken"))
+    failure = results_module._failure(Outcome(protocol.Run(a_row(), 0), "broken"))
     assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
 
 
@@ -171,7 +172,9 @@ def test_commands_of_rows_and_runs_make_them_again(
     before = read(undisturbed / "results.json")
     for entry, number in ((before["summary"][1], 2), (before["runs"][-1], 1)):
         words = shlex.split(entry["command"])
-        assert words[:2] == ["python", "benchmarks/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
+        assert (
+            words[:2] == ["python", "benchmarks/compare/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
+        )
         assert f"{number} runs in runs/tiny-again: 0 finished before, {number} to do" in capsys.readouterr().out
     again, first = results(undisturbed.with_name("tiny-again")), results(undisturbed)
     assert len(again) == 3 and again.items() <= first.items()
@@ -315,7 +318,7 @@ def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
     preset = presets.load_preset(name)
-    rows = compare.all_rows(compare.Arguments(preset=name, budget=1_000), preset)
+    rows = all_rows(Arguments(preset=name, budget=1_000), preset)
     assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows) and preset.description
     runs = protocol.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
     assert len({run.key for run in runs}) == len(runs) >= 5
@@ -354,10 +357,10 @@ def test_every_agent_but_those_that_do_not_apply() -> None:
     assert [row.agent for row in a_preset(group).rows] == [name for name in plain if name not in ("ppo", "ddim")]
 
 
-def seeds_of(arguments: compare.Arguments, groups: list[dict[str, Any]]) -> dict[str, list[int]]:
+def seeds_of(arguments: Arguments, groups: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Seeds by label of what a command line selects of a preset with seeds 0 and 1."""
     write_tiny(content=TINY | {"group": groups})
-    runs = compare.make_plan(arguments).selected
+    runs = make_plan(arguments).selected
     return {label: [run.seed for run in runs if run.row.label == label] for label in {run.row.label for run in runs}}
 
 
@@ -371,9 +374,9 @@ def test_a_group_may_leave_out_the_fitted_kernel() -> None:
 def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     groups = [group_of("8gaussians", "base"), group_of("8gaussians", "ddim", seeds=[0, 1, 2, 5])]
-    assert seeds_of(compare.Arguments("tiny.toml"), groups) == {"base": [0, 1], "ddim": [0, 1, 2, 5]}
-    assert seeds_of(compare.Arguments("tiny.toml", seeds=(7,)), groups) == {"base": [7], "ddim": [7]}
-    assert seeds_of(compare.Arguments("tiny.toml", agents=("ddim",)), groups) == {"ddim": [0, 1, 2, 5]}
+    assert seeds_of(Arguments("tiny.toml"), groups) == {"base": [0, 1], "ddim": [0, 1, 2, 5]}
+    assert seeds_of(Arguments("tiny.toml", seeds=(7,)), groups) == {"base": [7], "ddim": [7]}
+    assert seeds_of(Arguments("tiny.toml", agents=("ddim",)), groups) == {"ddim": [0, 1, 2, 5]}
     more, fewer = (protocol.Run(a_row(seeds=seeds), 0) for seeds in ((0, 1, 2), (0,)))
     assert more.key == fewer.key, "other seeds of a row leave its results valid"
 
@@ -428,8 +431,8 @@ def test_a_damaged_result_is_not_finished(tmp_path: Path) -> None:
 
 def test_filters_take_agents_and_labels() -> None:
     preset = presets.load_preset("digits")
-    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)), preset.rows)
-    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset.rows)
+    by_agent = select(Arguments(preset="digits", agents=("dxmi",)), preset.rows)
+    by_label = select(Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset.rows)
     assert [row.label for row in by_agent] == ["dxmi/dxdp", "dxmi/ppo"]
     assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
 
@@ -439,7 +442,7 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
         compare.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "runs/<name>/" in text
-    assert all(f"--{option.replace('_', '-')}" in text for option in compare.Arguments.__dataclass_fields__)
+    assert all(f"--{option.replace('_', '-')}" in text for option in Arguments.__dataclass_fields__)
     assert max(map(len, text.splitlines())) <= 100
 
 

@@ -23,6 +23,7 @@ from dxmi_rl.benchmark.report.formatting import show, show_entry, show_range
 from dxmi_rl.benchmark.report.page import page
 from dxmi_rl.benchmark.report.scenes import make_scene, median_run
 from dxmi_rl.benchmark.report.text import latex, markdown
+from dxmi_rl.benchmark.results import without_paths
 from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median, optimality_gap, welch_t_test
 from dxmi_rl.benchmark.tables import compact
 
@@ -407,3 +408,15 @@ def test_load_results(results: dict[str, Any], tmp_path: Path) -> None:
         load_results(tmp_path)
     file.write_text(json.dumps(results), encoding="utf-8")
     assert load_results(tmp_path) == load_results(file) == json.loads(json.dumps(results))
+
+
+def test_denoising_paths_come_from_the_files_of_runs(results: dict[str, Any], tmp_path: Path) -> None:
+    runs = [run | {"key": f"run {index}"} for index, run in enumerate(results["runs"])]
+    light = without_paths(results | {"runs": runs})
+    assert runs[0]["paths"] and not any("paths" in run for run in light["runs"])
+    (tmp_path / "results.json").write_text(json.dumps(light), encoding="utf-8")
+    assert load_results(tmp_path) == json.loads(json.dumps(light))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "run 1.json").write_text(json.dumps(runs[1]), encoding="utf-8")
+    found = load_results(tmp_path)["runs"]
+    assert found[1]["paths"] == json.loads(json.dumps(runs[1]["paths"])) and "paths" not in found[0]

@@ -19,6 +19,7 @@ from lqg_cases import (
 from torch import Tensor
 
 from dxmi_rl.agents import DxDP
+from dxmi_rl.agents.gflownet import ExploringPolicy
 from dxmi_rl.agents.policies import collect
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import seeded
@@ -41,6 +42,12 @@ def dxdp(task: Any = None, *, moved: bool = False, **settings: Any) -> DxDP:
 def play(agent: DxDP) -> Trajectory:
     """A rollout of the policy."""
     return collect(agent, agent.policy, agent.config.n_trajectories)
+
+
+def behave(agent: DxDP, extra: float) -> Trajectory:
+    """A rollout with extra noise, ``extra`` of the base sampler's sigmas added in quadrature: off-policy data."""
+    wide = ExploringPolicy(agent.policy, extra * agent.mdp.base.sigma)
+    return collect(agent, wide, agent.config.n_trajectories)
 
 
 def sigmoid(x: float) -> float:

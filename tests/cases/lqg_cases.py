@@ -34,10 +34,11 @@ class Quadratic(Target):
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        log_z = sum(0.5 * (math.log(2 * math.pi) - math.log(p) + b * b / p) for p, b in zip(P, B, strict=True))
+    def __init__(self, precision: tuple[float, float] = P) -> None:
+        parts = [math.log(2 * math.pi) - math.log(p) + b * b / p for p, b in zip(precision, B, strict=True)]
+        log_z = 0.5 * sum(parts)
         super().__init__((2,), scale=0.7, plot_range=(-3.0, 3.0), smallest_scale=5**-0.5, log_z=log_z)
-        self.register_buffer("p", torch.tensor(P))
+        self.register_buffer("p", torch.tensor(precision))
         self.register_buffer("b", torch.tensor(B))
 
     def _energy(self, x: Tensor) -> Tensor:
@@ -47,10 +48,10 @@ class Quadratic(Target):
         return -self.b / self.p + torch.randn(n, 2, generator=generator) / self.p.sqrt()
 
 
-def lqg_task() -> Task:
+def lqg_task(precision: tuple[float, float] = P) -> Task:
     """x_0 ~ N(0, 4 I), no base sampler, the fixed Brownian variances (rate 1 keeps them)."""
     options = {"level_max": START_STD, "level_min": 0.35}
-    task = make_task(Quadratic(), base=None, schedule="geometric", schedule_options=options, tau=1.0)
+    task = make_task(Quadratic(precision), base=None, schedule="geometric", schedule_options=options, tau=1.0)
     task.mdp.kernel = Brownian(torch.tensor(VARIANCE), rate=1.0)
     return task
 
@@ -73,18 +74,18 @@ class Solution:
         return self.gain[t] * x + self.shift[t], self.std[t].log()
 
 
-def solve() -> Solution:
+def solve(precision: tuple[float, float] = P) -> Solution:
     """Backwards in t, completing the square of p x'^2 / 2 + b x' + c + (x - x')^2 / (2 v) + log(2 pi v) / 2 in x'."""
-    p, b, c = [torch.tensor(P, dtype=torch.float64)], [torch.tensor(B, dtype=torch.float64)], [torch.zeros(2).double()]
+    p, b, c = ([torch.tensor(part, dtype=torch.float64)] for part in (precision, B, (0.0, 0.0)))
     gain, shift, std = [], [], []
     for v in reversed(VARIANCE):
-        precision = p[0] + 1 / v
-        gain.insert(0, 1 / (v * precision))
-        shift.insert(0, -b[0] / precision)
-        std.insert(0, precision.rsqrt())
-        c.insert(0, c[0] + 0.5 * torch.log(v * precision) - 0.5 * b[0] ** 2 / precision)
-        b.insert(0, b[0] / (v * precision))
-        p.insert(0, 1 / v - 1 / (v**2 * precision))
+        total = p[0] + 1 / v
+        gain.insert(0, 1 / (v * total))
+        shift.insert(0, -b[0] / total)
+        std.insert(0, total.rsqrt())
+        c.insert(0, c[0] + 0.5 * torch.log(v * total) - 0.5 * b[0] ** 2 / total)
+        b.insert(0, b[0] / (v * total))
+        p.insert(0, 1 / v - 1 / (v**2 * total))
     return Solution(p, b, c, gain, shift, std)
 
 
@@ -128,6 +129,9 @@ def errors(agent: Agent[Any], value_sign: float | None = None, solution: Solutio
 
 SMALL = {"policy": {"width": 64, "depth": 2}, "n_trajectories": 256, "anneal": True}
 SMALL_VALUE = {"value": {"width": 64, "depth": 2, "fourier": 0}}
+"""For agents that have a value network."""
+POLICY_RATES = {"policy.learning_rate": 3e-3, "policy.sigma_learning_rate": 3e-3}
+RATES = POLICY_RATES | {"value.learning_rate": 1e-2}
 """For agents that have a value network."""
 
 
@@ -173,15 +177,14 @@ def flat_gradient(loss: Tensor, policy: torch.nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
 
 
-def lqg_agent(
-    monkeypatch: pytest.MonkeyPatch, name: str, **settings: object
-) -> tuple[Any, Tabular, OfPolicy]:
-    """An agent whose policy is a Tabular and whose value network is the exact V of that policy."""
+def lqg_agent(monkeypatch: pytest.MonkeyPatch, name: str, **settings: object) -> tuple[Any, Tabular, OfPolicy]:
+    """An agent whose policy is a Tabular and whose value, where it has one, is the exact V of that policy."""
     agent = plain_agent(name, lqg_task(), seed=0, **settings)
     policy = Tabular()
     agent.policy = policy
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
-    monkeypatch.setattr(agent, "value", value)
+    if hasattr(agent, "value"):
+        monkeypatch.setattr(agent, "value", value)
     return agent, policy, value
 
 

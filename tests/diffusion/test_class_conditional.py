@@ -14,6 +14,7 @@ from dxmi_rl import DxMI, make_agent, make_task
 from dxmi_rl.agents.execution import set_execution
 from dxmi_rl.diffusion import DenoiserUNet, PretrainingConfig, pretrained_denoiser
 from dxmi_rl.targets import ImageSet, TargetError, make_target
+from dxmi_rl.tasks import TaskConfig
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -167,12 +168,13 @@ def test_the_digits_have_labels() -> None:
     assert threes.classes == 4 and bool((threes.train_labels == 3).all()) and threes.features == "digits"
 
 
-def test_settings_that_are_off_leave_keys_as_they_were() -> None:
-    """Caches, checkpoints and fixed energies from before there were classes."""
-    assert "conditional" not in repr(PretrainingConfig(network="unet"))
+def test_keys_contain_everything() -> None:
+    """What caches, checkpoints and fixed energies go by also says that there are no classes."""
+    assert "conditional=False" in repr(PretrainingConfig(network="unet"))
     assert "conditional=True" in repr(PretrainingConfig(network="unet", conditional=True))
     task = make_task("8gaussians")
-    assert "label" not in task.fingerprint() and "label" not in repr(task.config)
+    assert task.fingerprint().keys() == TaskConfig.__dataclass_fields__.keys()
+    assert task.fingerprint()["label"] == "None" and "label=None" in repr(task.config)
 
 
 def test_other_labels_are_another_denoiser() -> None:

@@ -15,8 +15,7 @@ from agent_cases import PRETRAINING, skip_without_extra
 
 import dxmi_rl
 from dxmi_rl import cli
-from dxmi_rl.agents import Agent, tuned
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.utils.registry import UnknownNameError
 
 ROOT = Path(__file__).parents[2]
@@ -82,12 +81,12 @@ def test_results_are_those_of_the_standard_preset() -> None:
 
 def test_tuned_values_stand_beside_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {
-        "command": "python benchmarks/tune.py", "task": {"name": "gmm9"}, "trials": 9, "budget": 1000, "seeds": 3,
-        "score": "kl_bound", "default": None, "best": 0.25, "scores": [],
+        "command": "python benchmarks/tuning/tune.py", "task": {"name": "gmm9"}, "trials": 9, "budget": 1000,
+        "seeds": 3, "score": "kl_bound", "default": None, "best": 0.25, "scores": [],
     }  # fmt: skip
-    content = {"search": {"ppo": entry, "dxdp": entry}, "ppo": {"clip_ratio": 0.123}, "dxdp": {}}
-    (tmp_path / "tuned.json").write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr(tuned, "FILE", tmp_path / "tuned.json")
+    content = {"ppo": entry | {"settings": {"clip_ratio": 0.123}}, "dxdp": entry | {"settings": {}}}
+    (tmp_path / "tuning.json").write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr(make_agent_pages, "TUNING", tmp_path / "tuning.json")
     make_agent_pages.main(["ppo", "dxdp", "--output", str(tmp_path)])
     ppo, dxdp = ((tmp_path / "agents" / f"{name}.md").read_text(encoding="utf-8") for name in ("ppo", "dxdp"))
     assert "| `clip_ratio` | `0.2` | `0.123` |" in ppo and "| `epochs` | `4` |  |" in ppo

@@ -15,8 +15,8 @@ import torch
 from sweep_cases import TINY, read, tiny_main
 
 from dxmi_rl import make_agent
-from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.evaluation import quick_scores
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_agent.py"

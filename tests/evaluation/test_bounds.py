@@ -17,10 +17,9 @@ import torch
 from agent_cases import skip_without_extra, small
 
 from dxmi_rl import evaluate, list_agents, make_task
-from dxmi_rl.agents import Agent
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.evaluation import fit_kernel
 from dxmi_rl.evaluation.metrics import eubo, log_weight_errors, log_weight_statistics
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import TASKS, Task, reference_target
 from dxmi_rl.utils.torch_tools import seeded

@@ -19,7 +19,7 @@ from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.irl import list_recipes, recipe
 from dxmi_rl.irl.config import DxMIConfig, EnergyConfig
 from dxmi_rl.irl.fixed import fixed_recipe
-from dxmi_rl.irl.recipes import FINE_TASKS, FOLDER, recipe_for
+from dxmi_rl.irl.recipe_files import FINE_TASKS, FOLDER, recipe_for
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP
 from dxmi_rl.targets import ImageSet, load_images
 from dxmi_rl.tasks import Task

@@ -112,6 +112,18 @@ def test_what_a_killed_writer_left_goes_and_what_is_being_written_stays(tmp_path
     assert {p.name for p in tmp_path.iterdir()} == {path.name, fresh.name, other.name}
 
 
+def test_json_is_compact_with_a_line_per_entry(tmp_path: Path) -> None:
+    runs = [{"seed": 0, "curve": [[1.5]]}, {"seed": 1}]
+    value = {"command": "x", "runs": runs, "sets": {"a": {"n": 1}}, "flat": [1, 2]}
+    text = write_json(tmp_path / "a.json", value).read_text()
+    lines = ["{", '"command":"x",', '"runs":[', '{"seed":0,"curve":[[1.5]]},', '{"seed":1}', "],"]
+    assert text.splitlines() == [*lines, '"sets":{', '"a":{"n":1}', "},", '"flat":[1,2]', "}"]
+    assert json.loads(text) == value
+    for other in ({1: [2], False: {}, 'a"b': ()}, [], {}, [[]], [(1, 2)], "text", None):
+        text = write_json(tmp_path / "b.json", other).read_text()
+        assert json.loads(text) == json.loads(json.dumps(other))
+
+
 def test_folders_are_made_and_json_is_strict(tmp_path: Path) -> None:
     path = write_json(tmp_path / "a" / "b" / "c.json", {"x": [1, 2.5, None]})
     assert json.loads(path.read_text()) == {"x": [1, 2.5, None]}

@@ -13,10 +13,10 @@ from dxmi_rl.agents.untrained.solvers import Solver
 class EDMHeun(Solver):
     """Algorithm 1 with sigma(t) = t and s(t) = 1: dy / dsigma = (y - D(y; sigma)) / sigma, y = x / alpha; second order.
 
-    A step takes two denoiser calls, but the last, to sigma = 0, is Euler's and takes one: N = T // 2 + 1 steps for T
-    calls, on the levels that the task's schedule has for N. Of an even T one call would be left over; it pays for one
-    more step, and the last but one is Euler's, too. There sigma falls by the largest factor, which is what Heun's
-    second slope suffers from when steps are few; one such step leaves the order as it is.
+    A step takes two denoiser calls, but the last, to sigma = 0, is Euler's and takes one. T calls therefore pay for
+    N = T // 2 + 1 steps, on the levels that the task's schedule has for N steps. With an even T the last step but one
+    is Euler's, too. There sigma falls by the largest factor, which hurts Heun's second slope when steps are few; one
+    Euler step leaves the order of convergence as it is.
     """
 
     name: ClassVar[str] = "edm-heun"

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.untrained.base_sampler import BaseConfig
 from dxmi_rl.diffusion import ReverseSampler, Schedule, make_schedule
 from dxmi_rl.diffusion.schedules import variance_exploding
 
 
-class Solver(Agent[BaseConfig]):
-    """A sampler that steps from noise to sigma = 0 with a given denoiser; ``learn`` changes nothing.
+@dataclass(frozen=True)
+class SolverConfig:
+    """Solvers have no settings: the task says denoiser, noise levels and number of steps."""
 
-    Unlike Base, where policies start, it adds no noise at its last step, and so has no density: sample metrics only.
+
+class Solver(Agent[SolverConfig]):
+    """A sampler that steps from noise to sigma = 0 with the task's denoiser; ``learn`` changes nothing.
+
+    Unlike Base it adds no noise at its last step. It therefore has no density, and only sample metrics score it.
     Subclasses define ``solve``, ``eta`` when they draw noise on the way, and ``steps_within`` when a step is not one
     denoiser call.
 
     Raises ValueError on a task without a denoiser.
     """
 
-    Config = BaseConfig
+    Config = SolverConfig
     trains: ClassVar[bool] = False
     needs_denoiser: ClassVar[bool] = True
     eta: ClassVar[float] = 0.0
@@ -77,6 +82,11 @@ class Solver(Agent[BaseConfig]):
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         generator = self.generator_of(seed)
         return self.solve(self.mdp.reset(n, generator), generator)
+
+    @property
+    def timesteps_per_iteration(self) -> int:
+        """0: there are no iterations."""
+        return 0
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         raise TypeError(f"agent {self.name!r} is not trained.")

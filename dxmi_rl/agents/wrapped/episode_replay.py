@@ -11,12 +11,12 @@ from dxmi_rl.mdp import DenoisingMDP
 
 
 class Transitions(NamedTuple):
-    """A minibatch, time-major: as many rows of each step t."""
+    """A minibatch, time-major, with equally many rows of each step t."""
 
     x: Tensor
     """x_t: ``[rows, *event]``."""
     x_next: Tensor
-    """x_{t+1}, likewise."""
+    """x_{t+1}: ``[rows, *event]``."""
     t: Tensor
     """``[rows]``, 0..T-1."""
     action: Tensor
@@ -30,13 +30,13 @@ class Transitions(NamedTuple):
 class EpisodeReplay:
     """The last ``capacity`` whole episodes, on the MDP's device; nothing in here waits for it.
 
-    Rewards are made when transitions are drawn: the running reward always, by the kernel as it is then; the energy of
-    x_T only if it has changed since the episode came (DESIGN: off-policy agents recompute rewards on replay), since one
-    that stays is paid for once. A change is seen in the parameters and buffers of the energy's module; an energy that
-    is a plain function cannot be watched and counts as changed.
+    Rewards are computed when transitions are drawn, since kernel and energy move. The running reward is always computed
+    anew. The energy of x_T is evaluated again only when the energy has changed since the episode came, so that a fixed
+    energy is paid for once. A change is seen in the parameters and buffers of the energy's module; an energy that is a
+    plain function cannot be watched and counts as changed.
 
     Args:
-        mdp: whose states and rewards these are.
+        mdp: the MDP of these episodes.
         capacity: number of episodes; batches of episodes must divide it.
     """
 
@@ -48,7 +48,7 @@ class EpisodeReplay:
         self.energy = torch.zeros(capacity, **kind)
         self.size = self.position = 0
         self.current = 0
-        """Number of the latest episodes whose stored energy is that of the present."""
+        """Number of the latest episodes whose stored energy is the present one's value."""
         self._seen: object = None
 
     def add(self, x: Tensor, action: Tensor) -> None:
@@ -69,7 +69,7 @@ class EpisodeReplay:
 
     @property
     def stale(self) -> bool:
-        """Whether some stored energies are those of an earlier energy: then ``draw`` evaluates it on its last steps."""
+        """Whether some stored values are an earlier energy's; ``draw`` then evaluates the energy at its last steps."""
         return self._seen is None or self.current < self.size
 
     def draw(self, per_step: int, generator: torch.Generator) -> Transitions:
@@ -105,7 +105,7 @@ class EpisodeReplay:
 
 
 def _look_at(mdp: DenoisingMDP) -> object:
-    """Something that differs once the energy has been swapped or trained in place; None when that cannot be seen."""
+    """A fingerprint that changes when the energy is swapped or trained in place; None when that cannot be seen."""
     energy = mdp.energy.function
     owner = getattr(energy, "__self__", energy)  # of a method such as a target's
     if not isinstance(owner, nn.Module):

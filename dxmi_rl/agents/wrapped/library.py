@@ -18,6 +18,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay, Transitions
+from dxmi_rl.costs import count_draws
 
 Explore = Callable[[ActionDensity, Tensor, Tensor | int, Tensor], Tensor]
 """The action of a rollout, ``[batch, d]``, from (density, x_t, t, N(0, I) noise)."""
@@ -82,7 +83,7 @@ def prepare_rollout(agent: Agent[Any], on_final: FinalStateHook | None) -> int:
     if on_final is not None:
         on_final(agent.sample(agent.timesteps_per_iteration // agent.mdp.horizon))
     agent.costs.timesteps += agent.timesteps_per_iteration
-    agent.costs.policy_draws += agent.timesteps_per_iteration
+    count_draws(agent.timesteps_per_iteration)
     return int(torch.randint(2**31, (), generator=agent.generator, device=agent.mdp.device))
 
 
@@ -100,7 +101,7 @@ class OffPolicyData:
     Args:
         agent: whose episodes these are.
         buffer_size: transitions that are kept, rounded down to whole iterations, at least one.
-        batch_size: transitions of a minibatch, rounded up to as many of each of the T steps.
+        batch_size: transitions of a minibatch, rounded up to a multiple of T: every step t has as many.
     """
 
     def __init__(self, agent: Agent[Any], buffer_size: int, batch_size: int) -> None:

@@ -118,7 +118,7 @@ class SB3ReplayAgent(Agent[ReplayT]):
 
         config = self.config
         self.random = OwnRandomness(self.seed, self.mdp.device)
-        # Says what the spaces are.
+        # The environment only tells SB3 the spaces.
         self.env = make_sb3_env(self.task, num_envs=1, action_bound=config.action_bound)
         self.data = OffPolicyData(self, config.buffer_size, config.batch_size)
         with self.random.lent(self.seed):

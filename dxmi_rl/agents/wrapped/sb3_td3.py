@@ -19,11 +19,11 @@ class SB3TD3Config(ReplayConfig):
     """Settings of SB3TD3. Actions count in noise coordinates."""
 
     n_trajectories: int = 64
-    """Trajectories per iteration, one per environment."""
+    """Trajectories per iteration."""
     learning_rate: float = 0.0051
     """Peak rate of actor and critics."""
     batch_size: int = 1024
-    """Transitions per gradient step, rounded up to as many of each of the T steps."""
+    """Transitions per gradient step, rounded up to a multiple of T: every step t has as many."""
     target_rate: float = 0.043
     """Rate at which target networks follow (the libraries' ``tau``, which is no temperature)."""
     exploration_noise: float = 0.824
@@ -46,8 +46,8 @@ class SB3TD3(SB3ReplayAgent[SB3TD3Config]):
     """stable_baselines3.TD3, in noise coordinates: a deterministic actor, which has no density.
 
     Its samples are those of the policy without exploration, x_{t+1} = mu_t(x_t) + sigma_t a(x_t, t): all their
-    randomness is that of x_0. There is no entropy in what it optimises, the plain sum of rewards, so nothing keeps it
-    from the deepest modes; sample metrics tell. It starts with a = 0, the mean of the base sampler.
+    randomness is that of x_0. It optimises the plain sum of rewards, without entropy, so nothing keeps it from
+    collapsing to the deepest modes, as sample metrics show. It starts with a = 0, the mean of the base sampler.
     """
 
     name: ClassVar[str] = "sb3-td3"
@@ -76,6 +76,6 @@ class SB3TD3(SB3ReplayAgent[SB3TD3Config]):
         return (action + self.config.exploration_noise * noise.flatten(1)).clamp(-bound, bound)
 
     def draws_per_row(self) -> int:
-        """The target's action at x_{t+1} in every step, the actor's at x_t in those that update it."""
+        """The target's action at x_{t+1} in every step, and the actor's at x_t in the steps that update the actor."""
         done, steps, delay = self.model._n_updates, self.config.gradient_steps, self.config.policy_delay
         return int(steps + done // delay - (done - steps) // delay)

@@ -34,15 +34,15 @@ class ReplayConfig:
     """Settings of every off-policy agent of another library."""
 
     n_trajectories: int = 32
-    """Trajectories per iteration, one per environment."""
+    """Trajectories per iteration."""
     learning_rate: float = 8e-3
     """Peak rate of actor and critics."""
     gradient_steps: int = 20
     """Gradient steps per iteration."""
     batch_size: int = 256
-    """Transitions per gradient step, rounded up to as many of each of the T steps."""
+    """Transitions per gradient step, rounded up to a multiple of T: every step t has as many."""
     buffer_size: int = 50_000
-    """Transitions that are kept, rounded down to whole iterations, at least one."""
+    """Transitions that are kept, rounded down to whole iterations, but at least one iteration."""
     target_rate: float = 0.03
     """Rate at which target networks follow (the libraries' ``tau``, which is no temperature)."""
     action_bound: float = 5.0
@@ -57,5 +57,5 @@ class ReplayConfig:
             check_integer(key, getattr(self, key))
         check_real("learning_rate", self.learning_rate)
         check_real("action_bound", self.action_bound, 2.0)  # less has no room for the base sampler
-        if check_fraction("target_rate", self.target_rate) == 0:
-            raise ValueError("target_rate must lie in (0, 1], got 0.")
+        if not 0 < check_real("target_rate", self.target_rate) <= 1:
+            raise ValueError(f"target_rate must lie in (0, 1], got {self.target_rate!r}.")

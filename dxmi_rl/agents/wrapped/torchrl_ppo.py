@@ -48,10 +48,9 @@ class TorchRLPPOConfig(OnPolicyConfig):
 class TorchRLPPO(Agent[TorchRLPPOConfig]):
     """torchrl's ClipPPOLoss and GAE with ``entropy_coeff = tau`` and unscaled advantages, in noise coordinates.
 
-    The bonus of equation 9 is the entropy of the present step. Those of later steps, on which an action has influence
-    as the standard deviation depends on the state, are in the rewards of GAE as -tau log pi_old: together they are the
-    soft return of docs/method.md. Raises
-    MissingExtraError when torchrl is absent.
+    The bonus of equation 9 is the entropy of the present step. Entropies of later steps, which an action influences
+    because the standard deviation depends on the state, are in the rewards of GAE as -tau log pi_old. Together they are
+    the soft return of docs/method.md. Raises MissingExtraError when torchrl is absent.
     """
 
     name: ClassVar[str] = "torchrl-ppo"
@@ -105,7 +104,7 @@ class TorchRLPPO(Agent[TorchRLPPOConfig]):
 
     @torch.no_grad()
     def advantages(self, data: Any) -> None:
-        """Soft advantages, without the present step's own entropy, and the soft returns as targets of the value."""
+        """Soft advantages without the present step's own entropy; targets of the value are the whole soft returns."""
         entropy = -self.mdp.tau * data["action_log_prob"].unsqueeze(-1)
         data["next", "reward"] = data["next", "reward"] + entropy
         self.gae(data)

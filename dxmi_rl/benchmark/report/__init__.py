@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from dxmi_rl.utils.storage import write_atomically
+from dxmi_rl.utils.storage import JSON, write_atomically
 
 __all__ = ["check_results", "load_results", "write_report"]
 
@@ -23,10 +22,11 @@ RUN = (
 )  # fmt: skip
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> JSON:
     """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
 
-    Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
+    Denoising paths, which the report draws, come from the files of the runs in ``results/`` beside it, as far as these
+    are there. Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
     """
     file = Path(path)
     if file.is_dir():
@@ -41,7 +41,16 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
         check_results(results)
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
-    return dict(results)
+    return {**results, "runs": [_with_paths(run, file.parent / "results") for run in results["runs"]]}
+
+
+def _with_paths(run: JSON, folder: Path) -> JSON:
+    """The run with the denoising paths of its own file, if that is there."""
+    try:
+        own = json.loads((folder / f"{run['key']}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return run
+    return run | {"paths": own.get("paths")}
 
 
 def check_results(results: object) -> None:
@@ -73,7 +82,7 @@ def _check_keys(name: str, value: object, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
 
 
-def write_report(results: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_report(results: JSON, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
 
     Args:

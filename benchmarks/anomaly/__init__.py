@@ -1,0 +1,1 @@
+"""Outliers in tables and anomalies in images."""

@@ -1,0 +1,251 @@
+"""Rebuild docs/leaderboard.md, README's table and docs/experiments/ from the results in benchmarks/results/.
+
+    python benchmarks/compare/leaderboard.py            write all
+    python benchmarks/compare/leaderboard.py --check    exit status 1 when one of them is not what the results give
+
+A submission is the ``results.json`` of one comparison (``dxmi-rl compare``), named after it, such as
+``benchmarks/results/standard.json``. Results in the folder ``experiments`` beside the submissions are of comparisons
+that rank nobody, and have a page each. This script trains nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from benchmarks.scripts import RESULTS, ROOT
+from dxmi_rl.benchmark.report import load_results
+from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.text import markdown
+from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.storage import write_atomically
+
+START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
+SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
+"""What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
+OURS = "standard"
+"""The submission that others are compared with: its rows stand for those that they repeat."""
+TUNING = "tuning.json"
+"""The record of the search for settings lies beside the submissions (benchmarks/tuning/tune.py)."""
+INTRODUCTION = """\
+Written by `python benchmarks/compare/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they
+agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an
+agent of your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals
+([statistics](statistics.md)); *normalised* is 0 for the base sampler, 1 for an exact sampler; a *best checkpoint*,
+where it was scored, is chosen on other draws than it is scored on. Budgets and evaluations are the same for all rows of
+a table; an agent that lacks runs has no rank. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a
+denoiser as well."""
+ARROWS = {"lower": "↓", "higher": "↑"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    results: Path = RESULTS
+    """Folder of submissions."""
+    readme: Path = ROOT / "README.md"
+    """File with the two marker lines, between which the table goes."""
+    page: Path = ROOT / "docs" / "leaderboard.md"
+    """The page."""
+    experiments: Path = ROOT / "docs" / "experiments"
+    """Folder of the pages of experiments."""
+    check: bool = False
+    """Write nothing; exit status 1 when a file is out of step."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a submission."""
+
+    submission: str
+    task: dict[str, Any]
+    row: dict[str, Any]
+    seeds: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of its runs finished: runs that diverged are no reason to be ranked by the others."""
+        return bool(self.row["runs"] == self.seeds)
+
+    @property
+    def score(self) -> dict[str, Any]:
+        """Statistics of the score that the task is ranked by."""
+        found: dict[str, Any] = self.row["scores"][self.task["score"]]
+        return found
+
+
+def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
+    """Submissions by name, ours first. Raises FileNotFoundError when there is none, ValueError for a bad file."""
+    files = [file for file in folder.glob("*.json") if file.name != TUNING]
+    files.sort(key=lambda file: (file.stem != OURS, file.stem))
+    if not files:
+        raise FileNotFoundError(f"no submissions (*.json) in {str(folder)!r}.")
+    return {file.stem: load_results(file) for file in files}
+
+
+def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
+    """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only.
+
+    A row that an earlier submission has, too, by agent and label, is not repeated: the luckier of the two would win.
+    Raises ValueError for submissions that differ on a task in what it is, in budgets or in sizes of the evaluation.
+    """
+    tasks: dict[str, list[Entry]] = {}
+    terms: dict[str, tuple[str, dict[str, Any]]] = {}
+    for name, results in submissions.items():
+        for row in results["summary"]:
+            task = results["tasks"][row["task"]]
+            if task["score"] not in row["scores"]:
+                continue
+            title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
+            own = {key: task[key] for key in SAME_TASK}
+            run = _run_of(results, row)
+            own |= {"sizes": run["sizes"], "fit": run.get("fit", True)}
+            own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
+            other, first = terms.setdefault(title, (name, own))
+            different = [key for key in own if key in first and first[key] != own[key]]
+            if different:
+                raise ValueError(f"{name!r} and {other!r} differ on {title!r} in {', '.join(different)}.")
+            first |= own
+            entries = tasks.setdefault(title, [])
+            if not any((entry.row["agent"], entry.row["label"]) == (row["agent"], row["label"]) for entry in entries):
+                entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"]))))
+    for entries in tasks.values():
+        sign = 1 if entries[0].task["better"] == "lower" else -1
+        entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
+    return tasks
+
+
+def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(
+        run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])
+    )
+    return found
+
+
+def page(submissions: dict[str, dict[str, Any]]) -> str:
+    """The leaderboard: a table per task over all submissions, then every submission's own tables."""
+    lines = ["# Leaderboard", "", INTRODUCTION, ""]
+    for title, entries in ranked(submissions).items():
+        task = entries[0].task
+        floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
+        lines += [
+            f"## {title}",
+            "",
+            f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; "
+            f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
+            "",
+        ]
+        with_best = any(entry.row["best"] for entry in entries)  # where best checkpoints were scored
+        header = ["rank", "agent", f"`{task['score']}` {ARROWS[task['better']]}"]
+        header += ["best checkpoint"] if with_best else []
+        header += ["normalised", "runs", "budget", "energy evaluations", "seconds", "submission"]
+        lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        for rank, entry in enumerate(entries, 1):
+            lines.append(_line(rank if entry.complete else None, entry, with_best))
+        lines.append("")
+    for name, results in submissions.items():
+        text = markdown(Comparison(results)).replace("\n## ", "\n### ").replace("# ", "## Submission ", 1)
+        lines += [text, _origin(results, f"{name}.json"), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _origin(results: dict[str, Any], file: str) -> str:
+    found = Counter(run["machine"]["processor"] for run in results["runs"])
+    processors = ", ".join(f"{name} ({count} runs)" for name, count in found.most_common())
+    return f"Written on {results['date']} from `benchmarks/results/{file}`. Processors: {processors}."
+
+
+def experiment_page(name: str, results: dict[str, Any]) -> str:
+    """Tables of one comparison, and the file they come from."""
+    text = markdown(Comparison(results)).rstrip()
+    return f"{text}\n\n{_origin(results, f'experiments/{name}.json')}\n"
+
+
+def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
+    row, costs = entry.row, entry.row["costs"]
+    best = row["best"].get(entry.task["score"])
+    budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
+    shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
+    scores = [interval_text(statistics) for statistics in shown]
+    cells = [
+        "" if rank is None else str(rank), row["label"], *scores, f"{row['runs']} of {entry.seeds}", budget,
+        compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def interval_text(statistics: dict[str, Any] | None) -> str:
+    """``0.18 [0.17, 0.2]``, or nothing."""
+    if statistics is None:
+        return ""
+    text = number(statistics["iqm"])
+    return f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
+
+
+def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
+    """README's table: agents by tasks."""
+    tasks = ranked(submissions)
+    labels = list(dict.fromkeys(entry.row["label"] for entries in tasks.values() for entry in entries))
+    names = [
+        f"{title}, `{entries[0].task['score']}` {ARROWS[entries[0].task['better']]}" for title, entries in tasks.items()
+    ]
+    lines = ["| agent | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    floors = [entries[0].task["floor"] for entries in tasks.values()]
+    lines.append("| exact sampler | " + " | ".join("" if floor is None else number(floor) for floor in floors) + " |")
+    for label in labels:
+        cells = []
+        for entries in tasks.values():
+            own = next((entry for entry in entries if entry.row["label"] == label), None)
+            text = "" if own is None else interval_text(own.score)
+            if own is not None and not own.complete:
+                text += f" ({own.row['runs']} of {own.seeds} runs)"
+            cells.append(f"**{text}**" if own is entries[0] else text)
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def between_markers(text: str, table: str) -> str:
+    """``text`` with ``table`` between the marker lines. Raises ValueError when it lacks them."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"the file must hold the lines {START!r} and {END!r} once.")
+    head, rest = text.split(START)
+    return f"{head}{START}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or check; exit status 1 when a file is out of step, 2 for bad input."""
+    tyro = require("tyro", "bench")
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    try:
+        submissions = load_submissions(arguments.results)
+        readme = arguments.readme.read_text(encoding="utf-8")
+        wanted = {
+            arguments.readme: between_markers(readme, readme_table(submissions)),
+            arguments.page: page(submissions),
+        }
+        for file in sorted((arguments.results / "experiments").glob("*.json")):
+            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_results(file))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
+    for file in stale:
+        if arguments.check:
+            print(f"{file} is out of step with {arguments.results}: run python benchmarks/compare/leaderboard.py")
+        else:
+            write_atomically(file, lambda part, text=wanted[file]: part.write_text(text, encoding="utf-8"))
+            print(f"wrote {file}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Images in few denoising steps."""

@@ -1,0 +1,66 @@
+"""The cache of finished runs, for all studies: a command that was stopped goes on where it stopped.
+
+The result of a run is one JSON file. Its name is a digest of everything that the numbers depend on: the settings, the
+package's modules that are used, and functions of the script. The file is written last and as a whole, so that a run is
+finished if its file exists. Other files of the run, such as a checkpoint, have its name with another ending.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dxmi_rl.benchmark.code import code_digest, digest_of_code
+from dxmi_rl.utils.progress import progress
+from dxmi_rl.utils.storage import write_json
+
+Result = TypeVar("Result")
+
+
+def run_file(folder: Path, settings: Mapping[str, Any], uses: Iterable[Any] = (), code: str = "") -> Path:
+    """Where the result of a run is, or will be.
+
+    Args:
+        folder: folder of the study's runs.
+        settings: what was asked for, as JSON has it.
+        uses: classes and functions of dxmi_rl that the run uses; their modules count, with all that these import from
+            the package (``code_digest``).
+        code: digest of other code that the run uses (``code_of``).
+    """
+    modules = tuple(sorted({part.__module__ for part in uses}))
+    parts = {"settings": settings, "package": code_digest(modules), "code": code}
+    return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def code_of(*parts: Any) -> str:
+    """Digest of the source of functions, classes or modules; comments and docstrings do not count."""
+    return digest_of_code("\n".join(textwrap.dedent(inspect.getsource(part)) for part in parts))
+
+
+def kept_result(file: Path, run: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The result in ``file``; if there is none, that of ``run()``, which is written there. What raises is not kept."""
+    if not file.is_file():
+        write_json(file, dict(run()))
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result
+
+
+def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jobs: int, title: str) -> list[Result]:
+    """``run(*own)`` for every ``own`` of ``arguments``: the results, in order.
+
+    ``jobs`` run at a time, in processes of their own if there are several; ``title`` stands beside the progress bar.
+    """
+    from joblib import Parallel, delayed
+
+    results: list[Result] = []
+    work = Parallel(n_jobs=jobs, return_as="generator")(delayed(run)(*own) for own in arguments)
+    with progress(title, len(arguments)) as advance:
+        for result in work:
+            results.append(result)
+            advance(len(results))
+    return results

@@ -1,0 +1,1 @@
+"""What steps, iterations and sweeps cost in time and memory."""

@@ -1,0 +1,125 @@
+"""benchmarks/compare/leaderboard.py: pages and README say what the submissions say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from report_cases import make_results
+
+from benchmarks.compare import leaderboard
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with one submission and a README with markers."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "first.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (tmp_path / "results" / "tuning.json").write_text("{}", encoding="utf-8")  # no submission
+    text = f"before\n{leaderboard.START}\nold\n{leaderboard.END}\nafter\n"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def run(place: Path, *more: str) -> int:
+    paths = {"--results": "results", "--readme": "README.md", "--page": "page.md", "--experiments": "experiments"}
+    return leaderboard.main([*(word for key, name in paths.items() for word in (key, str(place / name))), *more])
+
+
+def test_the_committed_files_are_in_step() -> None:
+    """README's table and docs/leaderboard.md are what benchmarks/results/ gives."""
+    assert leaderboard.main(["--check"]) == 0, "run python benchmarks/compare/leaderboard.py"
+
+
+def test_it_writes_once_and_checks(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place, "--check") == 1 and "out of step" in capsys.readouterr().out
+    assert not (place / "page.md").exists()
+    assert run(place) == 0 and run(place, "--check") == 0
+    text = (place / "README.md").read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+
+
+def test_experiments_have_pages_and_rank_nobody(place: Path) -> None:
+    run(place)
+    before = (place / "page.md").read_text(encoding="utf-8")
+    (place / "results" / "experiments").mkdir()
+    (place / "results" / "experiments" / "mine.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    assert run(place, "--check") == 1 and run(place) == 0 and run(place, "--check") == 0
+    text = (place / "experiments" / "mine.md").read_text(encoding="utf-8")
+    assert "benchmarks/results/experiments/mine.json" in text and "| ppo |" in text
+    assert (place / "page.md").read_text(encoding="utf-8") == before
+
+
+def test_rows_are_ranked_by_the_tasks_score(place: Path) -> None:
+    run(place)
+    results = json.loads((place / "results" / "first.json").read_text(encoding="utf-8"))
+    page = (place / "page.md").read_text(encoding="utf-8")
+    for name, task in results["tasks"].items():
+        title = name if task["energy"] == "target" else f"{name}, {task['energy']} energy"
+        section = page.split(f"## {title}\n", 1)[1].split("\n## ")[0]
+        found = [line.split("|")[2].strip() for line in section.splitlines() if line.startswith("| ")][1:]
+        rows = [row for row in results["summary"] if row["task"] == name]
+        rows.sort(key=lambda row: row["scores"][task["score"]]["iqm"], reverse=task["better"] == "higher")
+        assert found == [row["label"] for row in rows]
+
+
+def test_several_submissions_share_tables(place: Path) -> None:
+    second = make_results()
+    for entry in [*second["summary"], *second["runs"]]:
+        entry["label"] = f"{entry['label']}, theirs"
+    (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
+    assert run(place) == 0
+    page = (place / "page.md").read_text(encoding="utf-8")
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    assert "| first |" in section and "| second |" in section and "ppo, theirs" in section
+
+
+def test_rows_that_are_repeated_stand_once(place: Path) -> None:
+    second = make_results()  # of another name: what they share is ours
+    (place / "results" / "standard.json").write_text(json.dumps(second), encoding="utf-8")
+    assert run(place) == 0
+    page = (place / "page.md").read_text(encoding="utf-8")
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    assert "| standard |" in section and "| first |" not in section
+
+
+def test_an_agent_that_lacks_runs_has_no_rank(place: Path) -> None:
+    results = make_results()
+    rows = [row for row in results["summary"] if row["task"] == "gmm25"]
+    best = min(rows, key=lambda row: row["scores"]["kl_bound_fit"]["iqm"])
+    best["runs"] = 4
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 0
+    page = (place / "page.md").read_text(encoding="utf-8")
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    last = [line for line in section.splitlines() if line.startswith("| ")][-1]
+    assert last.startswith(f"|  | {best['label']} |") and "4 of 5" in last
+    assert "(4 of 5 runs)" in (place / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("what", ["horizon", "budget", "sizes"])
+def test_submissions_that_do_not_compare_are_refused(
+    what: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = make_results()
+    if what == "horizon":
+        second["tasks"]["gmm25"]["horizon"] = 10
+    for entry in second["summary"]:
+        if what == "budget" and entry["task"] == "gmm25" and entry["budget"]:
+            entry["budget"] += 1
+    for entry in second["runs"]:
+        if what == "sizes" and entry["task"] == "gmm25":
+            entry["sizes"] = entry["sizes"] | {"draws": 99}
+    (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
+    assert run(place) == 2
+    assert f"differ on 'gmm25' in {what}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["no markers", None])
+def test_bad_input(place: Path, text: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    if text is None:
+        (place / "results" / "first.json").unlink()
+    else:
+        (place / "README.md").write_text(text, encoding="utf-8")
+    assert run(place) == 2 and capsys.readouterr().err.startswith("error: ")

@@ -1,0 +1,40 @@
+"""benchmarks/throughput/agents.py: what it compares is what it says, and its results' keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from script_cases import documented
+
+pytest.importorskip("tyro")
+from benchmarks.throughput import agents
+from dxmi_rl.utils.torch_tools import seeded
+
+
+def test_the_cost_of_an_iteration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "agents.json"
+    assert agents.main(["--seeds", "0", "--rounds", "1", "--iterations", "1", "--json", str(file)]) in (0, 1)
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert set(results) == documented(agents) - {"compiled_ratio"}
+    assert results["ratio"] > 0 and "of the loop" in capsys.readouterr().out
+    assert agents.main(["--rounds", "0"]) == 2
+
+
+def test_the_loop_regresses_on_the_same_targets() -> None:
+    """One pass of the release's loop, with frozen values, has the targets of DxDP's one regression."""
+    agent = agents.paper_agent(0, "cpu")
+    loop = agents.Loop(agent)
+    with seeded(0), torch.no_grad():
+        for parameter in agent.value.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    agent.generator.manual_seed(1)
+    rollout = agent.collect(None)
+    wanted = agent.value_targets(rollout)
+    with torch.no_grad():
+        log_std = agent.policy.log_std(rollout.x, rollout.t).expand_as(rollout.x)
+        found = loop.future(rollout.x_next, rollout.t) + loop.cost(rollout.x, rollout.x_next, rollout.t, log_std)
+    constant = wanted - found  # the entropy's, which the loop leaves out
+    assert float(constant.std()) < 1e-3 * float(wanted.std())
