@@ -29,8 +29,8 @@ class EnergyConfig:
     """A residual convolutional network, for images (32 channels and one block per stage are a start); without
     ``fourier`` and ``residual``, which are about MLPs."""
     denoiser: bool = False
-    """The energy starts as sum_k |x - D(x, l_k)|^2 with the base sampler's denoiser D (EnergyDenoiser), low on data from the
-    start; ``width`` and other settings of the network then change nothing."""
+    """The energy starts as sum_k |x - D(x, l_k)|^2 with the base sampler's denoiser D (EnergyDenoiser), low on data
+    from the start; ``width`` and other settings of the network then change nothing."""
     levels: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Noise levels l_k of ``denoiser``, in standard deviations of the data. Each costs a denoiser call per energy. The
     energy does not see structure far below the lowest level, such as faint noise on samples."""
@@ -42,8 +42,8 @@ class EnergyConfig:
     targets have no such limits."""
     spectral_norm: bool = False
     """Every layer has spectral norm one, as far as power iteration keeps up with training (Miyato et al. 2018, arXiv
-    1802.05957), so that the slope of an MLP in its inputs (with Fourier features) is bounded; not with ``residual``. The
-    slope of a convolutional energy becomes smaller, but is not bounded, as its blocks add up."""
+    1802.05957), so that the slope of an MLP in its inputs (with Fourier features) is bounded; not with ``residual``.
+    The slope of a convolutional energy becomes smaller, but is not bounded, as its blocks add up."""
 
     def __post_init__(self) -> None:
         for key in ("width", "depth"):
