@@ -7,10 +7,10 @@ STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install test bench docs lint clean
+.PHONY: help install test test-fast bench docs lint wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-9s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv when missing, and install the package with everything for development
 
@@ -20,21 +20,27 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-test: install ## run the tests on two cores
+test: install ## run all tests on two cores
 	$(BIN)/python -m pytest -q -n 2
+
+test-fast: install ## run the tests that a change needs, in 90 seconds on two cores
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not browser and not gpu"
 
 bench: install ## run the quick comparison of all agents
 	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick
 
-docs: install ## write the pages of agents, environment and targets, and pictures of these
-	$(BIN)/python docs/make_agent_pages.py
-	$(BIN)/python docs/make_pages.py
+docs: install ## fill in what pages take from the code, and build the site into site/
+	$(BIN)/python tools/make_pages.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
 lint: install ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+wheel: ## build the wheel into dist/
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 clean: ## remove caches and build output; .venv and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find dxmi_rl tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dxmi_rl tests benchmarks tools docs -name __pycache__ -type d -prune -exec rm -rf {} +

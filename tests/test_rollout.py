@@ -175,6 +175,7 @@ def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
             call(Lost(mdp), 4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_graphs_give_the_same_numbers_without_waiting() -> None:
     mdp = make_task("8gaussians", horizon=4, device="cuda").mdp

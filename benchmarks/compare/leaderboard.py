@@ -36,13 +36,16 @@ OURS = "standard"
 TUNING = "tuning.json"
 """The record of the search for settings lies beside the submissions (benchmarks/tuning/tune.py)."""
 INTRODUCTION = """\
-Written by `python benchmarks/compare/leaderboard.py` from the files in `benchmarks/results/`; a test checks that they
-agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an
-agent of your own](own_agents.md)). Scores are interquartile means over seeds with 95 % intervals
-([statistics](statistics.md)); *normalised* is 0 for the base sampler, 1 for an exact sampler; a *best checkpoint*,
-where it was scored, is chosen on other draws than it is scored on. Budgets and evaluations are the same for all rows of
-a table; an agent that lacks runs has no rank. The tracks are never mixed: "sample" gives the energy only, "fine-tune" a
-denoiser as well."""
+`python benchmarks/compare/leaderboard.py` writes this page from the files in `benchmarks/results/`; a test checks that
+they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an
+agent of your own](own_agents.md)). What the tables show, in words:
+[results](results.md#leaderboard-dxdp-against-the-others).
+
+- Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md)).
+- *Normalised* is 0 for the base sampler and 1 for an exact sampler.
+- Budgets and evaluations are the same for all rows of a table. An agent that lacks runs has no rank.
+- A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
+- The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 

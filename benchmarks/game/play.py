@@ -23,6 +23,7 @@ from dxmi_rl.irl import DxMI, DxMIConfig, equilibrium, recipe, train_energy
 from dxmi_rl.irl.config import EnergyConfig
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import save_tensors
 from dxmi_rl.utils.torch_tools import seeded
 
@@ -285,7 +286,7 @@ def predicted(play: Play) -> dict[str, float]:
 
 def weighted_sliced_w2(x: Tensor, first: Tensor, second: Tensor, projections: int = 100) -> float:
     """Sliced W2 of two weightings ``[n]`` of the same points of the plane, without draws."""
-    import ot
+    ot = require("ot", "bench")
 
     angles = math.pi * (torch.arange(projections) + 0.5) / projections
     directions = torch.stack([angles.cos(), angles.sin()])

@@ -87,8 +87,10 @@ class DxDPConfig:
 class DxDP(Agent[DxDPConfig]):
     """Soft value iteration with the kernel's bound on the entropy: nothing is back-propagated through time.
 
-    V_T = E;  V_t(x) = E_{x' ~ pi}[V_{t+1}(x') - tau log qb(x | x') + tau log pi(x' | x)]      (evaluation)
-    theta: min E_{x_t, x' ~ pi_theta}[V_{t+1}(x') - tau log qb(x_t | x') + tau log pi_theta(x' | x_t)]  (improvement)
+        V_T = E
+        V_t(x) = E_{x' ~ pi}[V_{t+1}(x') - tau log qb(x | x') + tau log pi(x' | x)]                 (evaluation)
+        min over theta of
+            E_{x_t, x' ~ pi_theta}[V_{t+1}(x') - tau log qb(x_t | x') + tau log pi_theta(x' | x_t)]  (improvement)
 
     Evaluation is a regression on soft TD(lambda) returns. Improvement is reparameterised through one step, with any
     number of fresh next states, which do not count as transitions. Both use the sampled log pi, not its mean -H: near

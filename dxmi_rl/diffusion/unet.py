@@ -28,9 +28,9 @@ class DenoiserUNet(nn.Module):
 
     With z = x / alpha, level l = s / alpha, the data's standard deviation c and time 1000 (2 / pi) atan(l / c):
 
-    edm         D = c^2 / (l^2 + c^2) z + l c / sqrt(l^2 + c^2) F(z / sqrt(l^2 + c^2))
-                (Karras et al. 2022, arXiv 2206.00364, table 1)
-    epsilon     D = z - l F(z / sqrt(1 + l^2)), the noise as in DDPM (Ho et al. 2020, arXiv 2006.11239)
+        edm         D = c^2 / (l^2 + c^2) z + l c / sqrt(l^2 + c^2) F(z / sqrt(l^2 + c^2))
+                    (Karras et al. 2022, arXiv 2206.00364, table 1)
+        epsilon     D = z - l F(z / sqrt(1 + l^2)), the noise as in DDPM (Ho et al. 2020, arXiv 2006.11239)
 
     A network that was trained on the steps of a DDPM is told the step, interpolated, whose alpha-bar is 1 / (1 + l^2).
     With ``classes`` F is also told what an image shows: the ``label`` of a call or, without one, the attribute

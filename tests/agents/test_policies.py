@@ -60,7 +60,7 @@ def test_a_setting_of_the_other_kind_is_refused() -> None:
 
 def test_a_game_refuses_it_of_the_agent_inside() -> None:
     task = make_task("digits", pretraining=PRETRAINING)
-    with pytest.raises(ValueError, match="policy.width belongs to a policy of kind 'correction'"):
+    with pytest.raises(ValueError, match=r"policy\.width belongs to a policy of kind 'correction'"):
         DxMI(task, agent_settings={"policy.width": 8})
     assert DxMI(task, agent_settings={"policy.fine_tuning_rate": 1e-6}).agent.config.policy.fine_tuning_rate == 1e-6
 

@@ -1,17 +1,18 @@
-"""docs/agents/: a page for every agent, in step with code, results and tuned settings; links lead somewhere."""
+"""docs/agents/: a page for every agent, in step with code, results and the settings that run."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-import sys
-from dataclasses import fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent_cases import PRETRAINING, skip_without_extra
+from docpages import agents as pages
+from docpages.docstrings import settings_table
 
 import dxmi_rl
 from dxmi_rl import cli
@@ -20,52 +21,54 @@ from dxmi_rl.utils.registry import UnknownNameError
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS))
-
-import _agent_notes as notes  # noqa: E402
-import make_agent_pages  # noqa: E402
-
-PAGES = sorted((DOCS / "agents").glob("*.md"))
 NAMES = AGENTS.names()
-
-
-@pytest.fixture(scope="module")
-def generated() -> dict[Path, str]:
-    return make_agent_pages.pages()
 
 
 def page_of(name: str) -> str:
     return (DOCS / "agents" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_no_page_is_missing_or_left_over(generated: dict[Path, str]) -> None:
-    assert {DOCS / path for path in generated} == set(PAGES)
-    assert {page.stem for page in PAGES} == {*NAMES, "index"}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page_is_up_to_date(page: Path, generated: dict[Path, str]) -> None:
-    assert page.read_text(encoding="utf-8") == generated[page.relative_to(DOCS)], "run: make docs"
+def test_no_page_is_missing_or_left_over() -> None:
+    assert {page.stem for page in (DOCS / "agents").glob("*.md")} == {*NAMES, "index"}, "run: make docs"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_page_says_all(name: str) -> None:
     text = page_of(name)
     headings = re.findall(r"^## (.*)", text, re.MULTILINE)
-    trains = AGENTS[name].trains
-    first, third = ("What it optimises", "Train it") if trains else ("What it does", "Run it")
-    wanted = [first, "Use", third, "Settings", "Results"]
-    wanted += ["What its parts bring"] if notes.NOTES[name].findings else []
-    assert headings == wanted, "an entry in docs/_agent_notes.py?"
-    for field in fields(AGENTS[name].Config):
-        assert f"| `{field.name}` |" in text
-    assert "Raises" not in text and "Subclasses" not in text
-    assert f"]({name}.md)" in page_of("index")
+    assert headings[:4] == ["When to use it", "Example", "Settings", "Results"]
+    assert "To be written" not in text and "Raises" not in text
+    (row,) = re.findall(rf"^\| \[{name}\]\({name}\.md\) \|.*\| (yes|no) \|$", page_of("index"), re.MULTILINE)
+    kind = AGENTS[name]
+    assert row == ("yes" if (kind if kind.trains else kind("8gaussians")).has_density else "no")
 
 
-def test_notes_are_of_agents() -> None:
-    assert set(notes.NOTES) <= set(NAMES)
-    assert {entry.family for entry in notes.NOTES.values()} <= set(notes.FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_those_that_run(name: str) -> None:
+    skip_without_extra(name)
+    assert settings_table(pages.settings_that_run(name)) in page_of(name), "run: make docs"
+
+
+def test_nested_settings_have_rows_of_their_own() -> None:
+    @dataclass(frozen=True)
+    class PolicyConfig:
+        width: int = 64
+        """Units per layer."""
+
+    @dataclass(frozen=True)
+    class Config(PolicyConfig):
+        rate: float = 0.1
+        """Of Adam (arXiv 1412.6980)."""
+        policy: PolicyConfig = field(default_factory=PolicyConfig)
+        """The policy's network."""
+
+    for config in (Config, Config()):
+        assert settings_table(config).splitlines()[2:] == [
+            "| `width` | `64` | Units per layer. |",
+            "| `rate` | `0.1` | Of Adam ([arXiv 1412.6980](https://arxiv.org/abs/1412.6980)). |",
+            "| `policy.width` | `64` | Units per layer. |",
+        ]
+    assert "| `policy.width` | `32` |" in settings_table(Config(policy=PolicyConfig(32)))
 
 
 def test_results_are_those_of_the_standard_preset() -> None:
@@ -74,42 +77,27 @@ def test_results_are_those_of_the_standard_preset() -> None:
         text, score = page_of(row["agent"]), results["tasks"][row["task"]]["score"]
         (line,) = [line for line in text.splitlines() if line.startswith((f"| {row['task']} |", f"| {row['task']}, "))]
         if score in row["scores"]:
-            assert make_agent_pages.interval_text(row["scores"][score]) in line
+            assert pages.interval_text(row["scores"][score]) in line
         assert f"{row['runs']} of {len(row.get('seeds', results['seeds']))}" in line
         assert results["command"] in text and f"--agents {row['label']}`" in text
 
 
-def test_tuned_values_stand_beside_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_is_on_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {
-        "command": "python benchmarks/tuning/tune.py", "task": {"name": "gmm9"}, "trials": 9, "budget": 1000,
-        "seeds": 3, "score": "kl_bound", "default": None, "best": 0.25, "scores": [],
+        "task": {"name": "gmm9"}, "trials": 9, "budget": 1000, "seeds": 3, "score": "kl_bound", "default": None,
+        "best": 0.25,
     }  # fmt: skip
-    content = {"ppo": entry | {"settings": {"clip_ratio": 0.123}}, "dxdp": entry | {"settings": {}}}
-    (tmp_path / "tuning.json").write_text(json.dumps(content), encoding="utf-8")
-    monkeypatch.setattr(make_agent_pages, "TUNING", tmp_path / "tuning.json")
-    make_agent_pages.main(["ppo", "dxdp", "--output", str(tmp_path)])
-    ppo, dxdp = ((tmp_path / "agents" / f"{name}.md").read_text(encoding="utf-8") for name in ("ppo", "dxdp"))
-    assert "| `clip_ratio` | `0.2` | `0.123` |" in ppo and "| `epochs` | `4` |  |" in ppo
-    assert "best of 9 trials of 1,000 transitions on 3 seeds of gmm9" in ppo
-    assert "`kl_bound` 0.25, and diverged with the defaults" in ppo
-    assert "The defaults won." in dxdp and "The defaults won." not in ppo
-    assert "| [ppo](ppo.md) | `kl_bound` | diverged | 0.25 |" in make_agent_pages.index_page()
-    with pytest.raises(SystemExit):
-        make_agent_pages.main(["pppo"])
+    monkeypatch.setattr(pages, "search_record", lambda: {"ppo": entry})
+    assert "best of 9 trials of 1,000 transitions on 3 seeds of gmm9" in pages.settings("ppo")
+    assert "`kl_bound` diverged before the search, 0.25 after it" in pages.settings("ppo")
+    assert "not tuned" in pages.settings("dxdp")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```|``.*?``|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if link.startswith("https://"):
-            assert re.fullmatch(r"https://arxiv\.org/abs/([a-z-]+/\d{7}|\d{4}\.\d{4,5})", link)
-        else:
-            path, _, anchor = link.partition("#")
-            file = (page.parent / path).resolve()
-            assert file.exists(), link
-            assert not anchor or f"\n## {anchor}\n" in file.read_text(encoding="utf-8").lower(), link
-    assert "arXiv" not in re.sub(r"\[[^]]*\]\([^)\s]+\)", "", text), "a paper without its link"
+def test_the_table_of_the_search_is_its_record() -> None:
+    table = (DOCS / "tuning.md").read_text(encoding="utf-8")
+    for name, entry in pages.search_record().items():
+        before, after = (pages.number(entry[key]) for key in ("default", "best"))
+        assert f"| [{name}](agents/{name}.md) | `{entry['score']}` | {before} | {after} |" in table
 
 
 # Snippets -------------------------------------------------------------------------------------------------------------
@@ -143,9 +131,6 @@ def test_command_lines_are_sound(name: str) -> None:
         assert key in dxmi_rl.tasks.TaskConfig.__dataclass_fields__
 
 
-def test_an_agent_without_notes_has_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(notes.NOTES, "ppo")
-    assert "## Use" not in make_agent_pages.agent_page("ppo")
-    assert f"## {notes.OTHER}\n" in make_agent_pages.index_page()
+def test_a_page_of_an_unknown_agent_is_an_error() -> None:
     with pytest.raises(UnknownNameError):
-        make_agent_pages.agent_page("pppo")
+        pages.blocks("pppo")

@@ -1,69 +1,71 @@
-"""docs/: the pages say what the code says, their links lead somewhere, their code runs, their pictures are there."""
+"""docs/: the pages say what the code says, their code runs, their pictures are there."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import draw_targets
 import gymnasium as gym
+import make_pages
 import numpy as np
 import pytest
 import torch
+from docpages import docstrings, references, targets
 from matplotlib.image import imread
 from torch import nn
 
-pytest.importorskip("stable_baselines3")
-pytest.importorskip("torchrl")
+import dxmi_rl
+from dxmi_rl import list_targets, list_tasks, make_target
+from dxmi_rl.agents import Agent
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.envs import ENV_ID
+from dxmi_rl.irl import fixed
+from dxmi_rl.targets import TARGETS, Target
+from dxmi_rl.tasks import TASKS, TaskConfig
+from dxmi_rl.utils.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-sys.path.insert(0, str(DOCS))
-
-import _docstrings  # noqa: E402
-import _environment  # noqa: E402
-import _figures  # noqa: E402
-import _notes  # noqa: E402
-import _reference  # noqa: E402
-import make_pages  # noqa: E402
-
-from dxmi_rl import list_targets, list_tasks, make_target  # noqa: E402
-from dxmi_rl.diffusion import PretrainingConfig  # noqa: E402
-from dxmi_rl.envs import ENV_ID  # noqa: E402
-from dxmi_rl.irl import fixed  # noqa: E402
-from dxmi_rl.targets import TARGETS, Target  # noqa: E402
-from dxmi_rl.tasks import TASKS, TaskConfig  # noqa: E402
-
 ENVIRONMENT = DOCS / "environments" / f"{ENV_ID}.md"
-PAGES = [*sorted((DOCS / "targets").glob("*.md")), ENVIRONMENT]
+INDEX = (DOCS / "targets" / "index.md").read_text(encoding="utf-8")
 TINY = PretrainingConfig(iterations=2, batch_size=8, width=8, depth=1)
 
 
-@pytest.fixture(scope="module")
-def generated() -> dict[Path, str]:
-    return make_pages.pages()
+def page_of(target: str) -> str:
+    return (DOCS / "targets" / f"{target}.md").read_text(encoding="utf-8")
 
 
 # Up to date -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_page_is_missing_or_left_over(generated: dict[Path, str]) -> None:
-    assert {DOCS / path for path in generated} == set(PAGES)
+@pytest.mark.slow
+def test_pages_are_up_to_date() -> None:
+    assert make_pages.write(check=True) == [], "run: make docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page_is_up_to_date(page: Path, generated: dict[Path, str]) -> None:
-    assert page.read_text(encoding="utf-8") == generated[page.relative_to(DOCS)], "run: make docs"
+def test_no_page_is_missing_or_left_over() -> None:
+    assert {path.stem for path in (DOCS / "targets").glob("*.md")} == {*list_targets(), "index"}, "run: make docs"
+
+
+def test_blocks_are_filled() -> None:
+    text = "# x\n\n<!-- a -->\nold\n<!-- end -->\n\nprose\n<!-- b -->\n<!-- end -->\n"
+    filled = "# x\n\n<!-- a -->\n\nA\n\n<!-- end -->\n\nprose\n<!-- b -->\n\nB\n\n<!-- end -->\n"
+    assert make_pages.filled(text, {"a": "A", "b": "B"}) == filled
+    assert make_pages.filled(filled, {"a": "A", "b": "B"}) == filled
+    with pytest.raises(KeyError):
+        make_pages.filled(text, {"a": "A"})
 
 
 @pytest.mark.parametrize("name", list_targets())
 def test_every_target_has_a_page_and_a_picture(name: str) -> None:
-    text = (DOCS / "targets" / f"{name}.md").read_text(encoding="utf-8")
-    assert f"({name}.png)" in text and f"]({name}.md)" in (DOCS / "targets" / "index.md").read_text(encoding="utf-8")
+    assert f"({name}.png)" in page_of(name) and "To be written" not in page_of(name)
     picture = DOCS / "targets" / f"{name}.png"
     assert picture.stat().st_size < 150_000
     image = imread(picture)
@@ -73,23 +75,21 @@ def test_every_target_has_a_page_and_a_picture(name: str) -> None:
     assert all(image[:, i * width : (i + 1) * width, :3].std() > 0.05 for i in range(panels)), "an empty panel"
 
 
-def test_notes_and_pictures_belong_to_targets() -> None:
-    assert set(_notes.NOTES) <= set(list_targets())
+def test_pictures_belong_to_targets() -> None:
     assert {path.stem for path in (DOCS / "targets").glob("*.png")} == set(list_targets())
 
 
 @pytest.mark.parametrize("name", list_tasks())
 def test_every_task_stands_on_its_targets_page(name: str) -> None:
-    target = TASKS[name].target
-    assert f'`"{name}"`' in (DOCS / "targets" / f"{target}.md").read_text(encoding="utf-8")
+    assert f'`"{name}"`' in page_of(str(TASKS[name].target))
 
 
 # What the pages say ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list_targets())
-def test_facts_are_those_of_the_object(name: str, generated: dict[Path, str]) -> None:
-    target, text = make_target(name), generated[Path("targets", f"{name}.md")]
+def test_facts_are_those_of_the_object(name: str) -> None:
+    target, text = make_target(name), page_of(name)
     assert re.search(rf"\| dimension \| (.* = )?{target.dim} \|", text)
     assert f"`plot_range` | [{target.plot_range[0]:g}, {target.plot_range[1]:g}]" in text
     (stated,) = re.findall(r"\| log Z \| (.*?) \|", text)
@@ -104,14 +104,50 @@ def test_facts_are_those_of_the_object(name: str, generated: dict[Path, str]) ->
     # The stated noise levels of the default task, from x_0 to clean.
     (levels,) = re.findall(r"\| noise levels .*? \| ([^|]*) \|", text)
     assert len(levels.split(", ")) == TASKS[name].horizon + 1 and levels.endswith(", 0")
+    for option in inspect.signature(TARGETS[name]).parameters:
+        assert f"- `{option}=" in text
 
 
-def test_environment_page_has_gymnasiums_headings_and_every_argument(generated: dict[Path, str]) -> None:
-    text = generated[Path("environments", f"{ENV_ID}.md")]
-    assert re.findall(r"^## (.*)", text, re.MULTILINE) == list(_environment.HEADINGS)
+@pytest.mark.parametrize("name", list_targets())
+def test_the_index_has_the_facts_of_every_target(name: str) -> None:
+    target, config = make_target(name), TASKS[name]
+    ((header, row),) = [
+        (block.splitlines()[0], line)
+        for block in re.findall(r"^\| target .*?(?=\n\n)", INDEX, re.MULTILINE | re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith(f"| [{name}]({name}.md) |")
+    ]
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (header, row)), strict=True))
+    assert int(cells["d"]) == target.dim and int(cells["T"]) == config.horizon
+    assert cells["tau"] == f"{config.tau:.4g}" and cells["difficulty"]
+    if "log Z" in cells:
+        assert cells["log Z"] == targets.log_z(target)
+    if "exact samples" in cells:
+        assert cells["exact samples"].startswith("yes") == target.has_sampler
+    (result,) = [cell for title, cell in cells.items() if title.startswith("best result")]
+    letters = re.findall(r"\(([a-z])\)", result)
+    assert bool(letters) != (result == "not yet trained")
+    for letter in letters:
+        assert f"\n- ({letter}) `python benchmarks/" in INDEX
+
+
+@pytest.mark.parametrize(("task", "text"), [("8gaussians", "0.341"), ("gmm25", "0.678"), ("manywell32", "23.1")])
+def test_best_results_are_those_of_the_leaderboard(task: str, text: str) -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "standard.json").read_text(encoding="utf-8"))
+    rows = [row["scores"] for row in results["summary"] if row["task"] == task and "kl_bound_fit" in row["scores"]]
+    assert f"{min(row['kl_bound_fit']['iqm'] for row in rows):.3g}" == text
+    assert text in re.findall(rf"^\| \[{task}\].*", INDEX, re.MULTILINE)[0]
+
+
+def test_environment_page_has_gymnasiums_headings_and_every_argument() -> None:
+    text = ENVIRONMENT.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.*)", text, re.MULTILINE) == [
+        "Description", "Action Space", "Observation Space", "Rewards", "Starting State", "Episode End", "Information",
+        "Arguments", "Version History", "Settings of the task", "Vectorized environment", "Other interfaces",
+    ]  # fmt: skip
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for field in TaskConfig.__dataclass_fields__:
-        assert f"| `{field}` |" in sections["Arguments"]
+        assert f"| `{field}" in sections["Settings of the task"]
     for name in ("coordinates", "observation", "action_bound", "energy", "fit_backward", "render_mode", "device"):
         assert f"`{name}`" in sections["Arguments"]
     env = gym.make(ENV_ID)
@@ -123,27 +159,7 @@ def test_environment_page_has_gymnasiums_headings_and_every_argument(generated: 
         assert f"`{key}`" in sections["Information"]
 
 
-# Links and code -------------------------------------------------------------------------------------------------------
-
-
-def anchors(page: Path) -> set[str]:
-    """GitHub's anchors of a page's headings."""
-    headings = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", [*PAGES, *DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    text = re.sub(r"```.*?```|``.*?``|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if link.startswith("https://"):
-            assert re.fullmatch(r"https://(arxiv\.org/abs/([a-z-]+/\d{7}|\d{4}\.\d{4,5})|github\.com/\S+)", link)
-            continue
-        path, _, anchor = link.partition("#")
-        file = (page.parent / path).resolve() if path else page
-        assert file.exists(), link
-        assert not anchor or anchor in anchors(file), link
-    assert "http" not in re.sub(r"\]\([^)\s]+\)", "", text), "a bare address"
+# Code -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,17 +172,43 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budgets of an iteration or a few, evaluations of a few samples, and files in a folder of the test."""
+    learn, evaluate = Agent.learn, dxmi_rl.evaluate
+    small = {"samples": 200, "draws": 1, "trajectories": 200, "fit": False, "floors": False}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        Agent, "learn", lambda agent, total_timesteps, **options: learn(agent, min(total_timesteps, 2_000))
+    )
+    monkeypatch.setattr(dxmi_rl, "evaluate", lambda model, **options: evaluate(model, **(options | small)))
+
+
+PAGES = [*sorted((DOCS / "targets").glob("*.md")), ENVIRONMENT]
+PAGES += [
+    DOCS / f"{name}.md"
+    for name in ("anomaly", "images", "quickstart", "statistics", "your_own_energy", "your_own_reward")
+]
 SNIPPETS = [
     (f"{page.stem}-{index}", code)
-    for page in [*PAGES, DOCS / "anomaly.md", DOCS / "images.md"]
+    for page in PAGES
     for index, code in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
 ]
 
 
-@pytest.mark.usefixtures("tiny")
+@pytest.mark.usefixtures("tiny", "short")
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(name: str, code: str) -> None:
+    for module, sign in (("stable_baselines3", "stable_baselines3"), ("torchrl", "TorchRLEnv")):
+        if sign in code:
+            pytest.importorskip(module)
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
+
+
+def test_all_code_of_the_pages_is_run_somewhere() -> None:
+    elsewhere = {"benchmark", "own_agents", "write_an_agent"}  # tests/benchmark, test_write_an_agent.py
+    with_code = {page.stem for page in DOCS.glob("*.md") if "```python" in page.read_text(encoding="utf-8")}
+    assert with_code <= {page.stem for page in PAGES} | elsewhere
 
 
 def test_every_target_and_interface_has_a_snippet() -> None:
@@ -174,6 +216,21 @@ def test_every_target_and_interface_has_a_snippet() -> None:
     assert {"make_vec", "make_sb3_env", "TorchRLEnv", "final_info"} <= set(
         re.findall(r"\w+", " ".join(code for name, code in SNIPPETS if name.startswith(ENV_ID)))
     )
+
+
+@pytest.mark.slow
+def test_your_own_energy_is_sampled_as_the_page_says() -> None:
+    """In full: ten seconds of training on one core."""
+    ((_, code),) = [(name, code) for name, code in SNIPPETS if name == "your_own_energy-0"]
+    names: dict[str, Any] = {}
+    exec(compile(code, "your_own_energy", "exec"), names)
+    text = (DOCS / "your_own_energy.md").read_text(encoding="utf-8")
+    stated, error = map(float, re.findall(r"Annealed importance sampling has (-[\d.]+) ± ([\d.]+)", text)[0])
+    assert names["found"].log_z == pytest.approx(stated, abs=3 * error)
+    (elbo,) = map(float, re.findall(r"ELBO of (-[\d.]+)", text))
+    assert names["scores"]["elbo"] == pytest.approx(elbo, abs=0.2)
+    assert names["scores"]["log_z"] == pytest.approx(stated, abs=3 * error)
+    assert float((names["x"].mean(0) - names["found"].samples.mean(0)).abs().max()) < 0.08
 
 
 # The parts of the generator -------------------------------------------------------------------------------------------
@@ -189,20 +246,18 @@ def test_docstring_parts() -> None:
         Args:
             first: what it is,
                 on two lines.
-            second, third: two | at once.
 
-        Raises ValueError.
+        A sentence. Raises ValueError and
+        more.
         """
 
-    text = _docstrings.prose(Documented, skip=("Args:", "Raises"))
+    text = docstrings.markdown(Documented)
     assert text.count("](https://arxiv.org/abs/") == 3 and "Args" not in text and "\n    code = 1" in text
-    meanings = _docstrings.arguments(Documented)
-    assert meanings == {"first": "what it is, on two lines.", "second, third": "two | at once."}
-    assert _docstrings.table(("a",), [("b | c",)]).splitlines()[-1] == "| b \\| c |"
-    assert _docstrings.summary(Documented).endswith("0009028))")
-    assert _docstrings.field_docs(TaskConfig).keys() == TaskConfig.__dataclass_fields__.keys()
+    assert text.endswith("A sentence.")
+    assert docstrings.table(("a",), [("b | c",)]).splitlines()[-1] == "| b \\| c |"
+    assert docstrings.summary(Documented).endswith("0009028))")
     with pytest.raises(ValueError, match="no docstring"):
-        _docstrings.blocks(type("Silent", (), {}))
+        docstrings.paragraphs(type("Silent", (), {}))
 
 
 def test_hamiltonian_chains_have_the_right_law() -> None:
@@ -212,7 +267,7 @@ def test_hamiltonian_chains_have_the_right_law() -> None:
         return 0.5 * (x / scales).square().sum(1) - torch.log(1 + 0.9 * torch.sin(2 * x[:, 1]))
 
     start = torch.zeros(400, 3, dtype=torch.float64)
-    x = _reference.hamiltonian(energy, start, steps=120, leapfrogs=12, step_size=0.02)
+    x = references.hamiltonian(energy, start, steps=120, leapfrogs=12, step_size=0.02)
     assert x.shape == (400 * 6, 3)
     for i in (0, 2):  # standard error of a standard deviation, with states of one chain counted once
         assert float(x[:, i].std()) == pytest.approx(float(scales[i]), rel=4 / math.sqrt(2 * 400))
@@ -224,14 +279,14 @@ def test_hamiltonian_chains_have_the_right_law() -> None:
 
 @pytest.mark.parametrize(("name", "expected"), [("lj13", -83.0896), ("dw4", -25.7922)])
 def test_lowest_energies(name: str, expected: float) -> None:
-    with _reference.double_precision():
-        value, where = _reference.lowest_energy(make_target(name))
+    with references.double_precision():
+        value, where = references.lowest_energy(make_target(name))
     assert value == pytest.approx(expected, abs=1e-4)
     assert where.shape == (make_target(name).dim,)
 
 
 def test_funnel_panel_is_the_marginal() -> None:
-    shown = _figures.plane_energy(make_target("funnel10"))
+    shown = draw_targets.plane_energy(make_target("funnel10"))
     assert shown is not None
     x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     first = torch.distributions.Normal(0.0, 3.0).log_prob(x[:, 0])
@@ -242,13 +297,20 @@ def test_funnel_panel_is_the_marginal() -> None:
 @pytest.mark.usefixtures("tiny")
 def test_a_new_target_gets_page_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TARGETS, "_entries", {**TARGETS._entries, "new": New})
+    monkeypatch.setattr(make_pages, "list_targets", lambda: ["new"])
     monkeypatch.setattr(TASKS, "_entries", {**TASKS._entries, "new": TaskConfig("new", base=None, track="sample")})
-    make_pages.main(["new", "--output", str(tmp_path)])
+    monkeypatch.setattr(make_pages, "AGENTS", Registry("agent"))
+    environment = tmp_path / ENVIRONMENT.relative_to(DOCS)
+    environment.parent.mkdir()
+    environment.write_bytes(ENVIRONMENT.read_bytes())
+    assert make_pages.write(tmp_path) == [Path("targets", "new.md")]
     text = (tmp_path / "targets" / "new.md").read_text(encoding="utf-8")
     assert "A standard normal." in text and "| lowest energy [nats] | 0.0000 |" in text
-    assert imread(tmp_path / "targets" / "new.png").shape[0] >= 300
+    assert make_pages.write(tmp_path) == []
+    draw_targets.main(["new", "--output", str(tmp_path)])
+    assert imread(tmp_path / "new.png").shape[0] >= 300
     with pytest.raises(SystemExit):
-        make_pages.main(["gmm26"])
+        draw_targets.main(["gmm26"])
 
 
 class New(Target):

@@ -192,6 +192,7 @@ def test_moving_leaves_nothing_behind(task: dict[str, Any]) -> None:
             assert {tensor.device.type for tensor in tensors(part)} <= {"meta"}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("kind", KINDS)

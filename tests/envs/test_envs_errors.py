@@ -115,6 +115,7 @@ def test_bad_energies_and_moments() -> None:
     DenoiseEnv(built)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_steps_do_not_wait_for_the_gpu() -> None:
     venv = DenoiseVectorEnv(num_envs=256, device="cuda")

@@ -386,7 +386,9 @@ def torchrl_env(make: Any, name: str, coordinates: str, num_envs: int | None) ->
 # -- once per episode on CUDA ----------------------------------------------------------------------------------------
 
 CUDA = pytest.param(
-    "cuda", False, marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    "cuda",
+    False,
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")],
 )
 
 

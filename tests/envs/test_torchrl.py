@@ -511,6 +511,7 @@ def test_one_update_of_every_algorithm(loss_name: str) -> None:
 # -- devices ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_steps_do_not_wait_for_the_gpu() -> None:
     env = TorchRLEnv("8gaussians", num_envs=64, backward="learned", fit_backward=True).to("cuda")

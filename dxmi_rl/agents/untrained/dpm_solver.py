@@ -14,8 +14,8 @@ from dxmi_rl.agents.untrained.solvers import Solver
 class DPMSolver(Solver):
     """Algorithm 2, x_i from x_{i-1}. With lambda = log(alpha / s), h_i = lambda_i - lambda_{i-1}, r_i = h_{i-1} / h_i:
 
-    D_i = (1 + 1 / (2 r_i)) D(x_{i-1}) - 1 / (2 r_i) D(x_{i-2})
-    x_i = s_i / s_{i-1} x_{i-1} - alpha_i (e^{-h_i} - 1) D_i
+        D_i = (1 + 1 / (2 r_i)) D(x_{i-1}) - 1 / (2 r_i) D(x_{i-2})
+        x_i = s_i / s_{i-1} x_{i-1} - alpha_i (e^{-h_i} - 1) D_i
 
     The first step knows no earlier D, and the last, to s = 0, has h = infinity: both are of first order, DDIM's.
     """

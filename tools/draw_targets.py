@@ -1,14 +1,23 @@
-"""Pictures of targets: the energy, exact samples or data, the base sampler at T = 5, side by side."""
+"""Draw the pictures of targets in docs/targets/: energy, exact samples or data, base sampler at T = 5, side by side.
+
+    python tools/draw_targets.py                # all
+    python tools/draw_targets.py moons rings    # these targets only
+
+Seeds are fixed. Pictures of data sets need their denoisers, which are trained once (half a minute each on one core) and
+kept in the cache. All other pictures take a minute together.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from _reference import double_precision, lowest_energy, reference_samples
+from docpages.references import double_precision, lowest_energy, reference_samples
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,10 +26,12 @@ from torch import Tensor
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.envs.rendering import draw_samples, is_image
-from dxmi_rl.targets import Funnel, LennardJones13, LogGaussianCox, ManyWell, ParticleTarget, Target
+from dxmi_rl.targets import Funnel, LennardJones13, LogGaussianCox, ManyWell, ParticleTarget, Target, list_targets
 from dxmi_rl.targets.cox import GRID, load_finpines
 from dxmi_rl.tasks import Task, make_task, reference_target
+from dxmi_rl.utils.registry import UnknownNameError
 
+DOCS = Path(__file__).parents[1] / "docs"
 HORIZON = 5
 SAMPLES = 2000
 SEED = 0
@@ -223,3 +234,24 @@ def _field_panels(name: str, base: Tensor, title: str) -> list[Panel]:
 
 def _images(target: Target, x: Tensor) -> Callable[[Axes], None]:
     return lambda axes: draw_samples(axes, target, x)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="target", help="targets to draw; all")
+    parser.add_argument("--output", type=Path, default=DOCS / "targets", help="folder of the pictures")
+    options = parser.parse_args(arguments)
+    for name in options.names:
+        if name not in list_targets():
+            parser.error(str(UnknownNameError("target", name, list_targets())))
+    torch.set_num_threads(1)  # the order of float sums depends on the number of threads
+    for name in options.names or list_targets():
+        start, file = time.perf_counter(), options.output / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(name, file)
+        print(f"{file.name}: {file.stat().st_size / 1000:.0f} kB, {time.perf_counter() - start:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the parts of documentation pages that come from the code are made of."""
