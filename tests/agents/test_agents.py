@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for
+from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for, train
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
@@ -107,7 +107,7 @@ def test_the_seed_decides_everything(name: str) -> None:
         agent = small(name, seed=seed)
         torch.manual_seed(noise)
         np.random.seed(noise)
-        agents.append(agent.learn(3 * agent.timesteps_per_iteration))
+        agents.append(train(agent, 3))
     first, second, third = agents
     assert same(state(first), state(second)), "whatever the global generators were"
     assert torch.equal(first.sample(3), second.sample(3))
@@ -129,13 +129,12 @@ def test_training_leaves_the_global_generators_alone(name: str) -> None:
     wanted = torch.rand(1), np.random.rand()
     torch.manual_seed(1)
     np.random.seed(1)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    train(agent, 2)
     assert (torch.rand(1), np.random.rand()) == wanted
 
 
 def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
-    agent = small(name)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    agent = train(small(name), 2)
     path = agent.save(tmp_path / "deep" / "agent.safetensors")
     loaded = type(agent).load(path)
     assert type(loaded) is type(agent)
@@ -189,9 +188,9 @@ def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
         if trained.num_timesteps == 3 * step:
             trained.save(path)
 
-    agent.learn(6 * step, callback=save_half_way)
     if not agent.trains:
         pytest.skip("nothing to resume")
+    agent.learn(6 * step, callback=save_half_way)
     resumed = type(agent).load(path)
     assert resumed.num_timesteps == 3 * step
     resumed.learn(3 * step, reset_num_timesteps=False)
@@ -261,9 +260,10 @@ def test_a_failed_save_keeps_the_old_file(name: str, tmp_path: Path, monkeypatch
 
 
 def test_unknown_settings_name_the_near_ones(name: str) -> None:
-    field = dataclasses.fields(AGENTS[name].Config)[0].name
-    with pytest.raises(UnknownNameError, match=f"unknown setting of .*Did you mean '{field}'"):
-        small(name, **{field[:-1] + "x": 1})
+    known = dataclasses.fields(AGENTS[name].Config)
+    near, typo = (f"Did you mean '{known[0].name}'", known[0].name[:-1] + "x") if known else ("Known: none", "x")
+    with pytest.raises(UnknownNameError, match=f"unknown setting of .*{near}"):
+        small(name, **{typo: 1})
     with pytest.raises(TypeError, match="config of"):
         make_agent(name, task_for(name), config={"width": 3})
 
