@@ -14,13 +14,13 @@ class Costs:
     """What training has spent so far; evaluation and sampling are not counted."""
 
     timesteps: int = 0
-    """Rollout transitions: the budget."""
+    """Rollout transitions, which ``total_timesteps`` of ``learn`` counts."""
     policy_draws: int = 0
     """Next states drawn from the policy, rollouts included."""
     energy_evals: int = 0
     """Evaluations of E on one x, with or without gradient."""
     energy_grad_evals: int = 0
-    """Those of them that were differentiated in x."""
+    """The part of ``energy_evals`` that was differentiated in x."""
     denoiser_calls: int = 0
     """Evaluations of the base or fine-tuned denoiser on one x."""
     seconds: float = 0.0
@@ -48,7 +48,7 @@ _COUNTERS: list[Costs] = []
 
 @contextlib.contextmanager
 def counting(costs: Costs) -> Iterator[None]:
-    """Calls made inside are added to ``costs``, and to no other counter outside of this one."""
+    """Calls made inside are added to ``costs``, and not to the counters around this one."""
     _COUNTERS.append(costs)
     try:
         yield

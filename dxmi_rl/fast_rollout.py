@@ -21,7 +21,7 @@ CACHE_SIZE = 8
 def fast_loop(policy: Policy, start: Tensor, horizon: int, *, whole: bool, compile: bool, graph: bool) -> Loop:
     """A loop like ``play`` for starts of this shape; compiled and captured ones are kept for the next call.
 
-    Raises ValueError for a graph elsewhere than on CUDA, RuntimeError when there is nothing to compile with.
+    Raises ValueError for a graph without CUDA, RuntimeError for compiling without a C++ compiler.
     """
     if graph and not start.is_cuda:
         raise ValueError(
@@ -74,7 +74,8 @@ def _compiled(policy: Policy, whole: bool) -> Loop:
 class _CapturedLoop:
     """The whole loop as one CUDA graph on static buffers; parameters are read where they lie, so training is seen.
 
-    Python numbers on the policy are those of the capture. Raises RuntimeError for a policy that cannot be captured.
+    Python numbers that the policy holds stay what they were at the capture. Raises RuntimeError for a policy that
+    cannot be captured.
     """
 
     def __init__(self, loop: Loop, start: Tensor, horizon: int) -> None:
@@ -105,7 +106,7 @@ class _CapturedLoop:
         for buffer, noise in zip(self.noises, noises, strict=True):
             buffer.copy_(noise)
         self.graph.replay()
-        # A replay makes the calls of the capture without passing the places where they are counted.
+        # A replay makes the calls of the capture, but runs no Python that would count them.
         differentiated = self.costs.energy_grad_evals
         count_energy(differentiated, differentiated=True)
         count_energy(self.costs.energy_evals - differentiated)

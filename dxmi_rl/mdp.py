@@ -102,8 +102,8 @@ class DenoisingMDP:
     # -- dynamics ----------------------------------------------------------------------------------------------
 
     def start_from(self, data: Draw | None) -> None:
-        """Let episodes start at noised data, x_0 = alpha_0 x + s_0 noise with x from ``data(n, generator)``, as low as
-        the ladder begins; None: at noise alone, as ever.
+        """Let episodes start at noised data, x_0 = alpha_0 x + s_0 noise with x from ``data(n, generator)``, at the
+        schedule's first noise level; None: at noise alone, as by default.
         """
         self._start = data
 
@@ -170,9 +170,9 @@ class DenoisingMDP:
 
         With t a LongTensor ``[batch]`` the energy is evaluated on every row and used where t = T - 1. Rewards and
         next states carry gradients only when ``differentiable``. Raises TypeError or ValueError for wrong shapes,
-        dtypes, devices or t outside 0..T-1 (a LongTensor's numbers are looked at on the CPU only). States and actions
-        are not looked at: in rows where they are NaN or infinite, the reward is NaN or infinite, too; at tau = 0, where
-        only the energy is a reward, the next state that is made from them is. The environments raise then.
+        dtypes, devices or t outside 0..T-1 (the numbers of a LongTensor are checked on the CPU only). The numbers of
+        states and actions are not checked: where they are NaN or infinite, so is the reward, or at tau = 0 the next
+        state. The environments raise then.
         """
         x_next, reward, terminal = self.transition(x, t, action, coordinates, differentiable)
         return x_next, reward if terminal is None else reward + terminal
@@ -186,7 +186,7 @@ class DenoisingMDP:
     def checked_transition(
         self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``transition`` for arguments that the caller has looked at."""
+        """``transition`` for arguments that the caller has checked."""
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             x_next = self._next_state(x, t, action, coordinates)
             if not differentiable:
@@ -234,7 +234,7 @@ class DenoisingMDP:
         compile: bool = False,
         graph: bool = False,
     ) -> Trajectory:
-        """n whole episodes of ``policy`` in one batch, without work or waiting per episode or step.
+        """n whole episodes of ``policy`` in one batch, which waits for the device once, at the end.
 
         Args:
             policy: anything with ``moments(x, t)`` (a Gaussian over the next state) or ``transport(x, t, noise)``.

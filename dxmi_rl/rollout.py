@@ -23,7 +23,7 @@ class Trajectory:
     Attributes:
         x: states, ``[T + 1, n, *event_shape]``; x[T] are the samples.
         log_prob: log pi(x_{t+1} | x_t) of the policy that played, ``[T, n]``.
-        base_mean: what the policy was given beside x_t, ``[T, n, ...]`` (``GaussianPolicy.base_mean``); None: nothing.
+        base_mean: ``GaussianPolicy.base_mean`` at every x_t, ``[T, n, ...]``; None for policies without one.
         first: the step that x[0] belongs to; 0 for whole episodes.
     """
 
@@ -100,7 +100,7 @@ class GaussianDensity(Protocol):
 
 
 class TransportDensity(Protocol):
-    """Any other density over the next state that standard normal noise is transported to."""
+    """Any other density over the next state, given as a map from standard normal noise."""
 
     def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_{t+1} (shape of x) made from x_t and N(0, I) noise, and its log pi(x_{t+1} | x_t): ``[batch]``."""
@@ -157,7 +157,9 @@ def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -
 
 
 def _check_answer(name: str, value: object, shape: torch.Size | None, start: Tensor) -> None:
-    """Raise TypeError or ValueError for an answer of the policy unlike ``start``; shape None: what broadcasts to it."""
+    """Raise TypeError or ValueError unless ``value`` has this shape (None: one that broadcasts to ``start``'s), and the
+    dtype and device of ``start``.
+    """
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise TypeError(f"the policy's {name} must be a dense tensor, got {value!r}.")
     if shape is None:

@@ -31,7 +31,7 @@ class AdjointMatchingConfig:
     max_grad_norm: float = 1.0
     """Largest norm of a policy gradient."""
     kernel_steps: int = 4
-    """Fits of the backward kernel per rollout; it plays no part in the objective, but scores are taken with it."""
+    """Fits of the backward kernel per rollout; the objective does not use it, but evaluation does."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     policy: MeanConfig = field(default_factory=lambda: MeanConfig(learning_rate=0.005))
@@ -58,7 +58,7 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
 
     What it converges to. At the fixed point, u_t(x) = -sigma_t E[a_{t+1} | x_t = x]. The full adjoint, dJ / dx_t, has
     the further terms (du_t / dx)^T (u_t + sigma_t a_{t+1}), whose mean given x_t is zero there: so in T steps, too, it
-    is a stationary point of J among Gaussian policies with the base's sigma (the minimum, where J has but one). It is
+    is a stationary point of J among Gaussian policies with the base's sigma (the minimum, if it is the only one). It is
     not p_base exp(-E / beta) itself: the optimal kernel p_base(x_{t+1} | x_t) exp(-V_{t+1}(x_{t+1})) is narrower where
     V is convex, by the order of sigma_t^2, which vanishes as T grows.
 
@@ -67,7 +67,8 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
     value V_0(x_0). Of the samplers here, DDPM (eta = 1) on a schedule from a high noise level forgets; DDIM with
     eta < 1 and ``base=None``, a random walk from x_0, do not.
 
-    So it aims at p_base exp(-E / beta), not at exp(-E / tau): where the base samples the target already, at its square.
+    So it aims at p_base exp(-E / beta), not at exp(-E / tau): where the base already samples exp(-E / beta), the policy
+    ends at the square of that density.
     """
 
     name: ClassVar[str] = "adjoint-matching"

@@ -61,7 +61,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
     has_density: bool = True
     trains: ClassVar[bool] = True
     needs_denoiser: ClassVar[bool] = False
-    """Only tasks whose base sampler has a denoiser will do."""
+    """Whether it works only on tasks whose base sampler has a denoiser."""
 
     def __init__(
         self,

@@ -13,7 +13,6 @@ from torch import Tensor
 from dxmi_rl.costs import Costs
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import CheckpointError
-from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 
 if TYPE_CHECKING:
@@ -84,10 +83,10 @@ def task_of(
 
 
 def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]]) -> Any:
-    """The settings of a checkpoint; raises CheckpointError for those that this version does not know."""
+    """The settings of a checkpoint; raises CheckpointError for those that this version does not know or allow."""
     try:
         return kind.parse_config(metadata["config"])
-    except UnknownNameError as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} is of another version of dxmi_rl: {error}") from error
 
 

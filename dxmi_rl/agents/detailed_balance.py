@@ -57,8 +57,8 @@ class DetailedBalanceConfig(GFlowNetConfig):
 class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
     """One squared loss per step: log F_t(x_t) + log pi against log F_{t+1}(x_{t+1}) + log qb, log F_T = -E / tau.
 
-    log F_t = log Z + log N(x; 0, scale_t^2 I) + d net(x, t), the noised target's rough density and its correction. F_0
-    is learned like the others, not tied to Z p_0: the start is not the policy's to choose. At the optimum tau log F_t
+    log F_t = log Z + log N(x; 0, scale_t^2 I) + d net(x, t), a rough density of the noised target and a correction.
+    F_0 is learned like the others, not tied to Z p_0, as p_0 is given. At the optimum tau log F_t
     is minus the soft value V_t of DxDP.
 
     Two things are ours. Where a Gaussian step cannot balance exactly, the published loss bends F_{t+1} towards what

@@ -1,8 +1,8 @@
 """What the GFlowNet and log-variance agents share: off-policy paths, their log-weights, flows, exploration, replay.
 
-With log w = -E(x_T) / tau - log p_0(x_0) + sum_t [log qb(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)], each loss is zero
-exactly where log w is what it should be on every path, so any full-support distribution of paths will do: exploration
-with extra noise, replayed x_T. Paths are constants; gradients flow through log pi and the flows only.
+They compare log w = -E(x_T) / tau - log p_0(x_0) + sum_t [log qb(x_t | x_{t+1}) - log pi(x_{t+1} | x_t)] with log Z.
+At the optimum their losses are zero on every path, so paths may come from any distribution with full support: from
+exploration with extra noise, from replayed x_T. Paths are constants; gradients flow through log pi and the flows only.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class GFlowNetConfig:
     """Capacity of the buffer of final states; 0: no replay."""
     replay_fraction: float = 0.1
     """Part of a batch's paths that are drawn backwards from the buffer, on top of ``n_trajectories`` rollouts. The
-    paper's half is for a hundred steps: few Gaussian steps cannot balance everywhere, and spread to cover what is
-    replayed."""
+    paper has a half, for a hundred steps. A few Gaussian steps cannot balance on all paths, and become broader to cover
+    the replayed ones."""
     local_search_steps: int = 20
     """MALA steps that improve ``n_trajectories`` replayed states; 0: no local search."""
     local_search_every: int = 10
@@ -195,7 +195,7 @@ class GFlowNet(Agent[ConfigT]):
         """The algorithm's loss on paths."""
 
     def behaviour(self) -> GaussianPolicy:
-        """The policy of the rollouts: with extra noise at first, the agent's own after ``exploration_fraction``."""
+        """The policy of the rollouts: with extra noise at first, without it after ``exploration_fraction``."""
         left = max(0.0, 1 - self.progress / self.config.exploration_fraction)
         extra = self.config.exploration * left
         return ExploringPolicy(self.policy, extra * self.mdp.base.sigma) if extra else self.policy
@@ -216,12 +216,12 @@ class GFlowNet(Agent[ConfigT]):
         return gaussian_log_prob(x_next, *moments).view(self.mdp.horizon, -1)
 
     def log_weights(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """log w: ``[n]``, less what a given p_0 leaves unbalanced, f(x_0), where the agent learns it.
+        """log w: ``[n]``, minus f(x_0) where the agent learns it.
 
-        The start is not the policy's to choose: with a kernel whose chains do not end in p_0, log w depends on x_0 even
-        at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau). Nor are the states
-        that frozen steps lead to: f is then of the state where training starts, and the mean of the steps before stands
-        for them.
+        p_0 is given, and the policy cannot change it. With a kernel whose chains do not end in p_0, log w depends on
+        x_0 even at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau). The policy
+        cannot change its frozen steps either: f is then a function of the state where training starts, and the steps
+        before it count with their mean over the batch.
         """
         first, steps = self.policy.frozen_steps, log_targets - self.log_forward(paths)
         before = steps[:first].sum(0) - self.mdp.start_log_prob(paths.x[0])
@@ -229,7 +229,10 @@ class GFlowNet(Agent[ConfigT]):
         return log_weights if self.value is None else log_weights - self.value(paths.x[first], first) / self.mdp.tau
 
     def descend(self, loss: Tensor) -> None:
-        """One Adam step of the policy and of its flows; half the loss per step of a path, as other agents' losses."""
+        """One Adam step of the policy and of its flows on loss / (2 T).
+
+        On-policy the gradient of that is the reverse KL's per transition, as in other agents.
+        """
         for optimizer in self.optimizers().values():
             optimizer.zero_grad(set_to_none=True)
         (loss / (2 * self.mdp.horizon)).backward()

@@ -104,13 +104,13 @@ class PathWise(Agent[PathWiseConfig]):
 def path_loss(
     agent: Agent[Any], path: Path, n: int, on_final: FinalStateHook | None, kernel_steps: int
 ) -> Callable[[], Tensor]:
-    """The rollout of one iteration, with gradients; the loss of it is computed when it is called, in ``path.frozen``.
+    """Roll out one iteration with gradients, and return a function that computes its loss inside ``path.frozen()``.
 
-    x_T is handed to ``on_final``, and the backward kernel is fitted, before the loss.
+    Before the loss, x_T is handed to ``on_final``, which may change the energy, and the backward kernel is fitted.
     """
     mdp = agent.mdp
     if on_final is not None and path.graph_holds_energy:
-        # The energy must not change before it is differentiated: the same noise is run once without a graph.
+        # The energy must change before the rollout: the same noise is run once without a graph, for ``on_final`` alone.
         state = agent.generator.get_state()
         on_final(mdp.sample(path.policy, n, agent.generator))
         agent.generator.set_state(state)
@@ -139,6 +139,7 @@ class Path:
         self.score_free = config.score_free and mdp.tau > 0
         if config.detach_energy_gradient and isinstance(policy, CorrectionPolicy) and policy.gradient is not None:
             policy.gradient = EnergyGradient(mdp.energy, constant=True)
+        # Whether the backward pass needs grad E of the rollout: then the energy must not change in between.
         self.graph_holds_energy = policy.sees_energy_gradient and (
             not config.detach_energy_gradient or config.checkpointing
         )

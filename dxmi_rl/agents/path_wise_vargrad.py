@@ -25,7 +25,7 @@ class PathWiseVarGradConfig(GFlowNetConfig):
     gradient_steps: int = 4
     """Gradient steps on each batch of the VarGrad phase; its loss holds off-policy."""
     conditional: bool = True
-    """Take a learned f(x_0) off log w: without it, off-policy batches move the optimum (see log_weights)."""
+    """Subtract a learned f(x_0) from log w: without it, off-policy batches move the optimum (see log_weights)."""
     path_wise_fraction: float = 0.1
     """Part of the budget (as learning rates see it) for the path-wise phase at its beginning. That phase finds modes
     fast and, where it goes on for long, loses some again."""

@@ -27,7 +27,7 @@ class VarGradConfig(GFlowNetConfig):
     max_grad_norm: float = 1.43
     """Largest norm of a policy gradient."""
     conditional: bool = True
-    """Take a learned f(x_0) off log w: without it, off-policy batches move the optimum (see log_weights)."""
+    """Subtract a learned f(x_0) from log w: without it, off-policy batches move the optimum (see log_weights)."""
     policy: PolicyConfig = field(
         default_factory=lambda: PolicyConfig(learning_rate=0.00348, sigma_learning_rate=0.000396)
     )
@@ -50,5 +50,5 @@ class VarGrad(GFlowNet[VarGradConfig]):
         return self.config.conditional
 
     def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Unbiased variance of log w over the batch; on-policy, too, its gradient is twice the reverse KL's."""
+        """Unbiased variance of log w over the batch; on-policy its gradient is twice that of the reverse KL."""
         return self.log_weights(paths, log_targets).var()

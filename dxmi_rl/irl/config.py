@@ -29,21 +29,21 @@ class EnergyConfig:
     """A residual convolutional network, for images (32 channels and one block per stage are a start); without
     ``fourier`` and ``residual``, which are about MLPs."""
     denoiser: bool = False
-    """The energy starts as the base sampler's denoiser, sum_k |x - D(x, l_k)|^2 (EnergyDenoiser), whatever else is said
-    here of its network; low on data from the start, it is for detecting outliers."""
+    """The energy starts as sum_k |x - D(x, l_k)|^2 with the base sampler's denoiser D (EnergyDenoiser), low on data
+    from the start; ``width`` and other settings of the network then change nothing."""
     levels: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Noise levels l_k of ``denoiser``, in standard deviations of the data. Each costs a denoiser call per energy; what
-    lies far below the lowest, such as faint noise on samples, the energy does not see."""
+    """Noise levels l_k of ``denoiser``, in standard deviations of the data. Each costs a denoiser call per energy. The
+    energy does not see structure far below the lowest level, such as faint noise on samples."""
     level_power: float = 0.0
-    """p: the levels count by l_k^-p at first. 2: each in units of its own noise."""
+    """p: the initial weight of level l_k is l_k^-p; with 2 each level counts in units of its own noise."""
     clip: bool | None = False
-    """The energy sees images clipped to [-1, 1], as files and distances have them: a sampler then makes a pixel black
-    by going beyond, where otherwise it must hit -1, and faint noise on black is gone. None: for sets of images, which
-    have such limits; other targets have none."""
+    """Clip images to [-1, 1] before the energy sees them, as files and distances do: a sampler then makes a pixel black
+    by any value below -1, and faint noise on black disappears. None: clip sets of images, and nothing else, as other
+    targets have no such limits."""
     spectral_norm: bool = False
     """Every layer has spectral norm one, as far as power iteration keeps up with training (Miyato et al. 2018, arXiv
-    1802.05957), so that an MLP's slope in what it sees (with the Fourier features) is bounded; not with ``residual``. A
-    convolutional energy's slope is held down only, as its blocks add up."""
+    1802.05957), so that the slope of an MLP in its inputs (with Fourier features) is bounded; not with ``residual``.
+    The slope of a convolutional energy becomes smaller, but is not bounded, as its blocks add up."""
 
     def __post_init__(self) -> None:
         for key in ("width", "depth"):
@@ -118,8 +118,8 @@ class DxMIConfig:
     gradient_penalty: float = 0.0
     """Weight of the mean squared gradient of the energy on data and samples, in units of 1 / the target's scale."""
     anchor: float = 0.0
-    """Decay of an average of the energy, which the loss then takes off: the energy learns, and gamma and the gradient
-    penalty hold small, what is to be added to the average. For players that can do anything (a sampler that draws from
+    """Decay of an average of the energy. The loss is that of the energy minus this average, so gamma and the gradient
+    penalty hold only the difference small. For players that can do anything (a sampler that draws from
     exp(-E / tau), no ``data_noise``) the game then ends at the data themselves, E = -tau log p_data + c, at any gamma
     and tau. 0: no average, as in the paper; the sampler ends a little broader than the data."""
     energy_learning_rate: float = 1e-3
@@ -139,8 +139,8 @@ class DxMIConfig:
     augmentation_flip: bool = False
     """Mirror images are among the changes: for things that have no left and right, not for digits."""
     replay: int = 0
-    """Past rollouts from whose samples the energy sees as many again, drawn at random: it then does not forget what the
-    policy has left. 0: only the present one."""
+    """Number of past rollouts that are kept for the energy: each of its steps sees as many samples of these, drawn at
+    random, as present ones, so that it does not forget regions that the policy has left. 0: only present samples."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``; 0 uses
     the last iterates."""

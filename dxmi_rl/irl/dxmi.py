@@ -54,8 +54,9 @@ class DxMI(Agent[DxMIConfig]):
 
     @classmethod
     def parse_config(cls, values: Mapping[str, Any]) -> DxMIConfig:
-        inner = AGENTS[values["agent"]].Config()
-        return changed(DxMIConfig(agent=values["agent"], agent_settings=inner), values, f"setting of {cls.name!r}")
+        agent = values.get("agent", "dxdp")
+        start = DxMIConfig(agent=agent, agent_settings=AGENTS[agent].Config())
+        return changed(start, values, f"setting of {cls.name!r}")
 
     def _build(self) -> None:
         config, target = self.config, self.task.target
@@ -81,7 +82,7 @@ class DxMI(Agent[DxMIConfig]):
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
         self.anchor = copy.deepcopy(self.energy).requires_grad_(False) if config.anchor else None
-        # Before the first batch there is the start itself: noise, which is no data either.
+        # Until there are past samples, x_0 takes their place: noise, which is no data either.
         self.past = self.mdp.reset(self.timesteps_per_iteration // self.mdp.horizon, self.generator)
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)

@@ -39,6 +39,11 @@ def changed(config: ConfigT, settings: Mapping[str, Any], kind: str) -> ConfigT:
 
     Raises UnknownNameError (with the near names) for an unknown name, and what the config raises for its values.
     """
+    return _changed(config, settings, kind, "")
+
+
+def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: str) -> ConfigT:
+    """``changed`` for a config whose full name is ``prefix``, such as "policy." (for messages)."""
     if not is_dataclass(config) or isinstance(config, type):
         raise TypeError(f"{kind}: a config must be a dataclass, got {config!r}.")
     inside: dict[str, dict[str, Any]] = {}
@@ -49,19 +54,20 @@ def changed(config: ConfigT, settings: Mapping[str, Any], kind: str) -> ConfigT:
         nested = name in known and is_dataclass(getattr(config, name))
         if name not in known or (rest and not nested):
             # The bare name of a field inside ("width") is nearest to its full one ("policy.width").
-            every = setting_names(config)
+            every = [prefix + full for full in setting_names(config)]
             near = [full for full in every if full.rpartition(".")[2] == key]
-            raise UnknownNameError(kind, key, every, near=near)
+            raise UnknownNameError(kind, prefix + key, every, near=near)
         if rest:
             inside.setdefault(name, {})[rest] = value
         elif nested and isinstance(value, Mapping):
             inside.setdefault(name, {}).update(value)
-        elif nested and type(value) is not type(getattr(config, name)):
-            raise TypeError(f"{key} must be a {type(getattr(config, name)).__name__} or a mapping, got {value!r}.")
+        elif nested and type(value) is not (wanted := type(getattr(config, name))):
+            raise TypeError(f"{prefix}{key} must be a {wanted.__name__} or a mapping, got {value!r}.")
         else:
             direct[key] = tuple(value) if isinstance(value, list) else value
     for name, values in inside.items():
-        direct[name] = changed(direct.get(name, getattr(config, name)), values, kind)
+        start = direct.get(name, getattr(config, name))
+        direct[name] = _changed(start, values, kind, f"{prefix}{name}.")
     return replace(config, **direct)
 
 

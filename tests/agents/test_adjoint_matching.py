@@ -320,8 +320,8 @@ def test_costs_are_what_was_called(settings: dict[str, Any]) -> None:
     [
         ({"beta": 0.0}, "beta must be finite and > 0"),
         ({"beta": -1.0}, "beta must be finite and > 0"),
-        ({"policy": {"state_dependent_sigma": True}}, "unknown setting .* 'state_dependent_sigma'"),
-        ({"policy.sigma_learning_rate": 1e-3}, "unknown setting .* 'sigma_learning_rate'"),
+        ({"policy": {"state_dependent_sigma": True}}, "unknown setting .* 'policy.state_dependent_sigma'"),
+        ({"policy.sigma_learning_rate": 1e-3}, "unknown setting .* 'policy.sigma_learning_rate'"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str) -> None:

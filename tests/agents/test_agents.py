@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for
+from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for, train
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
@@ -24,6 +24,7 @@ from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 GFLOWNETS = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
 
@@ -106,7 +107,7 @@ def test_the_seed_decides_everything(name: str) -> None:
         agent = small(name, seed=seed)
         torch.manual_seed(noise)
         np.random.seed(noise)
-        agents.append(agent.learn(3 * agent.timesteps_per_iteration))
+        agents.append(train(agent, 3))
     first, second, third = agents
     assert same(state(first), state(second)), "whatever the global generators were"
     assert torch.equal(first.sample(3), second.sample(3))
@@ -128,13 +129,12 @@ def test_training_leaves_the_global_generators_alone(name: str) -> None:
     wanted = torch.rand(1), np.random.rand()
     torch.manual_seed(1)
     np.random.seed(1)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    train(agent, 2)
     assert (torch.rand(1), np.random.rand()) == wanted
 
 
 def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
-    agent = small(name)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    agent = train(small(name), 2)
     path = agent.save(tmp_path / "deep" / "agent.safetensors")
     loaded = type(agent).load(path)
     assert type(loaded) is type(agent)
@@ -188,9 +188,9 @@ def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
         if trained.num_timesteps == 3 * step:
             trained.save(path)
 
-    agent.learn(6 * step, callback=save_half_way)
     if not agent.trains:
         pytest.skip("nothing to resume")
+    agent.learn(6 * step, callback=save_half_way)
     resumed = type(agent).load(path)
     assert resumed.num_timesteps == 3 * step
     resumed.learn(3 * step, reset_num_timesteps=False)
@@ -223,6 +223,16 @@ def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:
         kind.load(path, task=task_for(name, horizon=3))
 
 
+@pytest.mark.parametrize("changes", [{"epochs_of_old": 4}, {"n_trajectories": "many"}, {"n_trajectories": 0}])
+def test_checkpoints_of_other_versions_are_refused(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Settings that went, or that no longer are what they were."""
+    tensors, metadata = load_tensors(small(name).save(tmp_path / "agent"))
+    old = {"agent_settings": metadata["config"]["agent_settings"] | changes} if name == "dxmi" else changes
+    path = save_tensors(tmp_path / "old", tensors, metadata | {"config": metadata["config"] | old})
+    with pytest.raises(CheckpointError, match=f"is of another version of dxmi_rl: .*{next(iter(changes))}"):
+        AGENTS[name].load(path)
+
+
 def test_a_task_of_your_own_must_be_given_back(name: str, tmp_path: Path) -> None:
     target = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.4, plot_range=(-3, 3))
     agent = small(name, make_task(target, horizon=3))
@@ -250,9 +260,10 @@ def test_a_failed_save_keeps_the_old_file(name: str, tmp_path: Path, monkeypatch
 
 
 def test_unknown_settings_name_the_near_ones(name: str) -> None:
-    field = dataclasses.fields(AGENTS[name].Config)[0].name
-    with pytest.raises(UnknownNameError, match=f"unknown setting of .*Did you mean '{field}'"):
-        small(name, **{field[:-1] + "x": 1})
+    known = dataclasses.fields(AGENTS[name].Config)
+    near, typo = (f"Did you mean '{known[0].name}'", known[0].name[:-1] + "x") if known else ("Known: none", "x")
+    with pytest.raises(UnknownNameError, match=f"unknown setting of .*{near}"):
+        small(name, **{typo: 1})
     with pytest.raises(TypeError, match="config of"):
         make_agent(name, task_for(name), config={"width": 3})
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from agent_cases import same, skip_without_extra, small, state
+from agent_cases import same, skip_without_extra, small, state, train
 
 from dxmi_rl import list_agents
 from dxmi_rl.agents import AGENTS, Agent
@@ -50,7 +50,7 @@ def serve(folder: str, seed: int) -> None:
         except pytest.skip.Exception:
             continue
         agent, path, count = small(name), Path(folder, name, "agent.safetensors"), mmap.mmap(-1, 8)
-        wanted, _ = load_tensors(agent.learn(agent.timesteps_per_iteration).save(path))  # optimizers have states now
+        wanted, _ = load_tensors(train(agent, 1).save(path))  # optimizers have states now
         found = {"agent": name, "saves": 0, "left": 0, "damaged": 0, "lost": 0}
         for _ in range(KILLS):
             before = count[:8]

@@ -37,15 +37,21 @@ def task_for(name: str, **changes: Any) -> Task:
 
 def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent[Any]:
     """The agent with those of the small settings that it has."""
-    chosen = small_settings(name)
-    policy = settings.get("policy", {})
-    if "fine-tuned" in (settings.get("policy.kind"), policy.get("kind")):  # the pretrained network has its own size
-        chosen = {key: value for key, value in chosen.items() if not key.startswith("policy.")}
+    task = task_for(name) if task is None else task
+    kind = settings.get("policy.kind", settings.get("policy", {}).get("kind", "auto"))
+    images = isinstance(task, Task) and len(task.event_shape) == 3
+    tuned = kind == "fine-tuned" or (kind == "auto" and images)
+    chosen = small_settings(name, tuned)
     if name == "dxmi":
-        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
+        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"), tuned)}
     else:
         chosen["config"] = plain_config(name)
-    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+    return make_agent(name, task, seed=seed, **{**chosen, **settings})
+
+
+def train(agent: Agent[Any], iterations: int, **options: Any) -> Agent[Any]:
+    """Train for this number of iterations; solvers, which have none, are asked for one transition."""
+    return agent.learn(max(1, iterations * agent.timesteps_per_iteration), **options)
 
 
 def plain_config(name: str) -> Any:
@@ -58,10 +64,11 @@ def plain_agent(name: str, task: Any, **settings: Any) -> Agent[Any]:
     return make_agent(name, task, config=plain_config(name), **settings)
 
 
-def small_settings(name: str) -> dict[str, Any]:
-    """Those of SMALL that the agent has."""
+def small_settings(name: str, fine_tuned: bool = False) -> dict[str, Any]:
+    """Those of SMALL that the agent has; a fine-tuned network has its own size."""
     known = set(setting_names(AGENTS[name].Config()))
-    return {key: value for key, value in SMALL.items() if key in known}
+    chosen = {key: value for key, value in SMALL.items() if key in known}
+    return {key: value for key, value in chosen.items() if not (fine_tuned and key.startswith("policy."))}
 
 
 def state(agent: Agent[Any]) -> dict[str, Tensor]:

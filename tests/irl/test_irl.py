@@ -309,8 +309,8 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: st
     [
         ("dxpd", {}, UnknownNameError, "Did you mean 'dxdp'"),
         ("dxmi", {}, ValueError, "cannot be nested"),
-        ("ppo", {"epoch": 3}, UnknownNameError, "Did you mean 'n_epochs'"),
-        ("ppo", {"value_width": 3}, UnknownNameError, "Did you mean 'value.width'"),
+        ("ppo", {"epoch": 3}, UnknownNameError, "Did you mean 'agent_settings.n_epochs'"),
+        ("ppo", {"value_width": 3}, UnknownNameError, "Did you mean 'agent_settings.value.width'"),
         ("ppo", DxDPConfig(), TypeError, "agent_settings must be a PPOConfig or a mapping"),
     ],
 )

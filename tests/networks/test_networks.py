@@ -126,7 +126,7 @@ def test_widths_that_cannot_be() -> None:
         make_task("8gaussians", backward="learned", backward_options={"coordinate_width": -1})
     with pytest.raises(ValueError, match=r"policy\.coordinate_width .*changes nothing in a 'fine-tuned' one"):
         make_agent("ppo", "8gaussians", policy={"kind": "fine-tuned", "coordinate_width": 8})
-    with pytest.raises(ValueError, match=r"policy\.coordinate_width must be off for a fine-tuned network"):
+    with pytest.raises(ValueError, match=r"policy\.coordinate_width must be 0 for a fine-tuned network"):
         make_agent("ppo", "8gaussians", config=PPOConfig(policy=PolicyConfig(kind="fine-tuned", coordinate_width=8)))
 
 
