@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dxmi_rl.agents import DxDPConfig
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
 from dxmi_rl.targets import ImageSet, Target
 from dxmi_rl.utils.checks import check_integer, check_real
@@ -104,7 +104,7 @@ class DxMIConfig:
     """Name of the recipe that the other settings start from (``dxmi_rl.irl.list_recipes()``); "": none."""
     agent: str = "dxdp"
     """Name of the agent that trains the sampler."""
-    agent_settings: Any = field(default_factory=DxDPConfig)
+    agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
     """All settings of that agent, its Config."""
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     """The energy's network."""

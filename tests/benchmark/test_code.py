@@ -125,4 +125,4 @@ def test_a_run_reaches_its_agent_and_what_scores_it(name: str) -> None:
 def test_the_recipe_of_a_fixed_energy_counts() -> None:
     rows = [Row("ppo", "digits", "ppo", 1, task_settings=settings) for settings in ({"energy": "fixed"}, {})]
     with_energy, without = (code._closure(row.modules()) for row in rows)
-    assert {"dxmi_rl.irl.fixed", "dxmi_rl.irl.recipes", "dxmi_rl.irl.dxmi"} <= with_energy - without
+    assert {"dxmi_rl.irl.fixed", "dxmi_rl.irl.recipe_files", "dxmi_rl.irl.dxmi"} <= with_energy - without

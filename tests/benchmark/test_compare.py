@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
-from dxmi_rl.agents import AGENTS, DxDP
+from dxmi_rl.agents import AGENTS, DxDPConfig, DxDPPaperConfig
 from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
+from dxmi_rl.utils.settings import changed
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:
@@ -195,7 +195,7 @@ def test_divergence_is_a_failed_run(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wild = BATCH | {"policy_learning_rate": 1e30, "anneal": False}
+    wild = BATCH | {"policy": {"learning_rate": 1e30}, "anneal": False}
     group = {"tasks": ["8gaussians"], "agents": ["dxdp"], "label": "wild", "budget": 4_000, "agent_settings": wild}
     content = TINY | {"group": [group, TINY["group"][0]]}
     assert tiny_main("--jobs", "1", "--seeds", "0", content=content) == 1
@@ -260,7 +260,8 @@ def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str,
         ({"tasks": ["8gaussians"], "agents": [3]}, "must have a list 'agents' of names, got [3]"),
         (group_of("8gaussians", "ppo", 9, unit="second"), "Did you mean 'seconds'"),
         (group_of("8gaussians", "base"), "label 'base' is used twice"),
-        (group_of("8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
+        (group_of("8gaussians", "ppo", 100, agent_settings={"policy": {"widht": 3}}), "Did you mean 'width'"),
+        (group_of("8gaussians", "ppo", 100, agent_settings={"width": 3}), "Did you mean 'policy.width'"),
         (group_of("8gaussians", "ppo", 100, task_settings={"horizn": 3}), "Did you mean 'horizon'"),
         (group_of("8gaussians", "ppo", 100, task_setings={}), "Did you mean 'task_settings'"),
         ({"tasks": ["8gaussians"]}, "must have a list 'agents'"),
@@ -333,11 +334,9 @@ def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
 
 def test_the_ablations_change_something_and_the_papers_is_dxdps() -> None:
     for row in presets.load_preset("ablations").rows:
-        config = DxDP.Config(**row.resolved_settings)  # on top of what tuning found
-        told = replace(config, warmup_value_steps=30)  # of no use without a warm-up
-        rates = {"policy_learning_rate": 1e-3, "sigma_learning_rate": 3e-3}  # what None stands for
-        assert (told == DxDP.paper(**rates)) == row.label.startswith("paper")
-        assert (config == DxDP.default()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
+        config = changed(AGENTS[row.agent].Config(), row.agent_settings, "setting")
+        assert (config == DxDPPaperConfig()) == row.label.startswith("paper")
+        assert (config == DxDPConfig()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
 
 
 def a_preset(*groups: dict[str, Any], **changes: Any) -> presets.Preset:
@@ -413,7 +412,7 @@ def test_the_key_holds_what_defines_a_run(monkeypatch: pytest.MonkeyPatch) -> No
         protocol.Run(a_row(), 0, sizes=protocol.Sizes(draws=2)),
         protocol.Run(a_row(budget=4_001), 0),
         protocol.Run(a_row(unit="energy_evals"), 0),
-        protocol.Run(a_row(agent_settings=BATCH | {"width": 3}), 0),
+        protocol.Run(a_row(agent_settings=BATCH | {"policy": {"width": 3}}), 0),
         protocol.Run(a_row(task_settings={"tau": 0.5}), 0),
     ]
     assert len({run.key, *(other.key for other in others)}) == len(others) + 1

@@ -48,7 +48,7 @@ def test_it_beats_the_base_sampler(example: ModuleType) -> None:
 
 def test_it_resumes_and_counts(example: ModuleType, tmp_path: Path) -> None:
     calls: list[int] = []
-    agent = example.CrossEntropy("8gaussians", seed=1, batch_size=32)
+    agent = example.CrossEntropy("8gaussians", seed=1, n_trajectories=32)
     agent.policy.base.denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     file = tmp_path / "agent.safetensors"
     agent.learn(4 * 160, callback=lambda one: one.save(file) and None if one.num_timesteps == 2 * 160 else None)
@@ -59,7 +59,7 @@ def test_it_resumes_and_counts(example: ModuleType, tmp_path: Path) -> None:
 
 def test_inside_dxmi_its_reward_is_the_new_energy(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AGENTS._entries, "cross-entropy", example.CrossEntropy)
-    model = make_agent("dxmi", "8gaussians", agent="cross-entropy", agent_settings={"batch_size": 32})
+    model = make_agent("dxmi", "8gaussians", agent="cross-entropy", agent_settings={"n_trajectories": 32})
     model.learn(3 * model.timesteps_per_iteration)
     assert model.sample(5).shape == (5, 2) and "energy_loss" in model.log
 
