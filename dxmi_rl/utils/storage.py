@@ -25,7 +25,8 @@ if sys.platform != "win32":
 
 JSON = dict[str, Any]
 """A JSON object, as files of results, settings and metadata hold it."""
-FORMAT = "dxmi_rl/1"
+FORMAT = "dxmi_rl/2"
+"""Format of files; a new one where settings or names of tensors have changed."""
 LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
 
@@ -139,10 +140,13 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]
         raise CheckpointError(
             f"{str(path)!r} is not a readable safetensors file: damaged or foreign ({error})."
         ) from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{str(path)!r} was not written by dxmi_rl: its format is {header.get('format')!r}, wanted {FORMAT!r}."
-        )
+    if (found := header.get("format")) != FORMAT:
+        if str(found).startswith("dxmi_rl/"):
+            raise CheckpointError(
+                f"{str(path)!r} is of another version of dxmi_rl: its format is {found!r}, and this version reads "
+                f"{FORMAT!r}. Train it again, or read it with the version that wrote it."
+            )
+        raise CheckpointError(f"{str(path)!r} was not written by dxmi_rl: its format is {found!r}, wanted {FORMAT!r}.")
     try:
         return tensors, json.loads(header["metadata"])
     except (KeyError, json.JSONDecodeError) as error:
