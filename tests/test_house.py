@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import dxmi_rl
+from dxmi_rl.agents import AGENTS, Agent
 
 PACKAGE = Path(dxmi_rl.__file__).parent
 LONGEST = 350
@@ -112,3 +113,9 @@ def test_imports_run_one_way() -> None:
 def test_a_file_can_be_read_in_one_sitting(module: str) -> None:
     lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST, f"look for the two things in {module}"
+
+
+@pytest.mark.parametrize("name", AGENTS.names())
+def test_no_agent_is_more_than_two_classes_below_agent(name: str) -> None:
+    between = [kind for kind in AGENTS[name].__mro__ if issubclass(kind, Agent) and kind is not Agent]
+    assert len(between) <= 2, f"{name}: {[kind.__name__ for kind in between]}"
