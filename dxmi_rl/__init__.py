@@ -6,12 +6,42 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dxmi_rl.envs import register_envs
 
 if TYPE_CHECKING:
-    from dxmi_rl.agents import Agent, list_agents, load_agent, make_agent
+    from dxmi_rl.agents import (
+        A2C,
+        DDIM,
+        DDPM,
+        DPOK,
+        GRPO,
+        PPO,
+        REINFORCE,
+        SB3A2C,
+        SB3PPO,
+        SB3SAC,
+        SB3TD3,
+        SFTPG,
+        AdjointMatching,
+        Agent,
+        Base,
+        DetailedBalance,
+        DPMSolver,
+        DxDP,
+        DxDPPaper,
+        EDMHeun,
+        PathWise,
+        PathWiseVarGrad,
+        TorchRLPPO,
+        TorchRLSAC,
+        TrajectoryBalance,
+        VarGrad,
+        list_agents,
+        load_agent,
+        make_agent,
+    )
     from dxmi_rl.evaluation import evaluate
     from dxmi_rl.irl import DxMI
     from dxmi_rl.mdp import DenoisingMDP
@@ -22,30 +52,33 @@ __version__ = "0.1.0"
 
 # Loaded on first use: `import dxmi_rl` and `gym.make` should not pay for the agents.
 _HOMES = {
-    "Agent": "dxmi_rl.agents",
-    "DenoisingMDP": "dxmi_rl.mdp",
-    "DxMI": "dxmi_rl.irl",
-    "Task": "dxmi_rl.tasks",
-    "evaluate": "dxmi_rl.evaluation",
-    "list_agents": "dxmi_rl.irl",
-    "list_targets": "dxmi_rl.targets",
-    "list_tasks": "dxmi_rl.tasks",
-    "load_agent": "dxmi_rl.irl",
-    "make_agent": "dxmi_rl.irl",
-    "make_target": "dxmi_rl.targets",
-    "make_task": "dxmi_rl.tasks",
-}
+    "dxmi_rl.agents": (
+        "A2C", "AdjointMatching", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK", "DetailedBalance", "DxDP",
+        "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise", "PathWiseVarGrad", "REINFORCE", "SB3A2C", "SB3PPO",
+        "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "list_agents",
+        "load_agent", "make_agent",
+    ),
+    "dxmi_rl.evaluation": ("evaluate",),
+    "dxmi_rl.irl": ("DxMI",),
+    "dxmi_rl.mdp": ("DenoisingMDP",),
+    "dxmi_rl.targets": ("list_targets", "make_target"),
+    "dxmi_rl.tasks": ("Task", "list_tasks", "make_task"),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Agent", "DenoisingMDP", "DxMI", "Task", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",
-    "load_agent", "make_agent", "make_target", "make_task", "register_envs",
+    "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG",
+    "AdjointMatching", "Agent", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance", "DxDP", "DxDPPaper", "DxMI",
+    "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad",
+    "__version__", "evaluate", "list_agents", "list_targets", "list_tasks", "load_agent", "make_agent",
+    "make_target", "make_task", "register_envs",
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'dxmi_rl' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -14,7 +14,10 @@ from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.registry import UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dxmi_rl.agents import Agent
+    from dxmi_rl.utils.storage import JSON
 
 tyro = require("tyro", "bench")
 
@@ -41,7 +44,7 @@ class Train:
     device: str = "cpu"
     """Torch device."""
     set: tuple[str, ...] = ()
-    """Settings of the agent, such as width=128 batch_size=512."""
+    """Settings of the agent, such as policy.width=128 n_trajectories=512."""
     task_set: tuple[str, ...] = ()
     """Settings of the task, such as horizon=10 backward=learned energy=fixed."""
     points: int = 20
@@ -78,7 +81,7 @@ class Train:
         with RunLogger(self.runs, agent, settings=options, tensorboard=self.tensorboard, track=self.track) as logger:
             noted = 0
 
-            def note(agent: Agent) -> None:
+            def note(agent: Agent[Any]) -> None:
                 nonlocal noted
                 if getattr(agent.costs, self.unit) >= noted * budget / self.points:
                     noted += 1
@@ -115,10 +118,10 @@ class Checkpoint:
     device: str = "cpu"
     """Torch device."""
 
-    def load(self) -> Agent:
+    def load(self) -> Agent[Any]:
         """The agent on its task. Raises ValueError, TypeError, OSError or ImportError."""
+        from dxmi_rl.agents import AGENTS, load_agent, make_agent
         from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
-        from dxmi_rl.irl import AGENTS, load_agent, make_agent
         from dxmi_rl.tasks import make_task
 
         changes = settings("task_set", self.task_set)
@@ -207,9 +210,9 @@ class List:
 
     def __call__(self, command: str) -> int:
         """Print one line per kind."""
+        from dxmi_rl.agents import list_agents
         from dxmi_rl.benchmark.presets import list_presets
         from dxmi_rl.diffusion import KERNELS, SCHEDULES
-        from dxmi_rl.irl import list_agents
         from dxmi_rl.targets import list_targets
         from dxmi_rl.tasks import ENERGIES, list_tasks
 
@@ -242,7 +245,7 @@ class Report:
         return 0
 
 
-def settings(name: str, words: Sequence[str]) -> dict[str, Any]:
+def settings(name: str, words: Sequence[str]) -> JSON:
     """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text. Raises ValueError without a "="."""
     found = {}
     for word in words:
@@ -256,7 +259,7 @@ def settings(name: str, words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def write_samples(agent: Agent, x: Any, out: Path, command: str) -> None:
+def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
     import numpy as np
 
@@ -285,7 +288,8 @@ def write_samples(agent: Agent, x: Any, out: Path, command: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 2 and one line for bad arguments, 130 after Ctrl-C."""
     from dxmi_rl.benchmark.compare import HELP as COMPARE_HELP
-    from dxmi_rl.benchmark.compare import Arguments, compare
+    from dxmi_rl.benchmark.compare import compare
+    from dxmi_rl.benchmark.plan import Arguments
 
     @dataclass(frozen=True)
     class Compare(Arguments):
@@ -300,7 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
     command = shlex.join(["dxmi-rl", *(sys.argv[1:] if argv is None else argv)])
     try:
-        return chosen(command)
+        status: int = chosen(command)
+        return status
     except (ValueError, TypeError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.costs import Costs, count_denoiser, count_energy, counting
 from dxmi_rl.rollout import Episodes, Policy, play
 
 Loop = Callable[[Tensor, Iterable[Tensor]], Episodes]
@@ -20,7 +21,7 @@ CACHE_SIZE = 8
 def fast_loop(policy: Policy, start: Tensor, horizon: int, *, whole: bool, compile: bool, graph: bool) -> Loop:
     """A loop like ``play`` for starts of this shape; compiled and captured ones are kept for the next call.
 
-    Raises ValueError for a graph elsewhere than on CUDA, RuntimeError when there is nothing to compile with.
+    Raises ValueError for a graph without CUDA, RuntimeError for compiling without a C++ compiler.
     """
     if graph and not start.is_cuda:
         raise ValueError(
@@ -73,7 +74,8 @@ def _compiled(policy: Policy, whole: bool) -> Loop:
 class _CapturedLoop:
     """The whole loop as one CUDA graph on static buffers; parameters are read where they lie, so training is seen.
 
-    Python numbers on the policy are those of the capture. Raises RuntimeError for a policy that cannot be captured.
+    Python numbers that the policy holds stay what they were at the capture. Raises RuntimeError for a policy that
+    cannot be captured.
     """
 
     def __init__(self, loop: Loop, start: Tensor, horizon: int) -> None:
@@ -81,16 +83,17 @@ class _CapturedLoop:
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(start.device):
             self.start = start.clone()
             self.noises = [torch.zeros_like(self.start) for _ in range(horizon)]
+            self.costs = Costs()
             # Warm-up on a side stream, as capturing asks for (lazy initialisation must not be recorded).
             stream = torch.cuda.Stream(start.device)
             stream.wait_stream(torch.cuda.current_stream(start.device))
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(stream), counting(Costs()):
                 for _ in range(3):
                     loop(self.start, self.noises)
             torch.cuda.current_stream(start.device).wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph, stream=stream):
+                with torch.cuda.graph(self.graph, stream=stream), counting(self.costs):
                     self.states, self.log_probs = loop(self.start, self.noises)
             except RuntimeError as error:
                 raise RuntimeError(
@@ -103,5 +106,10 @@ class _CapturedLoop:
         for buffer, noise in zip(self.noises, noises, strict=True):
             buffer.copy_(noise)
         self.graph.replay()
+        # A replay makes the calls of the capture, but runs no Python that would count them.
+        differentiated = self.costs.energy_grad_evals
+        count_energy(differentiated, differentiated=True)
+        count_energy(self.costs.energy_evals - differentiated)
+        count_denoiser(self.costs.denoiser_calls)
         # Copies: the buffers are overwritten by the next call.
         return [x.clone() for x in self.states], [value.clone() for value in self.log_probs]

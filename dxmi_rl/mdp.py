@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.kernels import BackwardKernel
 from dxmi_rl.diffusion.samplers import BaseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.fast_rollout import fast_loop
-from dxmi_rl.rollout import Policy, Trajectory, log_prob, play
-from dxmi_rl.targets.custom import evaluation_mode
+from dxmi_rl.live_energy import Energy, EnergyError, LiveEnergy, require_finite
+from dxmi_rl.rollout import Episodes, Policy, Trajectory, log_prob, play
 from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_batch, check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 
-Energy = Callable[[Tensor], Tensor]
+__all__ = ["COORDINATES", "DenoisingMDP", "Energy", "EnergyError"]
+
 Draw = Callable[[int, torch.Generator | None], Tensor]
 """Rows of data, ``[n, *event_shape]``."""
 COORDINATES = ["noise", "next_state"]
-
-
-class EnergyError(ValueError):
-    """There is no energy, or it fails: an exception of its own, another shape or dtype, a non-finite value."""
 
 
 class DenoisingMDP:
@@ -58,7 +56,8 @@ class DenoisingMDP:
         self.event_shape = tuple(event_shape)
         self.base, self.kernel = base.to(self.device), kernel.to(self.device)
         self.start_std = base.schedule.start_std
-        self._energy: Energy | None = None
+        self.energy = LiveEnergy()
+        """E(x), ``[batch, *event_shape] -> [batch]``: the live reward model (``set_energy``)."""
         self._start: Draw | None = None
         if energy is not None:
             self.set_energy(energy)
@@ -84,7 +83,7 @@ class DenoisingMDP:
     @property
     def has_energy(self) -> bool:
         """True when a reward model is set."""
-        return self._energy is not None
+        return self.energy.function is not None
 
     def set_energy(self, energy: Energy) -> None:
         """Swap the reward model: a module or function ``[batch, *event_shape] -> [batch]``, held by reference.
@@ -92,71 +91,19 @@ class DenoisingMDP:
         It is tried on a batch of 2 zeros: raises EnergyError when it fails there or returns another shape or dtype, and
         TypeError when it is not callable.
         """
-        if not callable(energy):
-            raise TypeError(f"energy must be a module or function, got {energy!r}.")
-        previous, self._energy = self._energy, energy
-        points = torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device)
-        try:
-            with torch.no_grad():
-                self.energy(points)
-        except Exception as error:
-            self._energy = previous
-            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            raise EnergyError(
-                f"the energy was tried on a batch of 2 zeros, shape {list(points.shape)}, for which it must return "
-                f"shape [2]; but {reason}"
-            ) from error
+        self.energy.set(energy, torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device))
 
     def finite_energy(self, x: Tensor) -> Tensor:
         """``energy`` of a rollout's x_T; raises EnergyError when one is NaN or infinite (waits for the device)."""
         energy = self.energy(x)
-        self.require_finite(energy.detach())
+        require_finite(energy.detach())
         return energy
-
-    @staticmethod
-    def require_finite(*rewards: Tensor) -> None:
-        """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
-        if not all_finite(*rewards):
-            raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
-
-    def energy_gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
-        """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps its graph. Raises EnergyError.
-
-        One differentiated evaluation of E per row, whatever autograd's mode.
-        """
-        with torch.enable_grad():
-            point = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.energy(point).sum(), point, create_graph=create_graph)
-        return gradient
-
-    def energy_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the reward model; empty for a function."""
-        return list(self._energy.parameters()) if isinstance(self._energy, nn.Module) else []
-
-    def energy(self, x: Tensor) -> Tensor:
-        """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
-
-        Raises EnergyError when there is none or it returns another shape, device or kind of numbers.
-        """
-        if self._energy is None:
-            raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
-        with evaluation_mode(self._energy):
-            value = self._energy(x)
-        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
-        if not value.dtype.is_floating_point or value.device != x.device:
-            raise EnergyError(
-                f"the energy must return floating numbers on {str(x.device)!r}, got {value.dtype} on "
-                f"{str(value.device)!r}."
-            )
-        return value.to(x.dtype)
 
     # -- dynamics ----------------------------------------------------------------------------------------------
 
     def start_from(self, data: Draw | None) -> None:
-        """Let episodes start at noised data, x_0 = alpha_0 x + s_0 noise with x from ``data(n, generator)``, as low as
-        the ladder begins; None: at noise alone, as ever.
+        """Let episodes start at noised data, x_0 = alpha_0 x + s_0 noise with x from ``data(n, generator)``, at the
+        schedule's first noise level; None: at noise alone, as by default.
         """
         self._start = data
 
@@ -223,9 +170,9 @@ class DenoisingMDP:
 
         With t a LongTensor ``[batch]`` the energy is evaluated on every row and used where t = T - 1. Rewards and
         next states carry gradients only when ``differentiable``. Raises TypeError or ValueError for wrong shapes,
-        dtypes, devices or t outside 0..T-1 (a LongTensor's numbers are looked at on the CPU only). States and actions
-        are not looked at: in rows where they are NaN or infinite, the reward is NaN or infinite, too; at tau = 0, where
-        only the energy is a reward, the next state that is made from them is. The environments raise then.
+        dtypes, devices or t outside 0..T-1 (the numbers of a LongTensor are checked on the CPU only). The numbers of
+        states and actions are not checked: where they are NaN or infinite, so is the reward, or at tau = 0 the next
+        state. The environments raise then.
         """
         x_next, reward, terminal = self.transition(x, t, action, coordinates, differentiable)
         return x_next, reward if terminal is None else reward + terminal
@@ -239,7 +186,7 @@ class DenoisingMDP:
     def checked_transition(
         self, x: Tensor, t: Tensor | int, action: Tensor, coordinates: str, differentiable: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``transition`` for arguments that the caller has looked at."""
+        """``transition`` for arguments that the caller has checked."""
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             x_next = self._next_state(x, t, action, coordinates)
             if not differentiable:
@@ -282,16 +229,18 @@ class DenoisingMDP:
         n: int,
         generator: torch.Generator | None = None,
         *,
+        start: Tensor | None = None,
         differentiable: bool = False,
         compile: bool = False,
         graph: bool = False,
     ) -> Trajectory:
-        """n whole episodes of ``policy`` in one batch, without work or waiting per episode or step.
+        """n whole episodes of ``policy`` in one batch, which waits for the device once, at the end.
 
         Args:
             policy: anything with ``moments(x, t)`` (a Gaussian over the next state) or ``transport(x, t, noise)``.
             n: number of episodes.
             generator: source of x_0 and of the noise, on the MDP's device; None is torch's global one.
+            start: x_0 of the episodes, ``[n, *event_shape]``; None: drawn by ``reset``.
             differentiable: path-wise gradients in the policy's parameters.
             compile: run the loop through torch.compile: the first call takes tens of seconds, later ones less than
                 without. The noise is drawn outside, so the numbers are the same up to rounding.
@@ -304,40 +253,37 @@ class DenoisingMDP:
         if graph and differentiable:
             raise ValueError("graph=True replays a recorded loop, which has no gradients: use differentiable=False.")
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-            states, log_probs = self._play(policy, n, generator, whole=True, compile=compile, graph=graph)
+            states, log_probs = self._play(policy, n, generator, start, whole=True, compile=compile, graph=graph)
             trajectory = Trajectory(torch.stack(states), torch.stack(log_probs))
         self._require_finite(trajectory.x, trajectory.log_prob)
         return trajectory
 
     def sample(
-        self,
-        policy: Policy,
-        n: int,
-        generator: torch.Generator | None = None,
-        *,
-        compile: bool = False,
+        self, policy: Policy, n: int, generator: torch.Generator | None = None, *, compile: bool = False,
         graph: bool = False,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """x_T of n episodes, ``[n, *event_shape]``: ``rollout(...).final``, in memory that does not grow with T."""
         with torch.no_grad():
-            (x,), _ = self._play(policy, n, generator, whole=False, compile=compile, graph=graph)
+            (x,), _ = self._play(policy, n, generator, None, whole=False, compile=compile, graph=graph)
         self._require_finite(x)
         return x
 
     def _play(
-        self, policy: Policy, n: int, generator: torch.Generator | None, *, whole: bool, compile: bool, graph: bool
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, policy: Policy, n: int, generator: torch.Generator | None, start: Tensor | None, *, whole: bool,
+        compile: bool, graph: bool,
+    ) -> Episodes:  # fmt: skip
         if not (hasattr(policy, "moments") or hasattr(policy, "transport")):
             raise TypeError(f"policy must have moments(x, t) or transport(x, t, noise), got {policy!r}.")
-        start, noises = self.reset(n, generator), self._noises(n, generator)
+        if start is None:
+            start = self.reset(n, generator)
+        else:
+            check_batch("start", start, self.event_shape, device=self.device, dtype=self.dtype, batch=n)
+        noises = (self._noise(n, generator) for _ in range(self.horizon))
+        count_draws(n * self.horizon)
         if compile or graph:
             loop = fast_loop(policy, start, self.horizon, whole=whole, compile=compile, graph=graph)
             return loop(start, noises)
         return play(policy, start, noises, whole=whole)
-
-    def _noises(self, n: int, generator: torch.Generator | None) -> Iterable[Tensor]:
-        for _ in range(self.horizon):
-            yield self._noise(n, generator)
 
     def _noise(self, n: int, generator: torch.Generator | None) -> Tensor:
         return torch.randn(n, *self.event_shape, generator=generator, device=self.device, dtype=self.dtype)
@@ -347,13 +293,20 @@ class DenoisingMDP:
         if not all_finite(*values):
             raise NonFiniteError("the policy left the finite numbers during a rollout: its states are NaN or infinite.")
 
-    def backward_rollout(self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None) -> Trajectory:
-        """Chains drawn backwards from x_T by the kernel, with the policy's log-probabilities (for the EUBO)."""
+    def backward_rollout(
+        self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None, *,
+        kernel: BackwardKernel | None = None,
+    ) -> Trajectory:  # fmt: skip
+        """Chains drawn backwards from x_T by the kernel (None: the MDP's), with the policy's log-probabilities.
+
+        The EUBO is the mean of their ``log_weights``.
+        """
+        kernel = self.kernel if kernel is None else kernel
         with torch.no_grad():
             states, log_probs = [x_final], list[Tensor]()
             for t in reversed(range(self.horizon)):
                 x_next = states[0]
-                x = self.kernel.sample(x_next, t, generator)
+                x = kernel.sample(x_next, t, generator)
                 log_probs.insert(0, log_prob(policy, x, x_next, t))
                 states.insert(0, x)
             return Trajectory(torch.stack(states), torch.stack(log_probs))
@@ -371,16 +324,23 @@ class DenoisingMDP:
             rewards = [self.running_reward(x[t], x[t + 1], t) for t in range(self.horizon)]
             rewards[-1] = rewards[-1] + self.terminal_reward(trajectory.final)
             stacked = torch.stack(rewards)
-        self.require_finite(stacked.detach())
+        require_finite(stacked.detach())
         return stacked
 
     def soft_return(self, trajectory: Trajectory) -> Tensor:
         """Sampled soft return sum_t r_t - tau log pi(x_{t+1} | x_t): ``[n]``."""
         return (self.rewards(trajectory) - self.tau * trajectory.log_prob).sum(0)
 
-    def log_weights(self, trajectory: Trajectory) -> Tensor:
-        """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1."""
+    def log_weights(
+        self, trajectory: Trajectory, *, kernel: BackwardKernel | None = None, energy: Energy | None = None
+    ) -> Tensor:
+        """log w = -E(x_T) - log p_0(x_0) + sum_t [log qb - log pi]: ``[n]``, energy at temperature 1.
+
+        ``kernel`` and ``energy`` take the place of the MDP's own. Raises EnergyError as ``energy`` does.
+        """
         x, x_next, t = trajectory.transitions()
-        log_backward = self.kernel.log_prob(x, x_next, t).view(self.horizon, -1)
+        kernel = self.kernel if kernel is None else kernel
+        energy = self.energy if energy is None else LiveEnergy(energy)
+        log_backward = kernel.log_prob(x, x_next, t).view(self.horizon, -1)
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
-        return self.terminal_reward(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio
+        return -energy(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ class Trajectory:
     Attributes:
         x: states, ``[T + 1, n, *event_shape]``; x[T] are the samples.
         log_prob: log pi(x_{t+1} | x_t) of the policy that played, ``[T, n]``.
-        base_mean: what the policy was given beside x_t, ``[T, n, ...]`` (``GaussianPolicy.base_mean``); None: nothing.
+        base_mean: ``GaussianPolicy.base_mean`` at every x_t, ``[T, n, ...]``; None for policies without one.
         first: the step that x[0] belongs to; 0 for whole episodes.
     """
 
@@ -46,7 +47,7 @@ class Trajectory:
         """x_T: ``[n, *event_shape]``."""
         return self.x[-1]
 
-    @property
+    @functools.cached_property
     def t(self) -> Tensor:
         """The step of every transition, time-major: ``[T n]``."""
         steps = torch.arange(self.first, self.first + self.horizon, device=self.x.device)
@@ -56,19 +57,34 @@ class Trajectory:
         """(x_t, x_{t+1}, t) of all T n transitions, time-major: ``[T n, *event_shape]`` twice and ``[T n]``."""
         return self.x[:-1].flatten(0, 1), self.x[1:].flatten(0, 1), self.t
 
+    def base_means(self) -> Tensor | None:
+        """``base_mean`` of all transitions, time-major: ``[T n, ...]``, or None."""
+        return None if self.base_mean is None else self.base_mean.flatten(0, 1)
+
     def select(self, episodes: Tensor | slice) -> Trajectory:
-        """Some of the episodes, by their indices ``[k]``."""
+        """Some of the episodes: those of these numbers ``[k]``, which may repeat, or of a slice."""
         base_mean = None if self.base_mean is None else self.base_mean[:, episodes]
         return Trajectory(self.x[:, episodes], self.log_prob[:, episodes], base_mean, self.first)
 
     def from_step(self, first: int) -> Trajectory:
-        """The episodes without the steps before ``first``."""
+        """The episodes without the steps before ``first``.
+
+        Raises ValueError for a step that they do not have.
+        """
         skipped = first - self.first
+        if not 0 <= skipped < self.horizon:
+            raise ValueError(f"first must lie in {self.first}..{self.first + self.horizon - 1}, got {first}.")
         base_mean = None if self.base_mean is None else self.base_mean[skipped:]
         return Trajectory(self.x[skipped:], self.log_prob[skipped:], base_mean, first)
 
     def cat(self, other: Trajectory) -> Trajectory:
-        """These episodes and those of ``other``, which has the same steps."""
+        """These episodes, then those of ``other``; without ``base_mean`` unless both have one.
+
+        Raises ValueError for episodes of other steps.
+        """
+        if (self.first, self.horizon) != (other.first, other.horizon):
+            steps = [f"{part.first}..{part.first + part.horizon - 1}" for part in (self, other)]
+            raise ValueError(f"other must have the steps {steps[0]}, got {steps[1]}.")
         base_mean = None
         if self.base_mean is not None and other.base_mean is not None:
             base_mean = torch.cat([self.base_mean, other.base_mean], dim=1)
@@ -84,7 +100,7 @@ class GaussianDensity(Protocol):
 
 
 class TransportDensity(Protocol):
-    """Any other density over the next state that standard normal noise is transported to."""
+    """Any other density over the next state, given as a map from standard normal noise."""
 
     def transport(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x_{t+1} (shape of x) made from x_t and N(0, I) noise, and its log pi(x_{t+1} | x_t): ``[batch]``."""
@@ -100,16 +116,19 @@ Policy = GaussianDensity | TransportDensity
 def log_prob(policy: Any, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
     """log pi(x_{t+1} | x_t) of any policy: ``[batch]``."""
     if hasattr(policy, "transport"):
-        return policy.log_prob(x, x_next, t)
+        found: Tensor = policy.log_prob(x, x_next, t)
+        return found
     return gaussian_log_prob(x_next, *policy.moments(x, t))
 
 
 def draw(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
     """x_{t+1} that any policy makes from x_t and N(0, I) noise, in the shape of x."""
     if hasattr(policy, "transport"):
-        return policy.transport(x, t, noise)[0]
-    mean, log_std = policy.moments(x, t)
-    return mean + log_std.exp() * noise
+        x_next: Tensor = policy.transport(x, t, noise)[0]
+    else:
+        mean, log_std = policy.moments(x, t)
+        x_next = mean + log_std.exp() * noise
+    return x_next
 
 
 def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -> Episodes:
@@ -138,7 +157,9 @@ def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -
 
 
 def _check_answer(name: str, value: object, shape: torch.Size | None, start: Tensor) -> None:
-    """Raise TypeError or ValueError for an answer of the policy unlike ``start``; shape None: what broadcasts to it."""
+    """Raise TypeError or ValueError unless ``value`` has this shape (None: one that broadcasts to ``start``'s), and the
+    dtype and device of ``start``.
+    """
     if not isinstance(value, Tensor) or value.layout != torch.strided:
         raise TypeError(f"the policy's {name} must be a dense tensor, got {value!r}.")
     if shape is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from dxmi_rl import Task
-from dxmi_rl.agents.action_density import ActionDensity
+from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.envs import ENV_ID
 
 BUDGETS = {"ppo": Budget(timesteps=320_000, num_envs=64)}

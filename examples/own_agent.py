@@ -8,66 +8,56 @@ docs/write_an_agent.md walks through it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from dxmi_rl import evaluate, make_agent
-from dxmi_rl.agents import AGENTS, Agent
-from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.agents.policy import CorrectionPolicy
+from dxmi_rl.agents import AGENTS, Agent, PolicyConfig, ops
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
-from dxmi_rl.utils.torch_tools import adam
 
 
 @dataclass(frozen=True)
 class CrossEntropyConfig:
     """Settings; CrossEntropy(temperature=4.0) changes single ones."""
 
-    batch_size: int = 256  # trajectories per iteration
+    n_trajectories: int = 256  # per iteration
     temperature: float = 2.0  # nats of return that make a step count e times more
-    updates: int = 4  # gradient steps per rollout
-    learning_rate: float = 5e-3
-    anneal: bool = True  # cosine learning rate over the budget
+    gradient_steps: int = 4  # per rollout
+    anneal: bool = True  # cosine learning rates over the budget
+    policy: PolicyConfig = field(
+        default_factory=lambda: PolicyConfig(depth=2, learning_rate=5e-3, sigma_learning_rate=5e-3)
+    )
 
 
-class CrossEntropy(Agent):
+class CrossEntropy(Agent[CrossEntropyConfig]):
     """Maximum likelihood of one's own steps, weighted by exp(soft return that followed / temperature)."""
 
     name, Config = "cross-entropy", CrossEntropyConfig
+    policy: GaussianPolicy
 
     def _build(self) -> None:
-        policy = CorrectionPolicy(self.mdp, width=64, depth=2, fourier=0, state_dependent_sigma=True)
-        self.policy = policy.to(self.mdp.device)  # starts as the base sampler
-        parameters = [*self.policy.mean_parameters(), self.policy.log_sigma]
-        self.optimizer = adam([(parameters, self.config.learning_rate)])
+        self.policy = make_policy(self.mdp, self.config.policy)  # starts as the base sampler
+        self.optimizer = policy_optimizer(self.policy, self.config.policy)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.optimizer}  # saved in checkpoints, and annealed
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        episodes = collect(self, self.policy, self.config.n_trajectories, on_final)
         with torch.no_grad():
-            episodes = self.mdp.rollout(self.policy, self.config.batch_size, self.generator)
-            x, x_next, t = episodes.transitions()  # time-major, T n rows each
-            base_mean = self.policy.reference(x, t)  # what is not trained is computed once
-        if on_final is not None:  # DxMI's step on the energy, which the rewards below are then of
-            on_final(episodes.final)
-        self.mdp.kernel.fit(x, x_next, t)  # a learned backward kernel adapts; a fixed one does nothing
-        with torch.no_grad():
-            soft = self.mdp.rewards(episodes) - self.mdp.tau * episodes.log_prob  # [T, n]
-            returns = soft.flip(0).cumsum(0).flip(0)
+            soft = ops.soft_rewards(self.mdp, episodes, self.mdp.tau)  # [T, n]
+            returns = ops.returns_to_go(soft)
             weights = torch.softmax(returns / self.config.temperature, 1)  # of the n steps at each t
-        for _ in range(self.config.updates):
-            log_prob = gaussian_log_prob(x_next, *self.policy.moments(x, t, base_mean))
+        _, x_next, _ = episodes.transitions()  # time-major, T n rows
+        for _ in range(self.config.gradient_steps):
+            log_prob = gaussian_log_prob(x_next, *self.policy.moments_along(episodes))
             loss = -(weights.flatten() * log_prob).sum()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-        self.costs.timesteps += len(x)  # what the budget counts
-        self.costs.policy_draws += len(x)
-        self.costs.energy_evals += len(episodes.final)
-        self.costs.denoiser_calls += 2 * len(x) * self.mdp.base.denoiser_calls
         return {"policy_loss": loss.detach()}
 
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from dxmi_rl.agents.policy import BasePolicy, CorrectionPolicy
+from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.settings import PolicyConfig
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.diffusion import KERNELS, Brownian, IdentitySampler, make_kernel, make_schedule, sample_base
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
@@ -31,7 +33,7 @@ def mdp_with_every_kernel(request: pytest.FixtureRequest) -> DenoisingMDP:
 def small_policy(mdp: DenoisingMDP, seed: int = 0) -> CorrectionPolicy:
     """A policy away from the base sampler, with a mean and a sigma that depend on the state."""
     torch.manual_seed(seed)
-    policy = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    policy = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     with torch.no_grad():
         for parameter in policy.net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -144,7 +146,7 @@ def test_standard_normal_noise_is_the_base_sampler() -> None:
     sampled = sample_base(mdp.base, 64, (2,), rng())
     assert torch.allclose(x, sampled, atol=1e-5)
     assert torch.allclose(mdp.rollout(BasePolicy(mdp), 64, rng()).final, sampled, atol=1e-5)
-    untrained = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    untrained = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     assert torch.allclose(mdp.rollout(untrained, 64, rng()).final, sampled, atol=1e-5)
 
 
@@ -169,6 +171,24 @@ def test_backward_rollout_is_drawn_by_the_kernel_and_scored_by_the_policy(mdp: D
         assert torch.equal(chains.x[t], x.detach())
         assert torch.allclose(chains.log_prob[t], gaussian_log_prob(x_next, *policy.moments(x, t)).detach(), atol=1e-4)
     assert not chains.x.requires_grad
+
+
+def test_weights_and_chains_of_another_kernel_or_energy(mdp: DenoisingMDP) -> None:
+    """Those of an MDP that has them; the MDP keeps its own."""
+    other = make_task("8gaussians", horizon=3, backward="brownian", tau=0.2).mdp
+    other.set_energy(lambda x: 3 * x[:, 0])
+    policy, own = small_policy(mdp), mdp.rollout(small_policy(mdp), 8, rng())
+    final = torch.randn(8, 2, generator=rng())
+    chains = mdp.backward_rollout(policy, final, rng(1), kernel=other.kernel)
+    torch.testing.assert_close(chains.x, other.backward_rollout(policy, final, rng(1)).x)
+    for trajectory in (own, chains):
+        before = mdp.log_weights(trajectory)
+        wanted = other.log_weights(trajectory)
+        found = mdp.log_weights(trajectory, kernel=other.kernel, energy=lambda x: 3 * x[:, 0])
+        torch.testing.assert_close(found, wanted)
+        assert torch.equal(mdp.log_weights(trajectory), before)
+    with pytest.raises(EnergyError, match=r"must return a tensor of shape \[8\], got \[8, 2\]"):
+        mdp.log_weights(own, energy=lambda x: x)
 
 
 def test_transitions_are_time_major() -> None:

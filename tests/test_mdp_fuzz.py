@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dxmi_rl.agents.policy import BasePolicy
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
 from dxmi_rl.tasks import list_tasks, make_task

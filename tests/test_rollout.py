@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dxmi_rl import rollout
-from dxmi_rl.agents.policy import BasePolicy, CorrectionPolicy
+from dxmi_rl import fast_rollout, rollout
+from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.settings import PolicyConfig
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
+from dxmi_rl.costs import Costs, counting
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.checks import NonFiniteError
 
@@ -25,7 +29,7 @@ def default_mdp() -> DenoisingMDP:
 
 def trained_policy(mdp: DenoisingMDP) -> CorrectionPolicy:
     torch.manual_seed(0)
-    policy = CorrectionPolicy(mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True)
+    policy = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2))
     with torch.no_grad():
         for parameter in policy.net.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -111,7 +115,12 @@ def test_compiled_rollouts_give_the_same_numbers(mdp: DenoisingMDP, monkeypatch:
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="eager", fullgraph=True))
     for policy in (trained_policy(mdp), Shifted()):
-        eager, compiled = mdp.rollout(policy, 16, rng()), mdp.rollout(policy, 16, rng(), compile=True)
+        costs = Costs(), Costs()
+        with counting(costs[0]):
+            eager = mdp.rollout(policy, 16, rng())
+        with counting(costs[1]):
+            compiled = mdp.rollout(policy, 16, rng(), compile=True)
+        assert costs[0] == costs[1] and costs[0].policy_draws == 4 * 16
         torch.testing.assert_close(compiled.x, eager.x)
         torch.testing.assert_close(compiled.log_prob, eager.log_prob)
         torch.testing.assert_close(mdp.sample(policy, 16, rng(), compile=True), eager.final)
@@ -139,11 +148,11 @@ def test_compiled_rollouts_see_training_and_carry_gradients(mdp: DenoisingMDP, m
 def test_few_compiled_loops_are_kept(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr(torch, "compile", lambda function: made.append(function) or function)
-    policies = [BasePolicy(mdp) for _ in range(rollout.CACHE_SIZE + 1)]
+    policies = [BasePolicy(mdp) for _ in range(fast_rollout.CACHE_SIZE + 1)]
     for policy in [*policies, policies[-1]]:
         mdp.sample(policy, 4, rng(), compile=True)
-    assert len(made) == len(policies) and len(rollout._CACHE) == rollout.CACHE_SIZE
-    rollout._CACHE.clear()
+    assert len(made) == len(policies) and len(fast_rollout._CACHE) == fast_rollout.CACHE_SIZE
+    fast_rollout._CACHE.clear()
 
 
 def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
@@ -157,8 +166,8 @@ def test_what_cannot_be_rolled_out(mdp: DenoisingMDP) -> None:
             mdp.sample(policy, n)
 
     class Lost(BasePolicy):
-        def moments(self, x: Tensor, t: Any, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            mean, log_std = super().moments(x, t, reference)
+        def moments(self, x: Tensor, t: Any, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            mean, log_std = super().moments(x, t, base_mean)
             return mean / 0, log_std
 
     for call in (mdp.rollout, mdp.sample):
@@ -189,12 +198,92 @@ def test_replaced_parameters_lie_elsewhere() -> None:
     """A CUDA graph reads parameters where they lay when it was captured; its key must change when they move."""
     mdp = make_task("8gaussians", horizon=4).mdp
     policy = trained_policy(mdp)
-    before = rollout._places(policy)
+    before = fast_rollout._places(policy)
     assert before
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(1.0)
-    assert rollout._places(policy) == before, "trained in place"
+    assert fast_rollout._places(policy) == before, "trained in place"
     parameter = next(policy.parameters())
     parameter.data = parameter.data.clone()
-    assert rollout._places(policy) != before
+    assert fast_rollout._places(policy) != before
+
+
+# The container --------------------------------------------------------------------------------------------------------
+
+
+def episodes(n: int, horizon: int = 4, *, first: int = 0, base_mean: bool = True, offset: float = 0.0) -> Trajectory:
+    """x is (100 t + episode, offset), log pi and base means say which transition they are of."""
+    t, episode = torch.arange(first, first + horizon + 1.0)[:, None], torch.arange(float(n))
+    number = 100 * t + episode + offset
+    x = torch.stack([number, torch.full_like(number, offset)], dim=2)
+    return Trajectory(x, -number[:-1], 2 * x[:-1] if base_mean else None, first)
+
+
+def rows_of(trajectory: Trajectory) -> list[tuple[float, float, float, float | None, int]]:
+    """(x_t, x_{t+1}, log pi, base mean, t) of every transition, in their first coordinate."""
+    x, x_next, t = trajectory.transitions()
+    means = trajectory.base_means()
+    known = [None] * len(x) if means is None else means[:, 0].tolist()
+    columns = (x[:, 0].tolist(), x_next[:, 0].tolist(), trajectory.log_prob.flatten().tolist(), known, t.tolist())
+    return list(zip(*columns, strict=True))
+
+
+def test_transitions_are_time_major() -> None:
+    trajectory = episodes(3, horizon=2)
+    assert (trajectory.horizon, trajectory.n, trajectory.final[:, 0].tolist()) == (2, 3, [200.0, 201.0, 202.0])
+    assert rows_of(trajectory) == [
+        (0, 100, 0, 0, 0), (1, 101, -1, 2, 0), (2, 102, -2, 4, 0),
+        (100, 200, -100, 200, 1), (101, 201, -101, 202, 1), (102, 202, -102, 204, 1),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("base_mean", [False, True])
+@pytest.mark.parametrize(
+    ("chosen", "kept"),
+    [(torch.tensor([4, 0, 4]), [4, 0, 4]), (slice(-2, None), [3, 4]), (slice(-9, None), [0, 1, 2, 3, 4])],
+)
+def test_selected_episodes_are_whole(chosen: Tensor | slice, kept: list[int], base_mean: bool) -> None:
+    whole = episodes(5, first=1, base_mean=base_mean)
+    part = whole.select(chosen)
+    assert (part.n, part.horizon, part.first) == (len(kept), 4, 1)
+    rows = rows_of(whole)
+    assert rows_of(part) == [rows[5 * step + episode] for step in range(4) for episode in kept]
+
+
+@pytest.mark.parametrize("base_mean", [False, True])
+def test_from_a_step_on(base_mean: bool) -> None:
+    whole = episodes(3, base_mean=base_mean)
+    late = whole.from_step(1).from_step(3)
+    assert (late.first, late.horizon, late.n) == (3, 1, 3)
+    assert rows_of(late) == rows_of(whole)[9:]
+    assert torch.equal(late.final, whole.final) and rows_of(whole.from_step(0)) == rows_of(whole)
+    for first, wrong in ((4, whole), (-1, whole), (1, whole.from_step(2))):
+        with pytest.raises(ValueError, match=rf"first must lie in {wrong.first}\.\.3, got {first}"):
+            wrong.from_step(first)
+
+
+def test_episodes_of_two_batches_are_joined_step_by_step() -> None:
+    one, two = episodes(2, first=1), episodes(3, first=1, offset=50.0)
+    both = one.cat(two)
+    assert (both.n, both.horizon, both.first) == (5, 4, 1)
+    assert rows_of(both.select(slice(2))) == rows_of(one) and rows_of(both.select(slice(2, None))) == rows_of(two)
+    for a, b in ((one, episodes(3, first=1, base_mean=False)), (episodes(2, first=1, base_mean=False), two)):
+        assert a.cat(b).base_mean is None, "half of them is no use"
+    for other in (episodes(2), episodes(2, horizon=3, first=1)):
+        with pytest.raises(ValueError, match=r"other must have the steps 1\.\.4, got [01]\.\.3"):
+            one.cat(other)
+
+
+def test_a_rollout_goes_on_from_a_start_that_is_given(mdp: DenoisingMDP) -> None:
+    policy, start = trained_policy(mdp), torch.randn(5, 2, generator=rng(3))
+    trajectory = mdp.rollout(policy, 5, rng(), start=start)
+    assert torch.equal(trajectory.x[0], start)
+    generator, x = rng(), start
+    for t in range(4):
+        mean, log_std = policy.moments(x, t)
+        x = mean + log_std.exp() * torch.randn(5, 2, generator=generator)
+        torch.testing.assert_close(trajectory.x[t + 1], x.detach())
+    for wrong in (start[:4], start.double(), torch.zeros(5, 3)):
+        with pytest.raises((TypeError, ValueError), match="start must have"):
+            mdp.rollout(policy, 5, start=wrong)

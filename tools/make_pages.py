@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from docpages import agents, environment, targets
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.envs import ENV_ID
-from dxmi_rl.irl import AGENTS
 from dxmi_rl.targets import list_targets
 
 DOCS = Path(__file__).parents[1] / "docs"

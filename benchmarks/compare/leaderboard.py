@@ -46,6 +46,8 @@ agent of your own](own_agents.md)). What the tables show, in words:
 - Budgets and evaluations are the same for all rows of a table. An agent that lacks runs has no rank.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
+README_ROWS = 5
+"""Agents in README's table."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 
 
@@ -194,10 +196,24 @@ def interval_text(statistics: dict[str, Any] | None) -> str:
     return f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
 
 
+def by_mean_rank(tasks: dict[str, list[Entry]]) -> list[str]:
+    """Labels, the best mean rank over the tasks first; a task that a label lacks counts as its last rank."""
+
+    def mean_rank(label: str) -> float:
+        ranks = []
+        for entries in tasks.values():
+            own = [rank for rank, entry in enumerate(entries) if entry.row["label"] == label]
+            ranks.append(own[0] if own and entries[own[0]].complete else len(entries))
+        return sum(ranks) / len(ranks)
+
+    labels = dict.fromkeys(entry.row["label"] for entries in tasks.values() for entry in entries)
+    return sorted(labels, key=mean_rank)
+
+
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
-    """README's table: agents by tasks."""
+    """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
-    labels = list(dict.fromkeys(entry.row["label"] for entries in tasks.values() for entry in entries))
+    labels = by_mean_rank(tasks)[:README_ROWS]
     names = [
         f"{title}, `{entries[0].task['score']}` {ARROWS[entries[0].task['better']]}" for title, entries in tasks.items()
     ]

@@ -2,14 +2,13 @@
 
     python benchmarks/compare/ppo_parity.py
 
-Both train on 8gaussians with the Forward kernel from the same settings: batch 256 trajectories, four full-batch epochs,
-clip 0.2, lambda 0.95, Adam at 1e-3 with a cosine, networks of two layers of 64 SiLU units on [x, 1 - t / T] in noise
+Both train on 8gaussians with the Forward kernel from the same settings: 256 trajectories, four full-batch epochs, clip
+range 0.2, lambda 0.95, Adam at 1e-3 with a cosine, networks of two layers of 64 SiLU units on [x, 1 - t / T] in noise
 coordinates, one standard deviation per coordinate for all steps. Gradients are not clipped, as SB3 would clip those of
 actor and critic together, and the entropy enters as SB3 has it, as a bonus in the loss. With ``--sampled`` it enters as
 in our PPO: sampled, in the advantages, with tau KL(pi || pi_old) in the loss. Keys of ``--json FILE``:
 
     command            the command line
-    machine, versions    what it ran on
     machine, versions    what it ran on
     timesteps          transitions at the points of the curves
     curves             {"ppo", "sb3-ppo": [[kl_bound at each point] per seed]}
@@ -35,18 +34,23 @@ from scipy import stats
 from torch import Tensor, nn
 
 from benchmarks.scripts import command_line, header
-from dxmi_rl.agents import PPO, SB3PPO, Agent
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.agents import PPO, SB3PPO, Agent, ops
+from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import adam, seeded
 
+SHARED: dict[str, Any] = {
+    "n_trajectories": 256, "n_epochs": 4, "n_minibatches": 1, "clip_range": 0.2, "gae_lambda": 0.95,
+}  # fmt: skip
+"""Settings of both."""
+RATE = 1e-3
 UNCLIPPED = 1e9
 """A gradient norm that never clips."""
 
@@ -82,13 +86,13 @@ class LibraryPolicy(GaussianPolicy):
         self.net = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
         self.log_sigma = nn.Parameter(torch.zeros(mdp.dim))
 
-    def reference(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+    def base_mean(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """The base sampler's mean."""
         return self.base.mean(x, t)
 
-    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of x_{t+1}."""
-        mean = self.base.mean(x, t) if reference is None else reference
+        mean = self.base.mean(x, t) if base_mean is None else base_mean
         steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
         observation = torch.cat([x, (1 - steps.to(x.dtype) / self.horizon)[:, None]], dim=1)
         sigma = per_step(self.base.sigma, t, x)
@@ -98,33 +102,47 @@ class LibraryPolicy(GaussianPolicy):
 class BonusPPO(PPO):
     """PPO with the entropy as a bonus in the loss and none in the rewards."""
 
-    def soft_rewards(self, rollout: Rollout) -> Tensor:
-        """r_t alone: ``[T, n]``."""
-        return self.mdp.rewards(rollout.trajectory)
-
-    def policy_loss(self, rollout: Rollout, *arguments: Any) -> Tensor:
-        """The clipped surrogate minus tau H(pi), up to a constant."""
+    def _build(self) -> None:
+        super()._build()
         self.temperature = 0.0  # no tau KL(pi || pi_old)
-        log_std = self.policy.log_std(rollout.x, rollout.t, rollout.reference).expand_as(rollout.x)
-        return super().policy_loss(rollout, *arguments) - self.mdp.tau * log_std.sum(1).mean()
+
+    @torch.no_grad()
+    def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """Generalised advantages of r_t alone, and the returns that they imply, ``[T, n]`` each."""
+        rewards = self.mdp.rewards(trajectory)
+        x, _, t = trajectory.transitions()
+        return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
+
+    def policy_loss(self, trajectory: Trajectory, *arguments: Any) -> Tensor:
+        """The clipped surrogate minus tau H(pi), up to a constant."""
+        _, log_std = self.policy.moments_along(trajectory)
+        return super().policy_loss(trajectory, *arguments) - self.mdp.tau * log_std.sum(1).mean()
 
 
 def matched_ppo(seed: int, device: str, kind: type[PPO]) -> PPO:
     """Our PPO with SB3's network and optimizer settings."""
     agent = kind(
-        "8gaussians", seed=seed, device=device, config=PPO.Config(depth=2, value_fourier=0, clip_gradient=UNCLIPPED),
-        value_learning_rate=1e-3,
+        "8gaussians", seed=seed, device=device, max_grad_norm=UNCLIPPED, kernel_steps=1, policy={"depth": 2},
+        value={"depth": 2, "fourier": 0}, **SHARED,
     )  # fmt: skip
     with seeded(seed):
         agent.policy = LibraryPolicy(agent.mdp).to(agent.mdp.device)
-    agent.policy_optimizer = adam([(list(agent.policy.parameters()), 1e-3)], eps=1e-5)  # SB3's eps
-    agent.value_optimizer = adam([(list(agent.value.parameters()), 1e-3)], eps=1e-5)
+    agent.policy_optimizer = adam_of(agent.policy)
+    agent.value.optimizer = adam_of(agent.value)
     return agent
 
 
+def adam_of(module: nn.Module) -> torch.optim.Adam:
+    """Adam with SB3's eps."""
+    optimizer = adam([(list(module.parameters()), RATE)])
+    for group in optimizer.param_groups:
+        group["eps"] = 1e-5
+    return optimizer
+
+
 def their_ppo(seed: int, device: str, kind: type[PPO]) -> SB3PPO:
-    """SB3's, with plain defaults, not what tuning found."""
-    agent = SB3PPO("8gaussians", seed=seed, device=device, config=SB3PPO.Config())
+    """SB3's with the same settings."""
+    agent = SB3PPO("8gaussians", seed=seed, device=device, learning_rate=RATE, **SHARED)
     agent.model.max_grad_norm = UNCLIPPED
     return agent
 

@@ -4,15 +4,15 @@
     python benchmarks/game/dxmi_2d.py --experiments starts --seeds 0 1
     python benchmarks/game/dxmi_2d.py --experiments tau losses --budget 200000
 
-Experiments, all at T = 5 and with the recipe of dxmi_rl/irl/recipes.py but for what they vary; each has transitions of
-its own (``BUDGETS``), or all have ``--budget``:
+Experiments, all at T = 5 and with the recipe "plane" of dxmi_rl/irl/recipes but for what they vary; each has
+transitions of its own (``BUDGETS``), or all have ``--budget``:
 
     starts      8 Gaussians from the paper's good and weak noise schedules and from scratch
     tau         tau1 = tau2 in 0, 0.01, 0.03, 0.1, 0.3, from the good and the weak start and from scratch
     losses      contrastive, NCE, N2CE with several gamma or M, and without replay
     agents      other agents inside, at two policy rates, with the same networks, batches and energy steps
     energies    the same network without a sampler (Langevin chains, score matching, NCE) and DxMI at tau = 0
-    targets     checkerboard, 2spirals, rings, moons and gmm25 with one setting, their recipe with a long average
+    targets     checkerboard, 2spirals, rings, moons and gmm25, the recipe "plane-fine" with a long average
     weights     8 Gaussians of unequal weights
     guidance    value guidance of the trained game, by its weight lambda
     race        seconds to sliced W2 < 0.1: the authors' settings against others of the same algorithm and networks;
@@ -50,13 +50,13 @@ from benchmarks.game.play import Play, Scorer, kept_files, make_task_of, predict
 from benchmarks.game.released import digest, released_trainer
 from benchmarks.run_cache import run_all
 from benchmarks.scripts import command_line, header
-from dxmi_rl.agents import DxDP
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
-from dxmi_rl.irl.recipes import FINE_TASKS
+from dxmi_rl.irl.recipe_files import FINE_TASKS
 from dxmi_rl.targets import make_target
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
@@ -64,9 +64,9 @@ from dxmi_rl.utils.storage import load_tensors, write_json
 
 TAUS = (0.0, 0.01, 0.03, 0.1, 0.3)
 USUAL_TAU = 0.1
-AGENTS = ("ppo", "reinforce", "sft-pg", "path-wise", "sb3-ppo")
+INSIDE = ("ppo", "reinforce", "sft-pg", "path-wise", "sb3-ppo")
 PLAIN_RATE, SLOW_RATE = 1e-3, 3e-4
-"""Policy rates of other agents inside: their own default, and one that is slower than the energy's."""
+"""Policy rates of other agents inside: a plain one, and one that is slower than the energy's."""
 BUDGETS = {
     "starts": 3_000_000, "tau": 600_000, "losses": 600_000, "agents": 600_000, "energies": 600_000,
     "targets": 4_000_000, "weights": 600_000, "guidance": 600_000, "race": 3_000_000,
@@ -92,17 +92,18 @@ GUIDANCE = (0.1, 0.3, 1.0, 3.0)
 STARTS = ("good", "weak", "scratch")
 FILM_POINTS, RACE_POINTS = 60, 30
 AUTHORS: dict[str, Any] = {
-    "settings": {"gamma": 1.0, "energy_fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0, "replay": 0},
-    "agent_settings": {
-        key: value for key, value in dataclasses.asdict(DxDP.paper(value_steps=5)).items() if value is not None
+    "settings": {
+        "agent": "dxdp-paper", "gamma": 1.0, "energy.fourier": 0, "energy_steps": 1, "anneal": False, "ema": 0.0,
+        "replay": 0,
     },
+    "agent_settings": {"value_steps": 5},
     "task_options": {"backward": "brownian"},
-}
+}  # fmt: skip
 """The settings of the authors' release, in which the averages are the last iterates, for this project's networks: the
 policy is a correction of the base sampler. Its T regressions of V are five steps of ours."""
 AUTHORS_RATES = {
-    "good": {"policy_learning_rate": 3e-5, "sigma_learning_rate": 1e-3},
-    "weak": {"policy_learning_rate": 1e-3, "sigma_learning_rate": 1e-2},
+    "good": {"policy.learning_rate": 3e-5, "policy.sigma_learning_rate": 1e-3},
+    "weak": {"policy.learning_rate": 1e-3, "policy.sigma_learning_rate": 1e-2},
 }
 ENERGY_ITERATIONS = 3000
 SAMPLER = {
@@ -167,16 +168,16 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None, auth
         rows = [usual | {"label": label, "settings": settings} for label, settings in LOSSES.items()]
     elif experiment == "agents":
         rows = [usual | {"label": "dxdp"}]
-        rows += [usual | _inside(name, rate) for name in AGENTS for rate in (PLAIN_RATE, SLOW_RATE)]
+        rows += [usual | _inside(name, rate) for name in INSIDE for rate in (PLAIN_RATE, SLOW_RATE)]
     elif experiment == "energies":
         rows = [usual | {"label": f"dxmi, tau1 = {tau:g}", "tau1": tau} for tau in (USUAL_TAU, 0.0)]
         for method in ("short-run", "persistent", "score-matching", "gaussian-noise"):
             rows.append(usual | {"label": method, "method": method, "start": "-", "budget": ENERGY_ITERATIONS})
     elif experiment == "targets":
-        fine = recipe(FINE_TASKS[0])
+        fine = recipe("plane-fine")
         changes = {
-            "settings": LONG_SETTINGS | {"energy_fourier": fine.energy_fourier},
-            "agent_settings": {"fourier": fine.agent_settings["fourier"]},
+            "settings": LONG_SETTINGS | {"energy.fourier": fine.energy.fourier},
+            "agent_settings": {"policy.fourier": fine.agent_settings.policy.fourier},
         }
         rows = [usual | changes | {"label": "dxmi", "target": target, "start": "task"} for target in FINE_TASKS]
         return _all_seeds(experiment, rows, seeds, film=True)
@@ -199,14 +200,17 @@ def plays(experiment: str, seeds: Sequence[int], budget: int | None = None, auth
 
 def _inside(agent: str, rate: float) -> dict[str, Any]:
     """Another agent in DxDP's game: the energy's settings of its recipe, networks of the same size, batches."""
-    theirs = recipe("8gaussians-data")
+    theirs = recipe("plane")
     settings: dict[str, Any] = {key: getattr(theirs, key) for key in ("energy_steps", "gamma", "replay")}
-    own = {key: theirs.agent_settings[key] for key in ("batch_size", "width")}
+    inside = theirs.agent_settings
+    own: dict[str, Any] = {"n_trajectories": inside.n_trajectories}
     if agent.startswith("sb3-"):
-        own["learning_rate"] = rate
+        own |= {"width": inside.policy.width, "learning_rate": rate}
     else:
-        own |= {"fourier": theirs.agent_settings["fourier"], "policy_learning_rate": rate}
-        own |= {} if agent == "sft-pg" else {"sigma_learning_rate": 3 * rate}  # whose sigma is fixed
+        own |= {"policy.width": inside.policy.width, "policy.fourier": inside.policy.fourier}
+        own["policy.learning_rate"] = rate
+        own |= {} if agent == "sft-pg" else {"policy.sigma_learning_rate": 3 * rate}  # whose sigma is fixed
+        own |= {"value.width": inside.value.width} if hasattr(AGENTS[agent].Config(), "value") else {}
     return {"label": f"{agent}, rate {rate:g}", "settings": settings | {"agent": agent}, "agent_settings": own}
 
 

@@ -20,10 +20,10 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation import Grid, energy_quality, metrics
 from dxmi_rl.irl import DxMI, DxMIConfig, equilibrium, recipe, train_energy
-from dxmi_rl.irl.config import EnergyConfig
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.storage import save_tensors
 from dxmi_rl.utils.torch_tools import seeded
 
@@ -69,9 +69,9 @@ class Play:
     """Transitions, or for an energy without a sampler iterations."""
     method: str = "dxmi"
     settings: dict[str, Any] = field(default_factory=dict)
-    """Fields of DxMIConfig, or of EnergyTrainingConfig, that differ from the recipe; "repository" of the released."""
+    """Settings of DxMI or of ``train_energy`` that differ from the recipe, by name; "repository" of the released."""
     agent_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of the inner agent that differ from the recipe; the rates of the released trainer."""
+    """Settings of the inner agent that differ from the recipe, by name; the rates of the released trainer."""
     target_options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
     """Changes of the task beside those of the start."""
@@ -106,10 +106,12 @@ def make_task_of(play: Play, device: str = "cpu") -> Task:
 
 
 def config_of(play: Play) -> DxMIConfig:
-    """The recipe of a play, all of whose targets have the plane's, with the play's changes."""
-    chosen = {key: play.settings[key] for key in ("agent", "loss") if key in play.settings}
-    found = recipe("8gaussians-data", **chosen)
-    return dataclasses.replace(found, **{**play.settings, "agent_settings": found.agent_settings | play.agent_settings})
+    """The recipe of 8 Gaussians, for all targets, with the play's changes."""
+    agent = play.settings.get("agent", "dxdp")
+    found = recipe("plane" if agent in ("dxdp", "dxdp-paper") else "plane-other-agents", agent)
+    if play.settings.get("loss", found.loss) != found.loss:  # whose gamma is not the recipe's
+        found = dataclasses.replace(found, gamma=None)
+    return changed(found, play.settings | {"agent_settings": play.agent_settings}, "setting of a play")
 
 
 def make_game(play: Play, device: str = "cpu") -> DxMI:
@@ -239,9 +241,7 @@ def late_means(curve: list[dict[str, float]], budget: int) -> dict[str, float]:
 
 def _energy_alone(play: Play, device: str) -> dict[str, Any]:
     target = make_target(play.target, **play.target_options).to(device)
-    found = recipe("8gaussians-data")  # the same network
-    names = [name for name in EnergyConfig.__dataclass_fields__ if name not in play.settings]
-    settings = {name: getattr(found, name) for name in names} | play.settings
+    settings = {"energy": recipe("plane").energy} | play.settings  # the same network
     trained = train_energy(target, play.method, seed=play.seed, iterations=play.budget, **settings)
     scorer = Scorer(target, play.seed)
     scores = {"auc_late": scorer.auc(trained.energy), **quality(trained.energy, target, play.seed)}

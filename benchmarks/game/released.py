@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.base import Costs
-from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy
+from dxmi_rl.costs import Costs
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.tasks import Task
@@ -124,8 +124,8 @@ class ReleasedGame:
         )  # fmt: skip
         policy = self.sampler.net
         groups = [
-            {"params": [policy.log_sigma], "lr": rates["sigma_learning_rate"]},
-            {"params": policy.mean_parameters(), "lr": rates["policy_learning_rate"]},
+            {"params": [policy.log_sigma], "lr": rates["policy.sigma_learning_rate"]},
+            {"params": policy.mean_parameters(), "lr": rates["policy.learning_rate"]},
         ]
         value_optimizer = torch.optim.Adam(self.value.parameters(), lr=VALUE_RATE)
         self.game.set_models(None, self.value, self.sampler, torch.optim.Adam(groups), None, value_optimizer)

@@ -12,8 +12,8 @@ finished runs are kept. Rows:
     ddpm, ddim, dpm-solver, edm-heun      with 4, 10 and 100 calls of the denoiser, without training
     fastdpm                               the same, ddpm on the quadratic noise levels of arXiv 2106.00132
     ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
-    dxmi                                  at T = 4 and 10, the recipe of dxmi_rl/irl/recipes.py with DxDP inside; games
-                                          of "mlp" on images that are no digits have a schedule of their own
+    dxmi                                  at T = 4 and 10, the task's recipe (dxmi_rl/irl/recipes) with DxDP inside;
+                                          games of "mlp" on images that are no digits have a schedule of their own
     dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
 
@@ -73,7 +73,7 @@ schedule's, from where the sampler can do away with faint noise, and adds less o
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "contrastive": {"loss": "contrastive"},
-    "sigma fixed": {"agent.sigma_learning_rate": 0.0},
+    "sigma fixed": {"agent.policy.sigma_fine_tuning_rate": 0.0},
     "adaptive velocity": {"task.backward": "brownian"},
     "constant velocity": {"task.backward": "brownian", "task.backward_options": {"rate": 1.0}},
 }

@@ -19,8 +19,8 @@ A command that is stopped goes on where it was when it is started again (at most
 lie its curve, its last samples and a picture of them.
 
 The dry run counts parameters, memory and arithmetic of networks at full size on torch's meta device, and plays one
-iteration of the CIFAR-10 presets with random images, an untrained backbone and ``--batch-size`` (2). Hours on an H100
-assume ``--utilisation`` of its 989 TFLOP/s in bfloat16 and leave out scoring.
+iteration of the CIFAR-10 presets with random images, an untrained backbone and ``--n-trajectories`` (2). Hours on an
+H100 assume ``--utilisation`` of its 989 TFLOP/s in bfloat16 and leave out scoring.
 
 Keys of ``--json FILE``:
 
@@ -28,7 +28,7 @@ Keys of ``--json FILE``:
     machine, versions    what it ran on
     costs                {preset: {networks: {denoiser, energy, value: {parameters, flops, saved_bytes}}, state_bytes,
                          iteration_flops, training_flops, hours}}
-    dry_runs             {preset: {batch_size, seconds, losses}} of one iteration
+    dry_runs             {preset: {n_trajectories, seconds, losses}} of one iteration
     runs                 per seed: seed, iterations, label, features and samples (what it was scored with), scores (as
                          in benchmarks/images/images.py), curve, costs
 """
@@ -74,7 +74,8 @@ from dxmi_rl.utils.torch_tools import seeded
 
 H100_FLOPS = 989e12
 """Dense bfloat16 FLOP a second of an H100 SXM (NVIDIA's data sheet)."""
-SMALL_BATCH = 2
+FEW = 2
+"""Trajectories of a dry run."""
 POINTS = 20
 """Scores while training."""
 KEPT_MINUTES = 10.0
@@ -98,7 +99,7 @@ class Arguments:
     """Class of a class-conditional backbone: the game has the images of that class."""
     iterations: int | None = None
     """Iterations; by default the released configuration's."""
-    batch_size: int | None = None
+    n_trajectories: int | None = None
     """Trajectories per iteration; by default the paper's, and 2 in a dry run."""
     features: str = "lite0"
     """What distances are measured on: lite0, or inception (FID) with the weights that $DXMI_RL_INCEPTION names."""
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_seeds(arguments.seeds)
         check_real("utilisation", arguments.utilisation, strict=True)
         check_integer("samples", arguments.samples, minimum=10)
-        for key in ("iterations", "batch_size", "rows_at_a_time"):
+        for key in ("iterations", "n_trajectories", "rows_at_a_time"):
             if getattr(arguments, key) is not None:
                 check_integer(key, getattr(arguments, key))
         arguments = dataclasses.replace(arguments, device=str(own_device(arguments.device)))
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, tried in dry_runs.items():
-        print(f"{name}: one iteration with {tried['batch_size']} trajectories took {tried['seconds']:.1f} s")
+        print(f"{name}: one iteration with {tried['n_trajectories']} trajectories took {tried['seconds']:.1f} s")
     if is_main_process():
         for run in runs:
             print(f"seed {run['seed']}: {', '.join(f'{key} {number(value)}' for key, value in run['scores'].items())}")
@@ -176,7 +177,7 @@ def cost_table(costs: dict[str, PresetCost], presets: dict[str, PaperPreset], ut
     for name, cost in costs.items():
         preset, denoiser = presets[name], cost.networks["denoiser"]
         body.append([
-            name, " x ".join(map(str, preset.event_shape)), str(preset.task["horizon"]), str(preset.batch_size),
+            name, " x ".join(map(str, preset.event_shape)), str(preset.task["horizon"]), str(preset.n_trajectories),
             f"{preset.iterations:,}", compact(denoiser.parameters), compact(cost.networks["energy"].parameters),
             number(denoiser.flops / 1e9), number(cost.state_bytes / 2**30), number(denoiser.saved_bytes / 2**20),
             number(cost.iteration_flops / 1e12), number(cost.hours(H100_FLOPS, utilisation)),
@@ -187,17 +188,17 @@ def cost_table(costs: dict[str, PresetCost], presets: dict[str, PaperPreset], ut
 
 def try_one(preset: PaperPreset, arguments: Arguments) -> dict[str, Any]:
     """One iteration at full size with random images and an untrained backbone."""
-    rows = arguments.batch_size or SMALL_BATCH
+    rows = arguments.n_trajectories or FEW
     generator = torch.Generator().manual_seed(0)
     bytes_ = torch.randint(256, (2 * rows, *preset.event_shape), generator=generator, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder, seeded(0):
         file = preset.make_backbone().save(Path(folder) / "backbone.safetensors")
         task = preset.make_task(ImageSet(bytes_, bytes_[:1]), file, device=arguments.device)
-        game = make_game(task, preset, batch_size=rows)
+        game = make_game(task, preset, n_trajectories=rows)
     set_execution(game, precision=arguments.precision, rows_at_a_time=arguments.rows_at_a_time)
     started = time.perf_counter()
     game.learn(game.timesteps_per_iteration)
-    return {"batch_size": rows, "seconds": time.perf_counter() - started, "losses": game.log}
+    return {"n_trajectories": rows, "seconds": time.perf_counter() - started, "losses": game.log}
 
 
 def load_target(name: str, path: Path, preset: PaperPreset, features: str) -> ImageSet:
@@ -214,7 +215,7 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
     task = preset.make_task(target, arguments.denoiser, label=arguments.label, device=arguments.device)
     target, of_class = image_set(task), "" if arguments.label is None else f"_class{arguments.label}"
     checkpoint = arguments.folder / f"{name}{of_class}_{seed}.safetensors"
-    begin = functools.partial(make_game, task, preset, seed=seed, batch_size=arguments.batch_size)
+    begin = functools.partial(make_game, task, preset, seed=seed, n_trajectories=arguments.n_trajectories)
     game, curve = begin_or_continue(checkpoint, task, begin)
     rows = arguments.rows_at_a_time
 
@@ -228,7 +229,7 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
     def note(_: Agent) -> None:
         if game.num_timesteps < len(curve) * budget / POINTS:
             return
-        run_in_parts(rows or preset.batch_size)  # many more rows than a game has at once
+        run_in_parts(rows or preset.n_trajectories)  # many more rows than a game has at once
         x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
         run_in_parts(rows)
         fd, costs = evaluation.image_distance(target, x), game.costs
@@ -248,7 +249,7 @@ def play(name: str, preset: PaperPreset, target: ImageSet, seed: int, arguments:
             left, reset_num_timesteps=False, checkpoint=kept, checkpoint_every=iterations,
             checkpoint_minutes=KEPT_MINUTES, callback=note, progress_bar=is_main_process(),
         )  # fmt: skip
-    run_in_parts(rows or preset.batch_size)
+    run_in_parts(rows or preset.n_trajectories)
     how = {"label": arguments.label, "features": target.features, "samples": arguments.samples}
     found = {"seed": seed, "iterations": iterations, "scores": score(game, seed, arguments.samples), "curve": curve}
     return found | how | {"costs": dataclasses.asdict(game.costs)}

@@ -21,7 +21,6 @@ from dxmi_rl.agents.guidance import Guiding
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.irl import DxMI
-from dxmi_rl.irl.recipes import recipe
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
 from dxmi_rl.tasks.table import IMAGE_TAU
@@ -63,7 +62,7 @@ class Play:
     backbone: str = "default"
     """One of BACKBONES."""
     changes: dict[str, Any] = field(default_factory=dict)
-    """What differs from the recipe: settings of DxMI, "agent." of its agent, "task." of the task."""
+    """What differs from the recipe, by name: settings of DxMI, "agent." of its agent, "task." of the task."""
 
     def file(self, folder: Path) -> Path:
         """Where the result is, or will be; what is unfinished has other endings."""
@@ -92,11 +91,8 @@ def build_task(play: Play, device: str) -> Task:
 
 def build_game(play: Play, task: Task) -> DxMI:
     """DxMI as the play has it: the recipe, and its changes."""
-    own = {key: value for key, value in play.changes.items() if "." not in key}
-    convolutional = task.config.pretraining.network == "unet"
-    config = recipe(task.name, play.agent, own.get("loss"), images=True, convolutional=convolutional)
-    settings = config.agent_settings | changes_of(play, "agent.")
-    return DxMI(task, seed=play.seed, config=dataclasses.replace(config, **own, agent_settings=settings))
+    own = {key: value for key, value in play.changes.items() if not key.startswith(("agent.", "task."))}
+    return DxMI(task, seed=play.seed, agent=play.agent, agent_settings=changes_of(play, "agent."), **own)
 
 
 def changes_of(play: Play, prefix: str) -> dict[str, Any]:

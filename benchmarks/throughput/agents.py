@@ -1,8 +1,8 @@
-"""What one iteration of DxDP costs beside the loop it replaces: the paper's settings, in the plane, on one thread.
+"""What an iteration of the published DxDP costs beside the loop that it replaces, in the plane, on one thread.
 
     python benchmarks/throughput/agents.py
 
-Two ways to compute the same thing, timed in turn: ``DxDP.paper()`` (one regression on all T n transitions, one policy
+Two ways to compute the same thing, timed in turn: agent "dxdp-paper" (one regression on all T n transitions, one policy
 step), and the same networks and settings as the authors' release has it (a buffer that grows by concatenation, T
 regressions in a loop over t, one policy step on 256 random transitions, torch's default Adam, two logged means per t).
 T = 5, 256 trajectories, three layers of width 128, 8 Gaussians from scratch: neither calls a denoiser. Keys of
@@ -36,13 +36,14 @@ from torch.nn.functional import mse_loss
 
 from benchmarks.scripts import command_line, header
 from dxmi_rl import make_task
-from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.gaussian import CACHED_NUMBERS
+from dxmi_rl.agents import DxDPPaper
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.storage import write_json
-from dxmi_rl.utils.torch_tools import frozen
+from dxmi_rl.utils.torch_tools import frozen, gradient_step
 
 AIM = 0.8
 
@@ -65,22 +66,22 @@ class Arguments:
     """File for the results."""
 
 
-def paper_agent(seed: int, device: str) -> DxDP:
-    """DxDP with the paper's settings on 8 Gaussians from scratch, with the paper's kernel."""
+def paper_agent(seed: int, device: str) -> DxDPPaper:
+    """The published DxDP on 8 Gaussians from scratch, with its kernel, and no energy's gradient in the policy."""
     task = make_task("8gaussians", base=None, backward="brownian", device=device)
-    return DxDP(task, seed=seed, config=DxDP.paper(energy_gradient=False))
+    return DxDPPaper(task, seed=seed, policy={"energy_gradient": False})
 
 
 class Loop:
     """The same iteration in the order of the authors' release, on an agent's own networks."""
 
-    def __init__(self, agent: DxDP) -> None:
+    def __init__(self, agent: DxDPPaper) -> None:
         self.agent, self.mdp = agent, agent.mdp
-        self.n = agent.config.batch_size
+        self.n = agent.config.n_trajectories
         self.log: dict[str, float] = {}
-        agent.policy_optimizer, agent.value_optimizer = (
+        agent.policy_optimizer, agent.value.optimizer = (
             torch.optim.Adam([{"params": group["params"], "lr": group["lr"]} for group in optimizer.param_groups])
-            for optimizer in (agent.policy_optimizer, agent.value_optimizer)
+            for optimizer in (agent.policy_optimizer, agent.value.optimizer)
         )
 
     def iterate(self) -> None:
@@ -120,12 +121,12 @@ class Loop:
         if bool(last.any()):
             value = value.masked_scatter(last, self.mdp.energy(x_next[last]))
         if not bool(last.all()):
-            value = value.masked_scatter(~last, agent.values(x_next[~last], t[~last] + 1))
+            value = value.masked_scatter(~last, agent.value(x_next[~last], t[~last] + 1))
         return value
 
     def regress(self, buffer: dict[str, Tensor]) -> None:
         """One step per t, backwards, each on the transitions of that t."""
-        agent = self.agent
+        agent, value = self.agent, self.agent.value
         order = torch.randperm(len(buffer["x"]), generator=agent.generator, device=self.mdp.device)
         for t in reversed(range(self.mdp.horizon)):
             rows = order[torch.nonzero(buffer["t"][order] == t).flatten()]
@@ -133,11 +134,11 @@ class Loop:
             with torch.no_grad():
                 cost = self.cost(x, x_next, steps, buffer["log_std"][rows])
                 target = self.future(x_next, steps) + cost
-            loss = mse_loss(agent.value(x, steps).squeeze(1), target / agent.value_unit)
-            agent.value_optimizer.zero_grad(set_to_none=True)
+            loss = mse_loss(value.network(x, steps).squeeze(1), target / value.unit)
+            value.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(agent.value.parameters(), 10.0)
-            agent.value_optimizer.step()
+            torch.nn.utils.clip_grad_norm_(value.parameters(), 10.0)
+            value.optimizer.step()
             self.log |= {f"cost {t}": cost.mean().item(), f"value {t}": target.mean().item()}
 
     def improve(self, buffer: dict[str, Tensor]) -> None:
@@ -149,7 +150,8 @@ class Loop:
             mean, log_std = agent.policy.moments(x, t)
             log_std = log_std.expand_as(mean)
             x_next = mean + log_std.exp() * torch.randn(x.shape, generator=agent.generator, device=x.device)
-            agent.step_policy((self.future(x_next, t) + self.cost(x, x_next, t, log_std)).mean(), len(x))
+            loss = (self.future(x_next, t) + self.cost(x, x_next, t, log_std)).mean()
+            gradient_step(agent.policy_optimizer, agent.policy, loss, agent.config.max_grad_norm)
 
 
 def processor_ms(run: Callable[[], object], times: int) -> float:
@@ -164,34 +166,40 @@ def processor_ms(run: Callable[[], object], times: int) -> float:
     return 1000 * (clock() - started) / times
 
 
-def parts(agent: DxDP, times: int) -> dict[str, float]:
+def rollout(agent: DxDPPaper) -> Trajectory:
+    """The rollout of an iteration, with the fit of its kernel."""
+    return collect(agent, agent.policy, agent.config.n_trajectories, kernel_steps=agent.config.kernel_steps)
+
+
+def parts(agent: DxDPPaper, times: int) -> dict[str, float]:
     """Where an iteration of DxDP goes."""
-    rollout = agent.collect(None)
-    targets = agent.value_targets(rollout)
-    part, wanted = agent.pick(rollout, targets, agent.config.policy_trajectories or agent.config.batch_size)
+    trajectory = rollout(agent)
+    x, _, t = trajectory.transitions()
+    targets = agent.value_targets(trajectory).flatten()
     return {
-        "rollout and kernel": processor_ms(lambda: agent.collect(None), times),
-        "value targets": processor_ms(lambda: agent.value_targets(rollout), times),
-        "value step": processor_ms(lambda: agent.update_value(rollout.x, rollout.t, targets), times),
-        "policy step": processor_ms(lambda: agent.update_policy(part, wanted), times),
+        "rollout and kernel": processor_ms(lambda: rollout(agent), times),
+        "value targets": processor_ms(lambda: agent.value_targets(trajectory), times),
+        "value step": processor_ms(lambda: agent.value.fit(x, t, targets), times),
+        "policy step": processor_ms(lambda: agent.update_policy(trajectory), times),
     }
 
 
-def arithmetic(agent: DxDP, times: int) -> float:
+def arithmetic(agent: DxDPPaper, times: int) -> float:
     """Forward passes of the rollout and the targets, forward and backward ones of the two steps, and nothing else."""
-    rollout = agent.collect(None)
-    part, _ = agent.pick(rollout, rollout.log_prob, agent.config.policy_trajectories or agent.config.batch_size)
-    size, rows = agent.config.batch_size, CACHED_NUMBERS // agent.config.width
+    network, trajectory = agent.value.network, rollout(agent)
+    x, _, t = trajectory.transitions()
+    few, _, few_t = trajectory.select(slice(agent.config.policy_trajectories)).transitions()
+    rows = agent.value.rows_at_once or len(x)
 
     def passes() -> None:
         with torch.no_grad():
-            for t in range(agent.mdp.horizon):
-                agent.policy.moments(rollout.x[:size], t)
-            agent.value(rollout.x, rollout.t)
-        for x, t in zip(rollout.x.split(rows), rollout.t.split(rows), strict=True):
-            agent.value(x, t).sum().backward()
-        mean, _ = agent.policy.moments(part.x, part.t)
-        agent.value(mean, part.t).sum().backward()
+            for step in range(agent.mdp.horizon):
+                agent.policy.moments(trajectory.x[step], step)
+            network(x, t)
+        for x_part, t_part in zip(x.split(rows), t.split(rows), strict=True):
+            network(x_part, t_part).sum().backward()
+        mean, _ = agent.policy.moments(few, few_t)
+        network(mean, few_t).sum().backward()
 
     return processor_ms(passes, times)
 
@@ -218,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if arguments.compile:
                 compiled = paper_agent(seed, arguments.device)
                 compiled.policy.net.compile()  # type: ignore[operator]
-                compiled.value.compile()
+                compiled.value.network.compile()
                 runs["compiled"] = compiled.iterate
             for run in runs.values():  # first calls, and compilation
                 processor_ms(run, 3)

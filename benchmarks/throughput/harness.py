@@ -64,9 +64,9 @@ class Arguments:
 def short_runs(arguments: Arguments) -> list[Run]:
     """Eight rows with every seed."""
     rows = [
-        Row(f"{agent}, batch {batch}", "8gaussians", agent, arguments.budget, agent_settings={"batch_size": batch})
+        Row(f"{agent}, {n} at a time", "8gaussians", agent, arguments.budget, agent_settings={"n_trajectories": n})
         for agent in ("ppo", "dxdp")
-        for batch in (64, 96, 128, 192)
+        for n in (64, 96, 128, 192)
     ]
     return make_runs(rows, arguments.seeds, arguments.device, SIZES)
 

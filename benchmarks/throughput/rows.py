@@ -11,7 +11,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.policy import BasePolicy
+from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task

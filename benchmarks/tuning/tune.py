@@ -4,9 +4,9 @@
     python benchmarks/tuning/tune.py --agents ppo dxdp --trials 10                some, and the record stays
 
 The task is gmm9 (fine-tune track, Learned backward kernel), which no published table uses. Every agent gets --trials
-trials of --budget transitions on each of --seeds seeds; the first trial is the agent's plain defaults, the second the
-same many small updates for all, the seventeenth these at 2.5 times the learning rates; the others are proposed by
-optuna's tree-structured Parzen estimator from the spaces of benchmarks/tuning/spaces.py. What a trial costs in energy
+trials of --budget transitions on each of --seeds seeds; the first trial is the agent's defaults, the second the same
+many small updates for all, the seventeenth these at 2.5 times the learning rates; the others are proposed by optuna's
+tree-structured Parzen estimator from the spaces of benchmarks/tuning/spaces.py. What a trial costs in energy
 evaluations and seconds is the agent's affair. A trial's score is the mean over seeds of ``kl_bound`` after
 training (dxmi_rl.evaluation.quick_scores, the kernel of training), or of ``sliced_w2`` for agents without a density;
 when a seed diverges, or its score is not finite, the trial is worse than any other.
@@ -16,8 +16,9 @@ goes on after a kill, and --trials may grow. A search that was stopped proposes 
 
 ``--record FILE`` writes how the agents were searched, and their best settings, into the record,
 benchmarks/results/tuning.json; the entries of other agents stay. Defaults are then changed by hand, in the agents'
-Config. An entry of the record has command, task, trials, budget, seeds, score, default and best as below, scores (one
-per trial), and settings: those of the best trial that differ from the defaults of the day, empty where these won.
+Config: a test checks that they are the settings on record. An entry of the record has command, task, trials, budget,
+seeds, score, default (of the defaults before the search) and best as below, scores (one per trial), and settings: those
+of the best trial, empty where the defaults won.
 
 Keys of ``--json FILE``:
 
@@ -63,10 +64,10 @@ from rich.table import Table
 from benchmarks.run_cache import code_of, kept_result, run_file
 from benchmarks.scripts import command_line
 from benchmarks.tuning.spaces import given_trials, list_searched, search_space
-from dxmi_rl.agents import Agent
+from dxmi_rl.agents import AGENTS, Agent, make_agent
 from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.evaluation import quick_scores
-from dxmi_rl.irl import AGENTS, DxMI, make_agent
+from dxmi_rl.irl import DxMI
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, require, resolve_device
@@ -128,7 +129,7 @@ def train_and_score(
     scores: dict[str, float] = {}
     with seeded(seed):  # a learned kernel's weights are the task's, not the agent's
         task = make_task(TASK, device=device, **TASK_SETTINGS)
-    built = make_agent(agent, task, seed=seed, config=AGENTS[agent].Config(), **settings)
+    built = make_agent(agent, task, seed=seed, **settings)
     name = "kl_bound" if built.has_density else "sliced_w2"
     try:
         built.learn(budget, callback=stop_if_orphan)

@@ -5,31 +5,34 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from dxmi_rl.agents.a2c import A2C, A2CConfig
 from dxmi_rl.agents.adjoint_matching import AdjointMatching, AdjointMatchingConfig
-from dxmi_rl.agents.base import Agent, Costs
-from dxmi_rl.agents.base_sampler import Base
-from dxmi_rl.agents.ddim import DDIM
-from dxmi_rl.agents.ddpm import DDPM
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.detailed_balance import DetailedBalance, DetailedBalanceConfig
-from dxmi_rl.agents.dpm_solver import DPMSolver
 from dxmi_rl.agents.dpok import DPOK, DPOKConfig
 from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
-from dxmi_rl.agents.edm_heun import EDMHeun
+from dxmi_rl.agents.dxdp_paper import DxDPPaper, DxDPPaperConfig
 from dxmi_rl.agents.grpo import GRPO, GRPOConfig
-from dxmi_rl.agents.path_wise import PathWise, PathWiseConfig
+from dxmi_rl.agents.path_wise import PathConfig, PathWise, PathWiseConfig
 from dxmi_rl.agents.path_wise_vargrad import PathWiseVarGrad, PathWiseVarGradConfig
 from dxmi_rl.agents.ppo import PPO, PPOConfig
 from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
-from dxmi_rl.agents.sb3_a2c import SB3A2C, SB3A2CConfig
-from dxmi_rl.agents.sb3_ppo import SB3PPO, SB3PPOConfig
-from dxmi_rl.agents.sb3_sac import SB3SAC, SB3SACConfig
-from dxmi_rl.agents.sb3_td3 import SB3TD3, SB3TD3Config
+from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, ValueConfig
 from dxmi_rl.agents.sft_pg import SFTPG, SFTPGConfig
-from dxmi_rl.agents.torchrl_ppo import TorchRLPPO, TorchRLPPOConfig
-from dxmi_rl.agents.torchrl_sac import TorchRLSAC, TorchRLSACConfig
 from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
+from dxmi_rl.agents.untrained import DDIM, DDPM, Base, DPMSolver, EDMHeun
 from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
+from dxmi_rl.agents.wrapped.sb3_a2c import SB3A2C, SB3A2CConfig
+from dxmi_rl.agents.wrapped.sb3_ppo import SB3PPO, SB3PPOConfig
+from dxmi_rl.agents.wrapped.sb3_sac import SB3SAC, SB3SACConfig
+from dxmi_rl.agents.wrapped.sb3_td3 import SB3TD3, SB3TD3Config
+from dxmi_rl.agents.wrapped.torchrl_ppo import TorchRLPPO, TorchRLPPOConfig
+from dxmi_rl.agents.wrapped.torchrl_sac import TorchRLSAC, TorchRLSACConfig
+from dxmi_rl.costs import Costs
+from dxmi_rl.targets import Target
+from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import Registry
 from dxmi_rl.utils.storage import load_tensors
@@ -60,13 +63,18 @@ __all__ = [
     "DetailedBalanceConfig",
     "DxDP",
     "DxDPConfig",
+    "DxDPPaper",
+    "DxDPPaperConfig",
     "EDMHeun",
     "GRPOConfig",
+    "MeanConfig",
     "PPOConfig",
+    "PathConfig",
     "PathWise",
     "PathWiseConfig",
     "PathWiseVarGrad",
     "PathWiseVarGradConfig",
+    "PolicyConfig",
     "REINFORCEConfig",
     "SB3A2CConfig",
     "SB3PPOConfig",
@@ -79,41 +87,23 @@ __all__ = [
     "TorchRLSACConfig",
     "TrajectoryBalance",
     "TrajectoryBalanceConfig",
+    "ValueConfig",
     "VarGrad",
     "VarGradConfig",
     "list_agents",
     "load_agent",
     "make_agent",
-]  # fmt: skip
+]
 
-AGENTS: Registry[type[Agent]] = Registry("agent")
+AGENTS: Registry[type[Agent[Any]]] = Registry("agent")
 for _agent in (
-    Base,
-    DDPM,
-    DDIM,
-    EDMHeun,
-    DPMSolver,
-    DxDP,
-    PPO,
-    REINFORCE,
-    A2C,
-    GRPO,
-    DPOK,
-    SFTPG,
-    SB3PPO,
-    SB3A2C,
-    SB3SAC,
-    SB3TD3,
-    TorchRLPPO,
-    TorchRLSAC,
-    PathWise,
-    AdjointMatching,
-    TrajectoryBalance,
-    VarGrad,
-    DetailedBalance,
-    PathWiseVarGrad,
-):
+    Base, DDPM, DDIM, EDMHeun, DPMSolver,
+    DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, SFTPG,
+    SB3PPO, SB3A2C, SB3SAC, SB3TD3, TorchRLPPO, TorchRLSAC,
+    PathWise, AdjointMatching, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
+):  # fmt: skip
     AGENTS.add(_agent.name, _agent)
+AGENTS.add_entry_point("dxmi", "dxmi_rl.irl.dxmi:DxMI")  # which needs the others
 
 
 def list_agents() -> list[str]:
@@ -121,12 +111,16 @@ def list_agents() -> list[str]:
     return AGENTS.names()
 
 
-def make_agent(name: str, task: Any = "8gaussians", *, seed: int = 0, **settings: Any) -> Agent:
+def make_agent(
+    name: str, task: str | Task | Target = "8gaussians", *, seed: int = 0, config: Any = None, **settings: Any
+) -> Agent[Any]:
     """Build the agent ``name``; raises UnknownNameError (with the near names) for an unknown agent or setting."""
-    return AGENTS[name](task, seed=seed, **settings)
+    return AGENTS[name](task, seed=seed, config=config, **settings)
 
 
-def load_agent(path: str | os.PathLike[str], *, task: Any = None, device: Any = None) -> Agent:
+def load_agent(
+    path: str | os.PathLike[str], *, task: str | Task | None = None, device: str | torch.device | None = None
+) -> Agent[Any]:
     """Rebuild whatever agent ``Agent.save`` wrote to ``path``; arguments and errors as ``Agent.load``.
 
     Raises CheckpointError for a file of no agent, UnknownNameError for one of an agent that is not registered.

@@ -2,52 +2,99 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.policy_gradient import CriticConfig, PolicyGradientAgent, PolicyGradientConfig
-from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.agents import ops
+from dxmi_rl.agents.base import Agent, FinalStateHook, Log
+from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.values import ValueFunction
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
+from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
-class A2CConfig(CriticConfig, PolicyGradientConfig):
+class A2CConfig:
     """Settings of A2C."""
 
-    value_steps: int = 4
+    n_trajectories: int = 64
+    """Trajectories per iteration."""
+    value_steps: int = 8
     """Value regressions per rollout; 1 is the paper's."""
+    gae_lambda: float = 0.95
+    """Mixing of n-step advantages; the discount is 1, and lambda = 1 is the paper's n-step form."""
+    objective: str = "soft"
+    """"soft" (the soft return of docs/method.md, with running cost and entropy) or "terminal" (-E(x_T) alone, as in the
+    papers: nothing then keeps sigma from falling)."""
+    max_grad_norm: float = 1.0
+    """Largest norm of a policy gradient."""
+    kernel_steps: int = 4
+    """Fits of the backward kernel per rollout; one that lags behind its policy loosens the bound."""
+    anneal: bool = True
+    """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(learning_rate=0.005, sigma_learning_rate=0.0075))
+    """The policy."""
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(learning_rate=0.005))
+    """The value network."""
+
+    def __post_init__(self) -> None:
+        ops.check_objective(self.objective)
+        for key in ("n_trajectories", "value_steps", "kernel_steps"):
+            check_integer(key, getattr(self, key))
+        check_real("max_grad_norm", self.max_grad_norm, strict=True)
+        check_fraction("gae_lambda", self.gae_lambda)
 
 
-class A2C(PolicyGradientAgent):
+class A2C(Agent[A2CConfig]):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) A_t] with advantages from a value network.
 
-    Rewards are the soft ones of docs/method.md: their sampled log pi takes the place of the paper's entropy bonus,
-    which is of the present step only.
+    Rewards are the soft ones of docs/method.md. Their sampled log pi replaces the paper's entropy bonus, which counts
+    the entropy of the present step alone.
     """
 
     name: ClassVar[str] = "a2c"
-    Config: ClassVar[type] = A2CConfig
-    config: A2CConfig
+    Config = A2CConfig
+    policy: GaussianPolicy
 
     def _build(self) -> None:
-        super()._build()
-        check_integer("value_steps", self.config.value_steps)
+        self.require_energy()
+        config = self.config
+        self.temperature = ops.temperature_of(config.objective, self.mdp.tau)
+        self.policy = make_policy(self.mdp, config.policy)
+        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
+        self.value = ValueFunction(self.mdp, config.value)
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        rollout = self.collect(on_final)
-        advantages, returns = self.advantages(rollout)
-        policy_loss = self.step_policy(self.policy_loss(rollout, advantages), len(rollout.x))
-        for _ in range(self.config.value_steps):
-            value_loss = self.update_value(rollout.x, rollout.t, returns)
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | {"value": self.value}
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        config = self.config
+        trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
+        advantages, returns = self.advantages(trajectory)
+        loss = self.policy_loss(trajectory, advantages.flatten())
+        policy_loss = gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)
+        x, _, t = trajectory.transitions()
+        for _ in range(config.value_steps):
+            value_loss = self.value.fit(x, t, returns.flatten())
         return {"policy_loss": policy_loss, "value_loss": value_loss}
 
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """Generalised soft advantages and the returns they imply, ``[T n]``; lambda = 1 is the paper's n-step form."""
-        return self.generalised_advantages(rollout, self.soft_rewards(rollout), self.config.gae_lambda)
+    @torch.no_grad()
+    def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """Generalised soft advantages and the returns that they imply, ``[T, n]`` each."""
+        rewards = ops.soft_rewards(self.mdp, trajectory, self.temperature)
+        x, _, t = trajectory.transitions()
+        return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
 
-    def policy_loss(self, rollout: Rollout, advantages: Tensor) -> Tensor:
+    def policy_loss(self, trajectory: Trajectory, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions, the paper's actor-critic update."""
-        return self.score_loss(rollout, advantages)
+        _, x_next, _ = trajectory.transitions()
+        return -(advantages * gaussian_log_prob(x_next, *self.policy.moments_along(trajectory))).mean()

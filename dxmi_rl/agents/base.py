@@ -6,80 +6,62 @@ import abc
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.tuned import tuned_settings
-from dxmi_rl.rollout import Trajectory, draw
+from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
+from dxmi_rl.agents.settings import check_changes
+from dxmi_rl.costs import Costs, check_budget, counting
+from dxmi_rl.envs.observations import parse_observation
+from dxmi_rl.live_energy import EnergyError
+from dxmi_rl.rollout import Policy, Trajectory, draw
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
-from dxmi_rl.utils.checks import CheckpointError, DivergenceError, check_integer, check_real
+from dxmi_rl.utils.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.utils.progress import progress
-from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
 
-Callback = Callable[["Agent"], bool | None]
+ConfigT = TypeVar("ConfigT")
 FinalStateHook = Callable[[Tensor], None]
+"""What is done with x_T of a rollout before the agent learns from it: DxMI's energy step."""
+Callback = Callable[["Agent[Any]"], bool | None]
+Log = dict[str, float | Tensor]
+"""Losses of one iteration by name."""
+
+LOG_EVERY = 50
+"""Iterations from one look at the losses to the next, which waits for the device."""
 
 
-@dataclass
-class Costs:
-    """What training has spent so far; evaluation is not counted."""
-
-    timesteps: int = 0
-    """Rollout transitions: the budget."""
-    policy_draws: int = 0
-    """Next states drawn from the policy, rollouts included."""
-    energy_evals: int = 0
-    """Evaluations of E on one x, with or without gradient."""
-    energy_grad_evals: int = 0
-    """Those of them that were differentiated in x."""
-    denoiser_calls: int = 0
-    """Evaluations of the base or fine-tuned denoiser on one x."""
-    seconds: float = 0.0
-    """Wall-clock seconds inside ``learn``."""
-
-
-BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
-"""What a budget can be counted in: fields of Costs."""
-
-
-def check_budget(**budgets: float | None) -> tuple[str, float]:
-    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
-    given = {unit: amount for unit, amount in budgets.items() if amount is not None}
-    if len(given) != 1:
-        raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
-    unit, amount = next(iter(given.items()))
-    if unit == "seconds":
-        return unit, check_real(unit, amount, strict=True)
-    return unit, check_integer("total_timesteps" if unit == "timesteps" else unit, amount)
-
-
-class Agent(abc.ABC):
+class Agent(abc.ABC, Generic[ConfigT]):
     """A few-step sampler that learns on a task, with Stable-Baselines3's verbs.
 
     Args:
         task: a task's name or a built Task.
         seed: the one seed of initialisation, rollouts and minibatches.
         device: torch device of a task given by name.
-        config: the agent's settings, tuned.json's by default; ``settings`` change single fields.
+        config: all settings, ``Config()`` by default.
+        settings: single settings that differ from ``config``: ``n_trajectories=32``, ``policy={"width": 128}`` or, in a
+            dictionary, ``**{"policy.width": 128}``.
 
-    Subclasses set ``name``, ``Config`` (a frozen dataclass) and define ``_build`` and ``iterate``.
+    Subclasses set ``name`` and ``Config`` (a frozen dataclass with ``n_trajectories`` and ``anneal``) and define
+    ``_build`` and ``iterate``.
+
+    Raises UnknownNameError (with the near names) for unknown settings, TypeError and ValueError for their values.
     """
 
     name: ClassVar[str]
-    Config: ClassVar[Any]
+    Config: ClassVar[type[Any]]
+    config: ConfigT
     has_density: bool = True
     trains: ClassVar[bool] = True
     needs_denoiser: ClassVar[bool] = False
-    """Only tasks whose base sampler has a denoiser will do."""
+    """Whether it works only on tasks whose base sampler has a denoiser."""
 
     def __init__(
         self,
@@ -87,7 +69,7 @@ class Agent(abc.ABC):
         *,
         seed: int = 0,
         device: str | torch.device | None = None,
-        config: Any = None,
+        config: ConfigT | None = None,
         **settings: Any,
     ) -> None:
         self.seed = check_integer("seed", seed, minimum=0)
@@ -102,22 +84,27 @@ class Agent(abc.ABC):
         with seeded(seed):
             self._build()
 
-    def _configure(self, config: Any, settings: dict[str, Any]) -> Any:
-        if config is None:
-            config = self._default_config(settings)
+    def _configure(self, config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
+        config = self.default_config(settings) if config is None else config
         if not isinstance(config, self.Config):
             raise TypeError(f"config of {self.name!r} must be a {self.Config.__qualname__}, got {config!r}.")
-        known = [f.name for f in fields(config)]
         for key in settings:
-            if key == "energy" or key in TaskConfig.__dataclass_fields__:
+            if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
                 raise TypeError(f"{key!r} belongs to the task: pass task=make_task({self.task.name!r}, {key}=...).")
-            if key not in known:
-                raise UnknownNameError(f"setting of {self.name!r}", key, known)
-        return replace(config, **settings)
+        result: ConfigT = changed(config, settings, f"setting of {self.name!r}")
+        check_changes(config, result, self.mdp.event_shape)
+        return result
 
-    def _default_config(self, settings: dict[str, Any]) -> Any:
-        """The tuned settings of an agent that was given none; ``settings`` are the fields that will change."""
-        return self.Config(**tuned_settings(type(self), self.task.event_shape, settings))
+    def default_config(self, settings: Mapping[str, Any]) -> ConfigT:
+        """The settings of an agent that was given none; ``settings`` are the ones that will be changed."""
+        config: ConfigT = self.Config()
+        return config
+
+    @classmethod
+    def parse_config(cls, values: Mapping[str, Any]) -> ConfigT:
+        """The settings that JSON or TOML holds; raises UnknownNameError for unknown ones."""
+        config: ConfigT = changed(cls.Config(), values, f"setting of {cls.name!r}")
+        return config
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 
@@ -129,21 +116,33 @@ class Agent(abc.ABC):
         """Make networks and optimizers."""
 
     @abc.abstractmethod
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        """One iteration: a rollout, ``on_final(x_T)`` (DxMI's energy step), the updates. Returns losses to log."""
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        """One iteration: a rollout, ``on_final(x_T)`` (DxMI's energy step), the updates. Returns losses to log.
+
+        It adds the transitions of its rollout to ``costs.timesteps``; all other costs count themselves.
+        """
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Optimizers by name; saved in checkpoints."""
+        """Optimizers by name; annealed over a budget, and saved in checkpoints."""
         return {}
 
     def modules(self) -> dict[str, nn.Module]:
         """Modules by name; saved in checkpoints."""
         return {"policy": self.policy, "kernel": self.mdp.kernel}
 
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """Further tensors of the training state; saved in checkpoints."""
+        return {}
+
+    def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what ``extra_tensors`` gave."""
+        return
+
     @property
     def timesteps_per_iteration(self) -> int:
         """Transitions of one iteration."""
-        return self.config.batch_size * self.mdp.horizon
+        n_trajectories: int = getattr(self.config, "n_trajectories")  # noqa: B009 (a type parameter has no fields)
+        return n_trajectories * self.mdp.horizon
 
     @property
     def denoiser_calls(self) -> int:
@@ -185,7 +184,7 @@ class Agent(abc.ABC):
             reset_num_timesteps: count timesteps from 0 again.
             progress_bar: show a bar with the time left (silent when not a terminal).
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
-            checkpoint_minutes: and after the iteration in which so many minutes have gone since it last did.
+            checkpoint_minutes: also save when this many minutes have passed.
 
         Raises TypeError unless exactly one budget is given, ValueError for one that is not positive, DivergenceError
         on a non-finite loss, before it reaches ``checkpoint``.
@@ -197,77 +196,82 @@ class Agent(abc.ABC):
             limit = 60 * check_real("checkpoint_minutes", checkpoint_minutes, strict=True)
         if reset_num_timesteps:
             self.costs.timesteps = 0
-        end = self._spent(unit) + budget
+        end = self.spent(unit) + budget
         if not self.trains:
             if unit == "timesteps":
-                self.costs.timesteps = end
+                self.costs.timesteps = int(end)
             return self
         title = f"{self.name} on {self.task.name}"
-        with progress(title, end, completed=self._spent(unit), show=progress_bar) as advance:
-            iteration, kept = 0, time.monotonic()
-            while (before := self._spent(unit)) < end:
-                self._set_progress(before / end)
+        with progress(title, end, completed=self.spent(unit), show=progress_bar) as advance:
+            iteration, saved_at = 0, time.monotonic()
+            while (before := self.spent(unit)) < end:
+                self.set_progress(before / end)
                 started = time.perf_counter()
-                log = self.iterate()
+                with counting(self.costs):
+                    log = self.iterate()
                 self.costs.seconds += time.perf_counter() - started
-                if (spent := self._spent(unit)) <= before:
+                if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
-                late = iteration % checkpoint_every == 0 or time.monotonic() - kept >= limit
-                due = checkpoint is not None and (late or spent >= end)
-                if due or iteration % 50 == 0 or spent >= end:
-                    self._note(log)
-                if due and checkpoint is not None:
-                    self.save(checkpoint)
-                    kept = time.monotonic()
                 advance(spent)
+                done = spent >= end
+                save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
+                save = save and checkpoint is not None
+                if save or done or iteration % LOG_EVERY == 0:
+                    self._note(log)
+                if save and checkpoint is not None:
+                    self.save(checkpoint)
+                    saved_at = time.monotonic()
                 if callback is not None and callback(self) is False:
-                    if not due:
+                    if not save:
                         self._note(log)
                         if checkpoint is not None:
                             self.save(checkpoint)
                     break
         return self
 
-    def _spent(self, unit: str) -> Any:
-        return getattr(self.costs, unit)
+    def spent(self, unit: str) -> float:
+        """What has been spent so far of one of BUDGET_UNITS."""
+        amount: float = getattr(self.costs, unit)
+        return amount
 
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
-        return self.mdp.sample(self.density(), n, self._generator(seed))
+        return self.mdp.sample(self.density(), n, self.generator_of(seed))
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n whole episodes with their log-probabilities."""
-        return self.mdp.rollout(self.density(policy), n, self._generator(seed))
+        return self.mdp.rollout(self.density(policy), n, self.generator_of(seed))
 
-    def _generator(self, seed: int | None) -> torch.Generator:
+    def generator_of(self, seed: int | None) -> torch.Generator:
+        """A generator with this seed, or the agent's own."""
         return self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
 
-    def density(self, policy: nn.Module | None = None) -> Any:
+    def density(self, policy: nn.Module | None = None) -> Policy:
         """The policy, or a copy with other weights, as a density over the next state (rollout.Policy)."""
-        return self.policy if policy is None else policy
+        density: Any = self.policy if policy is None else policy
+        found: Policy = density
+        return found
 
     def predict(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
+        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
         state: Any = None,
         episode_start: Any = None,
         deterministic: bool = False,
         *,
         coordinates: str = "noise",
-    ) -> tuple[np.ndarray, Any]:
+    ) -> tuple[np.ndarray[Any, Any], Any]:
         """Action for observations of the environment (flat ``[x, 1 - t / T]`` or ``{"x", "t"}``), single or batched.
 
         Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` takes the
         noise as zero, which is not a sampler. Raises ValueError for observations of another shape.
         """
-        x, t, single = self._parse(observation)
+        x, t, single = parse_observation(self.mdp, observation)
         with torch.no_grad():
-            noise = (
-                torch.zeros_like(x)
-                if deterministic
-                else torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-            )
+            noise = torch.zeros_like(x)
+            if not deterministic:
+                noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
             action = self.mdp.action(x, t, draw(self.density(), x, t, noise), coordinates)
         flat = not isinstance(observation, dict)
         result = (action.flatten(1) if flat else action).cpu().numpy()
@@ -275,24 +279,7 @@ class Agent(abc.ABC):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole training state as one safetensors file with a JSON header, atomically."""
-        tensors: dict[str, Tensor] = {"generator": self.generator.get_state()}
-        for name, module in self.modules().items():
-            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        for name, optimizer in self._all_optimizers().items():
-            tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
-        for name, tensor in self._extra_tensors().items():
-            tensors[f"extra/{name}"] = tensor
-        metadata = {
-            "agent": self.name,
-            "task": self.task.spec,
-            "task_name": self.task.name,
-            "task_config": self.task.fingerprint(),
-            "seed": self.seed,
-            "config": asdict(self.config),
-            "costs": asdict(self.costs),
-            "progress": self.progress,
-        }
-        return save_tensors(path, tensors, metadata)
+        return save_agent(self, path)
 
     @classmethod
     def load(
@@ -300,79 +287,45 @@ class Agent(abc.ABC):
     ) -> Self:
         """Rebuild an agent from ``save``; ``task`` is needed when it was built from objects of yours.
 
-        Raises FileNotFoundError, or CheckpointError for a damaged file or one of another agent or task.
+        Raises FileNotFoundError, or CheckpointError for a damaged file or one of another agent, task or version.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("agent") != cls.name:
-            raise CheckpointError(
-                f"{str(path)!r} holds agent {metadata.get('agent')!r}, not {cls.name!r}: load it with that class."
-            )
-        if task is None:
-            if metadata["task"] is None:
-                raise CheckpointError(
-                    f"{str(path)!r} was trained on a task of your own objects ({metadata['task_name']!r}): pass task=."
-                )
-            task = make_task(**metadata["task"], device=device)
-        elif isinstance(task, str):
-            task = make_task(task, device=device)
-        if task.name != metadata["task_name"]:
-            raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
-        for key, value in task.fingerprint().items():
-            if metadata["task_config"].get(key) != value:
-                raise CheckpointError(
-                    f"{str(path)!r} was trained with {key} = {metadata['task_config'].get(key)}, and the task has "
-                    f"{key} = {value}."
-                )
-        agent = cls(task, seed=metadata["seed"], config=cls.Config(**_untuple(cls.Config, metadata["config"])))
-        agent.costs = Costs(**metadata["costs"])
-        agent._restore(path, tensors)
-        agent.progress = metadata["progress"]
+        tensors, metadata = read_checkpoint(path, cls)
+        config = stored_config(path, metadata, cls)
+        agent = cls(task_of(path, metadata, task, device), seed=metadata["seed"], config=config)
+        restore(agent, path, tensors, metadata)
         return agent
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- for algorithms ----------------------------------------------------------------------------------------
 
-    def _restore(self, path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:
-        try:
-            for name, module in self.modules().items():
-                part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
-                module.load_state_dict(part)
-            for name, optimizer in self._all_optimizers().items():
-                restore_optimizer(f"optimizer/{name}", optimizer, tensors)
-            self._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("extra/")})
-            # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
-            if tensors["generator"].numel() == self.generator.get_state().numel():
-                self.generator.set_state(tensors["generator"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{str(path)!r} does not fit {self.name!r} on {self.task.name!r}: {error}") from error
+    def require_energy(self) -> None:
+        """Raise EnergyError when the task has no reward to learn from."""
+        if not self.mdp.has_energy:
+            raise EnergyError(
+                f"task {self.task.name!r} has no energy to learn from: pass task=make_task({self.task.name!r}, "
+                "energy=...), or learn one with dxmi_rl.DxMI."
+            )
 
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        """Further tensors of the training state."""
-        return {}
+    def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """``optimizers`` and that of a learned kernel, which has a schedule of its own."""
+        kernel = self.mdp.kernel.optimizer
+        return self.optimizers() | ({} if kernel is None else {"kernel": kernel})
 
-    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what ``_extra_tensors`` gave."""
-        return
-
-    def _all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        optimizers = dict(self.optimizers())
-        if self.mdp.kernel.optimizer is not None:
-            optimizers["kernel"] = self.mdp.kernel.optimizer
-        return optimizers
-
-    def _set_progress(self, progress: float) -> None:
-        """Move every learning rate along its schedule: cosine from its peak to zero."""
+    def set_progress(self, progress: float) -> None:
+        """Move every learning rate along its schedule to this part of the budget: cosine from its peak to zero."""
         self.progress = progress
-        self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
-        factor = self._rate_factor()
+        self.mdp.kernel.set_progress(progress if getattr(self.config, "anneal", True) else 0.0)
+        factor = self.rate_factor()
         for optimizer in self.optimizers().values():
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
 
-    def _rate_factor(self) -> float:
+    def rate_factor(self) -> float:
         """Learning rate over its peak, now."""
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress))) if self.config.anneal else 1.0
+        if not getattr(self.config, "anneal", True):
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
 
-    def _note(self, log: dict[str, float | Tensor]) -> None:
+    def _note(self, log: Log) -> None:
         self.log = {key: float(value.detach() if isinstance(value, Tensor) else value) for key, value in log.items()}
         bad = [key for key, value in self.log.items() if not math.isfinite(value)]
         # A loss is from before its update: the weights may have gone first.
@@ -384,32 +337,3 @@ class Agent(abc.ABC):
                 f"{self.name} on {self.task.name!r} diverged at timestep {self.costs.timesteps}: {bad[0]} is "
                 f"{self.log[bad[0]]}. Lower the learning rates, or raise tau."
             )
-
-    def _parse(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[Tensor, Tensor, bool]:
-        horizon, device, dim = self.mdp.horizon, self.mdp.device, self.mdp.dim
-        if isinstance(observation, dict):
-            x = torch.as_tensor(_plain(observation["x"]), dtype=self.mdp.dtype, device=device)
-            t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)
-            single = x.dim() == len(self.mdp.event_shape)
-            return x.reshape(-1, *self.mdp.event_shape), t, single
-        flat = torch.as_tensor(_plain(observation), dtype=self.mdp.dtype, device=device)
-        single = flat.dim() == 1
-        if flat.shape[-1] != dim + 1 or flat.dim() > 2:
-            raise ValueError(f"observation must have shape [{dim + 1}] or [batch, {dim + 1}], got {list(flat.shape)}.")
-        flat = flat.reshape(-1, dim + 1)
-        t = ((1 - flat[:, -1]) * horizon).round().long().clamp(0, horizon - 1)
-        return flat[:, :-1].reshape(-1, *self.mdp.event_shape), t, single
-
-
-def _plain(value: Any) -> Tensor | np.ndarray:
-    """What torch.as_tensor takes: tensors stay, on their device, and lists become arrays."""
-    return value if isinstance(value, Tensor) else np.asarray(value)
-
-
-def _untuple(config: type, values: dict[str, Any]) -> dict[str, Any]:
-    """JSON turned tuples into lists; turn them back, and refuse fields that this version does not know."""
-    known = {f.name for f in fields(config)}
-    extra = sorted(set(values) - known)
-    if extra:
-        raise CheckpointError(f"the checkpoint has settings that {config.__qualname__} does not know: {extra}.")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

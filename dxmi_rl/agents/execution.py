@@ -1,12 +1,13 @@
 """How an agent's networks run: in half precision, in parts that fit the memory, on several processes.
 
-Algorithms do not know: a network still gives the same rows for the same rows. Large backbones need all three.
+Algorithms need no change, as a network still gives the same outputs. Large backbones need all three.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ from dxmi_rl.utils.registry import UnknownNameError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 NETWORKS = (DenoiserUNet, DenoiserMLP, EnergyNetwork, StepMLP, StepConv)
-"""Networks that run as they are told; whatever else an agent has (libraries' networks, sigmas, kernels) runs as always,
-whole on every process."""
+"""Networks that ``set_execution`` applies to; everything else of an agent (other libraries' networks, sigmas, kernels)
+runs in full on every process."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,14 @@ class Execution:
     precision: str = "float32"
     """"float32", or "bfloat16": autocast inside the network; weights, optimizer and outputs keep their type."""
     rows_at_a_time: int | None = None
-    """A larger batch runs in parts, and of these only in- and outputs are kept for the gradient, which costs a second
-    forward pass: gradient accumulation, for any algorithm and with the same result. None: whole."""
+    """A larger batch runs in parts of this many rows. Only their inputs and outputs are kept for the gradient, which
+    costs a second forward pass: gradient accumulation for any algorithm, with the same result. None: in one part."""
     process: int = 0
-    """This process, of ``processes``."""
+    """Number of this process, from 0 to ``processes`` - 1."""
     processes: int = 1
 
     def __call__(self, forward: Any, x: Tensor, *rest: Any) -> Tensor:
-        """``forward(x, *rest)``, rows of x and of what else has as many rows in parts."""
+        """``forward(x, *rest)``, with x, and whatever else has as many rows, divided into parts."""
         n = len(x)
         if self.processes == 1 or (n < self.processes and not torch.is_grad_enabled()):
             return self._in_parts(forward, x, rest)
@@ -48,17 +49,19 @@ class Execution:
             raise ValueError(f"a batch must have a row for each of the {self.processes} processes, got {n}.")
         own = self.own_rows(n)
         parts = [value[own] if _has_rows(value, n) else value for value in rest]
-        return _Gather.apply(self._in_parts(forward, _Scatter.apply(x, self), parts), self, n)
+        scattered: Tensor = _Scatter.apply(x, self)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(self._in_parts(forward, scattered, parts), self, n)  # type: ignore[no-untyped-call]
+        return gathered
 
     def own_rows(self, n: int) -> slice:
-        """Those of n rows that this process computes."""
+        """The part of n rows that this process computes."""
         return slice(self.process * n // self.processes, (self.process + 1) * n // self.processes)
 
-    def _in_parts(self, forward: Any, x: Tensor, rest: Any) -> Tensor:
+    def _in_parts(self, forward: Callable[..., Tensor], x: Tensor, rest: Sequence[Any]) -> Tensor:
         n = len(x)
         if self.rows_at_a_time is None or n <= self.rows_at_a_time:
             return self._precisely(forward, x, *rest)
-        outputs = []
+        outputs: list[Tensor] = []
         for start in range(0, n, self.rows_at_a_time):
             rows = slice(start, start + self.rows_at_a_time)
             inputs = [x[rows], *(value[rows] if _has_rows(value, n) else value for value in rest)]
@@ -66,7 +69,7 @@ class Execution:
             outputs.append(checkpoint(self._precisely, forward, *inputs, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(outputs)
 
-    def _precisely(self, forward: Any, x: Tensor, *rest: Any) -> Tensor:
+    def _precisely(self, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
         half = PRECISIONS[self.precision]
         if half is None:
             return forward(x, *rest)
@@ -79,7 +82,7 @@ def _has_rows(value: Any, n: int) -> bool:
 
 
 class _Scatter(torch.autograd.Function):
-    """This process's rows of what all have; its gradient is gathered from all."""
+    """This process's rows of a tensor that all processes have; the gradient is gathered from all of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, execution: Execution) -> Tensor:
@@ -88,41 +91,45 @@ class _Scatter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Gather.apply(gradients[0], ctx.execution, ctx.n), None
+        return _Gather.apply(gradients[0], ctx.execution, ctx.n), None  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
-    """All rows, of which every process has its own; the gradient of each is its rows', as all have the same loss."""
+    """All rows, put together from those of each process.
+
+    All processes have the same loss, so each takes its own rows of the gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, execution: Execution, n: int) -> Tensor:
         ctx.execution = execution
         whole = y.new_zeros(n, *y.shape[1:])
         whole[execution.own_rows(n)] = y
-        torch.distributed.all_reduce(whole)  # of rows and zeros: exact, also where processes have unequally many
+        # A sum of rows and zeros, so it is exact; and processes may have different numbers of rows.
+        torch.distributed.all_reduce(whole)
         return whole
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return _Scatter.apply(gradients[0], ctx.execution), None, None
+        return _Scatter.apply(gradients[0], ctx.execution), None, None  # type: ignore[no-untyped-call]
 
 
 def set_execution(
-    agent: Agent, *, precision: str = "float32", rows_at_a_time: int | None = None, share: bool = False
+    agent: Agent[Any], *, precision: str = "float32", rows_at_a_time: int | None = None, share: bool = False
 ) -> Execution:
-    """Let all networks of an agent, and of an agent inside DxMI, run so from now on; returns how.
+    """Set how all networks of an agent run from now on, those of the agent inside DxMI included; returns the setting.
 
     Args:
         precision: "float32" or "bfloat16" (autocast).
         rows_at_a_time: rows of a batch that a network computes at once; None: all.
         share: split every batch between the processes that ``accelerate launch --multi_gpu`` (also on CPUs) or torchrun
-            started, and add up their gradients. Each process has the whole agent and draws all its noise, so that the
-            numbers are those of one process but for rounding; only networks are shared, which for large ones is nearly
-            everything. All processes must be built with the same seed, each on its ``own_device``, and call the same
-            verbs.
+            started, and add up their gradients. Each process has the whole agent and draws all of its noise, so the
+            numbers are those of one process up to rounding. Only the work of networks is divided, which for large ones
+            is nearly all. Every process must build the agent with the same seed, on its ``own_device``, and call the
+            same verbs.
 
-    Checkpoints are the same with any of these. Raises UnknownNameError for another precision, ValueError for rows < 1
-    and for ``rows_at_a_time`` with spectral norms, which change in every pass, MissingExtraError without accelerate.
+    Checkpoints do not depend on any of these. Raises UnknownNameError for another precision, ValueError for
+    ``rows_at_a_time`` < 1 or with spectral norms, which change in every pass, MissingExtraError without accelerate.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, list(PRECISIONS))
@@ -134,7 +141,7 @@ def set_execution(
         state = require("accelerate", "images").PartialState(cpu=agent.mdp.device.type == "cpu")
         process, processes = state.process_index, state.num_processes
         if not known:
-            # A group that is still there when the interpreter goes aborts the process now and then: its threads run on.
+            # A process group that is left open at exit sometimes aborts the process: its threads still run.
             atexit.register(_leave)
     execution = Execution(precision, rows_at_a_time, process, processes)
     for module in agent.modules().values():
@@ -143,10 +150,10 @@ def set_execution(
 
 
 def own_device(device: str | torch.device | None) -> torch.device:
-    """This process's device: of "cuda" the GPU that its launcher's ``LOCAL_RANK`` names, else as it is.
+    """This process's device: for "cuda" the GPU with the number that the launcher put into ``LOCAL_RANK``.
 
-    Build tasks and agents on it; otherwise all processes of a machine build them on the first GPU. Raises ValueError
-    for a device that cannot compute here.
+    Build tasks and agents on it; otherwise all processes of a machine build them on the first GPU. Other devices are
+    returned as they are. Raises ValueError for a device that cannot compute here.
     """
     rank = os.environ.get("LOCAL_RANK")
     if rank is None or str(device) != "cuda":
@@ -166,12 +173,12 @@ def _leave() -> None:
 
 
 def is_main_process() -> bool:
-    """Whether this process is the first, or the only one: who prints and writes."""
+    """Whether this process is the first or the only one, the one that prints and writes files."""
     return not _in_a_group() or torch.distributed.get_rank() == 0
 
 
 class _Executed(nn.Module):
-    """A network that runs as its ``executed`` says."""
+    """A network that runs as ``executed`` says."""
 
     executed: _Told
 
@@ -182,12 +189,12 @@ class _Executed(nn.Module):
 
 @dataclass
 class _Told:
-    """What a network and the hooks of its parameters share."""
+    """The setting that a network and the hooks of its parameters share."""
 
     execution: Execution
 
     def sum(self, gradient: Tensor) -> Tensor:
-        """A parameter's gradient, added up over processes: a hook, which runs once in a backward pass."""
+        """A parameter's gradient, summed over processes: a hook that runs once per backward pass."""
         if self.execution.processes == 1:
             return gradient
         gradient = gradient.clone()
@@ -208,7 +215,7 @@ def _tell(module: nn.Module, execution: Execution) -> None:
         module.executed.execution = execution
         return
     kind, told = type(module), _Told(execution)
-    # A class of its own, as torch's parametrizations do it: copies run likewise, and names of weights stay.
+    # A class of its own, as torch's parametrizations have it: copies run the same way, and weights keep their names.
     module.__class__ = type(kind.__name__, (_Executed, kind), {"__module__": kind.__module__})
     cast(Any, module).executed = told
     for parameter in module.parameters():

@@ -6,18 +6,14 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dxmi_rl.agents.policies import GaussianPolicy
+from dxmi_rl.agents.values import Lookahead, ValueFunction
 from dxmi_rl.diffusion.gaussian import standard_log_prob
+from dxmi_rl.live_energy import Energy
+from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.utils.checks import check_real
-
-
-@runtime_checkable
-class Guiding(Protocol):
-    """An agent that learns soft values, which can guide its samples (``DxDP.guided``)."""
-
-    def guided(self, weight: float, *, policy: Any = None, energy: Any = None) -> GuidedPolicy:
-        """The policy (or another one) moved by the values' gradients, at the end by the energy's (or another's)."""
 
 
 class GuidedPolicy:
@@ -48,3 +44,37 @@ class GuidedPolicy:
     def log_prob(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
         """Raises TypeError: where a state came from before it was moved is not known."""
         raise TypeError("a guided policy has no density: score the policy without guidance.")
+
+
+@runtime_checkable
+class Guiding(Protocol):
+    """An agent that learns soft values, which can guide its samples."""
+
+    mdp: DenoisingMDP
+    policy: GaussianPolicy
+    value: ValueFunction
+    lookahead: Lookahead | None
+
+    def guided(
+        self, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
+    ) -> GuidedPolicy:  # fmt: skip
+        """The policy (or another one) moved by the values' gradients, at the end by the energy's (or another's)."""
+
+
+def guide(
+    agent: Guiding, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
+) -> GuidedPolicy:  # fmt: skip
+    """The agent's policy (or another one) moved by the gradients of its V_t, t < T, and at the end of its live energy
+    (or another one).
+    """
+    mdp = agent.mdp
+    last: Energy = mdp.finite_energy if energy is None else energy
+    followed = agent.policy if policy is None else policy
+
+    def soft_value(x: Tensor, t: int) -> Tensor:
+        if t == mdp.horizon:
+            return last(x)
+        learned: Tensor = agent.value(x, t)
+        return learned if agent.lookahead is None else learned + agent.lookahead(x, t, policy=followed, energy=last)
+
+    return GuidedPolicy(followed, soft_value, weight)

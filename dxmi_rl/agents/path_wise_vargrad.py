@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
 
-from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.agents.path_wise import PathWise, PathWiseConfig
-from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
+from dxmi_rl.agents.path_wise import Path, PathConfig, path_loss
+from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer, check_open_fraction
+from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
-class PathWiseVarGradConfig(PathWiseConfig, VarGradConfig):
-    """Settings of PathWiseVarGrad."""
+class PathWiseVarGradConfig(GFlowNetConfig):
+    """Settings of PathWiseVarGrad; the path-wise phase does not explore."""
 
-    exploration: float = 0.0
-    """As VarGrad's; the path-wise phase does not explore, and the start is wide where only an energy is given."""
-    path_wise_part: float = 0.1
+    n_trajectories: int = 64
+    """Trajectories per iteration."""
+    gradient_steps: int = 4
+    """Gradient steps on each batch of the VarGrad phase; its loss holds off-policy."""
+    conditional: bool = True
+    """Subtract a learned f(x_0) from log w: without it, off-policy batches move the optimum (see log_weights)."""
+    path_wise_fraction: float = 0.1
     """Part of the budget (as learning rates see it) for the path-wise phase at its beginning. That phase finds modes
     fast and, where it goes on for long, loses some again."""
-    last_steps: int | None = None
-    """Steps at the end that the path-wise phase trains (DRaFT's K), None: all of them; afterwards all are trained."""
-    checkpointing: bool = False
-    """Recompute each step in the backward pass of the path-wise phase: less memory there."""
-    sticking: bool = True
-    """In the path-wise phase, log pi at fixed parameters (PathWise)."""
+    path: PathConfig = field(default_factory=PathConfig)
+    """Gradients through the rollouts of the path-wise phase; later all steps are trained."""
+    policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(learning_rate=0.005, sigma_learning_rate=0.0075))
+    """The policy."""
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(learning_rate=0.005))
+    """The network f(x_0)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("n_trajectories", self.n_trajectories, minimum=2)
+        check_open_fraction("path_wise_fraction", self.path_wise_fraction)
 
 
-class PathWiseVarGrad(PathWise, VarGrad):
-    """Path-wise descent for ``path_wise_part`` of the budget, the log-variance loss from then on.
+class PathWiseVarGrad(GFlowNet[PathWiseVarGradConfig]):
+    """Path-wise descent for ``path_wise_fraction`` of the budget, the log-variance loss from then on.
 
     Each covers the other's weakness. Far from the optimum the log-variance loss is dominated by a few outliers (at
     rates that pay later it may diverge within its first iterations), and path-wise gradients are not. Near it, and
-    where the network is given grad E, path-wise gradients stay noisy, or biased with ``detach_energy_gradient``, while
-    log w (less f(x_0), see VarGrad) becomes a constant on all paths and the log-variance loss loses its noise.
+    where the network is given grad E, path-wise gradients stay noisy, or biased with ``path.detach_energy_gradient``,
+    while log w (less f(x_0), see VarGrad) becomes a constant on all paths and the log-variance loss loses its noise.
     On-policy both descend the same reverse KL.
     """
 
     name: ClassVar[str] = "path-wise-vargrad"
-    Config: ClassVar[type] = PathWiseVarGradConfig
-    config: PathWiseVarGradConfig
-    uses_value: bool = True
+    Config = PathWiseVarGradConfig
 
     def _build(self) -> None:
         super()._build()
-        if not 0 < self.config.path_wise_part < 1:
-            part = self.config.path_wise_part
-            raise ValueError(f"path_wise_part must lie strictly between 0 and 1, got {part}.")
+        self.path = Path(self.mdp, self.policy, self.config.path)
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        phase = PathWise if self.progress < self.config.path_wise_part else VarGrad
-        return phase.iterate(self, on_final)
+    def learns_flows(self) -> bool:
+        return self.config.conditional
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        config = self.config
+        if self.progress >= config.path_wise_fraction:
+            return super().iterate(on_final)
+        loss = path_loss(self, self.path, config.n_trajectories, on_final, config.kernel_steps)
+        with self.path.frozen():
+            policy_loss = gradient_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm)
+        return {"policy_loss": policy_loss}
+
+    def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
+        """Unbiased variance of log w over the batch, VarGrad's loss."""
+        return self.log_weights(paths, log_targets).var()

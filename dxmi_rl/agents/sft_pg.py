@@ -2,31 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.agents.gaussian import GaussianConfig, Rollout
-from dxmi_rl.agents.policy_gradient import PolicyGradientAgent
-from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.agents import ops
+from dxmi_rl.agents.base import Agent, FinalStateHook, Log
+from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.values import ValueFunction
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
-class SFTPGConfig(GaussianConfig):
+class SFTPGConfig:
     """Settings of SFT-PG."""
 
-    state_dependent_sigma: bool = False
-    """The correction network also shapes sigma, per dimension; the paper's is the base sampler's."""
-    sigma_learning_rate: float | None = 0.0
-    """Peak rate of log sigma; 0 keeps the base sampler's, as the paper does: no entropy term would hold it up."""
-    minibatches: int = 4
+    n_trajectories: int = 32
+    """Trajectories per iteration."""
+    n_minibatches: int = 8
     """Policy steps per rollout, each on another part of it (the paper's n_generator)."""
+    max_grad_norm: float = 1.06
+    """Largest norm of a policy gradient."""
+    kernel_steps: int = 4
+    """Fits of the backward kernel per rollout; it plays no part in the objective, but scores are taken with it."""
+    anneal: bool = True
+    """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
+    policy: PolicyConfig = field(
+        default_factory=lambda: PolicyConfig(
+            learning_rate=0.000328,
+            state_dependent_sigma=False,
+            sigma_learning_rate=0.0,
+            sigma_fine_tuning_rate=0.0,
+        )
+    )
+    """The policy. Its sigma stays the base sampler's, as in the paper: no entropy term would hold it up."""
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(learning_rate=0.00308))
+    """The value network, the paper's baseline function."""
+
+    def __post_init__(self) -> None:
+        for key in ("n_trajectories", "n_minibatches", "kernel_steps"):
+            check_integer(key, getattr(self, key))
+        check_real("max_grad_norm", self.max_grad_norm, strict=True)
 
 
-class SFTPG(PolicyGradientAgent):
+class SFTPG(Agent[SFTPGConfig]):
     """The critic as the only reward: E[sum_t grad log pi(x_{t+1} | x_t) (-E(x_T) - V_t(x_t))].
 
     The critic f of the paper is -E, trained against the sampler (its integral probability metric): here DxMI's energy,
@@ -34,26 +59,42 @@ class SFTPG(PolicyGradientAgent):
     """
 
     name: ClassVar[str] = "sft-pg"
-    Config: ClassVar[type] = SFTPGConfig
-    config: SFTPGConfig
+    Config = SFTPGConfig
+    policy: GaussianPolicy
 
     def _build(self) -> None:
-        super()._build()
-        check_integer("minibatches", self.config.minibatches)
+        self.require_energy()
+        config = self.config
+        self.policy = make_policy(self.mdp, config.policy)
+        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
+        self.value = ValueFunction(self.mdp, config.value)
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        rollout = self.collect(on_final)
-        advantages, returns = self.advantages(rollout)
-        order = torch.randperm(len(rollout.x), generator=self.generator, device=rollout.x.device)
-        for rows in order.chunk(self.config.minibatches):
-            policy_loss = self.step_policy(self.policy_loss(rollout, advantages, rows), len(rows))
-            value_loss = self.update_value(rollout.x[rows], rollout.t[rows], returns[rows])
-        return {"policy_loss": policy_loss, "value_loss": value_loss}
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
 
-    def advantages(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
-        """-E(x_T) - V_t(x_t), with the paper's baseline V, and the returns -E(x_T): ``[T n]`` each, time-major."""
-        return self.generalised_advantages(rollout, self.terminal_rewards(rollout), 1.0)
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | {"value": self.value}
 
-    def policy_loss(self, rollout: Rollout, advantages: Tensor, rows: Tensor) -> Tensor:
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        config, log = self.config, Log()
+        trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
+        advantages, returns = (part.flatten() for part in self.advantages(trajectory))
+        x, _, t = trajectory.transitions()
+        order = torch.randperm(len(x), generator=self.generator, device=x.device)
+        for rows in order.chunk(config.n_minibatches):
+            loss = self.policy_loss(trajectory, advantages, rows)
+            log["policy_loss"] = gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)
+            log["value_loss"] = self.value.fit(x[rows], t[rows], returns[rows])
+        return log
+
+    @torch.no_grad()
+    def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+        """-E(x_T) - V_t(x_t), with the paper's baseline V, and the returns -E(x_T): ``[T, n]`` each."""
+        rewards = ops.terminal_rewards(self.mdp, trajectory)
+        x, _, t = trajectory.transitions()
+        return ops.gae(rewards, self.value(x, t).view_as(rewards), 1.0)
+
+    def policy_loss(self, trajectory: Trajectory, advantages: Tensor, rows: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over ``rows`` (the paper's policy gradient with its baseline function)."""
-        return self.score_loss(rollout, advantages, rows)
+        x_next = trajectory.transitions()[1][rows]
+        return -(advantages[rows] * gaussian_log_prob(x_next, *self.policy.moments_along(trajectory, rows))).mean()

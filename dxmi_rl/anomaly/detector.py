@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import torch
@@ -15,24 +15,23 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from dxmi_rl.agents import DxDPConfig, PolicyConfig, ValueConfig
+from dxmi_rl.anomaly.columns import Array, standardisation, whitener
 from dxmi_rl.diffusion import DenoiserMLP, PretrainingConfig, train_denoiser
-from dxmi_rl.irl import DxMI, DxMIConfig
+from dxmi_rl.irl import DxMI, DxMIConfig, EnergyConfig
 from dxmi_rl.irl.training import ENERGY_TRAINERS, train_energy
 from dxmi_rl.networks import EnergyDenoiser, EnergyNetwork
 from dxmi_rl.targets import DataTarget
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import load_tensors, save_tensors
+from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
 from dxmi_rl.utils.torch_tools import seeded
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from dxmi_rl.anomaly.pyod_detector import PyodEnergyDetector
+
 STARTS = ["data", "noise"]
-FLOOR = 0.3
-"""Columns are divided by their standard deviation, or this part of the root mean square of all, if that is larger: a
-column that hardly varies would otherwise drown the others."""
-SHRINKAGE = 0.01
-"""Part of the mean variance of a direction that whitening adds to all of them."""
 SMALLEST_ROWS = 2
 ROWS_AT_A_TIME = 8192
 CHECKED = 1000
@@ -56,7 +55,7 @@ class MeanEnergy(nn.Module):
         return torch.stack([member(x) for member in self.members]).mean(0)
 
 
-class EnergyDetector(OutlierMixin, BaseEstimator):
+class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # classes without types
     """Outlier detection by the energy E of a sampler and an energy trained together (DxMI, Yoon et al. 2024).
 
     ``fit`` standardises the rows, trains a denoiser on them, and plays DxMI from there: a few-step sampler that starts
@@ -161,13 +160,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """``score_samples`` less ``offset_``: negative for outliers."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: ArrayLike) -> Array:
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """1 for inliers, -1 for outliers: ``[rows]``."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     # -- others' -----------------------------------------------------------------------------------------------
 
-    def to_pyod(self) -> Any:
+    def to_pyod(self) -> PyodEnergyDetector:
         """This detector, fitted or not, as one of pyod's, whose scores are larger for outliers.
 
         Raises MissingExtraError without pyod (extra ``anomaly``).
@@ -196,7 +195,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{str(path)!r} is a damaged detector: {error}") from error
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def state(self) -> tuple[dict[str, Tensor], JSON]:
         """Tensors and JSON-able settings from which ``from_state`` makes this detector. Raises NotFittedError."""
         check_is_fitted(self)
         tensors = {f"energy.{key}": value for key, value in self.energy_.state_dict().items()}
@@ -207,7 +206,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return tensors, {"settings": self.get_params(), "learned": learned}
 
     @classmethod
-    def from_state(cls, tensors: dict[str, Tensor], metadata: dict[str, Any], device: str | None = None) -> Self:
+    def from_state(cls, tensors: dict[str, Tensor], metadata: JSON, device: str | None = None) -> Self:
         """The detector of a ``state``. Raises KeyError, TypeError, RuntimeError or ValueError for a damaged one."""
         detector = cls(**metadata["settings"] | {"device": device})
         for key, value in metadata["learned"].items():
@@ -240,7 +239,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             check_integer(key, getattr(self, key))
 
     def _checked(self, X: ArrayLike, *, reset: bool) -> Array:
-        values = validate_data(
+        values: Array = validate_data(
             self, X, reset=reset, dtype=np.float64, allow_nd=True, ensure_min_samples=SMALLEST_ROWS if reset else 1
         )
         if values.ndim not in (2, 4):
@@ -271,14 +270,17 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return DenoiserMLP(shape, scale, width=config.width, depth=config.depth, residual=config.residual)
 
     def _config(self) -> DxMIConfig:
-        agent = {
-            "batch_size": BATCH, "width": self.width, "depth": 2, "policy": "correction", "policy_learning_rate": 2e-3,
-            "sigma_learning_rate": 1e-2, "value_learning_rate": 1e-3, "value_fourier": 0, "warmup_iterations": 0,
-            "policy_steps": 2, "value_steps": 2, "correction": False, "replay": 1, "anneal": False,
-        }  # fmt: skip
+        agent = DxDPConfig(
+            n_trajectories=BATCH, td_lambda=0.9, value_steps=2, policy_steps=2, replay=1, correction=False,
+            warmup_iterations=0, max_grad_norm=1.0, kernel_steps=1, anneal=False,
+            policy=PolicyConfig(
+                kind="correction", width=self.width, depth=2, learning_rate=2e-3, sigma_learning_rate=1e-2
+            ),
+            value=ValueConfig(width=self.width, depth=2, fourier=0, learning_rate=1e-3),
+        )  # fmt: skip
         return DxMIConfig(
-            agent="dxdp", agent_settings=agent, loss="nce", energy_denoiser=True, energy_learning_rate=RATE,
-            gradient_penalty=0.01, ema=AVERAGE, anneal=False,
+            agent="dxdp", agent_settings=agent, energy=EnergyConfig(denoiser=True), loss="nce",
+            energy_learning_rate=RATE, gradient_penalty=0.01, ema=AVERAGE, anneal=False,
         )  # fmt: skip
 
     def _learn(self, rows: Tensor, n: int) -> None:
@@ -319,7 +321,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         else:
             energy = train_energy(
                 target, self.training, seed=self.seed, progress_bar=self.progress_bar, denoiser=denoiser,
-                energy_denoiser=True, iterations=iterations, batch_size=BATCH, learning_rate=RATE, ema=AVERAGE,
+                energy={"denoiser": True}, iterations=iterations, batch_size=BATCH, learning_rate=RATE, ema=AVERAGE,
             ).energy  # fmt: skip
         return energy.requires_grad_(False).eval(), target.scale, iterations
 
@@ -335,29 +337,6 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if self.start == "data":
             task.mdp.start_from(target.data)
         return DxMI(task, seed=self.seed, config=self._config())
-
-
-def standardisation(rows: Array) -> tuple[Array, Array]:
-    """Means of columns, and what their deviations are divided by: ``[features]`` each (``FLOOR``).
-
-    Raises ValueError for rows that are all the same.
-    """
-    spread = rows.std(0)
-    typical = float(np.sqrt(np.mean(spread**2)))
-    if not typical > 0:
-        raise ValueError("X must not be copies of one row: its standard deviation is 0.")
-    return rows.mean(0), np.maximum(spread, FLOOR * typical)
-
-
-def whitener(rows: Array) -> Array:
-    """What centred rows ``[rows, features]`` are multiplied with to be uncorrelated: ``[features, features]``.
-
-    Raises ValueError for no more rows than features, as new rows would leave their span.
-    """
-    if len(rows) <= rows.shape[1]:
-        raise ValueError(f"whitening needs more rows than features, got {len(rows)} of {rows.shape[1]}.")
-    variances, directions = np.linalg.eigh(rows.T @ rows / len(rows))
-    return directions / np.sqrt(variances.clip(0) + SHRINKAGE * variances.mean())
 
 
 def _locations(values: Array) -> Array:

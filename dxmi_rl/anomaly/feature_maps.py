@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from dxmi_rl.networks.features import Lite0Features, load_features
 from dxmi_rl.utils.checks import check_integer, resolve_device
 
-Network = str | Callable[[Tensor], Any]
+Network = str | Callable[[Tensor], Tensor | Sequence[Tensor]]
 ROWS = 32
 """Images at a time."""
 
@@ -54,7 +53,7 @@ class FeatureMaps:
         self.device = resolve_device(device)
 
     @torch.no_grad()
-    def __call__(self, images: NDArray[Any] | Tensor) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.generic] | Tensor) -> NDArray[np.float32]:
         """Maps ``[n, channels, h, w]`` of images ``[n, 1 or 3, height, width]``, uint8 or floating in [-1, 1].
 
         Raises TypeError or ValueError for other images, and for a network that returns no maps.
@@ -92,7 +91,7 @@ class FeatureMaps:
         return chosen
 
 
-def as_numbers(images: NDArray[Any] | Tensor) -> Tensor:
+def as_numbers(images: NDArray[np.generic] | Tensor) -> Tensor:
     """Images ``[n, 1 or 3, height, width]`` as numbers in [-1, 1].
 
     Raises TypeError for dtypes other than uint8 and floating ones, ValueError for other shapes and values.
@@ -109,7 +108,7 @@ def as_numbers(images: NDArray[Any] | Tensor) -> Tensor:
     return rows.float()
 
 
-def _normalised(x: Tensor, network: Any) -> Tensor:
+def _normalised(x: Tensor, network: object) -> Tensor:
     if isinstance(network, Lite0Features):
         return (127.5 * (x + 1) - 127) / 128
     config = getattr(network, "pretrained_cfg", {})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from dxmi_rl.targets.images import SUFFIXES
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Bytes = NDArray[np.uint8]
 Flags = NDArray[np.bool_]
@@ -148,7 +152,7 @@ def _from_files(
     return AnomalyImages(name, np.stack(normal), np.stack(images), flags, np.stack(marked), tuple(kinds))
 
 
-def _opened(file: Path, what: str) -> Any:
+def _opened(file: Path, what: str) -> Image.Image:
     """A picture, read whole."""
     from PIL import Image
 
@@ -177,9 +181,10 @@ def _read_mask(file: Path, size: int, image: Path, wanted: tuple[int, int]) -> F
             f"mask {str(file)!r} is {picture.size[0]} x {picture.size[1]} pixels, but its image {str(image)!r} is "
             f"{wanted[0]} x {wanted[1]}."
         )
-    marked = np.asarray(picture.convert("I")) > 0
+    marked: Flags = np.asarray(picture.convert("I")) > 0
     rows, columns = (np.arange(size) * length // size + length // (2 * size) for length in marked.shape)
-    return marked[rows][:, columns]
+    shown: Flags = marked[rows][:, columns]
+    return shown
 
 
 # Solar cells ----------------------------------------------------------------------------------------------------------
@@ -313,14 +318,14 @@ def perlin_noise(size: int, cells: tuple[int, int], generator: np.random.Generat
     y, x = (np.arange(size) * number / size for number in cells)
     row, column = y.astype(int)[:, None], x.astype(int)[None]
     dy, dx = y[:, None] - row, x[None] - column
-    total = np.zeros((size, size))
+    total: NDArray[np.float64] = np.zeros((size, size))
     for down in (0, 1):
         for right in (0, 1):
             angle = angles[row + down, column + right]
             slope = np.cos(angle) * (dx - right) + np.sin(angle) * (dy - down)
             weights = [_fade(d) if far else 1 - _fade(d) for d, far in ((dy, down), (dx, right))]
             total += slope * weights[0] * weights[1]
-    return np.sqrt(2) * total
+    return math.sqrt(2) * total
 
 
 def _fade(t: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -19,13 +19,23 @@ from dxmi_rl.anomaly.feature_maps import FeatureMaps, Network
 from dxmi_rl.utils.checks import CheckpointError, check_real
 from dxmi_rl.utils.storage import load_tensors, save_tensors
 
-Array = NDArray[Any]
-Images = NDArray[Any] | Tensor
+Array = NDArray[np.floating]
+Images = NDArray[np.generic] | Tensor
 PLACE_MEAN = "place_mean"
 """Its name in a file."""
 
 
-class ImageDetector(OutlierMixin, BaseEstimator):
+class MapDetector(Protocol):
+    """What scores the places of feature maps ``[n, channels, height, width]``."""
+
+    def fit(self, X: Array) -> object:
+        """Learn what is normal."""
+
+    def score_maps(self, X: Array) -> Array:
+        """The score of every place, ``[n, height, width]``, larger for normal ones."""
+
+
+class ImageDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # classes without types
     """Anomalous images, and where they are, from normal ones alone.
 
     ``fit`` takes feature maps of some layers of a network that was trained elsewhere, on one grid, and fits a detector
@@ -65,7 +75,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, detector: Any = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
+        self, detector: MapDetector | None = None, *, network: Network = "lite0", layers: Sequence[int] = (1, 2, 3),
         size: int | None = 256, root: bool = True, position: float = 0.0, place_mean: bool | None = None,
         smoothing: float = 1 / 64, quantile: float = 0.98, contamination: float = 0.1, device: str | None = None,
     ) -> None:  # fmt: skip
@@ -122,7 +132,7 @@ class ImageDetector(OutlierMixin, BaseEstimator):
         """``score_samples`` less ``offset_``: negative for anomalous images."""
         return self.score_samples(X) - self.offset_
 
-    def predict(self, X: Images) -> Array:
+    def predict(self, X: Images) -> NDArray[np.int64]:
         """1 for normal images, -1 for anomalous ones: ``[n]``."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 

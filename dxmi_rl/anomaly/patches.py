@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,11 +12,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from dxmi_rl.utils.checks import check_integer, check_real
 
-Array = NDArray[Any]
+Array = NDArray[np.floating]
 PLACES_AT_A_TIME = 4096
 
 
-class PlaceDetector(BaseEstimator, ABC):
+class PlaceDetector(BaseEstimator, ABC):  # type: ignore[misc]  # a class without types
     """What ``ImageDetector`` asks of a detector: ``fit(maps)`` and ``score_maps(maps)``, as of EnergyDetector.
 
     Maps are ``[images, channels, height, width]``; scores ``[images, height, width]`` are larger for normal places.
@@ -97,7 +97,8 @@ class PatchCore(PlaceDetector):
     def _distances(self, maps: Array) -> Array:
         from sklearn.metrics import pairwise_distances_argmin_min
 
-        return pairwise_distances_argmin_min(_places(maps), self.bank_)[1].reshape(len(maps), *maps.shape[2:])
+        distances: Array = pairwise_distances_argmin_min(_places(maps), self.bank_)[1]
+        return distances.reshape(len(maps), *maps.shape[2:])
 
 
 class PaDiM(PlaceDetector):
@@ -134,7 +135,7 @@ class PaDiM(PlaceDetector):
         if maps.shape[2:] != self.grid_:
             raise ValueError(f"X must have maps of {self.grid_} places as in fit, got {maps.shape[2:]}.")
         centred = _by_place(maps[:, self.chosen_]) - self.mean_
-        squared = np.einsum("pnc,pnc->pn", centred @ self.precision_, centred)
+        squared: Array = np.einsum("pnc,pnc->pn", centred @ self.precision_, centred)
         return np.sqrt(np.maximum(squared, 0)).T.reshape(len(maps), *self.grid_)
 
 
@@ -160,7 +161,7 @@ class OneGaussian(PlaceDetector):
 
     def _distances(self, maps: Array) -> Array:
         centred = _places(maps) - self.mean_
-        squared = np.einsum("nc,nc->n", centred @ self.precision_, centred)
+        squared: Array = np.einsum("nc,nc->n", centred @ self.precision_, centred)
         return np.sqrt(np.maximum(squared, 0)).reshape(len(maps), *maps.shape[2:])
 
 

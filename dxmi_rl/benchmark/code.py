@@ -11,6 +11,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 """Where the source of dxmi_rl lies."""
 
+DATA_OF = {"dxmi_rl.irl.recipe_files": "irl/recipes"}
+"""Folders of data that count where their module is reached; "data" always does."""
+
 
 @functools.cache
 def code_digest(modules: tuple[str, ...]) -> str:
@@ -20,9 +23,11 @@ def code_digest(modules: tuple[str, ...]) -> str:
     what a run never reaches: a new agent, target or report leaves the digests of finished runs alone.
     """
     digest = hashlib.sha256()
-    for module in sorted(_closure(modules)):
+    reached = _closure(modules)
+    for module in sorted(reached):
         digest.update(f"{module}\n{_meaning(module)}\n".encode())
-    for file in sorted((PACKAGE / "data").iterdir()):
+    folders = ["data", *(folder for module, folder in DATA_OF.items() if module in reached)]
+    for file in (file for folder in folders for file in sorted((PACKAGE / folder).iterdir())):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 

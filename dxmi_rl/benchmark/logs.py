@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,10 @@ import torch
 import dxmi_rl
 from dxmi_rl.agents import Agent
 from dxmi_rl.utils.checks import check_integer, require
-from dxmi_rl.utils.storage import write_atomically, write_json
+from dxmi_rl.utils.storage import JSON, write_atomically, write_json
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class RunLogger:
@@ -58,9 +61,9 @@ class RunLogger:
     def __init__(
         self,
         root: Path,
-        agent: Agent,
+        agent: Agent[Any],
         *,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         tensorboard: bool = True,
         track: bool = False,
         project: str = "dxmi_rl",
@@ -72,8 +75,8 @@ class RunLogger:
         wandb = require("wandb", "track") if track else None
         second = int(clock.time()) if time is None else check_integer("time", time, minimum=0)
         self._closed = False
-        self._writer: Any = None
-        self._run: Any = None
+        self._writer: SummaryWriter | None = None
+        self._run: Any = None  # wandb's
         self._rows: list[dict[str, float]] = []
         self._columns: list[str] = []
         self._logged: dict[str, float] | None = None
@@ -113,12 +116,12 @@ class RunLogger:
     ) -> None:
         self.close(failed=kind is not None)
 
-    def __call__(self, agent: Agent) -> None:
+    def __call__(self, agent: Agent[Any]) -> None:
         """Callback of ``Agent.learn``: log the losses when the agent has noted new ones."""
         if agent.log and agent.log is not self._logged:
             self.log(agent)
 
-    def log(self, agent: Agent, scores: Mapping[str, float] | None = None) -> None:
+    def log(self, agent: Agent[Any], scores: Mapping[str, float] | None = None) -> None:
         """Log the agent's costs and last losses, and ``scores`` such as ``quick_scores`` gives, at its timesteps.
 
         A score that has the name of a cost is left out.
@@ -185,7 +188,7 @@ def _new_folder(root: Path, words: list[str], second: int) -> Path:
             second += 1
 
 
-def _csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
+def _csv(rows: list[JSON], columns: list[str]) -> str:
     text = io.StringIO()
     csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
     return text.getvalue()
@@ -196,7 +199,7 @@ def _write(path: str | os.PathLike[str], text: str, mode: str) -> None:
         file.write(text)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """``value`` as JSON can hold it; what it cannot becomes text."""
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
@@ -220,8 +223,8 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _table(config: dict[str, Any]) -> str:
-    """The hyperparameters as a Markdown table, nested ones as ``config.batch_size``."""
+def _table(config: JSON) -> str:
+    """The hyperparameters as a Markdown table, nested ones as ``config.n_trajectories``."""
     lines = ["|param|value|", "|-|-|"]
     for key, value in config.items():
         entries = {f"{key}.{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}

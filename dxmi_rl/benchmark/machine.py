@@ -7,13 +7,13 @@ import hashlib
 import os
 import platform
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import dxmi_rl
 from dxmi_rl.benchmark.code import PACKAGE
+from dxmi_rl.utils.storage import JSON
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> JSON:
     """Where it ran: system, processor, number of cores, GPU or None."""
     gpu = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None
     return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count(), "gpu": gpu}

@@ -15,6 +15,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
 from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import seeded
 
 if TYPE_CHECKING:
@@ -38,13 +39,11 @@ COSTS_OF_A_POINT = ("timesteps", "seconds", "energy_evals")
 """Costs noted with every point of a learning curve."""
 
 Point = dict[str, float]
-OnPoint = Callable[[Agent, Point], None]
+OnPoint = Callable[[Agent[Any], Point], None]
 State = dict[str, dict[str, Tensor]]
 
 
-def measure(
-    run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None
-) -> tuple[dict[str, Any], Tensor]:
+def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None) -> tuple[JSON, Tensor]:
     """Train and score one agent: its part of the JSON-able result and its samples ``[kept, *event_shape]``.
 
     ``on_point`` is called with every point of the learning curve; what it raises ends the run. ``device`` is which
@@ -59,7 +58,7 @@ def measure(
     started = time.perf_counter()
     scores = _scores(agent, run, sizes.floors)
     kept = agent.sample(KEPT_IMAGES if len(task.event_shape) == 3 else sizes.kept, seed=seed)
-    result: dict[str, Any] = {
+    result: JSON = {
         "scores": scores | late_means(curve, row.unit, row.budget),
         "best": {},
         "unaveraged": _unaveraged(agent, seed, sizes.samples),
@@ -79,7 +78,7 @@ def measure(
     return result, kept
 
 
-def _scores(agent: Agent, run: Run, floors: bool) -> dict[str, float]:
+def _scores(agent: Agent[Any], run: Run, floors: bool) -> dict[str, float]:
     sizes = run.sizes
     return evaluate(
         agent, seed=EVALUATION_SEED + 100 * run.seed, samples=sizes.samples, draws=sizes.draws,
@@ -87,13 +86,13 @@ def _scores(agent: Agent, run: Run, floors: bool) -> dict[str, float]:
     )  # fmt: skip
 
 
-def _unaveraged(agent: Agent, seed: int, samples: int) -> dict[str, float]:
+def _unaveraged(agent: Agent[Any], seed: int, samples: int) -> dict[str, float]:
     """Quick scores of the policy that an averaging agent (DxMI) trains; nothing for others."""
     inner = getattr(agent, "agent", None)
     return quick_scores(agent, seed=seed, samples=samples, policy=inner.policy) if isinstance(inner, Agent) else {}
 
 
-def _train(agent: Agent, run: Run, on_point: OnPoint) -> tuple[list[Point], int | None, State | None]:
+def _train(agent: Agent[Any], run: Run, on_point: OnPoint) -> tuple[list[Point], int | None, State | None]:
     """Learn for the budget: the curve, the index of its best point, and the weights there (None: the last ones).
 
     The curve has a point before the first iteration and ``curve_points`` after; an agent that does not train has the
@@ -103,7 +102,7 @@ def _train(agent: Agent, run: Run, on_point: OnPoint) -> tuple[list[Point], int 
     best: int | None = None
     state: State | None = None
 
-    def note(agent: Agent) -> None:
+    def note(agent: Agent[Any]) -> None:
         nonlocal best, state
         costs = agent.costs
         if getattr(costs, row.unit) < len(points) * row.budget / run.sizes.curve_points:
@@ -120,7 +119,7 @@ def _train(agent: Agent, run: Run, on_point: OnPoint) -> tuple[list[Point], int 
 
     note(agent)
     if agent.trains:
-        budget: dict[str, Any] = {"total_timesteps" if row.unit == "timesteps" else row.unit: row.budget}
+        budget: JSON = {"total_timesteps" if row.unit == "timesteps" else row.unit: row.budget}
         agent.learn(**budget, callback=note)
     return points, best, None if best == len(points) - 1 else state
 
@@ -142,7 +141,7 @@ def late_means(curve: Sequence[Point], unit: str, budget: float) -> dict[str, fl
 
 
 @torch.no_grad()
-def sigma_ratios(agent: Agent, seed: int, n: int = 1000) -> list[float]:
+def sigma_ratios(agent: Agent[Any], seed: int, n: int = 1000) -> list[float]:
     """Geometric mean of the policy's sigma_t over its own states, over the base sampler's: one number per step.
 
     Empty for agents without a Gaussian over the next state (deterministic or squashed ones, and agents of your own
@@ -160,7 +159,7 @@ def sigma_ratios(agent: Agent, seed: int, n: int = 1000) -> list[float]:
 
 
 @torch.no_grad()
-def paths(agent: Agent, seed: int) -> dict[str, Any]:
+def paths(agent: Agent[Any], seed: int) -> JSON:
     """Denoising paths for the report, in bytes: 300 of vectors (their first two coordinates), 36 of images.
 
     ``{"shape": [T + 1, n, ...], "low", "high", "coordinates", "data"}`` with ``data`` in base64; a value is low +

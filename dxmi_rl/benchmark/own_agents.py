@@ -14,19 +14,23 @@ import zlib
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from gymnasium import spaces
 from torch import nn
 
-from dxmi_rl.agents import Agent
-from dxmi_rl.agents.action_density import ActionDensity, sb3_density
-from dxmi_rl.agents.base import FinalStateHook
-from dxmi_rl.irl import AGENTS, DxMI, load_agent
+from dxmi_rl.agents import AGENTS, Agent, load_agent
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
+from dxmi_rl.irl import DxMI
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, require
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 SB3_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "PPO": ({"clip_range", "clip_range_vf", "n_epochs"}, {"_last_lstm_states"}),
@@ -55,7 +59,7 @@ class CheckpointConfig:
     is twice the target's plotting range for "next_state"."""
 
 
-class CheckpointAgent(Agent):
+class CheckpointAgent(Agent[CheckpointConfig]):
     """A trained Stable-Baselines3 model as an agent that is scored as it is; ``learn`` changes nothing.
 
     Its Gaussian is taken before SB3 clips it, squashed actions are accounted for, and a deterministic policy (TD3,
@@ -69,18 +73,17 @@ class CheckpointAgent(Agent):
     """
 
     name: ClassVar[str] = "checkpoint"
-    Config: ClassVar[type] = CheckpointConfig
+    Config = CheckpointConfig
     trains: ClassVar[bool] = False
-    config: CheckpointConfig
 
-    def __init__(self, model: Any, task: Any = "8gaussians", **arguments: Any) -> None:
+    def __init__(self, model: BaseAlgorithm, task: str | Task = "8gaussians", **arguments: Any) -> None:
         self.model = model
         super().__init__(task, **arguments)
 
     def _build(self) -> None:
         observations, actions = self.model.observation_space, self.model.action_space
         shapes, wanted = (observations.shape, actions.shape), ((self.mdp.dim + 1,), (self.mdp.dim,))
-        if shapes != wanted or not hasattr(actions, "low"):
+        if shapes != wanted or not isinstance(actions, spaces.Box):
             raise CheckpointError(
                 f"the model observes {observations} and acts in {actions}, but task {self.task.name!r} has flat boxes "
                 f"of shapes {wanted[0]} and {wanted[1]}: train on this task, with observation='flat'."
@@ -96,7 +99,7 @@ class CheckpointAgent(Agent):
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp, self.coordinates)
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, Any]:
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         return {}
 
 
@@ -195,7 +198,7 @@ class OwnAgent:
         is_zip = self.reference.endswith(".zip")
         (self._sb3_class if is_zip else self._saved_class if self._is_checkpoint else self._agent_class)()
 
-    def build(self, task: Task, seed: int, **settings: Any) -> Agent:
+    def build(self, task: Task, seed: int, **settings: Any) -> Agent[Any]:
         """The agent on ``task``; ``settings`` are those of its config (a ``.zip`` knows ``coordinates`` only).
 
         A checkpoint comes as it was trained, with ``seed`` for what it samples, and trains no more.
@@ -215,7 +218,7 @@ class OwnAgent:
         agent.trains = False  # type: ignore[misc]
         return agent
 
-    def _agent_class(self) -> type[Agent]:
+    def _agent_class(self) -> type[Agent[Any]]:
         source, _, name = self.reference.rpartition(":")
         module = self._file_module(source) if source.endswith(".py") else self._named_module(source)
         if not hasattr(module, name):
@@ -260,13 +263,13 @@ class OwnAgent:
             raise FileNotFoundError(f"no file {str(file)!r}, which agent {self.reference!r} names.")
         return file
 
-    def _saved_class(self) -> type[Agent]:
+    def _saved_class(self) -> type[Agent[Any]]:
         name = load_tensors(self._path(self.reference))[1].get("agent")
         if name is None:
             raise CheckpointError(f"{self.reference!r} must be written by Agent.save: it names no agent.")
         return AGENTS[name]
 
-    def _sb3_class(self) -> Any:
+    def _sb3_class(self) -> type[BaseAlgorithm]:
         """The SB3 algorithm that wrote the file, from its JSON alone: nothing is unpickled."""
         name = _sb3_algorithm(self._path(self.reference))
         if not self.trust_checkpoint:
@@ -275,9 +278,10 @@ class OwnAgent:
                 "run any code while they are loaded: if you trust where it comes from, pass --trust-checkpoint "
                 "(trust_checkpoint=True in Python)."
             )
-        return getattr(require("stable_baselines3", "sb3"), name)
+        found: type[BaseAlgorithm] = getattr(require("stable_baselines3", "sb3"), name)
+        return found
 
-    def _sb3_model(self, task: Task) -> Any:
+    def _sb3_model(self, task: Task) -> BaseAlgorithm:
         algorithm = self._sb3_class()
         try:
             return algorithm.load(self._path(self.reference), device=task.device)
@@ -285,7 +289,7 @@ class OwnAgent:
             raise CheckpointError(f"SB3 could not load {self.reference!r}: {type(error).__name__}: {error}") from error
 
 
-def _complete(reference: str, cls: Any) -> type[Agent]:
+def _complete(reference: str, cls: object) -> type[Agent[Any]]:
     if not (isinstance(cls, type) and issubclass(cls, Agent)):
         raise TypeError(f"{reference!r} must be a subclass of dxmi_rl.agents.Agent, got {cls!r}.")
     missing = [*sorted(cls.__abstractmethods__), *(key for key in ("name", "Config") if not hasattr(cls, key))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.benchmark.results import Result, results_of, rows_by_task
 from dxmi_rl.benchmark.tables import main_score, number
 from dxmi_rl.envs.rendering import MAX_IMAGES, draw_samples, is_image, is_renderable
-from dxmi_rl.utils.storage import load_tensors, write_atomically
+from dxmi_rl.utils.storage import JSON, load_tensors, write_atomically
 
 # Okabe and Ito's colours without yellow and black; the markers tell lines apart without any.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -119,7 +118,7 @@ def _curves_figure(rows: Sequence[Row], results: Sequence[Result], key: str) -> 
     for ax, (cost, (label, formatter)) in zip(axes, AXES.items(), strict=True):
         for index, row in enumerate(rows):
             own = results_of(row, results)
-            style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "label": row.label}
+            style: JSON = {"color": COLOURS[index % len(COLOURS)], "label": row.label}
             lowest = min(lowest, _draw_row(ax, own, cost, key, marker_of(index), style))
         floors = [result["scores"][f"{key}_floor"] for result in results if f"{key}_floor" in result["scores"]
                   and result["task"] == rows[0].task]  # fmt: skip
@@ -162,7 +161,7 @@ def leading_digit(value: float) -> int:
     return int(f"{value:.0e}"[0])
 
 
-def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str, style: dict[str, Any]) -> float:
+def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str, style: JSON) -> float:
     """The curve of one row, or a level for an agent that does not train, or nothing without that score; the lowest
     value drawn.
     """
@@ -173,7 +172,7 @@ def _draw_row(ax: Axes, own: Sequence[Result], cost: str, key: str, marker: str,
         if not levels:
             return math.inf
         ax.axhline(float(np.median(levels)), linestyle=":", linewidth=1.6, **style)
-        return min(levels)
+        return float(min(levels))
     length = min(map(len, curves))
     x = np.median([[point[cost] for point in curve[:length]] for curve in curves], axis=0)
     y = np.array([[point[key] for point in curve[:length]] for curve in curves])

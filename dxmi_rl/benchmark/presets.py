@@ -6,11 +6,15 @@ import math
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
-from dxmi_rl.irl import AGENTS, DxMI
+from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import JSON
+
+T = TypeVar("T")
 
 FOLDER = Path(__file__).with_name("presets")
 GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "fit", "task_settings", "agent_settings"]
@@ -58,7 +62,7 @@ def load_preset(name: str | Path) -> Preset:
     return read_preset(content, str(file))
 
 
-def read_preset(content: dict[str, Any], source: str = "preset") -> Preset:
+def read_preset(content: JSON, source: str = "preset") -> Preset:
     """The preset that a file's content describes; raises as ``load_preset``, naming ``source``."""
     _check_keys(f"key of {source}", content, ["description", "seeds", "sizes", "group"])
     _check_keys(f"size of {source}", content.get("sizes", {}), [one.name for one in fields(Sizes)])
@@ -73,14 +77,14 @@ def read_preset(content: dict[str, Any], source: str = "preset") -> Preset:
     return Preset(tuple(rows), seeds, Sizes(**content.get("sizes", {})), content.get("description", ""))
 
 
-def _typed(table: dict[str, Any], key: str, kind: type, default: Any, source: str) -> Any:
+def _typed(table: JSON, key: str, kind: type[T], default: T, source: str) -> T:
     value = table.get(key, default)
     if not isinstance(value, kind):
         raise ValueError(f"{key} of {source} must be a {kind.__name__}, got {value!r}.")
     return value
 
 
-def _rows_of_group(group: dict[str, Any], source: str) -> list[Row]:
+def _rows_of_group(group: JSON, source: str) -> list[Row]:
     for key in ("tasks", "agents"):
         names = group.get(key)
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -124,7 +128,7 @@ def make_row(task: str, agent: str, budget: float, *, label: str = "{agent}", **
     return replace(row, label=label.replace("{agent}", name), budget=budget if row.trains else 0)
 
 
-def given_energy(task: str, task_settings: dict[str, Any] | None = None) -> list[str]:
+def given_energy(task: str, task_settings: JSON | None = None) -> list[str]:
     """All agents that a task with a given energy is for.
 
     They are all but DxMI, which learns an energy of its own from data, and but those that need a denoiser where the
@@ -134,7 +138,7 @@ def given_energy(task: str, task_settings: dict[str, Any] | None = None) -> list
     return [row.agent for row in rows if row.has_denoiser or not AGENTS[row.agent].needs_denoiser]
 
 
-def _check_keys(kind: str, table: dict[str, Any], known: list[str]) -> None:
+def _check_keys(kind: str, table: JSON, known: list[str]) -> None:
     for key in table:
         if key not in known:
             raise UnknownNameError(kind, key, known)

@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
-from dxmi_rl.agents.base import BUDGET_UNITS, Agent
-from dxmi_rl.agents.tuned import tuned_settings
+from dxmi_rl.agents import AGENTS, make_agent
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
-from dxmi_rl.irl import AGENTS, DxMI, make_agent, recipe
+from dxmi_rl.costs import BUDGET_UNITS
+from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import changed, flat_settings
+from dxmi_rl.utils.storage import JSON
 
 SCORE_COST, FIT_COST = 100_000, 1_000_000
 """What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
@@ -48,9 +51,9 @@ class Row:
     """What to train for, in ``unit``; 0 for agents that do not train."""
     unit: str = "timesteps"
     """"timesteps" (rollout transitions), "energy_evals" or "seconds"."""
-    task_settings: dict[str, Any] = field(default_factory=dict)
+    task_settings: JSON = field(default_factory=dict)
     """JSON-able arguments of ``make_task``."""
-    agent_settings: dict[str, Any] = field(default_factory=dict)
+    agent_settings: JSON = field(default_factory=dict)
     """JSON-able settings of the agent."""
     fit: bool = True
     """Fit a kernel when the comparison's sizes ask for it; on images that takes longer than short trainings do."""
@@ -66,7 +69,7 @@ class Row:
         """The agent when it is your own."""
         return OwnAgent(self.agent, self.trust_checkpoint, self.folder) if is_own_agent(self.agent) else None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JSON:
         """The fields that results hold: what was run, not where it was found."""
         found_where = ("trust_checkpoint", "folder", "seeds")
         return {key: value for key, value in asdict(self).items() if key not in found_where}
@@ -112,13 +115,14 @@ class Row:
         return float(self.task_settings.get("tau", TASKS[self.task].tau))
 
     @property
-    def resolved_settings(self) -> dict[str, Any]:
-        """The settings of the agent, with those of tuned.json that it starts from."""
+    def resolved_settings(self) -> JSON:
+        """All settings of the agent, by name; of DxMI and of an agent of your own those that are given."""
         if self.own is not None or self.agent == DxMI.name:
             return self.agent_settings
-        return tuned_settings(AGENTS[self.agent], self.target.event_shape, self.agent_settings) | self.agent_settings
+        kind = AGENTS[self.agent]
+        return flat_settings(changed(kind.Config(), self.agent_settings, f"setting of {self.agent!r}"))
 
-    def build(self, task: Task, seed: int) -> Agent:
+    def build(self, task: Task, seed: int) -> Agent[Any]:
         """The agent on a built task."""
         if self.own is not None:
             return self.own.build(task, seed, **self.agent_settings)
@@ -133,10 +137,10 @@ class Row:
         else:
             classes.append(AGENTS[self.agent])
         if self.agent == DxMI.name:
-            classes.append(AGENTS[self.agent_settings.get("agent", recipe(self.task).agent)])
+            classes.append(AGENTS[self.agent_settings.get("agent", "dxdp")])
         if self.energy in ENERGIES:
             found.add(ENERGIES[self.energy].split(":")[0])
-            classes.append(AGENTS[recipe(self.task).agent])  # which trained it
+            classes.append(AGENTS["dxdp"])  # which trained it
         for one in classes:
             found |= {parent.__module__ for parent in one.__mro__}
         return sorted(found)
@@ -192,7 +196,7 @@ class Run:
     def key(self) -> str:
         """Digest of all that defines the result.
 
-        The row without its label but with the agent's tuned settings, the task's configuration, seed, sizes, kind of
+        The row without its label but with all settings of the agent, the task's configuration, seed, sizes, kind of
         device, and the source that its numbers depend on; computed once, so that workers do not read source that has
         changed meanwhile.
         """
@@ -236,10 +240,10 @@ class Run:
         """Where the traceback lies when it failed."""
         return folder / f"{self.key}.failed.txt"
 
-    def load(self, folder: Path) -> dict[str, Any] | None:
+    def load(self, folder: Path) -> JSON | None:
         """The finished result under this row's label, or None."""
         try:
-            result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
+            result: JSON = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         return result | {"label": self.row.label}

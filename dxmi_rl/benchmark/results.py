@@ -6,16 +6,16 @@ import datetime
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
+from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.measure import first_score
 from dxmi_rl.benchmark.protocol import RANKED_BY, Row, exact_score, normalise
 from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median
-from dxmi_rl.benchmark.sweep import Outcome
 from dxmi_rl.tasks import TASKS
+from dxmi_rl.utils.storage import JSON
 
-Result = dict[str, Any]
-Summary = dict[str, Any]
+Result = JSON
+Summary = JSON
 
 SCHEMA = 2
 BASE = "base"
@@ -34,8 +34,8 @@ def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
 
 
 def assemble(
-    rows: Sequence[Row], results: Sequence[Result], failed: Sequence[Outcome], command: str, header: dict[str, Any]
-) -> dict[str, Any]:
+    rows: Sequence[Row], results: Sequence[Result], failed: Sequence[Outcome], command: str, header: JSON
+) -> JSON:
     """Everything about a comparison; ``header`` holds its name, preset, command, devices, seeds and seconds.
 
     ``command`` is the command line without a selection; the commands of rows and runs add one to it.
@@ -57,7 +57,7 @@ def assemble(
     }
 
 
-def without_paths(results: dict[str, Any]) -> dict[str, Any]:
+def without_paths(results: JSON) -> JSON:
     """Results of a comparison without the denoising paths of its runs, which would be most of the file."""
     runs = [{key: value for key, value in run.items() if key != "paths"} for run in results["runs"]]
     return results | {"runs": runs}
@@ -67,7 +67,7 @@ def _row_command(command: str, row: Row) -> str:
     return f"{command} --tasks {shlex.quote(row.task)} --agents {shlex.quote(row.label)}"
 
 
-def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
+def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     """What a task is, and how its runs are ranked."""
     row, target = rows[0], rows[0].target
     own = [result for other in rows for result in results_of(other, results)]
@@ -99,14 +99,14 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> dict[str, Any]:
     }
 
 
-def _normalised(result: Result, task: dict[str, Any]) -> float | None:
+def _normalised(result: Result, task: JSON) -> float | None:
     key, base, floor = task["score"], task["base"], task["floor"]
     if key is None or base is None or floor is None or base == floor or key not in result["scores"]:
         return None
     return normalise(result["scores"][key], base, floor)
 
 
-def _summarise(row: Row, runs: Sequence[Result], task: dict[str, Any], command: str) -> Summary:
+def _summarise(row: Row, runs: Sequence[Result], task: JSON, command: str) -> Summary:
     """One row of the tables."""
     own = results_of(row, runs)
     normalised = [run["normalised"] for run in own if run["normalised"] is not None]
@@ -127,8 +127,8 @@ def _summarise(row: Row, runs: Sequence[Result], task: dict[str, Any], command: 
     }
 
 
-def _score_statistics(scores: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
-    entries: dict[str, dict[str, Any]] = {}
+def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
+    entries: dict[str, JSON] = {}
     for key in scores[0] if scores else {}:
         if key.endswith("_floor"):
             continue
@@ -139,14 +139,14 @@ def _score_statistics(scores: list[dict[str, float]]) -> dict[str, dict[str, Any
     return entries
 
 
-def score_statistics(values: Sequence[float]) -> dict[str, Any]:
+def score_statistics(values: Sequence[float]) -> JSON:
     """``{"iqm", "median"}`` of one score over runs, and with two or more its 95 % interval and how it was made."""
-    statistics: dict[str, Any] = {"iqm": interquartile_mean(values), "median": median(values)}
+    statistics: JSON = {"iqm": interquartile_mean(values), "median": median(values)}
     found = interval(values)
     return statistics if found is None else statistics | found._asdict()
 
 
-def _failure(outcome: Outcome) -> dict[str, Any]:
+def _failure(outcome: Outcome) -> JSON:
     row = outcome.run.row
     return {
         "key": outcome.run.key,

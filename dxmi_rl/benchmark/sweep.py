@@ -8,81 +8,25 @@ import contextlib
 import json
 import os
 import time
-import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.benchmark.logs import RunLogger
-from dxmi_rl.benchmark.machine import machine, versions
-from dxmi_rl.benchmark.measure import OnPoint, Point, measure
+from dxmi_rl.benchmark.attempt import ATTEMPTS, Ending, Failure, Logging, Outcome, attempt, one_thread, store
+from dxmi_rl.benchmark.measure import Point
 from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
-from dxmi_rl.mdp import EnergyError
 from dxmi_rl.tasks import ENERGIES, Task, make_task
-from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, require
-from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
+from dxmi_rl.utils.checks import require
 
-
-class SourceChangedError(RuntimeError):
-    """The source that a run depends on is not the one that its key was made from."""
-
-
-REPEATABLE = (DivergenceError, NonFiniteError, EnergyError, SourceChangedError)
-"""What would fail in the same way again."""
-ATTEMPTS = 2
-"""How often a run that raises is tried in one sweep."""
 DEATHS = 3
 """Deaths of workers that end a run: two among others, which may have been guilty, and one alone."""
 DIED = "its worker process died again and again (out of memory, or killed); start again to go on."
 STALE = 3600.0
 """Seconds after which a half-written file belongs to no living process."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run: ``error`` is the message of the exception that ended it, or None."""
-
-    run: Run
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A run that raised."""
-
-    error: str
-    """The exception's class and the first line of its message."""
-    traces: str
-    """What was run, and the tracebacks of all attempts."""
-
-
-Ending = tuple[dict[str, Any], Tensor] | Failure
-"""Result and samples of a run, or its failure."""
-
-
-@dataclass(frozen=True)
-class Logging:
-    """Which logs runs write beside their results."""
-
-    root: Path
-    """Folder of the logs."""
-    tensorboard: bool = False
-    """Write TensorBoard's event files."""
-    track: bool = False
-    """Send them to Weights & Biases."""
-
-    def open(self, run: Run, agent: Agent) -> RunLogger:
-        """The log of one run."""
-        return RunLogger(
-            self.root, agent, settings={"key": run.key, **run.row.plain()}, tensorboard=self.tensorboard,
-            track=self.track, name=run.row.label,
-        )  # fmt: skip
 
 
 # Before the first run -------------------------------------------------------------------------------------------------
@@ -131,89 +75,7 @@ def fill_caches(run: Run) -> Task:
     return task
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: fastest for small networks, and sums do not depend on the machine's cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-# One run --------------------------------------------------------------------------------------------------------------
-
-
-def attempt(run: Run, on_point: OnPoint, device: str | None = None, logging: Logging | None = None) -> Ending:
-    """``measure`` on one thread, and once more after a crash: the result and the samples, or a Failure.
-
-    A run whose source has changed since its key was made fails, rather than storing other code's numbers under it.
-    """
-    traces, error = [f"{run.title}\n{json.dumps(asdict(run), indent=2)}\n"], ""
-    for _ in range(ATTEMPTS):
-        try:
-            if (code := run.row.code) != run.code:
-                raise SourceChangedError(f"the source is {code}, but {run.code} when the sweep began: start it again.")
-            with one_thread(), _logged(run, on_point, logging) as note:
-                numbers, samples = measure(run, note, device)
-            result = _identity(run, device or run.device) | numbers
-            json.dumps(result, allow_nan=False)  # numbers that no file can hold are a failure of the run
-            return result, samples.cpu()
-        except (Exception, SystemExit) as raised:
-            traces.append(traceback.format_exc())
-            error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0]}"
-            if isinstance(raised, REPEATABLE):
-                break
-    return Failure(error, "\n".join(traces))
-
-
-def _identity(run: Run, device: str) -> dict[str, Any]:
-    """What a result says of the run besides its numbers."""
-    return {
-        "key": run.key,
-        "code": run.code,
-        **run.row.plain(),
-        "seed": run.seed,
-        "device": device,
-        "sizes": asdict(run.sizes),
-        "versions": versions(),
-        "machine": machine(device),
-    }
-
-
-@contextlib.contextmanager
-def _logged(run: Run, on_point: OnPoint, logging: Logging | None) -> Iterator[OnPoint]:
-    """``on_point``, which then also writes the run's log; that is opened with its first point."""
-    with contextlib.ExitStack() as stack:
-        logger: list[RunLogger] = []
-
-        def note(agent: Agent, point: Point) -> None:
-            on_point(agent, point)
-            if logging is None:
-                return
-            if not logger:
-                logger.append(stack.enter_context(logging.open(run, agent)))
-            logger[0].log(agent, point)
-
-        yield note
-
-
-def store(run: Run, folder: Path, ending: Ending) -> Outcome:
-    """Write what came of a run, each file atomically; the result is the last, and is what makes the run finished."""
-    if isinstance(ending, Failure):
-        text = ending.traces
-        write_atomically(run.failure_file(folder), lambda file: _write_text(file, text))
-        return Outcome(run, ending.error)
-    result, samples = ending
-    save_tensors(run.samples_file(folder), {"x": samples}, {"key": run.key})
-    write_json(run.result_file(folder), result)
-    run.failure_file(folder).unlink(missing_ok=True)
-    return Outcome(run)
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
+# One worker -----------------------------------------------------------------------------------------------------------
 
 
 def execute(run: Run, folder: Path, parent: int, devices: Sequence[str], logging: Logging | None) -> Outcome:
@@ -222,7 +84,7 @@ def execute(run: Run, folder: Path, parent: int, devices: Sequence[str], logging
     A worker whose ``parent`` process is gone stops at its next point of the learning curve.
     """
 
-    def stop_if_orphan(agent: Agent, point: Point) -> None:
+    def stop_if_orphan(agent: Agent[Any], point: Point) -> None:
         if parent not in (os.getpid(), os.getppid()):
             os._exit(1)
 
@@ -333,7 +195,7 @@ def ray_cluster(address: str, jobs: int) -> Iterator[None]:
     that is started here and ends with the context. Raises MissingExtraError without the extra "ray", ConnectionError
     when there is no cluster at ``address``.
     """
-    ray: Any = require("ray", "ray")
+    ray = require("ray", "ray")
     if ray.is_initialized():
         yield
         return
@@ -353,7 +215,7 @@ def execute_on_ray(runs: Sequence[Run], folder: Path) -> Iterator[Outcome]:
     Nodes need not share files; they keep caches of their own. Every task asks for one CPU, and one GPU when its run is
     on CUDA. Ray tries the tasks of a worker or node that died once more.
     """
-    ray: Any = require("ray", "ray")
+    ray = require("ray", "ray")
     tidy(folder)
     left = {}
     task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_remote)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +13,7 @@ from rich.text import Text
 from dxmi_rl.benchmark.measure import SELECTED_BY, first_score
 from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
+from dxmi_rl.utils.storage import JSON
 
 SCORES = {
     "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
@@ -182,7 +182,7 @@ def _rich(table: Table, columns: list[int]) -> RichTable:
     return rich
 
 
-def statistics_text(statistics: dict[str, Any] | None) -> str:
+def statistics_text(statistics: JSON | None) -> str:
     """Of ``score_statistics``: the interquartile mean, and below it the interval where there is one."""
     if statistics is None:
         return ""

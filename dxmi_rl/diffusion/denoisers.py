@@ -103,5 +103,5 @@ class DenoiserMLP(nn.Module):
         code = torch.cat([log_level / 4, angles.sin(), angles.cos()], dim=1).expand(len(x), -1)
         level = level.view(-1, *[1] * (x.dim() - 1))
         total = (level**2 + self.scale**2).sqrt()
-        out = self.net((z / total).flatten(1), code).view_as(x)
-        return (self.scale / total) ** 2 * z + level * self.scale / total * out
+        out: Tensor = self.net((z / total).flatten(1), code)
+        return (self.scale / total) ** 2 * z + level * self.scale / total * out.view_as(x)

@@ -7,7 +7,6 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import (
+    JSON,
     cache_path,
     cached_tensors,
     flatten_optimizer,
@@ -82,11 +82,9 @@ class PretrainingConfig:
             raise TypeError(f"channels must be a tuple of integers, one per stage, got {self.channels!r}.")
         object.__setattr__(self, "channels", tuple(self.channels))
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> JSON:
         """The settings that matter to this network: what caches and checkpoints go by."""
         left_out = {"network", *UNET_ONLY} if self.network == "mlp" else {*MLP_ONLY}
-        if not self.conditional:  # which came later: no key has ever had it where it is off
-            left_out |= {"conditional"}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def __repr__(self) -> str:
@@ -109,11 +107,9 @@ def pretrained_denoiser(
     ``conditional`` without a U-Net and images with labels, DivergenceError on a non-finite loss.
     """
     config, device = config or PretrainingConfig(), device or torch.device("cpu")
-    key = {"target": target.name, "data": target.digest(), "version": 3, **config.used()}
-    denoiser = _build(target, config)
-    if config.conditional:
-        assert isinstance(target, ImageSet)
-        key["labels"] = target.labels_digest()
+    denoiser, labelled = _build(target, config), _labelled(target, config)
+    labels = None if labelled is None else labelled.labels_digest()
+    key = {"target": target.name, "data": target.digest(), "labels": labels, "version": 4, **config.used()}
     place = device if config.network == "unet" else torch.device("cpu")
 
     kind, other = ("denoiser-early", "denoiser") if early else ("denoiser", "denoiser-early")
@@ -145,12 +141,14 @@ def _build(target: Target, config: PretrainingConfig) -> Denoiser:
         raise UnknownNameError("network of pretraining", config.network, NETWORKS)
     if config.conditional and config.network != "unet":
         raise ValueError(f"network of a conditional pretraining must be 'unet', got {config.network!r}.")
+    labelled = _labelled(target, config)
+    classes = None if labelled is None else labelled.classes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.network == "unet":
             return DenoiserUNet(
                 target.event_shape, target.scale, channels=config.channels, layers=config.layers,
-                attention=config.attention, preconditioning=config.preconditioning, classes=_classes(target, config),
+                attention=config.attention, preconditioning=config.preconditioning, classes=classes,
             )  # fmt: skip
         return DenoiserMLP(
             target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual,
@@ -158,14 +156,15 @@ def _build(target: Target, config: PretrainingConfig) -> Denoiser:
         )  # fmt: skip
 
 
-def _classes(target: Target, config: PretrainingConfig) -> int | None:
+def _labelled(target: Target, config: PretrainingConfig) -> ImageSet | None:
+    """The target as images with classes, where the denoiser is told these; else None. Raises ValueError without."""
     if not config.conditional:
         return None
-    if not isinstance(target, ImageSet) or target.classes is None:
+    if not isinstance(target, ImageSet) or target.train_labels is None:
         raise ValueError(f"pretraining must have conditional=False for {target.name!r}, which has no labels.")
-    if target.train_labels is not None and int(target.train_labels.min()) < 0:
+    if int(target.train_labels.min()) < 0:
         raise ValueError(f"labels must be classes from 0 on for a conditional pretraining; {target.name!r} has others.")
-    return target.classes
+    return target
 
 
 class _Cloning:
@@ -175,6 +174,7 @@ class _Cloning:
         self, target: Target, config: PretrainingConfig, device: torch.device, partial: Path | None = None
     ) -> None:  # fmt: skip
         self.target, self.config, self.partial = copy.deepcopy(target).to(device), config, partial
+        self.labelled = _labelled(self.target, config)
         self.begin()
         if partial is not None and partial.is_file():
             self.restore(partial)
@@ -213,18 +213,17 @@ class _Cloning:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         label: list[Tensor] = []
-        if config.conditional:
-            assert isinstance(self.target, ImageSet)
-            clean, *label = self.target.labelled_data(config.batch_size, self.generator)
-        else:
+        if self.labelled is None:
             clean = self.target.data(config.batch_size, self.generator)
+        else:
+            clean, *label = self.labelled.labelled_data(config.batch_size, self.generator)
         noise = torch.randn(clean.shape, generator=self.generator, device=clean.device)
         uniform = low + (high - low) * torch.rand(len(clean), generator=self.generator, device=clean.device)
         level = self.target.scale * torch.tan(math.pi / 2 * uniform)
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        denoised = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
+        denoised: Tensor = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
         # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
         loss = ((denoised - clean) / s.view(shape)).square().mean()
         self.optimizer.zero_grad(set_to_none=True)

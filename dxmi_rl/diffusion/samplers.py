@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.costs import count_denoiser
 from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.utils.checks import check_real
 
@@ -70,8 +71,14 @@ class ReverseSampler(BaseSampler):
         self.register_buffer("mean_denoised", alpha[1:] - direction * alpha[:-1])
         self._factors = list(zip(self.mean_denoised.tolist(), self.mean_x.tolist(), strict=True))
 
+    def denoised(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """D_t(x), the denoiser's expected clean state: ``[batch, *event]``; one counted call per row."""
+        count_denoiser(len(x))
+        prediction: Tensor = self.denoiser(x, *self.schedule.at(t))
+        return prediction
+
     def mean(self, x: Tensor, t: Tensor | int) -> Tensor:
-        denoised = self.denoiser(x, *self.schedule.at(t))
+        denoised = self.denoised(x, t)
         if isinstance(t, int):
             factor, factor_x = self._factors[t]
             return torch.add(factor * denoised, x, alpha=factor_x)

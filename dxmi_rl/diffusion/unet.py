@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from dxmi_rl.diffusion.denoisers import Level, column
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import load_tensors, save_tensors
+from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
 
 PRECONDITIONINGS = ["edm", "epsilon"]
 GROUPS = 8
@@ -56,7 +55,7 @@ class DenoiserUNet(nn.Module):
 
     def __init__(
         self, event_shape: Sequence[int], scale: float, *, channels: Sequence[int] = (32, 64, 64), layers: int = 1,
-        attention: bool = True, preconditioning: str = "edm", config: dict[str, Any] | None = None,
+        attention: bool = True, preconditioning: str = "edm", config: JSON | None = None,
         alphas_cumprod: Tensor | None = None, classes: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -85,7 +84,8 @@ class DenoiserUNet(nn.Module):
     @property
     def classes(self) -> int | None:
         """How many classes F knows; None: it is told none."""
-        return self.net.config.num_class_embeds
+        count: int | None = self.net.config.num_class_embeds
+        return count
 
     def forward(self, x: Tensor, alpha: Level, s: Level, label: Tensor | int | None = None) -> Tensor:
         """``[batch, channels, height, width]``, and numbers or ``[batch]`` -> the shape of x.
@@ -99,9 +99,11 @@ class DenoiserUNet(nn.Module):
         spread = level.view(-1, 1, 1, 1)
         told = (self.times(level).to(x.dtype).expand(len(x)), self._labels(x, label))
         if self.preconditioning == "epsilon":
-            return z - spread * self.net(z / (1 + spread**2).sqrt(), *told).sample
+            noise: Tensor = self.net(z / (1 + spread**2).sqrt(), *told).sample
+            return z - spread * noise
         total = (spread**2 + self.scale**2).sqrt()
-        return (self.scale / total) ** 2 * z + spread * self.scale / total * self.net(z / total, *told).sample
+        out: Tensor = self.net(z / total, *told).sample
+        return (self.scale / total) ** 2 * z + spread * self.scale / total * out
 
     def _labels(self, x: Tensor, label: Tensor | int | None) -> Tensor | None:
         label = self.label if label is None else label
@@ -176,7 +178,7 @@ class DenoiserUNet(nn.Module):
         return denoiser
 
 
-def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: int, attention: bool) -> dict[str, Any]:
+def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: int, attention: bool) -> JSON:
     """Settings of UNet2DModel; small ones by the standards of diffusers."""
     if len(event_shape) != 3:
         raise ValueError(f"event_shape must be (channels, height, width) for a U-Net, got {tuple(event_shape)}.")
@@ -206,9 +208,10 @@ def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: in
     }
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _plain(config: Mapping[str, object]) -> JSON:
     """The settings of a diffusers model, as JSON has them."""
-    return json.loads(json.dumps({key: value for key, value in dict(config).items() if not key.startswith("_")}))
+    found: JSON = json.loads(json.dumps({key: value for key, value in config.items() if not key.startswith("_")}))
+    return found
 
 
 def _falls(alphas_cumprod: Tensor) -> bool:

@@ -7,15 +7,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dxmi_rl.envs.episodes import RENDER_MODES, Episodes, Observation, TaskLike
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.tasks import Task
 
-NumpyObservation = np.ndarray | dict[str, Any]
+Action = NDArray[np.floating | np.integer]
+NumpyObservation = NDArray[np.float32] | dict[str, NDArray[np.generic] | np.generic]
 
 
-class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
+class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     """Turn noise into a sample of a target in T steps.
 
     ## Description
@@ -138,14 +140,14 @@ class DenoiseEnv(gym.Env[NumpyObservation, np.ndarray]):
         self._episodes.reset(self.np_random)
         return _first_row(self._episodes.observe()), {}
 
-    def step(self, action: np.ndarray) -> tuple[NumpyObservation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[NumpyObservation, float, bool, bool, dict[str, Any]]:
         """One denoising step: (observation, reward, terminated, False, info)."""
         episodes = self._episodes
         reward = episodes.step(episodes.parse_action(action, ()))
         info = {"energy": float(episodes.energy)} if episodes.done else {}
         return _first_row(episodes.observe()), float(reward), episodes.done, False, info
 
-    def render(self) -> np.ndarray | None:
+    def render(self) -> NDArray[np.uint8] | None:
         """The sample on the energy's contours, or the image: uint8 ``[400, 400, 3]``; None without a render mode."""
         if self.render_mode is None:
             return None

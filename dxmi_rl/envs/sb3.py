@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast, overload
 
 import numpy as np
 from gymnasium.error import NoAsyncCallError
@@ -17,7 +17,12 @@ from dxmi_rl.utils.checks import check_integer, require
 
 require("stable_baselines3", "sb3")
 from stable_baselines3.common.monitor import Monitor  # noqa: E402 (an optional package)
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv  # noqa: E402
+from stable_baselines3.common.vec_env.base_vec_env import (  # noqa: E402
+    VecEnv,
+    VecEnvIndices,
+    VecEnvObs,
+    VecEnvStepReturn,
+)
 
 
 class SB3VecEnv(VecEnv):
@@ -63,7 +68,7 @@ class SB3VecEnv(VecEnv):
         """Seed the next reset: seed, seed + 1, ... Raises TypeError or ValueError unless it is an integer >= 0."""
         return super().seed(None if seed is None else check_integer("seed", seed, minimum=0))
 
-    def reset(self) -> Any:
+    def reset(self) -> VecEnvObs:
         """Start all episodes: the observations. The first of ``seed``'s numbers seeds the whole batch."""
         seed, options = self._seeds[0], self._options[0]
         # Before they are used: bad ones must not stay for all resets to come.
@@ -71,22 +76,22 @@ class SB3VecEnv(VecEnv):
         self._reset_options()
         self._actions = None
         observation, _ = self.venv.reset(seed=seed, options=options)
-        return observation
+        return cast(VecEnvObs, observation)  # arrays, as the vector environment has to_numpy
 
     def step_async(self, actions: np.ndarray) -> None:
         """Take the actions, ``[num_envs, d]``; ``step_wait`` does the work."""
         self._actions = actions
 
-    def step_wait(self) -> Any:
+    def step_wait(self) -> VecEnvStepReturn:
         """(observations, rewards, dones, infos). Raises NoAsyncCallError unless ``step_async`` was called before."""
         actions, self._actions = self._actions, None
         if actions is None:
             raise NoAsyncCallError("step_wait() has no actions: call step_async(actions) before each of it.", "step")
         observation, reward, terminated, _, info = self.venv.step(actions)
         if not info:
-            return observation, reward, terminated, self._no_infos
+            return cast(VecEnvStepReturn, (observation, reward, terminated, self._no_infos))
         seconds = round(time.perf_counter() - self._began, 6)
-        return observation, reward, terminated, FinalInfos(info, self.mdp.horizon, seconds)
+        return cast(VecEnvStepReturn, (observation, reward, terminated, FinalInfos(info, self.mdp.horizon, seconds)))
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -97,23 +102,25 @@ class SB3VecEnv(VecEnv):
         frames = self.venv.render()
         return [None] if frames is None else list(frames[:1])
 
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of the vector environment, once per index."""
         return [getattr(self.venv, attr_name)] * self._count(indices)
 
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+    def set_attr(self, attr_name: str, value: object, indices: VecEnvIndices = None) -> None:
         """Set an attribute of the vector environment, for all."""
         setattr(self.venv, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: object, indices: VecEnvIndices = None, **method_kwargs: object
+    ) -> list[Any]:
         """Call a method of the vector environment once; its answer, once per index."""
         return [getattr(self.venv, method_name)(*method_args, **method_kwargs)] * self._count(indices)
 
-    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+    def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """True for Monitor only, whose "episode" infos are given."""
         return [wrapper_class is Monitor] * self._count(indices)
 
-    def _count(self, indices: Any) -> int:
+    def _count(self, indices: VecEnvIndices) -> int:
         return len(list(self._get_indices(indices)))
 
 
@@ -130,7 +137,13 @@ class FinalInfos(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._info["_final_obs"])
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
         return self._made()[index]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded  # noqa: E40
 from torchrl.envs import EnvBase  # noqa: E402
 
 
-class TorchRLEnv(EnvBase):
+class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without types
     """DenoiseEnv as a batch of tensordicts: what TorchRL's collectors, losses and transforms take.
 
     The environment is stateless: ``step`` reads everything from the tensordict that it is given, so that an episode
@@ -109,7 +109,7 @@ class TorchRLEnv(EnvBase):
         else:
             self._generator.manual_seed(check_integer("seed", seed, minimum=0))
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDictBase:
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         """New episodes for all rows; EnvBase keeps those that a "_reset" mask asks for."""
         batch = self.batch_size if tensordict is None else tensordict.batch_size
         x = self.mdp.reset(batch.numel(), self._generator).to(self._dtype)
@@ -283,7 +283,7 @@ def _require_tensor(name: str, value: object) -> Tensor:
 def _move(task: Task, device: torch.device) -> None:
     """Move a task in place: its target, and its MDP's base sampler, kernel with optimizer, and energy."""
     mdp = task.mdp
-    parts = [task.target, mdp.base, mdp.kernel, mdp._energy]
+    parts = [task.target, mdp.base, mdp.kernel, mdp.energy.function]
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)

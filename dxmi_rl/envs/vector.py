@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dxmi_rl.envs.episodes import RENDER_MODES, Episodes, TaskLike
+from dxmi_rl.envs.episodes import RENDER_MODES, Episodes, Observation, TaskLike
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
 
+Array = Tensor | NDArray[np.generic]
+Arrays = Array | dict[str, Tensor] | dict[str, NDArray[np.generic]]
+"""Observations: of one array, or of two ("x" and "t")."""
 
-class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+
+class DenoiseVectorEnv(gym.vector.VectorEnv[Arrays, Array, Array]):
     """``num_envs`` copies of DenoiseEnv that step together, as tensors on one device; what ``gym.make_vec`` builds.
 
     All episodes have length T and start together, so they also end together: on the step that ends them the returned
@@ -85,7 +90,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """The MDP, held by reference: ``mdp.set_energy(module)`` changes the rewards from the next step on."""
         return self._episodes.mdp
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
         """Start all episodes: (observations, {}); one seed for the whole batch.
 
         Raises ValueError for ``options["reset_mask"]`` unless it resets everything: the episodes run in lockstep.
@@ -101,9 +106,9 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self._finished, self.closed = None, False
         self._episodes.reset(self.np_random)
         self._started = time.perf_counter()
-        return self._out(self._episodes.observe()), {}
+        return self._observed(self._episodes.observe()), {}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Arrays, Array, Array, Array, dict[str, Any]]:
         """One denoising step of all: (observations, rewards, terminations, truncations, info), ``[num_envs, ...]``."""
         episodes = self._episodes
         reward = episodes.step(episodes.parse_action(actions, (self.num_envs,)))
@@ -117,9 +122,10 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             episodes.start()
             self._started = time.perf_counter()
             observation = episodes.observe()
-        return self._out((observation, reward, terminated, self._full(False), info))
+        ends = self._out(terminated), self._out(self._full(False))
+        return self._observed(observation), self._out(reward), *ends, self._noted(info)
 
-    def render(self) -> tuple[Any, ...] | None:
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
         """One picture of all samples, uint8 ``[400, 400, 3]``, repeated ``num_envs`` times as gymnasium's tools expect.
 
         Right after the episodes have ended it shows what they made, x_T, not the new x_0.
@@ -132,7 +138,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             frame = self._episodes.render(self._episodes.x, self._episodes.t)
         return (frame,) * self.num_envs
 
-    def close_extras(self, **kwargs: Any) -> None:
+    def close_extras(self, **kwargs: object) -> None:
         """Forget the states."""
         self._episodes.clear()
         self._finished = None
@@ -140,7 +146,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
     def _full(self, value: float, dtype: torch.dtype = torch.bool) -> Tensor:
         return torch.full((self.num_envs,), value, dtype=dtype, device=self.mdp.device)
 
-    def _final_info(self, observation: Any) -> dict[str, Any]:
+    def _final_info(self, observation: Observation) -> dict[str, Any]:
         mask = self._full(True)
         episode = {
             "r": self._episodes.returns,
@@ -151,12 +157,15 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         final = {"energy": self._episodes.energy, "_energy": mask, "episode": episode, "_episode": mask}
         return {"final_obs": observation, "_final_obs": mask, "final_info": final, "_final_info": mask}
 
-    def _out(self, value: Any) -> Any:
-        """Tensors in a nest of tuples and dicts as numpy arrays, when ``to_numpy``."""
-        if not self.to_numpy:
-            return value
-        if isinstance(value, Tensor):
-            return value.cpu().numpy()
-        if isinstance(value, tuple):
-            return tuple(map(self._out, value))
-        return {key: self._out(item) for key, item in value.items()}
+    def _out(self, value: Tensor) -> Array:
+        """A numpy array, when ``to_numpy``."""
+        return value.cpu().numpy() if self.to_numpy else value
+
+    def _observed(self, observation: Observation) -> Arrays:
+        if isinstance(observation, Tensor) or not self.to_numpy:
+            return self._out(observation) if isinstance(observation, Tensor) else observation
+        return {key: value.cpu().numpy() for key, value in observation.items()}
+
+    def _noted(self, info: dict[str, Any]) -> dict[str, Any]:
+        """Infos, which are dicts in dicts, with arrays as ``_out`` gives them."""
+        return {key: self._noted(item) if isinstance(item, dict) else self._out(item) for key, item in info.items()}

@@ -198,7 +198,8 @@ def _width(x: Tensor) -> Tensor:
     covariance = deviation.mT @ deviation / deviation.shape[1]
     chains, dim = deviation.shape[1:]
     variances = covariance.diagonal(dim1=1, dim2=2) + 1e-30  # chains may all be at one point
-    return torch.linalg.cholesky((chains * covariance + dim * variances.diag_embed()) / (chains + dim))
+    root: Tensor = torch.linalg.cholesky((chains * covariance + dim * variances.diag_embed()) / (chains + dim))
+    return root
 
 
 def _times(rows: Tensor, matrices: Tensor) -> Tensor:

@@ -2,58 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from dxmi_rl.agents.replay import LocalSearch
 from dxmi_rl.evaluation import metrics
-from dxmi_rl.targets import GaussianMixture, Target, TargetError
+from dxmi_rl.evaluation.grid import Grid
+from dxmi_rl.mdp import Energy
+from dxmi_rl.targets import Target, TargetError
 from dxmi_rl.utils.checks import check_integer, check_real
-
-EnergyFunction = Callable[[Tensor], Tensor]
-"""``[n, *event_shape] -> [n]``."""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Centres ``x`` ``[points^2, 2]`` of the cells of a square, each of area ``cell``; x runs slower than y."""
-
-    x: Tensor
-    cell: float
-
-    @classmethod
-    def over(cls, plot_range: tuple[float, float], points: int = 200, device: torch.device | None = None) -> Grid:
-        """``points`` cells per side of the square ``plot_range`` squared."""
-        low, high = plot_range
-        width = (high - low) / check_integer("points", points)
-        axis = low + width * (torch.arange(points, device=device) + 0.5)
-        return cls(torch.cartesian_prod(axis, axis), width**2)
-
-    def log_density_at(self, x: Tensor, energy: EnergyFunction, log_density: Tensor, tau: float = 1.0) -> Tensor:
-        """log p of points between the centres, ``[n]``, where ``log_density`` is that of this energy and tau."""
-        with torch.no_grad():
-            log_z = -energy(self.x[:1]).double() / tau - log_density[:1]
-            return -energy(x).double() / tau - log_z
-
-    def sample(self, log_density: Tensor, n: int, generator: torch.Generator) -> Tensor:
-        """Draws ``[n, 2]`` of a density on the cells, uniform within each."""
-        rows = torch.multinomial(log_density.exp().float(), n, replacement=True, generator=generator)
-        inside = torch.rand(n, 2, generator=generator, device=rows.device) - 0.5
-        return self.x[rows] + math.sqrt(self.cell) * inside
-
-    def log_density(self, energy: EnergyFunction, tau: float = 1.0) -> Tensor:
-        """log of exp(-E / tau), normalised over the square by the midpoint rule: ``[points^2]``, float64."""
-        with torch.no_grad():
-            exponent = -energy(self.x).double() / tau
-        return exponent - torch.logsumexp(exponent, 0) - math.log(self.cell)
 
 
 def energy_quality(
-    energy: EnergyFunction, target: Target, *, tau: float = 1.0, samples: int = 10_000, steps: int = 500, seed: int = 0
+    energy: Energy, target: Target, *, tau: float = 1.0, samples: int = 10_000, steps: int = 500, seed: int = 0
 ) -> dict[str, float]:
     """Scores of exp(-E / tau) as a model of the target's data; those that do not apply are absent.
 
@@ -64,7 +25,7 @@ def energy_quality(
     In the plane, by the midpoint rule on 200 x 200 cells of the plotting range (what leaves it is not seen):
         energy_nll            -E_data log p, p = exp(-E / tau) normalised there, in nats; ``_floor``: the exact energy's
         energy_kl             their difference, KL(data || p), with an exact energy
-        energy_mode_tv        of mixtures: total variation between the masses that p has nearest to each mean and the
+        energy_mode_tv        with known modes: total variation between the masses that p has nearest to each and the
                               exact energy's, in [0, 1]
         energy_sliced_w2      of draws from p and data; ``_floor``: of data and data
     Where variances are finite:
@@ -77,7 +38,7 @@ def energy_quality(
     check_integer("samples", samples, minimum=2)
     check_integer("steps", steps)
     check_integer("seed", seed, minimum=0)
-    if not (target.has_data or target.has_sampler):
+    if not target.has_samples:
         raise TargetError(f"target {target.name!r} has neither data nor samples to score an energy against.")
     generator = torch.Generator(target.device).manual_seed(seed)
     data, start = (target.test_data(samples, generator) for _ in range(2))
@@ -94,7 +55,7 @@ def energy_quality(
     return scores
 
 
-def _against_exact(energy: EnergyFunction, target: Target, data: Tensor, tau: float) -> dict[str, float]:
+def _against_exact(energy: Energy, target: Target, data: Tensor, tau: float) -> dict[str, float]:
     (learned, slope), (exact, exact_slope) = (
         _value_and_gradient(function, data) for function in (energy, target.energy)
     )
@@ -109,7 +70,7 @@ def _against_exact(energy: EnergyFunction, target: Target, data: Tensor, tau: fl
 
 
 def _in_the_plane(
-    energy: EnergyFunction, target: Target, data: Tensor, tau: float, generator: torch.Generator
+    energy: Energy, target: Target, data: Tensor, tau: float, generator: torch.Generator
 ) -> dict[str, float]:
     grid = Grid.over(target.plot_range, device=data.device)
     learned = grid.log_density(energy, tau)
@@ -126,15 +87,16 @@ def _in_the_plane(
     exact = grid.log_density(target.energy)
     scores["energy_nll_floor"] = -float(grid.log_density_at(inside, target.energy, exact).mean())
     scores["energy_kl"] = scores["energy_nll"] - scores["energy_nll_floor"]
-    if isinstance(target, GaussianMixture):
-        nearest = torch.cdist(grid.x, target.means).argmin(1)
+    if target.modes is not None:
+        centers = target.modes.centers
+        nearest = torch.cdist(grid.x, centers).argmin(1)
         difference = (learned.exp() - exact.exp()) * grid.cell
-        masses = difference.new_zeros(len(target.means)).index_add(0, nearest, difference)
+        masses = difference.new_zeros(len(centers)).index_add(0, nearest, difference)
         scores["energy_mode_tv"] = float(masses.abs().sum() / 2)
     return scores
 
 
-def _value_and_gradient(function: EnergyFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(function: Energy, x: Tensor) -> tuple[Tensor, Tensor]:
     point = x.detach().clone().requires_grad_()
     value = function(point)
     (gradient,) = torch.autograd.grad(value.sum(), point)

@@ -1,21 +1,20 @@
-"""Metrics on samples, log-weights, features and scores of runs: pure functions that return Python numbers.
+"""Metrics on samples, log-weights and scores: pure functions that return Python numbers.
 
-Nothing here knows agents or targets. Heavy packages are imported inside the functions that need them.
+Nothing here knows agents or targets. Metrics on features of images are in ``feature_metrics``. Heavy packages are
+imported inside the functions that need them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real, require
+from dxmi_rl.evaluation.checks import array, check_pair, check_vector
+from dxmi_rl.utils.checks import check_integer, check_real
 
 # Bandwidths of the MMD kernels over the median distance; each is twice the one before (``_kernel_sum`` relies on it).
 MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -46,7 +45,7 @@ def sliced_w2(x: Tensor, y: Tensor, projections: int = 1000, seed: int = 0) -> f
 
     Source: Bonneel et al. 2015, Sliced and Radon Wasserstein barycenters of measures.
     """
-    _check_pair("x", x, "y", y)
+    check_pair("x", x, "y", y)
     check_integer("projections", projections)
     generator = torch.Generator().manual_seed(seed)
     directions = nn.functional.normalize(torch.randn(projections, x.shape[1], generator=generator), dim=1).to(x)
@@ -89,7 +88,7 @@ def mmd(x: Tensor, y: Tensor) -> float:
 
     Source: Gretton et al. 2012, A kernel two-sample test, eq. (3).
     """
-    _check_pair("x", x, "y", y, minimum=2)
+    check_pair("x", x, "y", y, minimum=2)
     y = y.to(x)
     bandwidth = float(nn.functional.pdist(y[:2000]).median())
     if bandwidth == 0.0:
@@ -127,7 +126,7 @@ def quantile_error(x: Tensor, y: Tensor) -> float:
 
     Raises TypeError or ValueError for other shapes, dtypes or non-finite samples.
     """
-    _check_pair("x", x, "y", y)
+    check_pair("x", x, "y", y)
     levels = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, device=x.device)
     # torch.quantile refuses large inputs: sort and interpolate, as it does.
     parts = []
@@ -163,12 +162,12 @@ def mode_statistics(
         TypeError, ValueError: for shapes that do not match, non-finite values, std <= 0 or weights that do not sum to
             one.
     """
-    _check_pair("x", x, "centers", centers)
+    check_pair("x", x, "centers", centers)
     check_real("radius", radius, strict=True)
     count = len(centers)
     if weights is None:
         weights = torch.full((count,), 1.0 / count)
-    _check_vector("weights", weights, size=count)
+    check_vector("weights", weights, size=count)
     weights = weights.to(x.device, torch.float64)
     if float(weights.min()) <= 0 or abs(float(weights.sum()) - 1) > 1e-4:
         raise ValueError("weights must be positive and sum to one.")
@@ -221,7 +220,7 @@ def log_weight_statistics(log_w: Tensor) -> dict[str, float]:
     Raises:
         TypeError, ValueError: for anything but a finite, non-empty floating vector.
     """
-    log_w = _check_vector("log_w", log_w).double()
+    log_w = check_vector("log_w", log_w).double()
     log_sum = torch.logsumexp(log_w, 0)
     return {
         "elbo": float(log_w.mean()),
@@ -242,7 +241,7 @@ def log_weight_errors(log_w: Tensor) -> dict[str, float]:
     Raises:
         TypeError, ValueError: for anything but a finite floating vector of two or more values.
     """
-    log_w = _check_vector("log_w", log_w, minimum=2).double()
+    log_w = check_vector("log_w", log_w, minimum=2).double()
     ess = log_weight_statistics(log_w)["ess"]
     return {
         "elbo_se": float(log_w.std()) / math.sqrt(len(log_w)),
@@ -256,10 +255,10 @@ def eubo(log_w_from_target: Tensor) -> float:
     EUBO >= log Z >= ELBO in expectation; it grows when modes are lost. Raises TypeError or ValueError as
     ``log_weight_statistics``. Source: Blessing et al. 2024, Beyond ELBOs.
     """
-    return float(_check_vector("log_w_from_target", log_w_from_target).double().mean())
+    return float(check_vector("log_w_from_target", log_w_from_target).double().mean())
 
 
-# Scores and features --------------------------------------------------------------------------------------------------
+# Scores ------------------------------------------------------------------------------------------------------------
 
 
 def auc(scores_positive: Tensor, scores_negative: Tensor) -> float:
@@ -274,141 +273,7 @@ def auc(scores_positive: Tensor, scores_negative: Tensor) -> float:
     """
     from sklearn.metrics import roc_auc_score
 
-    positive = _array(_check_vector("scores_positive", scores_positive))
-    negative = _array(_check_vector("scores_negative", scores_negative))
+    positive = array(check_vector("scores_positive", scores_positive))
+    negative = array(check_vector("scores_negative", scores_negative))
     labels = np.repeat([1, 0], [len(positive), len(negative)])
     return float(roc_auc_score(labels, np.concatenate([positive, negative])))
-
-
-def frechet_distance(features_x: Tensor, features_y: Tensor) -> float:
-    """Squared Frechet distance of the Gaussians fitted to two sets of features (FID, when they are Inception's).
-
-    |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x^1/2 C_y C_x^1/2)^1/2), in float64 through symmetric eigenproblems, so singular
-    covariances are fine. Biased upward for few samples: compare at equal sizes, against the exact floor.
-
-    Args:
-        features_x: ``[n, d]``, n >= 2.
-        features_y: ``[m, d]``, m >= 2.
-
-    Returns:
-        A number >= 0 in squared units of the features.
-
-    Raises:
-        TypeError, ValueError: as ``sliced_w2``.
-
-    Source: Heusel et al. 2017; Dowson and Landau 1982.
-    """
-    _check_pair("features_x", features_x, "features_y", features_y, minimum=2)
-    x, y = _array(features_x), _array(features_y)
-    covariance_x, covariance_y = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
-    values, vectors = np.linalg.eigh(covariance_x)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    # Eigenvalues of C_x C_y are those of this symmetric matrix, which eigvalsh keeps real where sqrtm may not.
-    overlap = np.sqrt(np.linalg.eigvalsh(root @ covariance_y @ root).clip(min=0)).sum()
-    shift = np.square(x.mean(0) - y.mean(0)).sum()
-    return max(float(shift + np.trace(covariance_x) + np.trace(covariance_y) - 2 * overlap), 0.0)
-
-
-def kernel_distance(features_x: Tensor, features_y: Tensor) -> float:
-    """Unbiased squared MMD with the kernel (x . y / d + 1)^3 (KID, when the features are Inception's).
-
-    Unlike the Frechet distance it has no bias for few samples; equal laws give about zero, on either side of it. All
-    pairs are used, instead of subsets.
-
-    Args:
-        features_x: ``[n, d]``, n >= 2.
-        features_y: ``[m, d]``, m >= 2.
-
-    Raises:
-        TypeError, ValueError: as ``sliced_w2``.
-
-    Source: Binkowski et al. 2018, arXiv 1801.01401.
-    """
-    _check_pair("features_x", features_x, "features_y", features_y, minimum=2)
-    x, y = features_x.double(), features_y.double()
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a: Tensor) -> Tensor:
-        pairs = kernel(a, a)
-        return (pairs.sum() - pairs.diagonal().sum()) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
-
-
-def neighbour_scores(features_real: Tensor, features_fake: Tensor, k: int = 5) -> dict[str, float]:
-    """Improved precision and recall, density and coverage, by the balls that reach to the k-th nearest neighbour.
-
-    precision: part of the fake features in the ball of a real one (of its own set); recall: the same with the sets
-    exchanged; density: in how many real balls a fake feature lies, over k; coverage: part of the real balls with a fake
-    feature in them.
-
-    Args:
-        features_real: ``[n, d]``, n >= k + 2.
-        features_fake: ``[m, d]``, m >= k + 2.
-        k: which neighbour sets the radius of a ball.
-
-    Returns:
-        ``{"precision", "recall", "density", "coverage"}``, all in [0, 1] but density, which may exceed 1.
-
-    Raises:
-        MissingExtraError: without prdc (extra ``bench``).
-        TypeError, ValueError: as ``sliced_w2``.
-
-    Source: Kynkaanniemi et al. 2019; Naeem et al. 2020, whose implementation, prdc, it is.
-    """
-    k = check_integer("k", k)
-    _check_pair("features_real", features_real, "features_fake", features_fake, minimum=k + 2)
-    prdc = require("prdc", "bench")
-    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints the sizes
-        result = prdc.compute_prdc(_array(features_real), _array(features_fake), nearest_k=k)
-    return {key: float(result[key]) for key in ("precision", "recall", "density", "coverage")}
-
-
-# Checks ---------------------------------------------------------------------------------------------------------------
-
-
-def _check_finite(name: str, x: Tensor) -> Tensor:
-    if not bool(x.isfinite().all()):
-        raise NonFiniteError(f"{name} must be finite: {int((~x.isfinite()).sum())} of {x.numel()} values are not.")
-    return x
-
-
-def _check_floating(name: str, x: object, dims: int, shape: str) -> Tensor:
-    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating torch.Tensor, got {kind}.")
-    if x.dim() != dims:
-        raise ValueError(f"{name} must have shape {shape}, got {list(x.shape)}.")
-    return x
-
-
-def _check_samples(name: str, x: object, minimum: int) -> Tensor:
-    """A finite floating matrix ``[n, d]`` with n >= minimum and d >= 1."""
-    samples = _check_floating(name, x, 2, "[n, d]")
-    if samples.shape[0] < minimum or samples.shape[1] < 1:
-        raise ValueError(f"{name} must have at least {minimum} row(s) and one column, got {list(samples.shape)}.")
-    return _check_finite(name, samples)
-
-
-def _check_pair(name_x: str, x: object, name_y: str, y: object, minimum: int = 1) -> None:
-    """Two sample sets of one width on one device."""
-    x, y = _check_samples(name_x, x, minimum), _check_samples(name_y, y, minimum)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"{name_x} and {name_y} must have equal width, got {list(x.shape)} and {list(y.shape)}.")
-    if x.device != y.device:
-        raise ValueError(f"{name_x} and {name_y} must be on one device, got {x.device} and {y.device}.")
-
-
-def _check_vector(name: str, x: object, *, size: int | None = None, minimum: int = 1) -> Tensor:
-    """A finite floating vector ``[size]``, or of at least ``minimum`` values."""
-    vector = _check_floating(name, x, 1, f"[{'n' if size is None else size}]")
-    if len(vector) < minimum or (size is not None and len(vector) != size):
-        wanted = f"at least {minimum}" if size is None else str(size)
-        raise ValueError(f"{name} must hold {wanted} values, got {len(vector)}.")
-    return _check_finite(name, vector)
-
-
-def _array(x: Tensor) -> NDArray[np.float64]:
-    return x.detach().to("cpu", torch.float64).numpy()

@@ -1,11 +1,10 @@
 """Inverse RL: an energy-based model as the reward, trained together with any agent."""
 
-from dxmi_rl.agents import AGENTS, list_agents, load_agent, make_agent
-from dxmi_rl.irl.config import DxMIConfig
+from dxmi_rl.irl.config import DxMIConfig, EnergyConfig
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.irl.equilibria import Equilibrium, equilibrium
 from dxmi_rl.irl.losses import ENERGY_LOSSES, EnergyLoss
-from dxmi_rl.irl.recipes import recipe
+from dxmi_rl.irl.recipe_files import list_recipes, recipe
 from dxmi_rl.irl.training import (
     ENERGY_TRAINERS,
     EnergyTrainer,
@@ -15,23 +14,18 @@ from dxmi_rl.irl.training import (
 )
 
 __all__ = [
-    "AGENTS",
     "ENERGY_LOSSES",
     "ENERGY_TRAINERS",
     "DxMI",
     "DxMIConfig",
+    "EnergyConfig",
     "EnergyLoss",
     "EnergyTrainer",
     "EnergyTrainingConfig",
     "Equilibrium",
     "TrainedEnergy",
     "equilibrium",
-    "list_agents",
-    "load_agent",
-    "make_agent",
+    "list_recipes",
     "recipe",
     "train_energy",
 ]
-
-if DxMI.name not in AGENTS:
-    AGENTS.add(DxMI.name, DxMI)

@@ -7,97 +7,107 @@ from typing import Any
 
 from torch import nn
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
 from dxmi_rl.targets import ImageSet, Target
 from dxmi_rl.utils.checks import check_integer, check_real
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EnergyConfig:
     """The energy's network."""
 
-    energy_width: int = 128
-    """Units per layer of the energy."""
-    energy_depth: int = 3
-    """Hidden layers (blocks when ``energy_residual``)."""
-    energy_fourier: int = 0
-    """Fourier frequencies of the energy's input; they sharpen low-dimensional energies."""
-    energy_residual: bool = False
-    """Residual blocks in the energy."""
-    energy_convolutional: bool = False
-    """The energy of images is a residual convolutional network: ``energy_width`` channels, ``energy_depth`` blocks per
-    stage (by default 32 and 1); without ``energy_fourier`` and ``energy_residual``, which are about MLPs."""
-    energy_denoiser: bool = False
-    """The energy starts as the base sampler's denoiser, sum_k |x - D(x, l_k)|^2 (EnergyDenoiser), whatever else is said
-    here of its network; low on data from the start, it is for detecting what is no data."""
-    energy_levels: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Noise levels l_k of ``energy_denoiser``, in standard deviations of the data. Each costs a denoiser call per
-    energy; what lies far below the lowest, such as faint noise on samples, the energy does not see."""
-    energy_level_power: float = 0.0
-    """p: the levels count by l_k^-p at first. 2: each in units of its own noise."""
-    energy_clip: bool = False
-    """The energy sees images clipped to [-1, 1], as files and distances have them: a sampler then makes a pixel black
-    by going beyond, where otherwise it must hit -1, and faint noise on black is gone. For images only."""
-    energy_spectral_norm: bool = False
-    """Every layer of the energy has spectral norm one, as far as power iteration keeps up with training (Miyato et al.
-    2018, arXiv 1802.05957), so that an MLP's slope in what it sees (with the Fourier features) is bounded; not with
-    ``energy_residual``. A convolutional energy's slope is held down only, as its blocks add up."""
+    width: int = 128
+    """Units per layer, or channels of a convolutional energy."""
+    depth: int = 3
+    """Hidden layers (blocks when ``residual``), or blocks per stage of a convolutional energy."""
+    fourier: int = 0
+    """Fourier frequencies of the input; they sharpen low-dimensional energies."""
+    residual: bool = False
+    """Residual blocks."""
+    convolutional: bool = False
+    """A residual convolutional network, for images (32 channels and one block per stage are a start); without
+    ``fourier`` and ``residual``, which are about MLPs."""
+    denoiser: bool = False
+    """The energy starts as sum_k |x - D(x, l_k)|^2 with the base sampler's denoiser D (EnergyDenoiser), low on data
+    from the start; ``width`` and other settings of the network then change nothing."""
+    levels: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Noise levels l_k of ``denoiser``, in standard deviations of the data. Each costs a denoiser call per energy. The
+    energy does not see structure far below the lowest level, such as faint noise on samples."""
+    level_power: float = 0.0
+    """p: the initial weight of level l_k is l_k^-p; with 2 each level counts in units of its own noise."""
+    clip: bool | None = False
+    """Clip images to [-1, 1] before the energy sees them, as files and distances do: a sampler then makes a pixel black
+    by any value below -1, and faint noise on black disappears. None: clip sets of images, and nothing else, as other
+    targets have no such limits."""
+    spectral_norm: bool = False
+    """Every layer has spectral norm one, as far as power iteration keeps up with training (Miyato et al. 2018, arXiv
+    1802.05957), so that the slope of an MLP in its inputs (with Fourier features) is bounded; not with ``residual``.
+    The slope of a convolutional energy becomes smaller, but is not bounded, as its blocks add up."""
+
+    def __post_init__(self) -> None:
+        for key in ("width", "depth"):
+            check_integer(f"energy.{key}", getattr(self, key))
+        check_integer("energy.fourier", self.fourier, minimum=0)
+        if not isinstance(self.levels, (tuple, list)):
+            raise TypeError(f"energy.levels must be a tuple of numbers > 0, got {self.levels!r}.")
+        if not self.levels:
+            raise ValueError(f"energy.levels must have at least one level, got {self.levels!r}.")
+        for level in self.levels:
+            check_real("energy.levels", level, strict=True)
+        check_real("energy.level_power", self.level_power)
 
 
 def make_energy(target: Target, config: EnergyConfig, denoiser: nn.Module | None = None) -> EnergyNetwork:
     """A new energy network for the target; ``denoiser`` is the base sampler's.
 
-    Raises TypeError or ValueError for settings that it cannot have.
+    Raises ValueError for settings that it cannot have.
     """
     energy = _network(target, config, denoiser)
-    if config.energy_clip:
-        if not isinstance(target, ImageSet):
-            raise ValueError(f"energy_clip must be False for target {target.name!r}, which is no set of images.")
+    has_limits = isinstance(target, ImageSet)
+    if config.clip and not has_limits:
+        raise ValueError(f"energy.clip must be False or None for target {target.name!r}, which is no set of images.")
+    if config.clip or (config.clip is None and has_limits):
         energy.limits = target.plot_range
-    return energy
+    return energy.eval()
 
 
 def _network(target: Target, config: EnergyConfig, denoiser: nn.Module | None) -> EnergyNetwork:
-    if config.energy_denoiser:
+    if config.denoiser:
         if denoiser is None:
-            raise ValueError("energy_denoiser must be False where the base sampler has no denoiser network.")
-        if config.energy_spectral_norm:
-            raise ValueError("energy_spectral_norm must be False with energy_denoiser.")
-        if not isinstance(config.energy_levels, (tuple, list)):
-            raise TypeError(f"energy_levels must be a tuple of numbers > 0, got {config.energy_levels!r}.")
-        if not config.energy_levels:
-            raise ValueError(f"energy_levels must have at least one level, got {config.energy_levels!r}.")
-        levels = [check_real("energy_levels", level, strict=True) for level in config.energy_levels]
-        power = check_real("energy_level_power", config.energy_level_power)
-        return EnergyDenoiser(denoiser, target.scale, levels=levels, power=power).eval()
-    for key in ("energy_levels", "energy_level_power"):
+            raise ValueError("energy.denoiser must be False where the base sampler has no denoiser network.")
+        if config.spectral_norm:
+            raise ValueError("energy.spectral_norm must be False with energy.denoiser.")
+        return EnergyDenoiser(denoiser, target.scale, levels=config.levels, power=config.level_power)
+    for key in ("levels", "level_power"):
         if (value := getattr(config, key)) != getattr(EnergyConfig, key):
-            raise ValueError(f"{key} belongs to energy_denoiser=True alone, got {value!r} without.")
-    for key in ("energy_width", "energy_depth"):
-        check_integer(key, getattr(config, key))
-    if config.energy_convolutional:
-        for key in ("energy_fourier", "energy_residual"):
+            raise ValueError(f"energy.{key} belongs to energy.denoiser=True alone, got {value!r} without.")
+    if config.convolutional:
+        for key in ("fourier", "residual"):
             if getattr(config, key):
-                raise ValueError(f"{key} must be off for a convolutional energy, got {getattr(config, key)!r}.")
+                raise ValueError(f"energy.{key} must be off for a convolutional energy, got {getattr(config, key)!r}.")
         return EnergyConv(
-            target.event_shape, target.scale, width=config.energy_width, depth=config.energy_depth,
-            spectral_norm=config.energy_spectral_norm,
-        ).eval()  # fmt: skip
-    check_integer("energy_fourier", config.energy_fourier, minimum=0)
+            target.event_shape, target.scale, width=config.width, depth=config.depth,
+            spectral_norm=config.spectral_norm,
+        )  # fmt: skip
     return EnergyMLP(
-        target.dim, target.scale, width=config.energy_width, depth=config.energy_depth, fourier=config.energy_fourier,
-        residual=config.energy_residual, spectral_norm=config.energy_spectral_norm,
-    ).eval()  # fmt: skip
+        target.dim, target.scale, width=config.width, depth=config.depth, fourier=config.fourier,
+        residual=config.residual, spectral_norm=config.spectral_norm,
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class DxMIConfig(EnergyConfig):
+@dataclass(frozen=True)
+class DxMIConfig:
     """Settings of the joint loop."""
 
+    recipe: str = ""
+    """Name of the recipe that the other settings start from (``dxmi_rl.irl.list_recipes()``); "": none."""
     agent: str = "dxdp"
     """Name of the agent that trains the sampler."""
-    agent_settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of that agent."""
+    agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
+    """All settings of that agent, its Config."""
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    """The energy's network."""
     loss: str = "contrastive"
     """Name of the energy's loss."""
     gamma: float | None = None
@@ -108,17 +118,17 @@ class DxMIConfig(EnergyConfig):
     gradient_penalty: float = 0.0
     """Weight of the mean squared gradient of the energy on data and samples, in units of 1 / the target's scale."""
     anchor: float = 0.0
-    """Decay of an average of the energy, which the loss then takes off: the energy learns, and gamma and the gradient
-    penalty hold small, what is to be added to the average. For players that can do anything (a sampler that draws from
+    """Decay of an average of the energy. The loss is that of the energy minus this average, so gamma and the gradient
+    penalty hold only the difference small. For players that can do anything (a sampler that draws from
     exp(-E / tau), no ``data_noise``) the game then ends at the data themselves, E = -tau log p_data + c, at any gamma
     and tau. 0: no average, as in the paper; the sampler ends a little broader than the data."""
     energy_learning_rate: float = 1e-3
     """Adam rate of the energy."""
     energy_steps: int = 1
     """Energy steps per rollout, each on fresh data."""
-    data_noise: float = 0.0
+    data_noise: float | None = 0.0
     """Standard deviation of Gaussian noise on the data in the energy's loss. Images have grey levels and the sampler's
-    last step has noise: without it the energy learns to tell the two by that alone."""
+    last step has noise: without it the energy learns to tell the two by that alone. None: the sampler's last sigma."""
     augmentation: float = 0.0
     """Probability p of each random change of each image that the energy's loss sees, data and samples alike, so that it
     does not learn the data by heart (Karras et al. 2020, arXiv 2006.06676): small translations, scalings and rotations,
@@ -129,10 +139,21 @@ class DxMIConfig(EnergyConfig):
     augmentation_flip: bool = False
     """Mirror images are among the changes: for things that have no left and right, not for digits."""
     replay: int = 0
-    """Past rollouts from whose samples the energy sees as many again, drawn at random: it then does not forget what the
-    policy has left. 0: only the present one."""
+    """Number of past rollouts that are kept for the energy: each of its steps sees as many samples of these, drawn at
+    random, as present ones, so that it does not forget regions that the policy has left. 0: only present samples."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``; 0 uses
     the last iterates."""
     anneal: bool = False
     """Cosine rate of the energy over ``learn``'s budget."""
+
+    def __post_init__(self) -> None:
+        for key in ("gradient_penalty", "energy_learning_rate"):
+            check_real(key, getattr(self, key))
+        if self.data_noise is not None:
+            check_real("data_noise", self.data_noise)
+        check_integer("replay", self.replay, minimum=0)
+        check_integer("energy_steps", self.energy_steps)
+        for key in ("ema", "anchor"):
+            if not 0 <= check_real(key, getattr(self, key)) < 1:
+                raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import Guiding
-from dxmi_rl.diffusion import DenoiserUNet
+from dxmi_rl.costs import count_energy
 from dxmi_rl.irl.augmentation import make_augmentation
-from dxmi_rl.irl.config import DxMIConfig, EnergyConfig, make_energy
+from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import recipe
-from dxmi_rl.rollout import Trajectory
-from dxmi_rl.targets import ImageSet
-from dxmi_rl.utils.checks import check_batch, check_integer, check_real
+from dxmi_rl.irl.recipe_files import recipe, recipe_for
+from dxmi_rl.rollout import Policy, Trajectory
+from dxmi_rl.utils.checks import check_batch
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import adam, average_towards
 
 
-class DxMI(Agent):
+class DxMI(Agent[DxMIConfig]):
     """An energy and a sampler trained together as a minimax game; any agent trains the sampler.
 
     Each iteration: (1) the agent rolls out; (2) energy steps on data against its x_T; (3) the agent updates on
@@ -41,65 +42,59 @@ class DxMI(Agent):
     """
 
     name: ClassVar[str] = "dxmi"
-    Config: ClassVar[type] = DxMIConfig
-    config: DxMIConfig
+    Config = DxMIConfig
 
-    def _default_config(self, settings: dict[str, Any]) -> DxMIConfig:
-        """The recipe of the task, the chosen agent, loss and kind of energy."""
-        chosen = {key: settings[key] for key in ("agent", "loss") if key in settings}
-        images = len(self.task.event_shape) == 3
-        denoiser = getattr(self.mdp.base, "denoiser", None)
-        large = isinstance(denoiser, DenoiserUNet)
-        # Who chooses the energy's network does not want the denoiser for one.
-        any_network = {"energy_denoiser", "energy_levels", "energy_level_power", "energy_clip"}
-        chosen_network = {field.name for field in fields(EnergyConfig)} & settings.keys() - any_network
-        starts = denoiser is not None and settings.get("energy_denoiser", not chosen_network)
-        found = recipe(self.task.name, **chosen, images=images, convolutional=large, denoiser=starts)
-        if images and denoiser is not None:  # as much noise on data as on samples
-            found = replace(found, data_noise=round(float(self.mdp.base.sigma[-1]), 6))
-        if not isinstance(self.task.target, ImageSet):  # other arrays have no limits
-            found = replace(found, energy_clip=False)
-        if settings.get("energy_convolutional") and not large:
-            found = replace(found, energy_width=32, energy_depth=1, energy_residual=False, energy_fourier=0)
+    def default_config(self, settings: Mapping[str, Any]) -> DxMIConfig:
+        """The recipe that ``settings`` name, or the one of the task and the chosen agent."""
+        agent = settings.get("agent", "dxdp")
+        found = recipe(settings.get("recipe") or recipe_for(self.task, agent, settings), agent)
+        if settings.get("loss", found.loss) != found.loss:  # whose gamma is not the recipe's
+            found = replace(found, gamma=None)
         return found
+
+    @classmethod
+    def parse_config(cls, values: Mapping[str, Any]) -> DxMIConfig:
+        agent = values.get("agent", "dxdp")
+        start = DxMIConfig(agent=agent, agent_settings=AGENTS[agent].Config())
+        return changed(start, values, f"setting of {cls.name!r}")
 
     def _build(self) -> None:
         config, target = self.config, self.task.target
         if not (target.has_data or target.has_sampler):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
-        check_real("gradient_penalty", config.gradient_penalty)
-        check_real("data_noise", config.data_noise)
-        check_integer("replay", config.replay, minimum=0)
-        check_real("energy_learning_rate", config.energy_learning_rate)
-        check_integer("energy_steps", config.energy_steps)
-        for key in ("ema", "anchor"):
-            if not 0 <= check_real(key, getattr(config, key)) < 1:
-                raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
         augmentation = make_augmentation(target, config)
         self.augmentation = None if augmentation is None else augmentation.to(self.mdp.device)
         self.loss = ENERGY_LOSSES[config.loss]
         self.loss.resolved(config.gamma, config.noise_ratio)
         if config.agent == self.name:
             raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
-        if AGENTS[config.agent].needs_denoiser:
+        inner = AGENTS[config.agent]
+        if inner.needs_denoiser:
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
-        self.energy = make_energy(target, config, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
+        self.data_noise = config.data_noise
+        if self.data_noise is None:
+            self.data_noise = round(float(self.mdp.base.sigma[-1]), 6)
+        self.energy = make_energy(target, config.energy, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
         self.mdp.set_energy(self.energy)
-        inner = AGENTS[config.agent]  # from plain defaults: the recipes were found with these
-        self.agent = inner(self.task, seed=self.seed, config=inner.Config(), **config.agent_settings)
+        self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)
         self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
         self.anchor = copy.deepcopy(self.energy).requires_grad_(False) if config.anchor else None
-        # Before the first batch there is the start itself: noise, which is no data either.
+        # Until there are past samples, x_0 takes their place: noise, which is no data either.
         self.past = self.mdp.reset(self.timesteps_per_iteration // self.mdp.horizon, self.generator)
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
         )
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> dict[str, float | Tensor]:
-        energy_log: dict[str, float | Tensor] = {}
+    def __repr__(self) -> str:
+        recipe = f", recipe={self.config.recipe!r}" if self.config.recipe else ""
+        inside = f"agent={self.config.agent!r}{recipe}, seed={self.seed}, num_timesteps={self.num_timesteps}"
+        return f"DxMI(task={self.task.name!r}, {inside})"
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        energy_log = Log()
 
         def energy_step(final: Tensor) -> None:
             for _ in range(self.config.energy_steps):
@@ -113,13 +108,13 @@ class DxMI(Agent):
         self._average()
         return log | energy_log
 
-    def update_energy(self, final: Tensor) -> dict[str, float | Tensor]:
+    def update_energy(self, final: Tensor) -> Log:
         """One Adam step on the energy's loss: as many data as samples x_T, present and replayed."""
         config, final = self.config, self._with_past(final)
         data = self.task.target.data(len(final), self.generator)
-        if config.data_noise:
+        if self.data_noise:
             noise = torch.randn(data.shape, generator=self.generator, device=data.device)
-            data = data + config.data_noise * noise
+            data = data + self.data_noise * noise
         x = torch.cat([data, final])
         if self.augmentation is not None:
             x = self.augmentation(x, self.generator)
@@ -136,12 +131,9 @@ class DxMI(Agent):
         loss.backward()
         self.energy_optimizer.step()
         self.energy.eval()
-        evaluations = len(x) * (1 if self.anchor is None else 2)
-        self.costs.energy_evals += evaluations
-        if config.gradient_penalty:
-            self.costs.energy_grad_evals += evaluations
+        count_energy(len(x) * (1 if self.anchor is None else 2), differentiated=config.gradient_penalty > 0)
         energy_data, energy_policy = energy.detach().chunk(2)
-        log: dict[str, float | Tensor] = {
+        log: Log = {
             "energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()
         }  # fmt: skip
         return log if self.augmentation is None else log | self.augmentation.adapt(energy_data, energy_policy)
@@ -181,42 +173,45 @@ class DxMI(Agent):
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
         gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy).
 
-        Raises ValueError for guidance where the inner agent has no soft values (only "dxdp" has).
+        Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have).
         """
         if not guidance:
             return super().sample(n, seed=seed)
         if not isinstance(self.agent, Guiding):
-            raise ValueError(f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' learns soft values.")
+            raise ValueError(
+                f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' and 'dxdp-paper' learn soft values."
+            )
         guided = self.agent.guided(guidance, policy=self.policy, energy=self.average_energy)
-        return self.mdp.sample(guided, n, self._generator(seed))
+        return self.mdp.sample(guided, n, self.generator_of(seed))
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
         return super().sample_trajectory(n, seed=seed, policy=policy)
 
-    def density(self, policy: nn.Module | None = None) -> Any:
+    def density(self, policy: nn.Module | None = None) -> Policy:
         return self.agent.density(self.policy if policy is None else policy)
 
-    def score(self, x: Tensor | np.ndarray) -> Tensor:
+    def score(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
         """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data. Raises as ``check_batch``."""
         x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
         with torch.no_grad():
-            return self.average_energy(x)
+            score: Tensor = self.average_energy(x)
+        return score
 
-    def _set_progress(self, progress: float) -> None:
-        super()._set_progress(progress)
-        self.agent._set_progress(progress)
+    def set_progress(self, progress: float) -> None:
+        super().set_progress(progress)
+        self.agent.set_progress(progress)
 
-    def _all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        inner = {f"agent/{name}": optimizer for name, optimizer in self.agent._all_optimizers().items()}
+    def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        inner = {f"agent/{name}": optimizer for name, optimizer in self.agent.all_optimizers().items()}
         return {**self.optimizers(), **inner}
 
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        inner = {f"agent/{name}": tensor for name, tensor in self.agent._extra_tensors().items()}
+    def extra_tensors(self) -> dict[str, Tensor]:
+        inner = {f"agent/{name}": tensor for name, tensor in self.agent.extra_tensors().items()}
         return {"agent_generator": self.agent.generator.get_state(), "past": self.past, **inner}
 
-    def _set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
         self.past = tensors["past"].to(self.mdp.device)
-        self.agent._set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
+        self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
         self.agent.costs = self.costs

@@ -6,10 +6,9 @@ import dataclasses
 
 from torch import Tensor, nn
 
-from dxmi_rl.irl.config import make_energy
+from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.dxmi import DxMI
-from dxmi_rl.irl.losses import ENERGY_LOSSES
-from dxmi_rl.irl.recipes import IMAGE_TASKS, fixed_recipe
+from dxmi_rl.irl.recipe_files import SMALL_IMAGES, recipe
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.storage import cached_tensors
@@ -35,7 +34,13 @@ class ConfinedEnergy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[batch, *event_shape] -> [batch]``."""
         inside = x.clamp(self.low, self.high)
-        return self.energy(inside) + 0.5 * self.stiffness * (x - inside).square().flatten(1).sum(1)
+        energy: Tensor = self.energy(inside)
+        return energy + 0.5 * self.stiffness * (x - inside).square().flatten(1).sum(1)
+
+
+def fixed_recipe(task: str) -> DxMIConfig:
+    """The settings that the energy of this task is made with; a change of them changes all results on it."""
+    return recipe("fixed-digits" if task in SMALL_IMAGES else "plane")
 
 
 def fixed_energy(task: Task) -> nn.Module:
@@ -47,30 +52,18 @@ def fixed_energy(task: Task) -> nn.Module:
     """
     if task.spec is None:
         raise ValueError(f"energy 'fixed' needs a named task, and {task.name!r} is made of your own objects.")
-    if isinstance(task.target, ImageSet) and task.name not in IMAGE_TASKS:
-        raise ValueError(f"energy 'fixed' has no recipe for task {task.name!r}; of images it has {list(IMAGE_TASKS)}.")
+    if isinstance(task.target, ImageSet) and task.name not in SMALL_IMAGES:
+        raise ValueError(f"energy 'fixed' has no recipe for task {task.name!r}; of images it has {list(SMALL_IMAGES)}.")
     if task.config.label is not None:
         raise ValueError(f"energy 'fixed' is that of all classes: label must be None, got {task.config.label!r}.")
     config = fixed_recipe(task.name)
-    gamma, noise_ratio = ENERGY_LOSSES[config.loss].resolved(config.gamma, config.noise_ratio)
-    settings = dataclasses.asdict(config) | {"gamma": gamma, "noise_ratio": noise_ratio}
-    # Settings that came later: no key has ever had them where they are off.
-    later = (
-        "energy_convolutional", "energy_denoiser", "energy_clip",
-        "augmentation", "augmentation_target", "augmentation_flip",
-    )  # fmt: skip
-    for name in later:
-        if not settings[name]:
-            del settings[name]
-    if not config.energy_denoiser:  # to which these belong
-        del settings["energy_levels"], settings["energy_level_power"]
     key = {
         "task": task.name,
         "task_config": repr(TASKS[task.name]),
-        "version": 1,
+        "version": 2,
         "timesteps": FIXED_TIMESTEPS,
         "seed": FIXED_SEED,
-        "config": settings,
+        "config": dataclasses.asdict(config),
     }
 
     def train() -> dict[str, Tensor]:
@@ -78,7 +71,7 @@ def fixed_energy(task: Task) -> nn.Module:
         return dxmi.learn(FIXED_TIMESTEPS, progress_bar=True).average_energy.state_dict()
 
     tensors = cached_tensors("energy", key, train)
-    energy = make_energy(task.target, config)
+    energy = make_energy(task.target, config.energy)
     energy.load_state_dict(tensors)
     confined = ConfinedEnergy(energy, task.target.plot_range, task.target.scale, TASKS[task.name].tau)
     return confined.requires_grad_(False).eval()

@@ -31,8 +31,8 @@ def nce(energy_data: Tensor, energy_policy: Tensor) -> Tensor:
 
 def n2ce(energy_data: Tensor, energy_policy: Tensor, noise_ratio: float) -> Tensor:
     """E_data[softplus(log M + E)] + M E_pi[softplus(-E - log M)], M = ``noise_ratio``: NCE with M times as much noise
-    as data ("Noisier" NCE). The optimum is NCE's; the larger M, the more equally data count, and the more those
-    samples count that look like data.
+    as data ("Noisier" NCE). The optimum is NCE's. The larger M, the more equally all data count, and the more the
+    samples that look like data count.
     """
     shift = math.log(noise_ratio)
     return softplus(shift + energy_data).mean() + noise_ratio * softplus(-energy_policy - shift).mean()

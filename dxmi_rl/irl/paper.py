@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dxmi_rl.agents import DxDP
+from dxmi_rl.agents import DxDPPaperConfig, PolicyConfig, ValueConfig
 from dxmi_rl.diffusion import DenoiserUNet
-from dxmi_rl.irl.config import DxMIConfig, make_energy
+from dxmi_rl.irl.config import DxMIConfig, EnergyConfig, make_energy
 from dxmi_rl.irl.dxmi import DxMI
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import Task, make_task
@@ -34,7 +34,7 @@ class PaperPreset:
     """What the backbone predicts: "epsilon" or "edm" (DenoiserUNet)."""
     task: dict[str, Any]
     """Arguments of ``make_task``: horizon, ladder and base sampler."""
-    batch_size: int
+    n_trajectories: int
     """Trajectories per iteration, and transitions of its policy step."""
     iterations: int
     """As many as the released configuration has."""
@@ -47,19 +47,23 @@ class PaperPreset:
         """A new backbone, untrained, on torch's default device."""
         return DenoiserUNet(self.event_shape, scale, preconditioning=self.preconditioning, config=self.backbone)
 
-    def config(self, batch_size: int | None = None) -> DxMIConfig:
-        """The paper's settings, for DxDP inside DxMI; another batch size also changes the policy step's."""
-        rows = batch_size or self.batch_size
-        agent = DxDP.paper(
-            policy="fine-tuned", tau1=TAU1, tau2=TAU2, time_dependent_value=False, entropy_in_value=False,
-            cost_in_value=False, time_cost=1.0, fixed_last_sigma=True, convolutional_value=True, width=128, depth=2,
-            batch_size=rows, policy_trajectories=math.ceil(rows / self.task["horizon"]), clip_gradient=0.1,
-            policy_learning_rate=self.policy_learning_rate, sigma_learning_rate=self.sigma_learning_rate,
-            value_learning_rate=self.value_learning_rate,
+    def config(self, n_trajectories: int | None = None) -> DxMIConfig:
+        """The paper's settings, for ``dxdp-paper`` inside DxMI; other trajectories also change the policy step's."""
+        rows = n_trajectories or self.n_trajectories
+        agent = DxDPPaperConfig(
+            n_trajectories=rows, policy_trajectories=math.ceil(rows / self.task["horizon"]), tau1=TAU1, tau2=TAU2,
+            time_dependent_value=False, entropy_in_value=False, cost_in_value=False, time_cost=1.0,
+            policy=PolicyConfig(
+                kind="fine-tuned", state_dependent_sigma=False, fixed_last_sigma=True,
+                fine_tuning_rate=self.policy_learning_rate, sigma_fine_tuning_rate=self.sigma_learning_rate,
+            ),
+            value=ValueConfig(
+                width=128, depth=2, fourier=0, convolutional=True, learning_rate=self.value_learning_rate
+            ),
         )  # fmt: skip
         return DxMIConfig(
-            agent="dxdp", agent_settings=vars(agent), gamma=1.0, energy_convolutional=True, energy_width=128,
-            energy_depth=2, energy_learning_rate=self.value_learning_rate, ema=0.999, anneal=False,
+            agent="dxdp-paper", agent_settings=agent, energy=EnergyConfig(convolutional=True, width=128, depth=2),
+            gamma=1.0, energy_learning_rate=self.value_learning_rate, ema=0.999, anneal=False,
         )  # fmt: skip
 
     def make_task(
@@ -108,7 +112,7 @@ for _horizon in (10, 4):
         f"cifar10-t{_horizon}",
         PaperPreset(
             (3, 32, 32), _CIFAR10, "epsilon", {"horizon": _horizon, "schedule": "var-quadratic", **_AVR},
-            batch_size=128, iterations=200 * 50_000 // 128, policy_learning_rate=1e-7, sigma_learning_rate=1e-5,
+            n_trajectories=128, iterations=200 * 50_000 // 128, policy_learning_rate=1e-7, sigma_learning_rate=1e-5,
         ),
     )  # fmt: skip
 for _name, _shape, _backbone, _horizon, _rho, _batch, _iterations in (
@@ -120,15 +124,15 @@ for _name, _shape, _backbone, _horizon, _rho, _batch, _iterations in (
     PAPER_PRESETS.add(
         _name,
         PaperPreset(
-            _shape, _backbone, "edm", {**_levels, **_AVR}, batch_size=_batch, iterations=_iterations,
+            _shape, _backbone, "edm", {**_levels, **_AVR}, n_trajectories=_batch, iterations=_iterations,
             policy_learning_rate=1e-8, sigma_learning_rate=1e-6,
         ),
     )  # fmt: skip
 
 
-def make_game(task: Task, preset: PaperPreset, *, seed: int = 0, batch_size: int | None = None) -> DxMI:
+def make_game(task: Task, preset: PaperPreset, *, seed: int = 0, n_trajectories: int | None = None) -> DxMI:
     """DxMI on a preset's task with the paper's settings."""
-    return DxMI(task, seed=seed, config=preset.config(batch_size))
+    return DxMI(task, seed=seed, config=preset.config(n_trajectories))
 
 
 @dataclass(frozen=True)
@@ -166,16 +170,16 @@ def preset_cost(preset: PaperPreset) -> PresetCost:
     Raises MissingExtraError without diffusers (extra ``images``).
     """
     config = preset.config()
-    rows, horizon = preset.batch_size, preset.task["horizon"]
+    rows, horizon = preset.n_trajectories, preset.task["horizon"]
     with torch.device("meta"):
-        energy = make_energy(_Shaped(preset.event_shape), config)  # type: ignore[arg-type]
+        energy = make_energy(_Shaped(preset.event_shape), config.energy)  # type: ignore[arg-type]
         denoiser = preset.make_backbone()
         x = torch.zeros(1, *preset.event_shape)
         level = torch.ones(1)
         networks = {"denoiser": _cost(denoiser, x, 1.0, level), "energy": _cost(energy, x)}
     networks["value"] = networks["energy"]  # the same network, but for the one step that it is told
     forward = {name: cost.flops for name, cost in networks.items()}
-    transitions = config.agent_settings["policy_trajectories"] * horizon
+    transitions = config.agent_settings.policy_trajectories * horizon
     iteration = (
         rows * horizon * forward["denoiser"]  # rollout
         + 3 * transitions * forward["denoiser"]  # policy step

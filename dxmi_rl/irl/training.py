@@ -10,7 +10,7 @@ import abc
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -22,17 +22,20 @@ from dxmi_rl.networks import EnergyNetwork
 from dxmi_rl.targets import Target, TargetError
 from dxmi_rl.utils.checks import DivergenceError, check_integer, check_real
 from dxmi_rl.utils.progress import progress
-from dxmi_rl.utils.registry import Registry, UnknownNameError
+from dxmi_rl.utils.registry import Registry
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import average_towards, seeded
 
 FITTED_ROWS = 10_000
 """Data from which the Gaussian of noise-contrastive estimation is fitted."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnergyTrainingConfig(EnergyConfig):
+@dataclass(frozen=True)
+class EnergyTrainingConfig:
     """Settings of ``train_energy``; each method has those of all and the ones that it ``uses``."""
 
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    """The energy's network."""
     iterations: int = 2000
     """Adam steps."""
     batch_size: int = 256
@@ -54,6 +57,16 @@ class EnergyTrainingConfig(EnergyConfig):
     """Part of the persistent chains in a batch that starts anew."""
     noise_level: float = 0.1
     """Standard deviation of score matching's noise over the target's scale."""
+
+    def __post_init__(self) -> None:
+        for key in ("iterations", "batch_size", "langevin_steps", "chains"):
+            check_integer(key, getattr(self, key))
+        for key in ("learning_rate", "langevin_noise", "noise_level"):
+            check_real(key, getattr(self, key), strict=True)
+        for key in ("ema", "restarts"):
+            if not 0 <= check_real(key, getattr(self, key)) < 1:
+                raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}.")
+        check_real("gamma", self.gamma)
 
 
 @dataclass(frozen=True)
@@ -202,25 +215,23 @@ def train_energy(
 ) -> TrainedEnergy:  # fmt: skip
     """Train an energy network on the target's data, on its device, by one of ``ENERGY_TRAINERS``.
 
-    ``settings`` are fields of EnergyTrainingConfig; ``denoiser`` is what ``energy_denoiser`` starts from.
+    ``settings`` are fields of EnergyTrainingConfig, such as ``iterations`` or ``energy={"fourier": 3}``; an energy with
+    ``denoiser=True`` starts from ``denoiser``.
 
     Raises UnknownNameError for unknown names, TypeError and ValueError for values that are not allowed, TargetError for
     a target without data, DivergenceError on a non-finite loss.
     """
     kind = ENERGY_TRAINERS[method]
-    known = list(EnergyTrainingConfig.__dataclass_fields__)
     special = {key for trainer in ENERGY_TRAINERS for key in ENERGY_TRAINERS[trainer].uses}
     for key in settings:
-        if key not in known:
-            raise UnknownNameError("setting of train_energy", key, known)
         if key in special and key not in kind.uses:
             raise ValueError(f"setting {key!r} means nothing to method {method!r}.")
     if not (target.has_data or target.has_sampler):
         raise TargetError(f"target {target.name!r} has neither data nor a sampler to train an energy on.")
-    config = _checked(EnergyTrainingConfig(**settings))
+    config = changed(EnergyTrainingConfig(), settings, "setting of train_energy")
     generator = torch.Generator(target.device).manual_seed(check_integer("seed", seed, minimum=0))
     with seeded(seed):
-        energy = make_energy(target, config, denoiser).to(target.device)
+        energy = make_energy(target, config.energy, denoiser).to(target.device)
     average = copy.deepcopy(energy).requires_grad_(False)
     optimizer = torch.optim.Adam(energy.parameters(), lr=config.learning_rate)
     started = time.perf_counter()
@@ -241,15 +252,3 @@ def train_energy(
                 advance(step + 1)
     seconds = time.perf_counter() - started
     return TrainedEnergy(average, trainer.energy_evals, trainer.energy_grad_evals, seconds)
-
-
-def _checked(config: EnergyTrainingConfig) -> EnergyTrainingConfig:
-    for key in ("iterations", "batch_size", "langevin_steps", "chains"):
-        check_integer(key, getattr(config, key))
-    for key in ("learning_rate", "langevin_noise", "noise_level"):
-        check_real(key, getattr(config, key), strict=True)
-    for key in ("ema", "restarts"):
-        if not 0 <= check_real(key, getattr(config, key)) < 1:
-            raise ValueError(f"{key} must lie in [0, 1), got {getattr(config, key)}.")
-    check_real("gamma", config.gamma)
-    return config

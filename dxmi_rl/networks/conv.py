@@ -25,7 +25,9 @@ class ConvBlock(nn.Module):
         hidden = self.first(nn.functional.silu(x))
         if self.condition is not None and code is not None:
             hidden = hidden + self.condition(code)[:, :, None, None]
-        return self.skip(x) + self.second(nn.functional.silu(hidden))
+        skipped: Tensor = self.skip(x)
+        change: Tensor = self.second(nn.functional.silu(hidden))
+        return skipped + change
 
 
 class ConvEncoder(nn.Module):
@@ -68,7 +70,8 @@ class ConvEncoder(nn.Module):
                 hidden = nn.functional.avg_pool2d(hidden, 2)
             for block in stage:  # type: ignore[attr-defined]
                 hidden = block(hidden, code)
-        return self.last(nn.functional.silu(hidden).mean((2, 3)))
+        out: Tensor = self.last(nn.functional.silu(hidden).mean((2, 3)))
+        return out
 
 
 class StepConv(nn.Module):
@@ -92,4 +95,5 @@ class StepConv(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         scale = self.input_scale[t] if isinstance(t, int) else self.input_scale[t].view(-1, 1, 1, 1)
-        return self.net(x / scale, self.codes[t].expand(len(x), -1))
+        out: Tensor = self.net(x / scale, self.codes[t].expand(len(x), -1))
+        return out

@@ -59,7 +59,8 @@ class EnergyMLP(EnergyNetwork):
             self.bound_slopes()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.seen(x).flatten(1) / self.scale).squeeze(-1)
+        energy: Tensor = self.mlp(self.seen(x).flatten(1) / self.scale)
+        return energy.squeeze(-1)
 
 
 class EnergyConv(EnergyNetwork):
@@ -74,7 +75,8 @@ class EnergyConv(EnergyNetwork):
             self.bound_slopes()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.seen(x) / self.scale).squeeze(-1)
+        energy: Tensor = self.net(self.seen(x) / self.scale)
+        return energy.squeeze(-1)
 
 
 class EnergyDenoiser(EnergyNetwork):
@@ -107,5 +109,6 @@ class EnergyDenoiser(EnergyNetwork):
         n, copies = len(x), len(self.levels)
         rows = self.seen(x).repeat(copies, *[1] * (x.dim() - 1))
         level = self.levels.to(x.dtype).repeat_interleave(n)
-        errors = ((rows - self.denoiser(rows, torch.ones_like(level), level)) / self.scale).flatten(1)
+        denoised: Tensor = self.denoiser(rows, torch.ones_like(level), level)
+        errors = ((rows - denoised) / self.scale).flatten(1)
         return self.log_gain.exp() @ errors.square().mean(1).view(copies, n) + self.bias

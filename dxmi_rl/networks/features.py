@@ -51,11 +51,13 @@ class DigitsFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[n, 64]``. Raises TypeError or ValueError for anything but floating images ``[n, 1, 8, 8]``."""
-        return self.body(check_batch("x", x, (1, 8, 8)))
+        features: Tensor = self.body(check_batch("x", x, (1, 8, 8)))
+        return features
 
     def logits(self, x: Tensor) -> Tensor:
         """Class scores ``[n, 10]``."""
-        return self.head(self(x))
+        scores: Tensor = self.head(self(x))
+        return scores
 
 
 class Lite0Features(nn.Module):

@@ -38,7 +38,8 @@ class ResidualBlock(nn.Module):
         self.body = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        change: Tensor = self.body(x)
+        return x + change
 
 
 class MLP(nn.Module):
@@ -87,10 +88,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """``[batch, inputs], [batch, condition] -> [batch, outputs]``."""
-        hidden = self.features(x)
+        hidden: Tensor = self.features(x)
         if condition is not None:
             hidden = torch.cat([hidden, condition], dim=-1)
-        return self.layers(hidden)
+        out: Tensor = self.layers(hidden)
+        return out
 
 
 class CoordinateMLP(nn.Module):
@@ -119,7 +121,8 @@ class CoordinateMLP(nn.Module):
         place = (code @ self.place).view(-1, self.shape[1], self.first.out_features)
         hidden = nn.functional.silu(self.first(x.view(-1, *self.shape).transpose(1, 2)) + place)
         hidden = nn.functional.silu(self.hidden(hidden))
-        return self.last(hidden).transpose(1, 2).flatten(1)
+        out: Tensor = self.last(hidden)
+        return out.transpose(1, 2).flatten(1)
 
 
 class StepMLP(nn.Module):
@@ -164,8 +167,8 @@ class StepMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         code = self.codes[t]
         x = x.flatten(1) / (self.input_scale[t] if isinstance(t, int) else self.input_scale[t, None])
-        out = self.mlp(x, code.expand(len(x), -1))
+        out: Tensor = self.mlp(x, code.expand(len(x), -1))
         if self.coordinates is None:
             return out
-        parts = self.coordinates(x, code)
+        parts: Tensor = self.coordinates(x, code)
         return out + (parts if self.pool is None else parts.view(-1, *self.pool).mean(2))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, cast, get_type_hints
+from typing import cast, get_type_hints
 
-from dxmi_rl.targets.base import Target, TargetError
+from dxmi_rl.targets.base import Modes, Target, TargetError
 from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
@@ -33,6 +33,7 @@ __all__ = [
     "LogGaussianCox",
     "ManyWell",
     "MissingDataError",
+    "Modes",
     "ParticleTarget",
     "PlanarSet",
     "StudentMixture",
@@ -97,7 +98,7 @@ def target_class(name: str) -> type[Target]:
     return cast(type[Target], builder if inspect.isclass(builder) else get_type_hints(builder)["return"])
 
 
-def make_target(name: str, **options: Any) -> Target:
+def make_target(name: str, **options: object) -> Target:
     """Build the target ``name`` with ``options`` of its builder, such as ``linear_below`` of "lj13".
 
     Raises UnknownNameError (a ValueError) with the near names for an unknown target or option, TypeError or ValueError

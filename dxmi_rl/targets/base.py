@@ -6,7 +6,8 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,36 @@ class TargetError(ValueError):
     """A target was asked for something it does not have (an energy, a sampler, a data split)."""
 
 
+@dataclass(frozen=True)
+class Modes:
+    """The modes of a target.
+
+    Attributes:
+        centers: ``[K, dim]``.
+        std: standard deviation of one coordinate within a mode.
+        weights: probability of every mode, ``[K]``, summing to one.
+    """
+
+    centers: Tensor
+    std: float
+    weights: Tensor
+
+
 class Target(nn.Module):
     """A density ``q(x) = exp(-E(x)) / Z`` or a data set over events of ``event_shape``.
 
-    What a target has is said by the class attributes ``has_energy``, ``has_sampler`` and ``has_data``; asking for the
-    rest raises TargetError. A target of your own sets those that it has to True, defines ``_energy(x)``,
-    ``_sample(n, generator)`` or ``_data(n, generator)`` for them, and gives itself a ``name``.
+    A target of your own is a subclass that states:
+
+    - what it has, by the class attributes ``has_energy``, ``has_sampler`` and ``has_data``. It sets those to True and
+      defines ``_energy(x)``, ``_sample(n, generator)`` or ``_data(n, generator)``; asking for the rest raises
+      TargetError.
+    - its ``name``, and in ``__init__`` its shape, scales and log Z.
+    - how samplers are scored on it, by ``metrics``. This follows from the rest: sliced W2 and MMD where it has samples
+      or data (``finite_variance = False``: MMD and quantiles), the number of modes where it defines ``modes``, and the
+      scores of ``own_scores`` where it defines these. Override ``metrics`` for others, such as those of images.
+    - what a task on it is by default, by ``task_kind``, where that does not follow from what it has.
+
+    Nothing else has to be changed for it: evaluation, floors and tasks ask the target.
 
     Attributes:
         event_shape: shape of one x, ``(dim,)`` or ``(channels, height, width)``.
@@ -34,6 +59,8 @@ class Target(nn.Module):
         log_z: log of the normaliser Z, or None when it is unknown.
         options: the options that ``make_target`` passed to the builder.
         finite_variance: False when the second moments are infinite: no W2 and no moments, only MMD and quantiles.
+        task_kind: a name of ``dxmi_rl.tasks.DEFAULTS``, the settings of a task on it; None: "energy" or "data", after
+            what it has.
 
     Raises TypeError or ValueError for an empty event_shape or one with other than positive integers, scales that are
     not positive and a plot_range that is not a finite (low, high).
@@ -44,6 +71,7 @@ class Target(nn.Module):
     has_sampler: ClassVar[bool] = False
     has_data: ClassVar[bool] = False
     finite_variance: ClassVar[bool] = True
+    task_kind: ClassVar[str | None] = None
     anchor: Tensor
 
     def __init__(
@@ -65,7 +93,7 @@ class Target(nn.Module):
         self.smallest_scale = smallest_scale
         self.plot_range = _check_range("plot_range", plot_range)
         self.log_z = log_z
-        self.options: dict[str, Any] = {}
+        self.options: dict[str, object] = {}
         # A tensor that every target has, so that it knows its device and dtype after .to(...).
         self.register_buffer("anchor", torch.zeros(()), persistent=False)
 
@@ -78,6 +106,32 @@ class Target(nn.Module):
     def dim(self) -> int:
         """Number of coordinates of one x."""
         return math.prod(self.event_shape)
+
+    @property
+    def has_samples(self) -> bool:
+        """It has an exact sampler or a data set: samples can be compared with samples."""
+        return self.has_sampler or self.has_data
+
+    @property
+    def modes(self) -> Modes | None:
+        """Where its modes are; None where that is unknown or there are too many to count."""
+        return None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that samples are scored by, of ``dxmi_rl.evaluation.METRICS``."""
+        names: list[str] = []
+        if self.has_samples:
+            names += ["sliced_w2", "mmd"] if self.finite_variance else ["mmd", "quantile_error"]
+        if self.modes is not None:
+            names.append("modes")
+        if type(self).own_scores is not Target.own_scores:
+            names.append("own")
+        return tuple(names)
+
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        """Scores of samples ``[n, *event_shape]`` that this target alone can compute, by name; none by default."""
+        return {}
 
     def energy(self, x: Tensor) -> Tensor:
         """E(x) in nats and the dtype of x: ``[batch, *event_shape] -> [batch]``.
@@ -115,7 +169,7 @@ class Target(nn.Module):
         whose last bits differ agree. Empty for a target that has nothing.
         """
         generator = torch.Generator().manual_seed(0)
-        if self.has_data or self.has_sampler:
+        if self.has_samples:
             values = copy.deepcopy(self).to("cpu").data(64, generator).double()
         elif self.has_energy:
             x = self.scale * torch.randn(64, *self.event_shape, generator=generator)

@@ -29,8 +29,8 @@ def load_finpines() -> Tensor:
     content = json.loads(FINPINES.read_text())
     (left, right), (bottom, top) = content["window"]
     points = torch.tensor(content["points"], dtype=torch.float64)
-    low, high = torch.tensor([[left, bottom], [right, top]], dtype=torch.float64)
-    return (points - low) / (high - low)
+    corners = torch.tensor([[left, bottom], [right, top]], dtype=torch.float64)
+    return (points - corners[0]) / (corners[1] - corners[0])
 
 
 class LogGaussianCox(Target):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_rl.targets.base import Target
 from dxmi_rl.targets.image_set import ImageSet, stratified_split
 from dxmi_rl.utils.checks import MissingExtraError
 
@@ -30,6 +31,7 @@ class Digits(ImageSet):
     scikit-learn.
     """
 
+    task_kind: ClassVar[str | None] = "digits"
     features = "digits"
 
     def __init__(self) -> None:
@@ -41,6 +43,3 @@ class Digits(ImageSet):
         parts = stratified_split(bunch.images.astype(np.uint8)[:, None], bunch.target, 360)
         values = torch.from_numpy(parts["train"]).to(torch.get_default_dtype()) * (2 / LEVELS) - 1
         super().__init__(**parts, levels=LEVELS, scale=float(values.std()))
-
-    def digest(self) -> str:
-        return Target.digest(self)  # what caches of digits have gone by from the beginning

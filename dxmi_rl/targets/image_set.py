@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from typing import Any, ClassVar
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ class ImageSet(Target):
     """
 
     has_data: ClassVar[bool] = True
+    task_kind: ClassVar[str | None] = "images"
     features: str = "lite0"
     """Name of the feature network (dxmi_rl.networks.features) that distances between images of this set use."""
     train_bytes: Tensor
@@ -52,7 +53,7 @@ class ImageSet(Target):
     test_labels: Tensor | None
 
     def __init__(
-        self, train: Tensor | Bytes, test: Tensor | Bytes, *, train_labels: Any = None, test_labels: Any = None,
+        self, train: Tensor | Bytes, test: Tensor | Bytes, *, train_labels: object = None, test_labels: object = None,
         levels: int = 255, scale: float | None = None, name: str | None = None, features: str | None = None,
     ) -> None:  # fmt: skip
         rows, held = _check_images("train", train, minimum=2), _check_images("test", test, minimum=1)
@@ -82,10 +83,15 @@ class ImageSet(Target):
         self.register_buffer("train_labels", check_labels("train_labels", train_labels, len(rows)), persistent=False)
         self.register_buffer("test_labels", check_labels("test_labels", test_labels, len(held)), persistent=False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImageSet:
+    def __deepcopy__(self, memo: dict[int, object]) -> ImageSet:
         twin = copy.copy(self)
         twin._buffers = dict(self._buffers)  # moving the twin to a device must not move this one
         return twin
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Distances between features of images."""
+        return ("images",)
 
     def digest(self) -> str:
         """Sixteen hex digits of all training images, their levels and the scale; computed once."""
@@ -168,7 +174,7 @@ class ImageSet(Target):
         return rows.to(self.anchor.dtype) / (self.levels / 2) - 1
 
 
-def _check_images(name: str, rows: Any, minimum: int) -> Tensor:
+def _check_images(name: str, rows: object, minimum: int) -> Tensor:
     if not isinstance(rows, (Tensor, np.ndarray)):
         raise TypeError(f"{name} must be a torch.Tensor or numpy array, got {type(rows).__name__}.")
     if rows.dtype not in (torch.uint8, np.uint8):
@@ -192,7 +198,7 @@ def _spread(rows: Tensor) -> float:
     return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
 
 
-def check_labels(name: str, labels: Any, rows: int) -> Tensor | None:
+def check_labels(name: str, labels: object, rows: int) -> Tensor | None:
     """One integer per row, ``[rows]``, or None; raises ValueError for anything else."""
     if labels is None:
         return None
@@ -202,10 +208,19 @@ def check_labels(name: str, labels: Any, rows: int) -> Tensor | None:
     return torch.from_numpy(found.astype(np.int64))
 
 
-def stratified_split(images: Bytes, labels: NDArray[Any], test: int) -> dict[str, Any]:
-    """Arguments of ImageSet: ``test`` images are kept for tests, chosen once, of every class alike."""
+class Split(TypedDict):
+    """Arguments of ImageSet."""
+
+    train: Bytes
+    test: Bytes
+    train_labels: NDArray[np.integer]
+    test_labels: NDArray[np.integer]
+
+
+def stratified_split(images: Bytes, labels: NDArray[np.integer], test: int) -> Split:
+    """``test`` images are kept for tests, chosen once, of every class alike."""
     from sklearn.model_selection import train_test_split
 
     parts = train_test_split(images, labels, test_size=test, random_state=0, stratify=labels)
-    names = ("train", "test", "train_labels", "test_labels")
-    return {name: np.ascontiguousarray(part) for name, part in zip(names, parts, strict=True)}
+    train, held, train_labels, test_labels = map(np.ascontiguousarray, parts)
+    return {"train": train, "test": held, "train_labels": train_labels, "test_labels": test_labels}

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from dxmi_rl.targets.image_set import Bytes, ImageSet, check_labels, stratified_
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.storage import cache_path, write_atomically
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 LARGEST_TEST = 10_000
 """Images of your own: a tenth is kept for tests, and at most so many."""
@@ -107,7 +110,8 @@ def shrunk(images: Bytes, block: int) -> Bytes:
         return images
     rows, channels, side, _ = images.shape
     blocks = images.reshape(rows, channels, side // block, block, side // block, block)
-    return np.rint(blocks.mean((3, 5), dtype=np.float32)).astype(np.uint8)
+    means: NDArray[np.float32] = blocks.mean((3, 5), dtype=np.float32)
+    return np.rint(means).astype(np.uint8)
 
 
 def read_idx(file: Path) -> Bytes:
@@ -254,7 +258,7 @@ def load_images(
     return ImageSet(rows[train], rows[test], train_labels=parts[0], test_labels=parts[1], name=name, features=features)
 
 
-def _read_arrays(path: Path) -> tuple[Bytes, NDArray[Any] | None]:
+def _read_arrays(path: Path) -> tuple[Bytes, NDArray[np.generic] | None]:
     """Images ``[rows, channels, height, width]`` and labels of an array file."""
     labels = None
     try:
@@ -282,10 +286,11 @@ def _read_folder(path: Path, size: int) -> Bytes:
         raise MissingDataError(f"folder {str(path)!r} has no image files ({', '.join(SUFFIXES)}).")
     listing = "\n".join(f"{file.relative_to(path)} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     files_digest = hashlib.sha256(listing.encode()).hexdigest()
-    key = {"folder": str(path.resolve()), "size": size, "files": files_digest, "version": 1}
+    key = {"folder": str(path.resolve()), "size": size, "files": files_digest, "version": 2}
     kept = cache_path("images", key).with_suffix(".npy")
     try:
-        return np.load(kept)
+        found: Bytes = np.load(kept)
+        return found
     except (OSError, ValueError, EOFError):  # not there, or damaged
         pass
     from PIL import Image
@@ -313,7 +318,7 @@ def _read_folder(path: Path, size: int) -> Bytes:
     return rows
 
 
-def _square(picture: Any, size: int) -> Bytes:
+def _square(picture: Image.Image, size: int) -> Bytes:
     """The middle square of an RGB picture, resized: ``[3, size, size]``."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -321,7 +326,7 @@ def _square(picture: Any, size: int) -> Bytes:
     return np.asarray(small).transpose(2, 0, 1)
 
 
-def _on_white(picture: Any) -> Any:
+def _on_white(picture: Image.Image) -> Image.Image:
     """A picture with transparency, in RGB on a white square."""
     from PIL import Image
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,14 +68,17 @@ class ManyWell(Target):
         right = 1 - self.cdf[len(self.nodes) // 2]
         return float((fractions - right).abs().max())
 
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        """``well_error``."""
+        return {"well_error": self.well_error(x)}
+
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        like: dict[str, Any] = {"generator": generator, "device": self.device}
-        uniform = torch.rand(n, self.pairs, dtype=self.cdf.dtype, **like)
+        uniform = torch.rand(n, self.pairs, dtype=self.cdf.dtype, generator=generator, device=self.device)
         right = torch.searchsorted(self.cdf, uniform, right=True).clamp(1, len(self.cdf) - 1)
         left = right - 1
         fraction = (uniform - self.cdf[left]) / (self.cdf[right] - self.cdf[left])
         wells = self.nodes[left] + fraction * (self.nodes[right] - self.nodes[left])
-        normal = torch.randn(n, self.pairs, dtype=self.anchor.dtype, **like)
+        normal = torch.randn(n, self.pairs, dtype=self.anchor.dtype, generator=generator, device=self.device)
         return torch.stack([wells.to(normal.dtype), normal], dim=2).flatten(1)
 
 

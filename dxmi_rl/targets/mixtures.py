@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dxmi_rl.targets.base import Target
+from dxmi_rl.targets.base import Modes, Target
 from dxmi_rl.utils.checks import check_real
 
 BLOCK = 65_536
@@ -27,6 +27,7 @@ class GaussianMixture(Target):
 
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
+    task_kind: ClassVar[str | None] = "mixture"
     means: Tensor
 
     weights: Tensor
@@ -47,6 +48,11 @@ class GaussianMixture(Target):
         self.std, self.equal = std, weights is None
         self.register_buffer("means", means)
         self.register_buffer("weights", shares, persistent=False)
+
+    @property
+    def modes(self) -> Modes:
+        """Its components."""
+        return Modes(self.means, self.std, self.weights)
 
     def digest(self) -> str:
         """As every target's; weights of one's own count by themselves, as samples hardly see them."""

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from dxmi_rl.targets.base import Target
 
-Draw = Callable[..., Tensor]
-"""``draw(n, generator=, device=, dtype=) -> [n, 2]``, independent rows."""
+
+class Like(TypedDict):
+    """Where random numbers come from, and what they are."""
+
+    generator: torch.Generator | None
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Draw(Protocol):
+    """``draw(n, generator=, device=, dtype=) -> [n, 2]``, independent rows."""
+
+    def __call__(self, n: int, **like: Unpack[Like]) -> Tensor: ...
 
 
 class PlanarSet(Target):
@@ -30,30 +40,30 @@ class PlanarSet(Target):
         return self.draw(n, generator=generator, device=self.device, dtype=self.anchor.dtype)
 
 
-def _integers(high: int, n: int, like: dict[str, Any]) -> Tensor:
+def _integers(high: int, n: int, like: Like) -> Tensor:
     return torch.randint(high, (n,), generator=like["generator"], device=like["device"])
 
 
-def _checkerboard(n: int, **like: Any) -> Tensor:
+def _checkerboard(n: int, **like: Unpack[Like]) -> Tensor:
     column = _integers(4, n, like)
     row = 2 * _integers(2, n, like) + column % 2
     return 2 * (torch.stack([column, row], 1) + torch.rand(n, 2, **like)) - 4
 
 
-def _two_spirals(n: int, **like: Any) -> Tensor:
+def _two_spirals(n: int, **like: Unpack[Like]) -> Tensor:
     angle = 3 * math.pi * torch.rand(n, **like).sqrt()
     sign = 1 - 2 * _integers(2, n, like)
     arm = torch.stack([-angle * angle.cos(), angle * angle.sin()], 1) + 0.5 * torch.rand(n, 2, **like)
     return sign[:, None] * arm / 3 + 0.1 * torch.randn(n, 2, **like)
 
 
-def _rings(n: int, **like: Any) -> Tensor:
+def _rings(n: int, **like: Unpack[Like]) -> Tensor:
     radius = 0.75 * (1 + _integers(4, n, like))
     angle = 2 * math.pi * torch.rand(n, **like)
     return radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1) + 0.08 * torch.randn(n, 2, **like)
 
 
-def _moons(n: int, **like: Any) -> Tensor:
+def _moons(n: int, **like: Unpack[Like]) -> Tensor:
     inner = _integers(2, n, like)
     sign = 1 - 2 * inner
     angle = math.pi * torch.rand(n, **like)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,31 +16,22 @@ from dxmi_rl.diffusion import (
     SCHEDULES,
     BackwardKernel,
     BaseSampler,
-    DenoiserUNet,
     IdentitySampler,
-    MixtureDenoiser,
     PretrainingConfig,
     ReverseSampler,
     make_kernel,
     make_schedule,
     mixture_sigma_last,
-    pretrained_denoiser,
 )
 from dxmi_rl.diffusion.schedules import variance_exploding
 from dxmi_rl.mdp import DenoisingMDP, Energy
-from dxmi_rl.targets import (
-    DataTarget,
-    EnergyTarget,
-    GaussianMixture,
-    ImageSet,
-    Target,
-    TargetError,
-    make_target,
-)
+from dxmi_rl.targets import DataTarget, EnergyTarget, Target, TargetError
 from dxmi_rl.tasks.config import BASES, TRACKS, TaskConfig
+from dxmi_rl.tasks.parts import reference_target, task_denoiser
 from dxmi_rl.tasks.table import TASKS, default_config
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import Registry, UnknownNameError
+from dxmi_rl.utils.storage import JSON
 
 TargetLike = str | Target | Energy | Tensor | np.ndarray
 """A name, a Target, an energy ``[batch, *event_shape] -> [batch]``, or data ``[rows, *event_shape]``."""
@@ -63,14 +52,12 @@ class Task:
     mdp: DenoisingMDP
     energy_replaced: bool
     """The reward is not the target's own energy but one that was given."""
-    spec: dict[str, Any] | None
+    spec: JSON | None
     """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
 
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
         fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
-        if self.config.label is None:  # which came later: no key has ever had it where it is off
-            del fields["label"]
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
@@ -157,25 +144,6 @@ def make_task(
     return task
 
 
-def reference_target(config: TaskConfig) -> Target:
-    """The target of a configuration with all that it has; scoring uses it on both tracks."""
-    target = _whole_target(config)
-    if config.label is None:
-        return target
-    if not isinstance(target, ImageSet):
-        raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
-    return target.of_class(config.label)
-
-
-def _whole_target(config: TaskConfig) -> Target:
-    """With the images of all classes."""
-    if isinstance(config.target, Target):
-        return config.target
-    if not isinstance(config.target, str):
-        raise TypeError(f"target must be a target's name or a Target, got {config.target!r}.")
-    return make_target(config.target, **config.target_options)
-
-
 def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: dict[str, Any]) -> tuple[TaskConfig, str]:
     """The default configuration for whatever ``make_task`` was given, and the task's name."""
     own_energy = callable(name) and not isinstance(name, (Target, Tensor))
@@ -192,12 +160,12 @@ def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: di
         name = EnergyTarget(cast(Energy, name), shape, **options)
     if not isinstance(name, Target):
         raise TypeError(f"task must be a name, a Target, an energy, a data tensor or a Task, got {name!r}.")
-    return default_config(name, type(name)), name.name
+    return default_config(name), name.name
 
 
 def _without_samples(target: Target) -> Target:
     """A copy that gives its energy, and neither samples nor data: what the sample track may see."""
-    if not (target.has_sampler or target.has_data):
+    if not target.has_samples:
         return target
     hidden = copy.deepcopy(target)
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
@@ -208,7 +176,7 @@ def _refuse(*_: object) -> Tensor:
     raise TargetError("track 'sample' gives the energy only: no samples or data of the target.")
 
 
-def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> dict[str, Any] | None:
+def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> JSON | None:
     if not isinstance(name, str) or not (energy is None or isinstance(energy, str)):
         return None
     plain = {key: vars(value) if isinstance(value, PretrainingConfig) else value for key, value in changes.items()}
@@ -247,64 +215,16 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
         options = config.schedule_options if named else _ladder(target)
         return IdentitySampler(make_schedule("geometric", config.horizon, **options).to(device))
     schedule = make_schedule(config.schedule, config.horizon, **config.schedule_options)
-    if config.denoiser == "exact":
-        if not isinstance(target, GaussianMixture):
-            raise ValueError(f"denoiser 'exact' needs a Gaussian mixture, not target {target.name!r}; use 'learned'.")
-        denoiser: nn.Module = MixtureDenoiser(target)
-    elif config.denoiser == "learned":
-        if not (target.has_data or target.has_sampler):
-            raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
-        if config.pretraining.conditional and config.label is None:
-            raise ValueError("label must be a class of the images with a conditional pretraining, got None.")
-        whole = target if config.label is None else _whole_target(config)
-        denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
-    elif isinstance(config.denoiser, nn.Module):
-        denoiser = config.denoiser
-    else:
-        denoiser = _load_denoiser(config.denoiser)
-    if isinstance(denoiser, DenoiserUNet):
-        _check_shape(denoiser, target)
-    denoiser = _told_class(denoiser, config.label)
+    denoiser = task_denoiser(config, target, device)
     sigma_last = config.sigma_last
     if sigma_last is None:
-        known = config.denoiser == "exact" and target.smallest_scale is not None
-        last_level = float(schedule.levels[-2])
-        sigma_last = mixture_sigma_last(target.smallest_scale, last_level) if known else 0.05  # type: ignore[arg-type]
+        narrowest = target.smallest_scale if config.denoiser == "exact" else None
+        sigma_last = 0.05 if narrowest is None else mixture_sigma_last(narrowest, float(schedule.levels[-2]))
     if base == "edm":
         schedule = variance_exploding(schedule)
     eta = 1.0 if base == "ddpm" else config.eta
     sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
-
-
-def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
-    """The denoiser as it is told this class; weights are shared, as other tasks may have other classes."""
-    if isinstance(denoiser, DenoiserUNet) and denoiser.classes is not None:
-        if label is None or label >= denoiser.classes:
-            raise ValueError(f"label must be a class of the denoiser, 0 to {denoiser.classes - 1}, got {label!r}.")
-        denoiser = copy.copy(denoiser)
-        denoiser.label = label
-    elif label is not None:
-        raise ValueError(f"label must be None with a denoiser that is told no class, got {label!r}.")
-    return denoiser
-
-
-def _load_denoiser(path: str) -> nn.Module:
-    file = Path(path)
-    if not file.exists():
-        raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
-    denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
-    return denoiser.requires_grad_(False).eval()
-
-
-def _check_shape(denoiser: DenoiserUNet, target: Target) -> None:
-    shape = (denoiser.net.config.in_channels, *_pair(denoiser.net.config.sample_size))
-    if shape != target.event_shape:
-        raise ValueError(f"denoiser is for images {shape}, and target {target.name!r} has {target.event_shape}.")
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _ladder(target: Target) -> dict[str, float]:

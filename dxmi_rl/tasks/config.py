@@ -39,7 +39,7 @@ class TaskConfig:
     folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s)."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
-    label: int | None = field(default=None, repr=False)
+    label: int | None = None
     """A class of images with labels: the target is its images, and the denoiser, a U-Net that was trained on all images
     with their classes, is told this one."""
     backward: str = "forward"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from dxmi_rl.diffusion import PretrainingConfig
-from dxmi_rl.targets import TARGETS, Digits, GaussianMixture, ImageSet, Target, target_class
+from dxmi_rl.targets import TARGETS, Target, make_target, target_class
 from dxmi_rl.tasks.config import TaskConfig
 from dxmi_rl.utils.registry import Registry
 
@@ -67,17 +68,31 @@ TASKS.add(
 )
 
 
-def default_config(target: str | Target, kind: type[Target]) -> TaskConfig:
-    """An exact denoiser for a Gaussian mixture, from scratch for another energy, a learned denoiser for data."""
-    if issubclass(kind, GaussianMixture):
-        return TaskConfig(target)
-    if isinstance(target, Digits):
-        return replace(TASKS["digits"], target=target)
-    if isinstance(target, ImageSet):
-        return _image_config(target, target.event_shape)
-    if kind.has_energy:
-        return TaskConfig(target, base=None, track="sample")
+def default_config(target: str | Target) -> TaskConfig:
+    """The settings of a task on a target that has none of its own: those of its ``task_kind``."""
+    kind = target_class(target) if isinstance(target, str) else type(target)
+    return DEFAULTS[kind.task_kind or ("energy" if kind.has_energy else "data")](target)
+
+
+def _of_mixture(target: str | Target) -> TaskConfig:
+    return TaskConfig(target)
+
+
+def _of_energy(target: str | Target) -> TaskConfig:
+    return TaskConfig(target, base=None, track="sample")
+
+
+def _of_data(target: str | Target) -> TaskConfig:
     return TaskConfig(target, denoiser="learned", reward=None)
+
+
+def _of_digits(target: str | Target) -> TaskConfig:
+    return replace(TASKS["digits"], target=target)
+
+
+def _of_images(target: str | Target) -> TaskConfig:
+    built = make_target(target) if isinstance(target, str) else target
+    return _image_config(target, built.event_shape)
 
 
 def _image_config(target: str | Target, event_shape: tuple[int, ...]) -> TaskConfig:
@@ -89,9 +104,17 @@ def _image_config(target: str | Target, event_shape: tuple[int, ...]) -> TaskCon
     return replace(TASKS["digits"], target=target, tau=tau, pretraining=unet, sigma_last=LAST_NOISE)
 
 
+DEFAULTS: Registry[Callable[[str | Target], TaskConfig]] = Registry("kind of task")
+"""Settings of a task by the target's ``task_kind``."""
+DEFAULTS.add("mixture", _of_mixture)  # an exact denoiser
+DEFAULTS.add("energy", _of_energy)  # from scratch
+DEFAULTS.add("data", _of_data)  # a learned denoiser
+DEFAULTS.add("images", _of_images)  # a U-Net
+DEFAULTS.add("digits", _of_digits)
+
 for _name in TARGETS:  # a target without an entry above is a task of its own name, too
     if _name not in TASKS:
-        TASKS.add(_name, default_config(_name, target_class(_name)))
+        TASKS.add(_name, default_config(_name))
 for _name, _shape in (  # said here, as reading a set takes a while, or cannot be done
     ("mnist5k", (1, 28, 28)), ("fashion-mnist", (1, 28, 28)), ("mnist5k-14", (1, 14, 14)),
     ("fashion-mnist-14", (1, 14, 14)), ("emoji32", (3, 32, 32)),

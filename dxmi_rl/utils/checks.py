@@ -6,7 +6,7 @@ import importlib
 import math
 import operator
 from types import ModuleType
-from typing import Any
+from typing import SupportsIndex, cast
 
 import torch
 
@@ -27,10 +27,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is damaged, of another format, of another agent or of another task."""
 
 
-def check_integer(name: str, value: Any, minimum: int | None = 1) -> int:
+def check_integer(name: str, value: object, minimum: int | None = 1) -> int:
     """Return ``value`` as an int of at least ``minimum``; raises TypeError or ValueError."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool) else operator.index(cast(SupportsIndex, value))
     except TypeError:  # also arrays of several integers
         number = None
     if number is None:
@@ -50,6 +50,23 @@ def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool =
     if not math.isfinite(number) or number < minimum or (strict and number == minimum):
         raise ValueError(f"{name} must be finite and {relation} {minimum:g}, got {number!r}.")
     return number
+
+
+def check_fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1]; raises TypeError or ValueError."""
+    number = check_real(name, value)
+    if number > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {number!r}.")
+    return number
+
+
+def check_open_fraction(name: str, value: object) -> float:
+    """Return ``value`` as a float strictly between 0 and 1; raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, got {value!r}.")
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
+    return float(value)
 
 
 def check_batch(

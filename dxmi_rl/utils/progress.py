@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
 
 T = TypeVar("T")
 
 
-def progress_columns() -> list[object]:
+def progress_columns() -> list[ProgressColumn]:
     """The columns of every bar of this package: description, bar, count, elapsed and remaining time."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -31,7 +34,7 @@ def progress(
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(*progress_columns(), console=Console(stderr=True)) as bar:  # type: ignore[arg-type]
+    with Progress(*progress_columns(), console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total, completed=completed)  # type: ignore[arg-type]
         yield lambda done: bar.update(task, completed=min(done, total))
 

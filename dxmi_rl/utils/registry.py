@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+import importlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
-    """A name that is not registered. The message names what was asked for, the nearest names and all of them."""
+    """A name that is not registered. The message names what was asked for, the nearest names and all of them.
 
-    def __init__(self, kind: str, name: object, known: list[str]) -> None:
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    ``near`` are the nearest names where the caller knows them better than spelling does.
+    """
+
+    def __init__(self, kind: str, name: object, known: list[str], *, near: Sequence[str] = ()) -> None:
+        near = near or difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # From its message: rebuilt from ``args``, as exceptions are, it would fail and hang a pool of workers.
         return type(self).__new__, (type(self), str(self))
+
+
+class _EntryPoint:
+    """Something at "module:attribute"."""
+
+    def __init__(self, entry_point: str) -> None:
+        self.module, self.attribute = entry_point.split(":")
+
+    def load(self) -> Any:
+        """Import it."""
+        return getattr(importlib.import_module(self.module), self.attribute)
 
 
 class Registry(Generic[T]):
@@ -43,11 +58,18 @@ class Registry(Generic[T]):
             self._optional.add(name)
         return entry
 
+    def add_entry_point(self, name: str, entry_point: str) -> None:
+        """Register what lies at "module:attribute", which is imported when it is first asked for."""
+        self.add(name, cast(T, _EntryPoint(entry_point)))
+
     def __getitem__(self, name: str) -> T:
         """Return the entry, or raise UnknownNameError."""
         if not isinstance(name, str) or name not in self._entries:
             raise UnknownNameError(self.kind, name, self.names(optional=True))
-        return self._entries[name]
+        entry = self._entries[name]
+        if isinstance(entry, _EntryPoint):
+            self._entries[name] = entry = cast(T, entry.load())
+        return entry
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

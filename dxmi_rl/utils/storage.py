@@ -23,7 +23,10 @@ from dxmi_rl.utils.checks import CheckpointError
 if sys.platform != "win32":
     import fcntl
 
-FORMAT = "dxmi_rl/1"
+JSON = dict[str, Any]
+"""A JSON object, as files of results, settings and metadata hold it."""
+FORMAT = "dxmi_rl/2"
+"""Format of files; a new one where settings or names of tensors have changed."""
 LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
 
@@ -84,7 +87,7 @@ def _remove_abandoned(path: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+def write_json(path: str | os.PathLike[str], value: object) -> Path:
     """Write ``value`` as JSON, atomically: compact, with a line for every entry of the outer two levels.
 
     Raises ValueError for numbers that JSON has not.
@@ -114,14 +117,14 @@ def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]
     Path(file).write_bytes(save(dict(tensors), metadata))
 
 
-def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
     """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
     return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
 
 
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]:
     """Read what ``save_tensors`` wrote.
 
     Raises FileNotFoundError when there is no such file and CheckpointError when it is damaged or foreign.
@@ -137,24 +140,29 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise CheckpointError(
             f"{str(path)!r} is not a readable safetensors file: damaged or foreign ({error})."
         ) from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{str(path)!r} was not written by dxmi_rl: its format is {header.get('format')!r}, wanted {FORMAT!r}."
-        )
+    if (found := header.get("format")) != FORMAT:
+        if str(found).startswith("dxmi_rl/"):
+            raise CheckpointError(
+                f"{str(path)!r} is of another version of dxmi_rl: its format is {found!r}, and this version reads "
+                f"{FORMAT!r}. Train it again, or read it with the version that wrote it."
+            )
+        raise CheckpointError(f"{str(path)!r} was not written by dxmi_rl: its format is {found!r}, wanted {FORMAT!r}.")
     try:
         return tensors, json.loads(header["metadata"])
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
 
 
-def cache_path(kind: str, key: Mapping[str, Any]) -> Path:
+def cache_path(kind: str, key: Mapping[str, object]) -> Path:
     """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
     root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
     return root / f"{kind}-{digest}.safetensors"
 
 
-def cached_tensors(kind: str, key: Mapping[str, Any], build: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def cached_tensors(
+    kind: str, key: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
     """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
     path = cache_path(kind, key)
     if path.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +30,8 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torch.optim.Adam:
-    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``_set_progress`` scales.
+def adam(groups: list[tuple[list[nn.Parameter], float]], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
+    """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``Agent.set_progress`` scales.
 
     Fused where torch can: on small networks a plain step costs as much as the backward pass.
     """
@@ -40,7 +39,7 @@ def adam(groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> torc
     return torch.optim.Adam(
         [{"params": parameters, "lr": rate, "peak": rate} for parameters, rate in groups if parameters],
         fused=kinds <= {"cpu", "cuda"},
-        **options,
+        betas=betas,
     )
 
 
@@ -56,3 +55,14 @@ def average_towards(average: nn.Module, current: nn.Module, decay: float) -> Non
             layer.train()
             _ = layer.weight  # iterates on singular vectors of its own
             layer.eval()
+
+
+def gradient_step(
+    optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, max_grad_norm: float
+) -> Tensor:  # fmt: skip
+    """One step of ``optimizer`` on a scalar loss, the gradient of ``module`` clipped; returns the loss, detached."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+    optimizer.step()
+    return loss.detach()

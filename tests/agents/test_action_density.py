@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl import evaluate
-from dxmi_rl.agents.action_density import ActionDensity, sb3_density, torchrl_density
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, torchrl_density
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import make_task
@@ -77,7 +77,7 @@ def test_transport_and_log_prob_agree(mdp: DenoisingMDP, coordinates: str, squas
 
 
 def test_a_standard_normal_is_the_base_sampler(mdp: DenoisingMDP) -> None:
-    from dxmi_rl.agents.policy import BasePolicy
+    from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 
     policy = ActionDensity(lambda o: (0 * o[:, :2], 0 * o[:, :2]), mdp)
     rng = lambda: torch.Generator().manual_seed(1)

@@ -18,11 +18,13 @@ from lqg_cases import SMALL, B, P, flat_gradient, lqg_task
 from torch import Tensor
 
 from dxmi_rl import DxMI, make_agent, make_task
-from dxmi_rl.agents import AdjointMatching
-from dxmi_rl.agents.policy import GaussianPolicy
+from dxmi_rl.agents import AdjointMatching, AdjointMatchingConfig
+from dxmi_rl.agents.policies import GaussianPolicy, collect
+from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion.samplers import BaseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.torch_tools import adam
@@ -97,11 +99,11 @@ class LinearPolicy(GaussianPolicy):
         self.k = torch.nn.Parameter(torch.zeros(mdp.horizon, 2))
         self.h = torch.nn.Parameter(torch.zeros(mdp.horizon, 2))
 
-    def reference(self, x: Tensor, t: Tensor | int) -> Tensor:
+    def base_mean(self, x: Tensor, t: Tensor | int) -> Tensor:
         return self.base.mean(x, t)
 
-    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        mean = self.reference(x, t) if reference is None else reference
+    def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        mean = self.base_mean(x, t) if base_mean is None else base_mean
         sigma = per_step(self.base.sigma, t, x)
         return mean + sigma * (self.k[t] * x + self.h[t]), sigma.log()
 
@@ -114,8 +116,9 @@ class LinearPolicy(GaussianPolicy):
             self.h.copy_((shift - own_shift) / sigma)
 
 
-def linear_agent(horizon: int, batch_size: int = 256) -> tuple[AdjointMatching, LinearPolicy]:
-    agent = small("adjoint-matching", gaussian_task(horizon), batch_size=batch_size, beta=BETA, clip_gradient=1e3)
+def linear_agent(horizon: int, n_trajectories: int = 256) -> tuple[AdjointMatching, LinearPolicy]:
+    settings = {"n_trajectories": n_trajectories, "beta": BETA, "max_grad_norm": 1e3}
+    agent = small("adjoint-matching", gaussian_task(horizon), **settings)
     assert isinstance(agent, AdjointMatching)
     policy = LinearPolicy(agent.mdp)
     agent.policy = policy
@@ -123,9 +126,13 @@ def linear_agent(horizon: int, batch_size: int = 256) -> tuple[AdjointMatching, 
     return agent, policy
 
 
+def play(agent: AdjointMatching) -> Trajectory:
+    return collect(agent, agent.policy, agent.config.n_trajectories)
+
+
 def loss_of(agent: AdjointMatching) -> Tensor:
-    rollout = agent.collect(None)
-    return agent.policy_loss(rollout, *agent.lean_adjoint(rollout))
+    trajectory = play(agent)
+    return agent.policy_loss(trajectory, *agent.lean_adjoint(trajectory))
 
 
 # By hand --------------------------------------------------------------------------------------------------------------
@@ -134,15 +141,15 @@ def loss_of(agent: AdjointMatching) -> Tensor:
 @pytest.mark.usefixtures("float64")
 def test_the_lean_adjoint_by_hand() -> None:
     """Row by row from whole Jacobians of the (nonlinear) base mean, along the episodes of a policy that has moved."""
-    agent = small("adjoint-matching", make_task("8gaussians"), batch_size=6, beta=BETA)
+    agent = small("adjoint-matching", make_task("8gaussians"), n_trajectories=6, beta=BETA)
     assert isinstance(agent, AdjointMatching)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in agent.policy.net.parameters():  # type: ignore[union-attr]
             parameter.add_(0.1 * torch.randn_like(parameter))
-    rollout = agent.collect(None)
-    base_mean, adjoint = (part.view(5, 6, 2) for part in agent.lean_adjoint(rollout))
-    x, base = rollout.trajectory.x, agent.mdp.base
+    trajectory = play(agent)
+    base_mean, adjoint = (part.view(5, 6, 2) for part in agent.lean_adjoint(trajectory))
+    x, base = trajectory.x, agent.mdp.base
     total = 0.0
     for i in range(6):
         final = x[5, i].clone().requires_grad_()
@@ -155,7 +162,7 @@ def test_the_lean_adjoint_by_hand() -> None:
             total += float((control + base.sigma[t] * wanted).detach().square().sum())
             jacobian = torch.autograd.functional.jacobian(lambda y, t=t: base.mean(y[None], t)[0], x[t, i])
             wanted = jacobian.T @ wanted
-    loss = agent.policy_loss(rollout, base_mean.flatten(0, 1), adjoint.flatten(0, 1))
+    loss = agent.policy_loss(trajectory, base_mean.flatten(0, 1), adjoint.flatten(0, 1))
     assert float(loss.detach()) == pytest.approx(total / 30, rel=1e-9)
     assert not adjoint.requires_grad
 
@@ -164,9 +171,9 @@ def test_on_a_random_walk_it_is_the_energys_gradient() -> None:
     """The LQG: mu_t(x) = x, so a_{t+1} = grad E(x_T) / beta at every step."""
     agent = small("adjoint-matching", lqg_task(), beta=BETA)
     assert isinstance(agent, AdjointMatching)
-    rollout = agent.collect(None)
-    _, adjoint = agent.lean_adjoint(rollout)
-    wanted = (torch.tensor(P) * rollout.trajectory.final + torch.tensor(B)) / BETA
+    trajectory = play(agent)
+    _, adjoint = agent.lean_adjoint(trajectory)
+    wanted = (torch.tensor(P) * trajectory.final + torch.tensor(B)) / BETA
     assert torch.allclose(adjoint, wanted.repeat(5, 1))
 
 
@@ -177,7 +184,7 @@ def test_on_a_random_walk_it_is_the_energys_gradient() -> None:
 @pytest.mark.parametrize("horizon", [5, 20])
 def test_the_closed_form_is_its_fixed_point(horizon: int) -> None:
     """There the mean gradient is 0 for every step's gain and shift, within its standard errors; nearby it is not."""
-    agent, policy = linear_agent(horizon, batch_size=2000)
+    agent, policy = linear_agent(horizon, n_trajectories=2000)
     gain, shift = fixed_point(agent.mdp.base, BETA)
 
     def scores() -> Tensor:
@@ -229,8 +236,9 @@ def test_it_learns_the_tilted_base(horizon: int, iterations: int) -> None:
 def test_it_finds_the_fixed_point_of_the_lqg() -> None:
     """With its own network, which sees no grad E; the RMS error of the means, in units of sigma_t."""
     agent = plain_agent(
-        "adjoint-matching", lqg_task(), seed=0, **SMALL, beta=BETA, energy_gradient=False, policy_learning_rate=1e-2
-    )
+        "adjoint-matching", lqg_task(), seed=0, **SMALL, beta=BETA,
+        **{"policy.energy_gradient": False, "policy.learning_rate": 1e-2},
+    )  # fmt: skip
     agent.learn(500_000)
     base = agent.mdp.base
     gain, shift = fixed_point(base, BETA)
@@ -262,13 +270,13 @@ def test_only_the_mean_is_trained() -> None:
 
 def test_a_policy_that_owns_the_denoiser_starts_without_control() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = small("adjoint-matching", task, policy="fine-tuned")
+    agent = small("adjoint-matching", task, policy={"kind": "fine-tuned"})
     assert isinstance(agent, AdjointMatching)
-    rollout = agent.collect(None)
-    base_mean, adjoint = agent.lean_adjoint(rollout)
-    sigma = agent.mdp.base.sigma[rollout.t][:, None]
+    trajectory = play(agent)
+    base_mean, adjoint = agent.lean_adjoint(trajectory)
+    sigma = agent.mdp.base.sigma[trajectory.t][:, None]
     wanted = (sigma * adjoint).square().sum(1).mean()
-    assert float(agent.policy_loss(rollout, base_mean, adjoint).detach()) == pytest.approx(float(wanted), rel=1e-3)
+    assert float(agent.policy_loss(trajectory, base_mean, adjoint).detach()) == pytest.approx(float(wanted), rel=1e-3)
     fixed = [p.clone() for p in agent.mdp.base.parameters()]
     agent.learn(2 * agent.timesteps_per_iteration)
     assert all(torch.equal(a, b) for a, b in zip(fixed, agent.mdp.base.parameters(), strict=True))
@@ -277,14 +285,14 @@ def test_a_policy_that_owns_the_denoiser_starts_without_control() -> None:
 def test_it_trains_inside_dxmi() -> None:
     trainer = small(
         "dxmi", make_task("8gaussians-data", pretraining=PRETRAINING), agent="adjoint-matching",
-        agent_settings={"batch_size": 32, "width": 16},
+        agent_settings={"n_trajectories": 32, "policy.width": 16},
     )  # fmt: skip
     assert isinstance(trainer, DxMI)
     trainer.learn(3 * trainer.timesteps_per_iteration)
     assert all(p.requires_grad for p in trainer.energy.parameters())
 
 
-@pytest.mark.parametrize("settings", [{}, {"energy_gradient": True}, {"policy": "fine-tuned"}])
+@pytest.mark.parametrize("settings", [{}, {"policy": {"energy_gradient": True}}, {"policy": {"kind": "fine-tuned"}}])
 def test_costs_are_what_was_called(settings: dict[str, Any]) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
     agent = small("adjoint-matching", task, **settings)
@@ -313,13 +321,21 @@ def test_costs_are_what_was_called(settings: dict[str, Any]) -> None:
     [
         ({"beta": 0.0}, "beta must be finite and > 0"),
         ({"beta": -1.0}, "beta must be finite and > 0"),
-        ({"state_dependent_sigma": True}, "keeps the base sampler's sigma"),
-        ({"sigma_learning_rate": 1e-3}, "keeps the base sampler's sigma"),
+        ({"policy": {"state_dependent_sigma": True}}, "unknown setting .* 'policy.state_dependent_sigma'"),
+        ({"policy.sigma_learning_rate": 1e-3}, "unknown setting .* 'policy.sigma_learning_rate'"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make_agent("adjoint-matching", "8gaussians", **settings)
+
+
+def test_a_policy_that_learns_its_sigma_is_refused() -> None:
+    """It is a PolicyConfig, which has all fields of a MeanConfig and more."""
+    with pytest.raises(TypeError, match="policy must be a MeanConfig or a mapping"):
+        make_agent("adjoint-matching", "8gaussians", policy=PolicyConfig())
+    with pytest.raises(TypeError, match="policy must be a MeanConfig, whose sigma is the base sampler's"):
+        AdjointMatchingConfig(policy=PolicyConfig())
 
 
 def test_beta_is_the_tasks_tau_unless_that_is_zero() -> None:

@@ -10,21 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for
+from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for, train
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
-from dxmi_rl.agents import PPO, Agent, Base
-from dxmi_rl.agents.policy import CorrectionPolicy, FineTunedPolicy
+from dxmi_rl.agents import AGENTS, PPO, Agent, Base
+from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.evaluation.metrics import log_weight_statistics
-from dxmi_rl.irl import AGENTS
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
+
+GFLOWNETS = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
 
 
 @pytest.fixture(name="name", params=list_agents())
@@ -105,7 +107,7 @@ def test_the_seed_decides_everything(name: str) -> None:
         agent = small(name, seed=seed)
         torch.manual_seed(noise)
         np.random.seed(noise)
-        agents.append(agent.learn(3 * agent.timesteps_per_iteration))
+        agents.append(train(agent, 3))
     first, second, third = agents
     assert same(state(first), state(second)), "whatever the global generators were"
     assert torch.equal(first.sample(3), second.sample(3))
@@ -127,13 +129,12 @@ def test_training_leaves_the_global_generators_alone(name: str) -> None:
     wanted = torch.rand(1), np.random.rand()
     torch.manual_seed(1)
     np.random.seed(1)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    train(agent, 2)
     assert (torch.rand(1), np.random.rand()) == wanted
 
 
 def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
-    agent = small(name)
-    agent.learn(2 * agent.timesteps_per_iteration)
+    agent = train(small(name), 2)
     path = agent.save(tmp_path / "deep" / "agent.safetensors")
     loaded = type(agent).load(path)
     assert type(loaded) is type(agent)
@@ -145,7 +146,9 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
 
 def test_a_fresh_one_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-    agent = small(name, **({"replay": BATCH} if "replay" in known and name != "dxmi" else {}))  # with an empty buffer
+    buffers = {"buffer_size": BATCH} if name in GFLOWNETS else {"replay": BATCH} if name == "dxdp" else {}
+    assert buffers.keys() <= known
+    agent = small(name, **buffers)  # with an empty buffer
     loaded = type(agent).load(agent.save(tmp_path / "agent"))
     assert same(state(agent), state(loaded)) and torch.equal(loaded.sample(5), agent.sample(5))
 
@@ -185,9 +188,9 @@ def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
         if trained.num_timesteps == 3 * step:
             trained.save(path)
 
-    agent.learn(6 * step, callback=save_half_way)
     if not agent.trains:
         pytest.skip("nothing to resume")
+    agent.learn(6 * step, callback=save_half_way)
     resumed = type(agent).load(path)
     assert resumed.num_timesteps == 3 * step
     resumed.learn(3 * step, reset_num_timesteps=False)
@@ -220,6 +223,16 @@ def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:
         kind.load(path, task=task_for(name, horizon=3))
 
 
+@pytest.mark.parametrize("changes", [{"epochs_of_old": 4}, {"n_trajectories": "many"}, {"n_trajectories": 0}])
+def test_checkpoints_of_other_versions_are_refused(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Settings that went, or that no longer are what they were."""
+    tensors, metadata = load_tensors(small(name).save(tmp_path / "agent"))
+    old = {"agent_settings": metadata["config"]["agent_settings"] | changes} if name == "dxmi" else changes
+    path = save_tensors(tmp_path / "old", tensors, metadata | {"config": metadata["config"] | old})
+    with pytest.raises(CheckpointError, match=f"is of another version of dxmi_rl: .*{next(iter(changes))}"):
+        AGENTS[name].load(path)
+
+
 def test_a_task_of_your_own_must_be_given_back(name: str, tmp_path: Path) -> None:
     target = GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0.4, plot_range=(-3, 3))
     agent = small(name, make_task(target, horizon=3))
@@ -247,9 +260,10 @@ def test_a_failed_save_keeps_the_old_file(name: str, tmp_path: Path, monkeypatch
 
 
 def test_unknown_settings_name_the_near_ones(name: str) -> None:
-    field = dataclasses.fields(AGENTS[name].Config)[0].name
-    with pytest.raises(UnknownNameError, match=f"unknown setting of .*Did you mean '{field}'"):
-        small(name, **{field[:-1] + "x": 1})
+    known = dataclasses.fields(AGENTS[name].Config)
+    near, typo = (f"Did you mean '{known[0].name}'", known[0].name[:-1] + "x") if known else ("Known: none", "x")
+    with pytest.raises(UnknownNameError, match=f"unknown setting of .*{near}"):
+        small(name, **{typo: 1})
     with pytest.raises(TypeError, match="config of"):
         make_agent(name, task_for(name), config={"width": 3})
 
@@ -310,13 +324,17 @@ def test_unknown_agents(name: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "text"),
     [
-        ({"batch_size": 0}, ValueError, "batch_size must be >= 1"),
-        ({"width": 2.5}, TypeError, "width must be an integer"),
-        ({"policy_learning_rate": -1e-3}, ValueError, "policy_learning_rate must be finite"),
-        ({"value_learning_rate": float("nan")}, ValueError, "value_learning_rate"),
-        ({"clip_gradient": 0.0}, ValueError, "clip_gradient must be finite and > 0"),
-        ({"policy": "corection"}, UnknownNameError, "Did you mean 'correction'"),
-        ({"policy": "fine-tuned"}, ValueError, "denoiser with parameters"),
+        ({"n_trajectories": 0}, ValueError, "n_trajectories must be >= [12]"),
+        ({"policy.width": 2.5}, TypeError, r"policy\.width must be an integer"),
+        ({"policy": {"width": 0}}, ValueError, r"policy\.width must be >= 1"),
+        ({"value.width": 0}, ValueError, r"value\.width must be >= 1"),
+        ({"policy.learning_rate": -1e-3}, ValueError, r"policy\.learning_rate must be finite"),
+        ({"value.learning_rate": float("nan")}, ValueError, r"value\.learning_rate"),
+        ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be finite and > 0"),
+        ({"policy.kind": "corection"}, UnknownNameError, "Did you mean 'correction'"),
+        ({"policy.kind": "fine-tuned"}, ValueError, "base sampler with a denoiser network"),
+        ({"width": 8}, UnknownNameError, "Did you mean 'policy.width' or 'value.width'"),
+        ({"policy": "fine-tuned"}, TypeError, "policy must be a PolicyConfig or a mapping, got 'fine-tuned'"),
     ],
 )
 def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -329,11 +347,11 @@ def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception
     [
         ("dxdp", {"td_lambda": 1.5}, "td_lambda must lie in"),
         ("dxdp", {"value_steps": 0}, "value_steps must be >= 1"),
-        ("dxdp", {"tau1": -1.0}, "tau1 must be finite"),
+        ("dxdp-paper", {"tau1": -1.0}, "tau1 must be finite"),
         ("ppo", {"gae_lambda": -0.1}, "gae_lambda must be finite"),
-        ("ppo", {"clip_ratio": 0.0}, "clip_ratio must be finite and > 0"),
-        ("ppo", {"epochs": 0}, "epochs must be >= 1"),
-        ("sb3-ppo", {"minibatches": 0}, "minibatches must be >= 1"),
+        ("ppo", {"clip_range": 0.0}, "clip_range must be finite and > 0"),
+        ("ppo", {"n_epochs": 0}, "n_epochs must be >= 1"),
+        ("sb3-ppo", {"n_minibatches": 0}, "n_minibatches must be >= 1"),
     ],
 )
 def test_bad_settings_of_one_agent(name: str, settings: dict[str, Any], text: str) -> None:
@@ -377,7 +395,7 @@ def test_divergence_keeps_the_last_good_checkpoint(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
 def test_a_policy_that_owns_the_denoiser(name: str) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = small(name, task, policy="fine-tuned")
+    agent = small(name, task, policy={"kind": "fine-tuned"})
     assert isinstance(agent.policy, FineTunedPolicy)
     before = [p.clone() for p in agent.policy.base.denoiser.parameters()]
     fixed = [p.clone() for p in agent.mdp.base.parameters()]
@@ -388,7 +406,7 @@ def test_a_policy_that_owns_the_denoiser(name: str) -> None:
 
 def test_the_base_denoiser_is_paid_for_once() -> None:
     """A correction agent calls it in the rollout only; the count is what was called."""
-    agent = small("ppo", epochs=3)
+    agent = small("ppo", n_epochs=3)
     denoiser = agent.policy.base.denoiser
     calls = []
     denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
@@ -415,7 +433,10 @@ def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
         ("ppo", "8gaussians", 600_000, {}),
         (
             "dxdp", "gmm25", 300_000,
-            {"batch_size": 64, "policy_steps": 8, "value_steps": 4, "kernel_steps": 4, "policy_learning_rate": 2e-3},
+            {
+                "n_trajectories": 64, "policy_steps": 8, "value_steps": 4, "kernel_steps": 4,
+                "policy.learning_rate": 2e-3,
+            },
         ),
     ],
 )  # fmt: skip

@@ -10,36 +10,39 @@ import torch
 from agent_cases import BATCH, small, state, task_for
 
 from dxmi_rl.agents import PPO, DxDP
+from dxmi_rl.agents.policies import collect
+from dxmi_rl.rollout import Trajectory
 
 
-def collected(agent: Any, seed: int = 0) -> Any:
+def collected(agent: Any, seed: int = 0) -> Trajectory:
     """A rollout of a policy that has moved away from its start."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in (*agent.policy.net.parameters(), *agent.value.parameters()):
             parameter.add_(0.2 * torch.randn_like(parameter))
-    return agent.collect(None)
+    return collect(agent, agent.policy, agent.config.n_trajectories)
 
 
 def test_ppos_ratio_is_one_before_the_first_update() -> None:
     agent = small("ppo")
     assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    mean, log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
-    again = torch.distributions.Normal(mean, log_std.exp()).log_prob(rollout.x_next).sum(1).detach()
-    assert float(((again - rollout.log_prob).exp() - 1).abs().max()) < 1e-4
-    assert float(((again - rollout.log_prob).exp() - 1).abs().mean()) < 1e-5
+    trajectory = collected(agent)
+    mean, log_std = agent.policy.moments_along(trajectory)
+    again = torch.distributions.Normal(mean, log_std.exp()).log_prob(trajectory.transitions()[1]).sum(1).detach()
+    ratio = (again - trajectory.log_prob.flatten()).exp()
+    assert float((ratio - 1).abs().max()) < 1e-4
+    assert float((ratio - 1).abs().mean()) < 1e-5
 
 
 def test_ppos_advantages_by_hand() -> None:
     agent = small("ppo", task_for("ppo", tau=0.6), gae_lambda=0.8)
     assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    advantages, returns = (part.view(5, BATCH) for part in agent.advantages(rollout))
-    rewards = agent.mdp.rewards(rollout.trajectory).detach()
+    trajectory = collected(agent)
+    advantages, returns = agent.advantages(trajectory)
+    rewards = agent.mdp.rewards(trajectory).detach()
     for i in range(0, BATCH, 7):
-        values = [float(agent.values(rollout.trajectory.x[t][i : i + 1], t).detach()) for t in range(5)] + [0.0]
-        soft = [float(rewards[t, i]) - 0.6 * float(rollout.trajectory.log_prob[t, i]) for t in range(5)]
+        values = [float(agent.value(trajectory.x[t][i : i + 1], t).detach()) for t in range(5)] + [0.0]
+        soft = [float(rewards[t, i]) - 0.6 * float(trajectory.log_prob[t, i]) for t in range(5)]
         errors = [soft[t] + values[t + 1] - values[t] for t in range(5)]
         for t in range(5):
             wanted = sum(0.8 ** (k - t) * errors[k] for k in range(t, 5))
@@ -49,24 +52,25 @@ def test_ppos_advantages_by_hand() -> None:
 
 def test_ppos_loss_by_hand() -> None:
     """-E[min(rho A, clip(rho, 1 - e, 1 + e) A)] + tau KL(pi || pi_old), row by row."""
-    agent = small("ppo", task_for("ppo", tau=0.6), clip_ratio=0.1)
+    agent = small("ppo", task_for("ppo", tau=0.6), clip_range=0.1)
     assert isinstance(agent, PPO)
-    rollout = collected(agent)
-    advantages = torch.randn(len(rollout.x), generator=torch.Generator().manual_seed(0))
+    trajectory = collected(agent)
+    _, x_next, _ = trajectory.transitions()
+    advantages = torch.randn(len(x_next), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        old_mean, old_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
-        for parameter in agent.policy.net.parameters():
+        old_mean, old_log_std = agent.policy.moments_along(trajectory)
+        for parameter in agent.policy.net.parameters():  # type: ignore[union-attr]
             parameter.add_(0.5 * torch.randn_like(parameter))
-        new_mean, new_log_std = agent.policy.moments(rollout.x, rollout.t, rollout.reference)
+        new_mean, new_log_std = agent.policy.moments_along(trajectory)
     rows = torch.arange(3, 40, 2)
-    loss = agent.policy_loss(rollout, advantages, old_mean, old_log_std, rows)
+    loss = agent.policy_loss(trajectory, advantages, (old_mean, old_log_std), rows)
     total, divergence, clipped = 0.0, 0.0, 0
     for i in rows.tolist():
         new, old = (
-            torch.distributions.Normal(mean[i], log_std.expand_as(mean)[i].exp())
+            torch.distributions.Normal(mean[i], log_std[i].exp())
             for mean, log_std in ((new_mean, new_log_std), (old_mean, old_log_std))
         )
-        ratio = math.exp(float(new.log_prob(rollout.x_next[i]).sum() - old.log_prob(rollout.x_next[i]).sum()))
+        ratio = math.exp(float(new.log_prob(x_next[i]).sum() - old.log_prob(x_next[i]).sum()))
         advantage = float(advantages[i])
         bounded = min(max(ratio, 0.9), 1.1)
         clipped += bounded != ratio
@@ -85,9 +89,9 @@ def test_dxdps_targets_by_hand(mix: float) -> None:
     """G_t = c_t + (1 - lambda) V_{t+1}(x_{t+1}) + lambda G_{t+1}, V_T = G_T = E."""
     agent = small("dxdp", task_for("dxdp", tau=0.6), td_lambda=mix)
     assert isinstance(agent, DxDP)
-    rollout = collected(agent)
-    targets = agent.value_targets(rollout).view(5, BATCH)
-    x, log_prob = rollout.trajectory.x, rollout.trajectory.log_prob
+    trajectory = collected(agent)
+    targets = agent.value_targets(trajectory)
+    x, log_prob = trajectory.x, trajectory.log_prob
     for i in range(0, BATCH, 7):
         states = x[:, i : i + 1]
         following = future = float(agent.mdp.energy(states[5]))
@@ -99,29 +103,14 @@ def test_dxdps_targets_by_hand(mix: float) -> None:
             following = float(agent.values(states[t], t).detach())
 
 
-def test_dxdps_two_coefficients_are_per_dimension() -> None:
-    """tau1 = tau2 = tau d is the task's own tau; alone, each weighs its own term."""
-    task = task_for("dxdp", tau=0.3)
-    plain, paper = small("dxdp", task), small("dxdp", task, tau1=0.6, tau2=0.6)
-    assert isinstance(plain, DxDP) and isinstance(paper, DxDP)
-    rollout = collected(plain)
-    arguments = rollout.x, rollout.x_next, rollout.t, rollout.log_prob
-    assert torch.allclose(plain.step_cost(*arguments), paper.step_cost(*arguments))
-    entropy, running = small("dxdp", task, tau1=0.5, tau2=0.0), small("dxdp", task, tau1=0.0, tau2=0.5)
-    assert isinstance(entropy, DxDP) and isinstance(running, DxDP)
-    assert torch.allclose(entropy.step_cost(*arguments), 0.25 * rollout.log_prob)
-    backward = task.mdp.kernel.log_prob(rollout.x, rollout.x_next, rollout.t)
-    assert torch.allclose(running.step_cost(*arguments), -0.25 * backward)
-
-
 def test_dxdps_policy_step_touches_only_the_policy() -> None:
     agent = small("dxdp")
     assert isinstance(agent, DxDP)
-    rollout = collected(agent)
+    trajectory = collected(agent)
     before = state(agent)
     for module in (agent.value, agent.mdp.kernel):
         module.zero_grad(set_to_none=True)
-    agent.update_policy(rollout)
+    agent.update_policy(trajectory, agent.value_targets(trajectory))
     changed = {key.split(".")[0] for key, value in state(agent).items() if not torch.equal(value, before[key])}
     assert changed == {"policy"}
     assert all(p.grad is None for module in (agent.value, agent.mdp.kernel) for p in module.parameters())
@@ -143,6 +132,3 @@ def test_dxdps_warm_up_trains_only_the_value() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
     agent.learn(agent.timesteps_per_iteration, reset_num_timesteps=False)
     assert not all(torch.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
-
-
-# End to end -----------------------------------------------------------------------------------------------------------

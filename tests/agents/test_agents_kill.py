@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-from agent_cases import same, skip_without_extra, small, state
+from agent_cases import same, skip_without_extra, small, state, train
 
 from dxmi_rl import list_agents
-from dxmi_rl.agents import Agent
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.utils.storage import LOCKING_SECONDS, load_tensors
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills forked processes")
@@ -51,7 +50,7 @@ def serve(folder: str, seed: int) -> None:
         except pytest.skip.Exception:
             continue
         agent, path, count = small(name), Path(folder, name, "agent.safetensors"), mmap.mmap(-1, 8)
-        wanted, _ = load_tensors(agent.learn(agent.timesteps_per_iteration).save(path))  # optimizers have states now
+        wanted, _ = load_tensors(train(agent, 1).save(path))  # optimizers have states now
         found = {"agent": name, "saves": 0, "left": 0, "damaged": 0, "lost": 0}
         for _ in range(KILLS):
             before = count[:8]
@@ -86,7 +85,8 @@ def age(path: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
     folder = tmp_path_factory.mktemp("kills")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join(map(str, (ROOT, Path(__file__).parent, ROOT / "tests" / "cases")))
+    environment = os.environ | {"PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     code = f"import test_agents_kill; test_agents_kill.serve({str(folder)!r}, 0)"
     lines = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=300

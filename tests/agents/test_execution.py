@@ -24,8 +24,11 @@ SCRIPT = Path(__file__).parents[1] / "cases" / "shared_training.py"
 
 def game(agent: str = "dxdp", **settings: Any) -> DxMI:
     task = make_task("digits", horizon=2, pretraining={"iterations": 20, "width": 16, "depth": 1})
-    own = {"batch_size": 6, "width": 8, "depth": 1}
-    return DxMI(task, agent=agent, agent_settings=own, energy_width=8, energy_depth=1, **settings)
+    own: dict[str, Any] = {"n_trajectories": 6}
+    if agent != "path-wise":
+        own["value"] = {"width": 8, "depth": 1}
+    energy = {"width": 8, "depth": 1} | settings.pop("energy", {})
+    return DxMI(task, agent=agent, agent_settings=own, energy=energy, **settings)
 
 
 def difference(a: Agent, b: Agent) -> float:
@@ -100,7 +103,7 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="rows_at_a_time"):
         set_execution(agent, rows_at_a_time=0)
     with pytest.raises(ValueError, match="spectral norms"):
-        set_execution(game(energy_spectral_norm=True, energy_residual=False), rows_at_a_time=2)
+        set_execution(game(energy={"spectral_norm": True, "residual": False}), rows_at_a_time=2)
     with pytest.raises(ValueError, match="a row for each of the 3 processes, got 2"):
         Execution(processes=3)(lambda x: x, torch.zeros(2, 1, requires_grad=True))
     assert is_main_process()

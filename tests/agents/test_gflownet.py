@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from agent_cases import BATCH, plain_agent, small, state, task_for
-from lqg_cases import SMALL, LinearPolicy, Posterior, Steps, errors, flat_gradient, lqg_agent, lqg_task, solve
+from lqg_cases import (
+    SMALL,
+    SMALL_VALUE,
+    LinearPolicy,
+    Posterior,
+    Steps,
+    errors,
+    flat_gradient,
+    lqg_agent,
+    lqg_task,
+    solve,
+)
 from torch import Tensor
 
 from dxmi_rl.agents import DetailedBalance, PathWise, TrajectoryBalance, VarGrad
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.gflownet import GFlowNet
-from dxmi_rl.agents.policy import WiderPolicy
+from dxmi_rl.agents.gflownet import ExploringPolicy, GFlowNet
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.rollout import Trajectory
 
 NAMES = ["trajectory-balance", "vargrad", "detailed-balance", "path-wise-vargrad"]
-RATES = {"policy_learning_rate": 3e-3, "sigma_learning_rate": 3e-3, "value_learning_rate": 1e-2}
+RATES = {"policy.learning_rate": 3e-3, "policy.sigma_learning_rate": 3e-3, "value.learning_rate": 1e-2}
 
 
 @pytest.fixture(name="name", params=NAMES)
@@ -35,25 +46,27 @@ def agent_of(name: str, task: Any = None, **settings: Any) -> GFlowNet:
     return agent
 
 
-def paths_of(trajectory: Trajectory) -> Rollout:
-    return Rollout(trajectory, *trajectory.transitions(), trajectory.log_prob.flatten(), None)
+def paths_from(agent: GFlowNet) -> Trajectory:
+    """What an iteration rolls out."""
+    config = agent.config
+    return collect(agent, agent.behaviour(), config.n_trajectories, kernel_steps=config.kernel_steps)
 
 
-def batch_of(agent: GFlowNet, seed: int = 0) -> tuple[Rollout, Tensor]:
+def batch_of(agent: GFlowNet, seed: int = 0) -> tuple[Trajectory, Tensor]:
     """Paths of a policy that has moved away from its start, and their targets."""
     torch.manual_seed(seed)
-    moved = [agent.policy.net, agent.value] if agent.uses_value else [agent.policy.net]
+    moved = [agent.policy.net] if agent.value is None else [agent.policy.net, agent.value]
     with torch.no_grad():
         for parameter in (p for module in moved for p in module.parameters()):  # type: ignore[union-attr,operator]
             parameter.add_(0.2 * torch.randn_like(parameter))
-    paths = agent.collect(None, agent.behaviour())
+    paths = paths_from(agent)
     return paths, agent.log_targets(paths)[0]
 
 
 # Closed forms ---------------------------------------------------------------------------------------------------------
 
 
-FLOWS = {"updates": 4, "value_learning_rate": 2e-2, "batch_size": 64}
+FLOWS = {"gradient_steps": 4, "value.learning_rate": 2e-2, "n_trajectories": 64}
 """Detailed balance learns from step to step, so it needs more and smaller batches on the LQG."""
 
 
@@ -61,8 +74,8 @@ FLOWS = {"updates": 4, "value_learning_rate": 2e-2, "batch_size": 64}
     "source",
     [
         {"exploration": 0.0},
-        {"exploration": 1.0, "exploration_part": 1.0},
-        {"replay": 5000, "replay_fraction": 0.25, "local_search_steps": 10},
+        {"exploration": 1.0, "exploration_fraction": 1.0},
+        {"buffer_size": 5000, "replay_fraction": 0.25, "local_search_steps": 10},
     ],
     ids=["on-policy", "off-policy", "replay"],
 )
@@ -70,7 +83,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: Any) -> None
     """On-policy, off-policy to the last batch, and with replayed paths: the optimum is one and the same."""
     balanced = name == "detailed-balance"
     own = {**FLOWS, "detach_next": False} if balanced else {}
-    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **own, **source})
+    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **SMALL_VALUE, **RATES, **own, **source})
     error = errors(agent.learn(200_000 if balanced else 500_000), value_sign=-1.0 if balanced else None)
     assert error["mean"] < (0.03 if balanced else 0.02), error
     assert error["sigma"] < (0.02 if balanced else 0.01), error
@@ -79,7 +92,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: Any) -> None
 
 def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
     """One-step targets are slower where exact balance can be had."""
-    settings = {**SMALL, **RATES, **FLOWS, "exploration": 0.0}
+    settings = {**SMALL, **SMALL_VALUE, **RATES, **FLOWS, "exploration": 0.0}
     agent = plain_agent("detailed-balance", lqg_task(), seed=0, **settings).learn(250_000)
     error = errors(agent, value_sign=-1.0)
     assert error["mean"] < 0.05 and error["sigma"] < 0.03 and error["value"] < 0.12, error
@@ -87,14 +100,17 @@ def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
 
 def test_one_number_for_log_z_is_wrong_off_policy() -> None:
     """What ``conditional`` is for: in the LQG log w depends on x_0 at the optimum."""
-    off = {"exploration": 1.0, "exploration_part": 1.0}
-    settings = {**SMALL, **RATES, **off}
+    off = {"exploration": 1.0, "exploration_fraction": 1.0}
+    settings = {**SMALL, **SMALL_VALUE, **RATES, **off}
     plain = plain_agent("trajectory-balance", lqg_task(), seed=0, conditional=False, **settings).learn(300_000)
     assert errors(plain)["sigma"] > 0.1
 
 
-def constant_flows(agent: GFlowNet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "values", lambda x, t: torch.zeros(len(x)))
+def set_flows(
+    agent: GFlowNet, monkeypatch: pytest.MonkeyPatch, flows: Callable[[Tensor, Tensor | int], Tensor]
+) -> None:
+    """tau log F_t, or tau f for an agent with a loss on whole paths."""
+    monkeypatch.setattr(agent, "values" if isinstance(agent, DetailedBalance) else "value", flows)
 
 
 @pytest.mark.usefixtures("float64")
@@ -113,19 +129,18 @@ def test_the_losses_vanish_where_the_kernel_is_the_policys_posterior(
     for agent in (balance, vargrad):
         assert isinstance(agent, GFlowNet)
         agent.policy = policy  # type: ignore[assignment]
-        policy.reference = lambda x, t: None  # type: ignore[attr-defined]
-        monkeypatch.setattr(policy, "moments", with_reference(policy.moments))
-        constant_flows(agent, monkeypatch)
+        monkeypatch.setattr(policy, "moments", with_base_mean(policy.moments))
+        if conditional:
+            set_flows(agent, monkeypatch, lambda x, t: torch.zeros(len(x)))
         if isinstance(agent, TrajectoryBalance):
             agent.log_z.value.data.fill_(task.target.log_z)
-        for trajectory in (forwards, backwards):
-            paths = paths_of(trajectory)
+        for paths in (forwards, backwards):
             assert float(agent.loss(paths, agent.log_targets(paths)[0]).detach()) < 1e-10
 
 
-def with_reference(moments: Any) -> Any:
+def with_base_mean(moments: Any) -> Any:
     """A policy's moments with the argument that agents pass."""
-    return lambda x, t, reference=None: moments(x, t)
+    return lambda x, t, base_mean=None: moments(x, t)
 
 
 @pytest.mark.usefixtures("float64")
@@ -134,10 +149,10 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
     agent, solution = plain_agent(name, lqg_task()), solve()
     assert isinstance(agent, GFlowNet)
     optimal = Steps(solution)
-    monkeypatch.setattr(optimal, "moments", with_reference(optimal.moments))
+    monkeypatch.setattr(optimal, "moments", with_base_mean(optimal.moments))
     agent.policy = optimal  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(0)
-    forwards = agent.mdp.rollout(WiderPolicy(optimal, agent.mdp.base.sigma), 500, generator)  # type: ignore[arg-type]
+    forwards = agent.mdp.rollout(ExploringPolicy(optimal, agent.mdp.base.sigma), 500, generator)  # type: ignore[arg-type]
     backwards = agent.mdp.backward_rollout(optimal, 2 * torch.randn(500, 2), generator)
 
     def exact(x: Tensor, t: Tensor | int) -> Tensor:
@@ -147,9 +162,8 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
         # For the losses on whole paths f is what is left of -V_0 beside log Z + log p_0, here with log Z = 0.
         return value if name == "detailed-balance" else value - agent.mdp.start_log_prob(x)
 
-    monkeypatch.setattr(agent, "values", exact)
-    for trajectory in (forwards, backwards):
-        paths = paths_of(trajectory)
+    set_flows(agent, monkeypatch, exact)
+    for paths in (forwards, backwards):
         log_targets = agent.log_targets(paths)[0]
         assert float(agent.loss(paths, log_targets).detach()) < 1e-10
         assert float(agent.loss(paths, log_targets + 0.1 * torch.randn(log_targets.shape)).detach()) > 1e-3
@@ -159,14 +173,14 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
 @pytest.mark.parametrize("name", ["trajectory-balance", "vargrad", "path-wise-vargrad"])
 def test_on_policy_the_gradient_is_twice_the_reverse_kls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the path-wise gradient of the mean of log pi - log qb + E, with 1.2e5 paths each."""
-    agent, policy, _ = lqg_agent(monkeypatch, name, batch_size=2000, exploration=0.0)
+    agent, policy, _ = lqg_agent(monkeypatch, name, n_trajectories=2000, exploration=0.0)
     assert isinstance(agent, GFlowNet)
-    monkeypatch.setattr(agent, "values", lambda x, t: 0.3 * x[:, 0])  # any baseline will do
+    set_flows(agent, monkeypatch, lambda x, t: 0.3 * x[:, 0])  # any baseline will do
     if isinstance(agent, TrajectoryBalance):
         agent.log_z.value.data.fill_(3.0)
     balance, path_wise = [], []
     for _ in range(60):
-        paths = agent.collect(None, agent.behaviour())
+        paths = paths_from(agent)
         balance.append(flat_gradient(agent.loss(paths, agent.log_targets(paths)[0]), policy))
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         path_wise.append(flat_gradient(-2 * agent.mdp.soft_return(trajectory).mean(), policy))
@@ -190,7 +204,7 @@ def test_the_losses_on_paths_by_hand(conditional: bool) -> None:
     for name in ("trajectory-balance", "vargrad"):
         agent = agent_of(name, task, conditional=conditional)
         paths, log_targets = batch_of(agent)
-        x, rows = paths.trajectory.x, []
+        x, rows = paths.x, []
         start = torch.distributions.Normal(0.0, agent.mdp.start_std)
         for i in range(BATCH):
             states = x[:, i : i + 1]
@@ -200,7 +214,7 @@ def test_the_losses_on_paths_by_hand(conditional: bool) -> None:
                 total += float(torch.distributions.Normal(mean, log_std.exp()).log_prob(states[t + 1]).sum())
                 total -= float(agent.mdp.kernel.log_prob(states[t], states[t + 1], t).detach())
             if conditional:
-                total += 2 * float(agent.value(states[0], 0).detach())  # in units of tau d
+                total += float(agent.value(states[0], 0).detach()) / 0.6
             rows.append(total)
         loss = float(agent.loss(paths, log_targets).detach())
         if isinstance(agent, TrajectoryBalance):
@@ -220,13 +234,13 @@ def test_detailed_balance_by_hand(detach_next: bool) -> None:
     assert isinstance(agent, DetailedBalance)
     paths, log_targets = batch_of(agent)
     agent.log_z.value.data.fill_(0.4)
-    x, residuals = paths.trajectory.x, torch.zeros(5, BATCH)
+    x, residuals = paths.x, torch.zeros(5, BATCH)
     for i in range(BATCH):
         states = x[:, i : i + 1]
         flows = [
             0.4
             + float(torch.distributions.Normal(0.0, agent.mdp.state_scale[t]).log_prob(states[t]).sum())
-            + 2 * float(agent.value(states[t], t).detach())
+            + float(agent.value(states[t], t).detach()) / 0.6
             for t in range(5)
         ]
         flows.append(-float(agent.mdp.energy(states[5])) / 0.6)
@@ -251,9 +265,9 @@ def test_updates_touch_the_policy_and_its_flows_only(name: str) -> None:
     paths, log_targets = batch_of(agent)
     agent.mdp.kernel.zero_grad(set_to_none=True)
     before = state(agent)
-    agent.descend(agent.loss(paths, log_targets), len(paths.x))
+    agent.descend(agent.loss(paths, log_targets))
     changed = {key.split(".")[0] for key, value in state(agent).items() if not torch.equal(value, before[key])}
-    assert changed == {"policy", "value"} | ({"log_z"} if agent.learns_log_z else set())
+    assert changed == {"policy", "value"} | ({"log_z"} if agent.log_z is not None else set())
     assert all(parameter.grad is None for parameter in agent.mdp.kernel.parameters())
 
 
@@ -270,9 +284,9 @@ def test_log_z_starts_at_the_first_batchs_estimate(tmp_path: Path) -> None:
     assert isinstance(agent, TrajectoryBalance)
     again = agent_of("trajectory-balance", log_z_learning_rate=0.0)
     agent.iterate()
-    paths = again.collect(None, again.behaviour())
-    steps = again.log_targets(paths)[0] - paths.trajectory.log_prob
-    wanted = (steps.sum(0) - again.mdp.start_log_prob(paths.trajectory.x[0])).mean()
+    paths = paths_from(again)
+    steps = again.log_targets(paths)[0] - paths.log_prob
+    wanted = (steps.sum(0) - again.mdp.start_log_prob(paths.x[0])).mean()
     assert float(agent.log_z.value.detach()) == pytest.approx(float(wanted), rel=1e-5)
     before = float(agent.log_z.value.detach())
     agent.iterate()
@@ -283,7 +297,7 @@ def test_log_z_starts_at_the_first_batchs_estimate(tmp_path: Path) -> None:
 
 def test_path_wise_vargrad_is_each_of_them_in_its_part_of_the_budget() -> None:
     """The same numbers as the two agents: path-wise alone, then the log-variance loss on the policy it left."""
-    agent = agent_of("path-wise-vargrad", lqg_task(), path_wise_part=0.25)
+    agent = agent_of("path-wise-vargrad", lqg_task(), path_wise_fraction=0.25)
     alone = small("path-wise", lqg_task())
     assert isinstance(alone, PathWise)
     alone.policy.load_state_dict(agent.policy.state_dict())  # drawn after a value network
@@ -299,12 +313,12 @@ def test_path_wise_vargrad_is_each_of_them_in_its_part_of_the_budget() -> None:
     after.value.load_state_dict(agent.value.state_dict())
     losses = []
     for part in (agent, after):
-        part._set_progress(0.25)
+        part.set_progress(0.25)
         losses.append(float(part.iterate()["policy_loss"]))
     assert losses[0] == losses[1] > 0
     for part in (0.0, 1.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="path_wise_part must lie strictly between 0 and 1"):
-            agent_of("path-wise-vargrad", path_wise_part=part)
+        with pytest.raises(ValueError, match="path_wise_fraction must lie strictly between 0 and 1"):
+            agent_of("path-wise-vargrad", path_wise_fraction=part)
 
 
 def test_detailed_balance_warms_its_flows_up_first() -> None:
@@ -324,7 +338,7 @@ def test_detailed_balance_warms_its_flows_up_first() -> None:
 
 
 def test_exploration_falls_linearly_to_nothing(name: str) -> None:
-    agent = agent_of(name, exploration=0.5, exploration_part=0.4)
+    agent = agent_of(name, exploration=0.5, exploration_fraction=0.4)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
     for progress, part in ((0.0, 1.0), (0.1, 0.75), (0.3, 0.25)):
         agent.progress = progress
@@ -345,10 +359,11 @@ def test_the_loss_is_of_the_policy_and_not_of_the_explorer(name: str) -> None:
     agent = agent_of(name, exploration=2.0)
     paths, _ = batch_of(agent)
     plain = agent.log_forward(paths).detach()
-    mean, log_std = agent.policy.moments(paths.x, paths.t)
-    wanted = torch.distributions.Normal(mean, log_std.exp()).log_prob(paths.x_next).sum(1).detach()
+    x, x_next, t = paths.transitions()
+    mean, log_std = agent.policy.moments(x, t)
+    wanted = torch.distributions.Normal(mean, log_std.exp()).log_prob(x_next).sum(1).detach()
     assert torch.allclose(plain.flatten(), wanted, rtol=1e-4, atol=1e-3)
-    assert float((plain - paths.trajectory.log_prob).abs().mean()) > 0.1
+    assert float((plain - paths.log_prob).abs().mean()) > 0.1
     finals: list[Tensor] = []
     agent.iterate(finals.append)
     assert [len(final) for final in finals] == [BATCH], "the explorer's samples go to DxMI as they are"
@@ -360,10 +375,10 @@ def test_the_loss_is_of_the_policy_and_not_of_the_explorer(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"updates": 0}, "updates must be >= 1"),
+        ({"gradient_steps": 0}, "gradient_steps must be >= 1"),
         ({"exploration": -0.1}, "exploration must be finite"),
-        ({"exploration_part": 0.0}, r"exploration_part must lie in \(0, 1\]"),
-        ({"replay": 10}, "replay must be 0 or >= batch_size = 32, got 10"),
+        ({"exploration_fraction": 0.0}, r"exploration_fraction must lie in \(0, 1\]"),
+        ({"buffer_size": 10}, "buffer_size must be 0 or >= n_trajectories = 32, got 10"),
         ({"replay_fraction": 1.0}, "replay_fraction must lie strictly between 0 and 1"),
         ({"local_search_steps": -1}, "local_search_steps must be >= 0"),
         ({"local_search_every": 0}, "local_search_every must be >= 1"),
@@ -379,8 +394,8 @@ def test_bad_settings_of_one_agent() -> None:
         small("trajectory-balance", log_z_learning_rate=-1.0)
     with pytest.raises(ValueError, match="warmup_iterations must be >= 0"):
         small("detailed-balance", warmup_iterations=-1)
-    with pytest.raises(ValueError, match="batch_size must be >= 2"):
-        small("vargrad", batch_size=1)
+    with pytest.raises(ValueError, match="n_trajectories must be >= 2"):
+        small("vargrad", n_trajectories=1)
     assert VarGrad.Config().conditional
 
 

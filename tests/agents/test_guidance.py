@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from agent_cases import small
@@ -73,15 +75,15 @@ def test_what_is_guided_has_no_density() -> None:
         policy.log_prob(torch.zeros(4, 2), x, 0)
 
 
-def test_dxmi_guides_its_averaged_policy() -> None:
-    task = make_task("8gaussians")
-    model = small("dxmi", task)
-    assert isinstance(model, DxMI) and isinstance(model.agent, DxDP)
+@pytest.mark.parametrize("name", ["dxdp", "dxdp-paper"])
+def test_dxmi_guides_its_averaged_policy(name: str) -> None:
+    model = small("dxmi", make_task("8gaussians"), agent=name)
+    assert isinstance(model, DxMI)
     model.iterate()
-    inner = model.agent
+    inner: Any = model.agent
 
     def value(x: Tensor, t: int) -> Tensor:
-        return model.average_energy(x) if t == 5 else inner.values(x, t)
+        return model.average_energy(x) if t == 5 else inner.value(x, t)
 
     wanted = model.mdp.sample(GuidedPolicy(model.policy, value, 0.5), 8, torch.Generator().manual_seed(1))
     assert torch.equal(model.sample(8, seed=1, guidance=0.5), wanted)
@@ -96,5 +98,5 @@ def test_weights_that_cannot_be(weight: float) -> None:
 def test_an_inner_agent_without_soft_values_cannot_guide() -> None:
     model = small("dxmi", make_task("8gaussians"), agent="ppo")
     assert isinstance(model, DxMI)
-    with pytest.raises(ValueError, match="only 'dxdp' learns soft values"):
+    with pytest.raises(ValueError, match="only 'dxdp' and 'dxdp-paper' learn soft values"):
         model.sample(4, guidance=0.1)

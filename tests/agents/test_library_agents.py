@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.episode_replay import EpisodeReplay
+from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay
+from dxmi_rl.costs import counting
 from dxmi_rl.diffusion import Brownian
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
@@ -103,7 +104,7 @@ def test_the_closed_form_is_the_recursion_of_the_lqg() -> None:
         torch.testing.assert_close(mine, torch.stack(theirs).float())
 
 
-SAC = {"minibatch_size": 256, "gradient_steps": 20, "target_rate": 0.05, "learning_rate": 1e-2}
+SAC = {"batch_size": 256, "gradient_steps": 20, "target_rate": 0.05, "learning_rate": 1e-2}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +182,7 @@ def test_transitions_of_the_replay_are_those_that_came() -> None:
 def test_training_leaves_no_folders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SB3's own logger makes one in the temporary directory at every call of learn."""
     skip_without_extra(name)
+    small(name).learn(160)  # torch's own folder is made once in a process
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     small(name).learn(1000)
     assert list(tmp_path.iterdir()) == []
@@ -232,8 +234,9 @@ def test_energy_evaluations_are_counted(name: str, moves: bool) -> None:
                 energy.scale.mul_(1.1)
 
     energy.rows = 0
-    for _ in range(3):
-        agent.iterate(train)
+    with counting(agent.costs):
+        for _ in range(3):
+            agent.iterate(train)
     # Two gradient steps on 8 last steps each, where older episodes are there.
     assert agent.costs.energy_evals == energy.rows == 3 * 32 + 2 * 2 * 8 * moves
     assert agent.costs.denoiser_calls == agent.costs.timesteps == 3 * 5 * 32, "rollouts call the base sampler only"
@@ -245,8 +248,9 @@ def test_energy_evaluations_are_counted(name: str, moves: bool) -> None:
 @pytest.mark.parametrize("name", [*ON_POLICY, *OFF_POLICY])
 def test_the_energys_step_gets_a_batch(name: str) -> None:
     skip_without_extra(name)
-    agent, seen = small(name), []
-    agent.iterate(seen.append)
+    agent, seen = small(name), list[Tensor]()
+    with counting(agent.costs):
+        agent.iterate(seen.append)
     (final,) = seen
     assert final.shape == (32, 2) and not final.requires_grad
     rollouts = 2 if name in ON_POLICY else 1  # off-policy the episodes are drawn by the agent itself
@@ -265,7 +269,7 @@ def test_other_temperatures_and_bases(name: str, settings: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_a_full_replay_goes_on_where_it_was(name: str, tmp_path: Any) -> None:
     skip_without_extra(name)
-    agent = small(name, replay_size=400)  # two iterations of 160 transitions
+    agent = small(name, buffer_size=400)  # two iterations of 160 transitions
     step = agent.timesteps_per_iteration
 
     def save(trained: Agent) -> None:
@@ -283,8 +287,8 @@ def test_it_goes_on_inside_dxmi(name: str, tmp_path: Any) -> None:
     """Checkpoints of the loop hold the inner agent's replay and generators."""
     skip_without_extra(name)
     task = make_task("8gaussians-data", pretraining={"iterations": 50, "batch_size": 64, "width": 16})
-    inner = {"batch_size": 32, "width": 16, "gradient_steps": 2, "minibatch_size": 40}
-    dxmi = make_agent("dxmi", task, agent=name, agent_settings=inner, energy_width=16)
+    inner = {"n_trajectories": 32, "width": 16, "gradient_steps": 2, "batch_size": 40}
+    dxmi = make_agent("dxmi", task, agent=name, agent_settings=inner, energy={"width": 16})
     step = dxmi.timesteps_per_iteration
 
     def save(trained: Agent) -> None:
@@ -304,13 +308,14 @@ def test_it_goes_on_inside_dxmi(name: str, tmp_path: Any) -> None:
         ("sb3-a2c", {"learning_rate": -1.0}, "learning_rate must be finite"),
         ("sb3-a2c", {"gae_lambda": 1.5}, "gae_lambda must lie in"),
         ("sb3-sac", {"action_bound": 1.0}, "action_bound must be finite and >= 2"),
-        ("sb3-sac", {"target_rate": 1.5}, r"target_rate must lie in \(0, 1\]"),
+        ("sb3-sac", {"target_rate": 1.5}, r"target_rate must lie in \(0, 1\], got 1.5"),
+        ("torchrl-sac", {"target_rate": 0}, r"target_rate must lie in \(0, 1\], got 0"),
         ("sb3-td3", {"policy_delay": 0}, "policy_delay must be >= 1"),
         ("sb3-td3", {"exploration_noise": -1.0}, "exploration_noise must be finite"),
-        ("torchrl-ppo", {"epochs": 0}, "epochs must be >= 1"),
-        ("torchrl-ppo", {"clip_ratio": 0.0}, "clip_ratio must be finite and > 0"),
+        ("torchrl-ppo", {"n_epochs": 0}, "n_epochs must be >= 1"),
+        ("torchrl-ppo", {"clip_range": 0.0}, "clip_range must be finite and > 0"),
         ("torchrl-sac", {"gradient_steps": 0}, "gradient_steps must be >= 1"),
-        ("torchrl-sac", {"replay_size": 0}, "replay_size must be >= 1"),
+        ("torchrl-sac", {"buffer_size": 0}, "buffer_size must be >= 1"),
     ],
 )
 def test_bad_settings(name: str, settings: dict[str, Any], text: str) -> None:
@@ -350,7 +355,7 @@ def test_td3_samples_its_deterministic_policy_and_explores_with_the_base_sampler
     flat[:, 2] = 1.0
     assert np.array_equal(agent.predict(flat)[0], np.zeros((300, 2))), "the base sampler's mean at first"
     agent.iterate()
-    actions = agent.replay.action[:, :32]  # type: ignore[attr-defined]
+    actions = agent.data.replay.action[:, :32]  # type: ignore[attr-defined]
     assert float(actions.std()) == pytest.approx(1.0, abs=0.15) and float(actions.abs().max()) <= 5.0
 
 

@@ -13,7 +13,7 @@ from dxdp_cases import T, dxdp
 
 from dxmi_rl import make_task
 from dxmi_rl.agents.execution import set_execution
-from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import ReverseSampler
 
 
@@ -23,10 +23,9 @@ def states(task: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return task.mdp.state_scale[t, None] * torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), t
 
 
-@pytest.mark.parametrize("ensemble", [1, 2])
-def test_it_starts_as_the_energy_of_the_denoised_state(ensemble: int) -> None:
+def test_it_starts_as_the_energy_of_the_denoised_state() -> None:
     task = task_for("dxdp")
-    agent = dxdp(task, lookahead_value=True, ensemble=ensemble)
+    agent = dxdp(task, lookahead_value=True)
     x, t = states(task)
     base = task.mdp.base
     wanted = torch.stack([
@@ -47,7 +46,7 @@ def test_before_the_last_step_it_is_the_energy_of_where_that_step_leads() -> Non
 
 def test_its_gradient_goes_through_the_denoiser_and_leaves_the_weights_alone() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    agent = dxdp(task, policy={"kind": "fine-tuned"}, lookahead_value=True)
     assert isinstance(agent.policy, FineTunedPolicy)
     x, t = states(task)
     x.requires_grad_(True)
@@ -63,7 +62,7 @@ def test_its_gradient_goes_through_the_denoiser_and_leaves_the_weights_alone() -
 
 def test_it_looks_through_the_policys_own_denoiser() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    agent = dxdp(task, policy={"kind": "fine-tuned"}, lookahead_value=True)
     x, t = states(task)
     before = agent.values(x, t)
     with torch.no_grad():
@@ -76,10 +75,10 @@ def test_it_looks_through_the_policys_own_denoiser() -> None:
 def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = dxdp(lookahead_value=True, value_resampling=resampling, value_steps=1, policy_steps=1, replay=1)
     seen: list[tuple[torch.Tensor, ...]] = []
-    monkeypatch.setattr(agent, "update_value", lambda *row: seen.append(row) or torch.zeros(()))
+    monkeypatch.setattr(agent.value, "fit", lambda *row: seen.append(row) or torch.zeros(()))
     source = "resampled_targets" if resampling else "value_targets"
     made = getattr(agent, source)
-    monkeypatch.setattr(agent, source, lambda rollout: noted(made(rollout)))
+    monkeypatch.setattr(agent, source, lambda trajectory: noted(made(trajectory)))
     targets: list[torch.Tensor] = []
 
     def noted(found: torch.Tensor) -> torch.Tensor:
@@ -89,17 +88,17 @@ def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.M
     agent.iterate()
     ((x, t, wanted),) = seen
     assert x.shape == (T * BATCH, 2)
-    assert torch.allclose(wanted, targets[-1] - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
+    assert torch.allclose(wanted, targets[-1].flatten() - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
 
 
 def test_it_can_be_all_there_is() -> None:
     agents = [
         dxdp(lookahead_value=True, correction=False, replay=1, **settings)
-        for settings in ({"value_steps": 0}, {"value_steps": 1, "value_learning_rate": 0.0})
+        for settings in ({"value_steps": 0}, {"value_steps": 1, "value.learning_rate": 0.0})
     ]
     for agent in agents:
         agent.learn(4 * agent.timesteps_per_iteration)
-        assert bool((agent.value.last.weight == 0).all())
+        assert bool((agent.value.network.last.weight == 0).all())
     cheap, dear = agents
     assert all(torch.equal(*pair) for pair in zip(cheap.policy.parameters(), dear.policy.parameters(), strict=True))
     assert cheap.costs.energy_evals < dear.costs.energy_evals
@@ -110,12 +109,12 @@ def test_it_can_be_all_there_is() -> None:
 def test_without_regressions_there_is_no_warm_up() -> None:
     agent = dxdp(lookahead_value=True, value_steps=0, warmup_iterations=5, correction=False)
     agent.learn(60 * agent.timesteps_per_iteration)
-    assert bool((agent.value.last.weight == 0).all())
+    assert bool((agent.value.network.last.weight == 0).all())
 
 
 def test_it_runs_in_parts() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agents = [dxdp(task, policy="fine-tuned", lookahead_value=True) for _ in range(2)]
+    agents = [dxdp(task, policy={"kind": "fine-tuned"}, lookahead_value=True) for _ in range(2)]
     set_execution(agents[1], rows_at_a_time=7)
     for agent in agents:
         agent.learn(2 * agent.timesteps_per_iteration)
@@ -126,7 +125,7 @@ def test_it_runs_in_parts() -> None:
 
 def test_guidance_looks_ahead_with_what_it_is_given() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = dxdp(task, policy="fine-tuned", lookahead_value=True)
+    agent = dxdp(task, policy={"kind": "fine-tuned"}, lookahead_value=True)
     x, _ = states(task)
     other = copy.deepcopy(agent.policy)
     with torch.no_grad():

@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 from agent_cases import plain_agent
+from dxdp_cases import play
 from lqg_cases import (
+    RATES,
     SMALL,
+    SMALL_VALUE,
     VARIANCE,
     B,
     LinearPolicy,
@@ -24,8 +27,8 @@ from lqg_cases import (
 )
 from torch import Tensor
 
-from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.gaussian import GaussianAgent
+from dxmi_rl.agents import PPO, DxDP
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.diffusion import Brownian
 
 # (b) the closed form itself -------------------------------------------------------------------------------------------
@@ -104,8 +107,7 @@ def test_the_optimal_soft_return_is_minus_the_first_value_on_every_path() -> Non
 
 def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
     agent = plain_agent(
-        "dxdp", lqg_task(), seed=0, **SMALL, td_lambda=0.95, value_steps=8, policy_steps=2,
-        policy_learning_rate=3e-3, sigma_learning_rate=3e-3, value_learning_rate=1e-2,
+        "dxdp", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, td_lambda=0.95, value_steps=8, policy_steps=2
     )  # fmt: skip
     assert isinstance(agent, DxDP)
     agent.learn(1_200_000)
@@ -118,10 +120,9 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
 
 def test_ppo_finds_them_too() -> None:
     agent = plain_agent(
-        "ppo", lqg_task(), seed=0, **SMALL, epochs=4, minibatches=1, gae_lambda=0.95,
-        policy_learning_rate=3e-3, sigma_learning_rate=3e-3, value_learning_rate=1e-2,
+        "ppo", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, n_epochs=4, n_minibatches=1, gae_lambda=0.95
     )  # fmt: skip
-    assert isinstance(agent, GaussianAgent)
+    assert isinstance(agent, PPO)
     agent.learn(600_000)
     error = errors(agent, value_sign=-1.0)
     assert error["value"] < 0.06, error
@@ -143,12 +144,13 @@ def test_the_value_of_a_policy_is_its_mean_soft_cost(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("float64")
 def test_dxdps_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both estimate d/d theta of the mean soft cost: nothing is lost by not differentiating through time."""
-    agent, policy, _ = lqg_agent(monkeypatch, "dxdp", batch_size=2000)
+    agent, policy, _ = lqg_agent(monkeypatch, "dxdp", n_trajectories=2000, correction=False)
     assert isinstance(agent, DxDP)
     one_step, path_wise = [], []
     for _ in range(60):
-        loss = agent.policy_loss(agent.collect(None)) * agent.mdp.horizon  # a mean over T n transitions
-        one_step.append(flat_gradient(loss, policy))
+        played = play(agent)
+        loss = agent.policy_loss(played, torch.zeros_like(played.log_prob))
+        one_step.append(flat_gradient(loss * agent.mdp.horizon, policy))  # a mean over T n transitions
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         path_wise.append(flat_gradient(-agent.mdp.soft_return(trajectory).mean(), policy))
     a, b = torch.stack(one_step), torch.stack(path_wise)
@@ -163,15 +165,15 @@ def test_dxdps_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: p
 @pytest.mark.usefixtures("float64")
 def test_ppos_first_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The likelihood-ratio gradient of the surrogate at ratio 1, with V^pi as the baseline and any lambda."""
-    agent, policy, value = lqg_agent(monkeypatch, "ppo", batch_size=4000, gae_lambda=0.9)
-    monkeypatch.setattr(agent, "values", lambda x, t: -value(x, t))
+    agent, policy, value = lqg_agent(monkeypatch, "ppo", n_trajectories=4000, gae_lambda=0.9)
+    assert isinstance(agent, PPO)
+    monkeypatch.setattr(agent, "value", lambda x, t: -value(x, t))
     surrogate, path_wise = [], []
     for _ in range(60):
-        rollout = agent.collect(None)
-        advantages, _ = agent.advantages(rollout)  # type: ignore[attr-defined]
-        mean, log_std = (part.detach() for part in policy.moments(rollout.x, rollout.t))
-        rows = torch.arange(len(rollout.x))
-        loss = agent.policy_loss(rollout, advantages, mean, log_std, rows)  # type: ignore[attr-defined]
+        played = collect(agent, policy, agent.config.n_trajectories)
+        advantages = agent.advantages(played)[0].flatten()
+        mean, log_std = (part.detach() for part in policy.moments_along(played))
+        loss = agent.policy_loss(played, advantages, (mean, log_std), torch.arange(len(advantages)))
         surrogate.append(flat_gradient(loss * agent.mdp.horizon, policy))
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         path_wise.append(flat_gradient(-agent.mdp.soft_return(trajectory).mean(), policy))

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import PRETRAINING, plain_agent, small, state
+from agent_cases import PRETRAINING, plain_agent, plain_config, small, state
 from lqg_cases import VARIANCE, B, P, lqg_task
 from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.agents import GRPO, SFTPG, policy_gradient
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.policy_gradient import ClippedAgent, PolicyGradientAgent
+from dxmi_rl.agents import A2C, DPOK, GRPO, PPO, REINFORCE, SFTPG, ops
+from dxmi_rl.agents.policies import base_moments, collect
+from dxmi_rl.costs import counting
 from dxmi_rl.evaluation.metrics import sliced_w2
-from dxmi_rl.mdp import EnergyError
+from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.torch_tools import seeded
@@ -26,22 +26,30 @@ N, T, TAU = 8, 5, 0.6
 # Reference algebra on fixed tensors -----------------------------------------------------------------------------------
 
 
-def agent_and_rollout(name: str, tau: float = TAU, **settings: Any) -> tuple[Any, Rollout]:
-    """An agent on the LQG whose policy has left its start, and fixed transitions that it did not draw."""
+def agent_and_episodes(name: str, tau: float = TAU, **settings: Any) -> tuple[Any, Trajectory]:
+    """An agent on the LQG whose policy has left its start, and fixed episodes that it did not draw."""
     task = lqg_task()
     task.mdp.tau = tau
-    agent = plain_agent(name, task, seed=0, width=8, depth=2, batch_size=N, **settings)
-    assert isinstance(agent, PolicyGradientAgent)
+    agent: Any = plain_agent(name, task, seed=0, policy={"width": 8, "depth": 2}, n_trajectories=N, **settings)
+    assert isinstance(agent, (PPO, A2C, REINFORCE, GRPO, DPOK, SFTPG))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in agent.policy.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         states = torch.randn(T + 1, N, 2, generator=generator)
         x, x_next, t = Trajectory(states, torch.zeros(T, N)).transitions()
-        reference = agent.policy.reference(x, t)
-        mean, log_std = agent.policy.moments(x, t, reference)
+        base_mean = agent.policy.base_mean(x, t)
+        mean, log_std = agent.policy.moments(x, t, base_mean)
         log_prob = torch.distributions.Normal(mean, log_std.exp()).log_prob(x_next).sum(1)
-    return agent, Rollout(Trajectory(states, log_prob.view(T, N)), x, x_next, t, log_prob, reference)
+    return agent, Trajectory(states, log_prob.view(T, N), base_mean.unflatten(0, (T, N)))
+
+
+def advantages_of(agent: Any, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
+    """Advantages and returns of an agent with a critic: ``[T, n]``."""
+    if isinstance(agent, DPOK):
+        return agent.advantages(trajectory, base_moments(agent.mdp, agent.policy, trajectory))
+    found: tuple[Tensor, Tensor] = agent.advantages(trajectory)
+    return found
 
 
 def normal(x: list[float], mean: list[float], variance: list[float]) -> float:
@@ -54,9 +62,9 @@ def energy(x: list[float]) -> float:
     return sum(0.5 * p * a * a + b * a for p, b, a in zip(P, B, x, strict=True))
 
 
-def soft_rewards(rollout: Rollout, tau: float = TAU) -> list[list[float]]:
+def soft_rewards(trajectory: Trajectory, tau: float = TAU) -> list[list[float]]:
     """tau log qb - tau log pi_old, the last minus E: ``[T][N]``."""
-    x, log_prob = rollout.trajectory.x.tolist(), rollout.trajectory.log_prob.tolist()
+    x, log_prob = trajectory.x.tolist(), trajectory.log_prob.tolist()
     return [
         [
             tau * normal(x[t][i], x[t + 1][i], [VARIANCE[t]] * 2) - tau * log_prob[t][i]
@@ -74,40 +82,40 @@ def flat(rows: list[list[float]]) -> list[float]:
 @pytest.mark.usefixtures("float64")
 def test_log_probs_by_hand() -> None:
     """DDPO's log p(x_{t-1} | x_t): those of the rollout, and those that the losses differentiate."""
-    agent, _ = agent_and_rollout("reinforce")
-    rollout = agent.collect(None)
-    mean, log_std = agent.new_moments(rollout, torch.arange(T * N))
+    agent, _ = agent_and_episodes("reinforce")
+    trajectory = collect(agent, agent.policy, N)
+    mean, log_std = agent.policy.moments_along(trajectory)
     wanted = [
         normal(x, m, [math.exp(2 * s) for s in stds])
-        for x, m, stds in zip(rollout.x_next.tolist(), mean.tolist(), log_std.tolist(), strict=True)
+        for x, m, stds in zip(trajectory.transitions()[1].tolist(), mean.tolist(), log_std.tolist(), strict=True)
     ]
-    assert rollout.log_prob.tolist() == pytest.approx(wanted, abs=1e-6)
+    assert trajectory.log_prob.flatten().tolist() == pytest.approx(wanted, abs=1e-6)
     ones = torch.ones(T * N)
-    assert float(agent.policy_loss(rollout, ones).detach()) == pytest.approx(-sum(wanted) / len(wanted), abs=1e-6)
+    assert float(agent.policy_loss(trajectory, ones).detach()) == pytest.approx(-sum(wanted) / len(wanted), abs=1e-6)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("baseline", [True, False])
 def test_reinforces_advantages_and_loss_by_hand(baseline: bool) -> None:
-    agent, rollout = agent_and_rollout("reinforce", baseline=baseline)
-    rewards = soft_rewards(rollout)
+    agent, trajectory = agent_and_episodes("reinforce", baseline=baseline)
+    rewards = soft_rewards(trajectory)
     returns = [[sum(rewards[k][i] for k in range(t, T)) for i in range(N)] for t in range(T)]
     wanted = [
         [row[i] - baseline * sum(row[j] for j in range(N) if j != i) / (N - 1) for i in range(N)] for row in returns
     ]
-    advantages = agent.advantages(rollout)
-    assert advantages.tolist() == pytest.approx(flat(wanted), abs=1e-6)
-    loss = -sum(a * b for a, b in zip(flat(wanted), rollout.log_prob.tolist(), strict=True)) / (T * N)
-    assert float(agent.policy_loss(rollout, advantages).detach()) == pytest.approx(loss, abs=1e-6)
+    advantages = agent.advantages(trajectory)
+    assert flat(advantages.tolist()) == pytest.approx(flat(wanted), abs=1e-6)
+    loss = -sum(a * b for a, b in zip(flat(wanted), trajectory.log_prob.flatten().tolist(), strict=True)) / (T * N)
+    assert float(agent.policy_loss(trajectory, advantages.flatten()).detach()) == pytest.approx(loss, abs=1e-6)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("normalise", [None, True])
 def test_grpos_advantages_by_hand(normalise: bool | None) -> None:
     """Return-to-go minus the group's mean at the same step; the papers divide by the deviation of whole returns."""
-    agent, rollout = agent_and_rollout("grpo", group_size=4, normalise=normalise)
-    rewards = soft_rewards(rollout)
-    advantages = agent.advantages(rollout).view(T, N).tolist()
+    agent, trajectory = agent_and_episodes("grpo", group_size=4, normalise=normalise)
+    rewards = soft_rewards(trajectory)
+    advantages = agent.advantages(trajectory).tolist()
     for group in (range(4), range(4, 8)):
         whole = [sum(rewards[k][i] for k in range(T)) for i in group]
         centre = sum(whole) / 4
@@ -122,10 +130,10 @@ def test_grpos_advantages_by_hand(normalise: bool | None) -> None:
 @pytest.mark.parametrize("name", ["ppo", "a2c", "dpok", "sft-pg"])
 def test_generalised_advantages_by_hand(name: str) -> None:
     mix = 1.0 if name == "sft-pg" else 0.8
-    agent, rollout = agent_and_rollout(name, **({} if name == "sft-pg" else {"gae_lambda": mix}))
-    x, log_prob = rollout.trajectory.x.tolist(), rollout.trajectory.log_prob.tolist()
+    agent, trajectory = agent_and_episodes(name, **({} if name == "sft-pg" else {"gae_lambda": mix}))
+    x, log_prob = trajectory.x.tolist(), trajectory.log_prob.tolist()
     if name in ("ppo", "a2c"):
-        rewards = soft_rewards(rollout)
+        rewards = soft_rewards(trajectory)
     else:  # DPOK: beta log(p_base / pi_old), beta = tau, the base being N(x, sigma_t^2); both end in -E
         variance = agent.mdp.base.sigma.square().tolist()
         beta = TAU if name == "dpok" else 0.0
@@ -135,12 +143,12 @@ def test_generalised_advantages_by_hand(name: str) -> None:
         ]
         for i in range(N):
             rewards[T - 1][i] -= energy(x[T][i])
-    values = [agent.values(rollout.trajectory.x[t], t).tolist() for t in range(T)] + [[0.0] * N]
+    values = [agent.value(trajectory.x[t], t).tolist() for t in range(T)] + [[0.0] * N]
     errors = [[rewards[t][i] + values[t + 1][i] - values[t][i] for i in range(N)] for t in range(T)]
     wanted = [[sum(mix ** (k - t) * errors[k][i] for k in range(t, T)) for i in range(N)] for t in range(T)]
-    advantages, returns = agent.advantages(rollout)
-    assert advantages.tolist() == pytest.approx(flat(wanted), abs=1e-6)
-    assert (returns - advantages).tolist() == pytest.approx(flat(values[:T]), abs=1e-6)
+    advantages, returns = advantages_of(agent, trajectory)
+    assert flat(advantages.tolist()) == pytest.approx(flat(wanted), abs=1e-6)
+    assert flat((returns - advantages).tolist()) == pytest.approx(flat(values[:T]), abs=1e-6)
 
 
 @pytest.mark.usefixtures("float64")
@@ -157,25 +165,31 @@ def test_generalised_advantages_by_hand(name: str) -> None:
 )
 def test_the_clipped_loss_by_hand(name: str, settings: dict[str, Any], temperature: float, weight: float) -> None:
     """-min(rho A, clip(rho, 1 - e, 1 + e) A) + tau KL(pi || pi_old) + w KL(pi || base), row by row."""
-    agent, rollout = agent_and_rollout(name, clip_ratio=0.1, **settings)
-    assert isinstance(agent, ClippedAgent) and agent.base_weight == weight
+    agent, trajectory = agent_and_episodes(name, clip_range=0.1, **settings)
+    _, x_next, _ = trajectory.transitions()
     generator = torch.Generator().manual_seed(2)
     advantages = torch.randn(T * N, generator=generator)
-    everything, rows = torch.arange(T * N), torch.arange(1, T * N, 2)
+    rows = torch.arange(1, T * N, 2)
     with torch.no_grad():
-        old = agent.new_moments(rollout, everything)
+        old = agent.policy.moments_along(trajectory)
         for parameter in agent.policy.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        new = agent.new_moments(rollout, everything)
-    base = agent.base_moments(rollout)
-    assert torch.equal(base[0], rollout.x) and torch.allclose(base[1][:N].exp(), agent.mdp.base.sigma[0])
-    loss = agent.policy_loss(rollout, advantages, *old, rows, base if weight else None)
+        new = agent.policy.moments_along(trajectory)
+    base = base_moments(agent.mdp, agent.policy, trajectory)
+    assert torch.equal(base[0], trajectory.transitions()[0])
+    assert torch.allclose(base[1][:N].exp(), agent.mdp.base.sigma[0])
+    if name == "ppo":
+        loss = agent.policy_loss(trajectory, advantages, old, rows)
+    elif name == "grpo":
+        loss = agent.policy_loss(trajectory, advantages, old, base if weight else None, rows)
+    else:
+        loss = agent.policy_loss(trajectory, advantages, old, old if agent.config.future_kl else base, rows)
     total, clipped = 0.0, 0
     for i in rows.tolist():
         now, before, start = (
             torch.distributions.Normal(mean[i], log_std[i].exp()) for mean, log_std in (new, old, base)
         )
-        ratio = math.exp(float(now.log_prob(rollout.x_next[i]).sum() - before.log_prob(rollout.x_next[i]).sum()))
+        ratio = math.exp(float(now.log_prob(x_next[i]).sum() - before.log_prob(x_next[i]).sum()))
         bounded = min(max(ratio, 0.9), 1.1)
         clipped += bounded != ratio
         total -= min(ratio * float(advantages[i]), bounded * float(advantages[i]))
@@ -189,12 +203,14 @@ def test_the_clipped_loss_by_hand(name: str, settings: dict[str, Any], temperatu
 @pytest.mark.parametrize("name", ["reinforce", "a2c", "ppo", "grpo"])
 def test_the_terminal_objective_is_the_energy_alone(name: str) -> None:
     settings = {"group_size": 4} if name == "grpo" else {}
-    agent, rollout = agent_and_rollout(name, objective="terminal", **settings)
-    final = [energy(x) for x in rollout.trajectory.final.tolist()]
+    agent, trajectory = agent_and_episodes(name, objective="terminal", **settings)
+    final = [energy(x) for x in trajectory.final.tolist()]
     wanted = [[0.0] * N] * (T - 1) + [[-value for value in final]]
-    assert flat(agent.soft_rewards(rollout).tolist()) == pytest.approx(flat(wanted), abs=1e-12)
-    cold, rollout = agent_and_rollout(name, tau=0.0, **settings)
-    assert flat(cold.soft_rewards(rollout).tolist()) == pytest.approx(flat(wanted), abs=1e-12), "which tau = 0 is, too"
+    found = ops.soft_rewards(agent.mdp, trajectory, agent.temperature)
+    assert flat(found.tolist()) == pytest.approx(flat(wanted), abs=1e-12)
+    cold, trajectory = agent_and_episodes(name, tau=0.0, **settings)
+    found = ops.soft_rewards(cold.mdp, trajectory, cold.temperature)
+    assert flat(found.tolist()) == pytest.approx(flat(wanted), abs=1e-12), "which tau = 0 is, too"
     if name == "grpo":
         assert agent.normalise and not cold.normalise
 
@@ -211,13 +227,13 @@ def test_the_ratio_is_one_before_the_first_update(name: str, task: str, monkeypa
     with torch.no_grad():
         for parameter in agent.policy.net.parameters():  # type: ignore[attr-defined]
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    ratios, inner = [], policy_gradient.importance_ratio
+    ratios, inner = list[Tensor](), ops.importance_ratio
 
     def record(*arguments: Any) -> Tensor:
         ratios.append(inner(*arguments))
         return ratios[-1]
 
-    monkeypatch.setattr(policy_gradient, "importance_ratio", record)
+    monkeypatch.setattr(ops, "importance_ratio", record)
     agent.iterate()
     distances = [float((ratio.detach() - 1).abs().max()) for ratio in ratios]
     assert distances[0] <= 1e-5 < min(distances[1:])
@@ -226,10 +242,14 @@ def test_the_ratio_is_one_before_the_first_update(name: str, task: str, monkeypa
 # Each alone -----------------------------------------------------------------------------------------------------------
 
 
-def test_grpos_groups_share_their_start() -> None:
+def test_grpos_groups_share_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = small("grpo", group_size=8)
     assert isinstance(agent, GRPO)
-    states = agent.collect(None).trajectory.x.unflatten(1, (4, 8))
+    trajectories: list[Trajectory] = []
+    monkeypatch.setattr(agent, "update", lambda trajectory, _: trajectories.append(trajectory) or {})
+    with counting(agent.costs):
+        agent.iterate()
+    states = trajectories[0].x.unflatten(1, (4, 8))
     assert torch.equal(states[0], states[0, :, :1].expand(4, 8, 2))
     assert len(states[0, :, 0].unique(dim=0)) == 4, "groups have starts of their own"
     assert len(states[1].flatten(0, 1).unique(dim=0)) == 32, "and trajectories noise of their own"
@@ -258,16 +278,16 @@ def test_the_base_denoiser_is_paid_for_once(name: str) -> None:
     [
         ("reinforce", {}),
         ("a2c", {}),
-        ("ppo", {"epochs": 2}),
-        ("grpo", {"epochs": 2, "kl_weight": 0.1}),
-        ("dpok", {"epochs": 2}),
-        ("dpok", {"epochs": 2, "future_kl": False}),
-        ("sft-pg", {"minibatches": 2}),
+        ("ppo", {"n_epochs": 2}),
+        ("grpo", {"n_epochs": 2, "kl_weight": 0.1}),
+        ("dpok", {"n_epochs": 2}),
+        ("dpok", {"n_epochs": 2, "future_kl": False}),
+        ("sft-pg", {"n_minibatches": 2}),
     ],
 )
 def test_a_policy_that_owns_the_denoiser_pays_for_all_its_calls(name: str, settings: dict[str, Any]) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
-    agent = small(name, task, policy="fine-tuned", **settings)
+    agent = small(name, task, policy={"kind": "fine-tuned"}, **settings)
     before = [p.clone() for p in agent.policy.base.denoiser.parameters()]  # type: ignore[union-attr]
     calls: list[int] = []
     for denoiser in (agent.policy.base.denoiser, agent.mdp.base.denoiser):  # type: ignore[union-attr]
@@ -308,7 +328,7 @@ def test_non_finite_rewards_are_told(name: str) -> None:
 
 
 def test_sft_pg_descends_a_fixed_energy_at_fixed_sigma() -> None:
-    agent = make_agent("sft-pg", "8gaussians", seed=0, batch_size=256, width=64, policy_learning_rate=1e-3)
+    agent = plain_agent("sft-pg", "8gaussians", seed=0)
     assert isinstance(agent, SFTPG)
 
     def mean_energy() -> float:
@@ -324,8 +344,7 @@ def test_sft_pg_improves_dxmi() -> None:
     """From the sampler of a hardly trained denoiser: sliced W2 falls by a fifth at least."""
     with seeded(0):
         task = make_task("8gaussians-data", pretraining=PRETRAINING)
-    settings = {"batch_size": 256, "width": 64, "policy_learning_rate": 1e-3, "minibatches": 4}
-    model = make_agent("dxmi", task, seed=0, agent="sft-pg", agent_settings=settings, ema=0.95)
+    model = make_agent("dxmi", task, seed=0, agent="sft-pg", agent_settings=plain_config("sft-pg"), ema=0.95)
     data = task.target.sample(4000, torch.Generator().manual_seed(0))
     before = sliced_w2(model.sample(4000, seed=1), data)
     model.learn(150_000)
@@ -336,18 +355,18 @@ def test_sft_pg_improves_dxmi() -> None:
     ("name", "settings", "error", "text"),
     [
         ("reinforce", {"objective": "sof"}, UnknownNameError, "unknown objective 'sof'. Did you mean 'soft'"),
-        ("reinforce", {"batch_size": 1}, ValueError, "batch_size must be >= 2"),
+        ("reinforce", {"n_trajectories": 1}, ValueError, "n_trajectories must be >= 2"),
         ("a2c", {"gae_lambda": 1.5}, ValueError, r"gae_lambda must lie in \[0, 1\]"),
         ("a2c", {"value_steps": 0}, ValueError, "value_steps must be >= 1"),
         ("grpo", {"group_size": 1}, ValueError, "group_size must be >= 2"),
-        ("grpo", {"batch_size": 100, "group_size": 16}, ValueError, "batch_size must be a multiple of group_size = 16"),
+        ("grpo", {"n_trajectories": 20, "group_size": 16}, ValueError, "n_trajectories must be a multiple"),
         ("grpo", {"normalise": "yes"}, TypeError, "normalise must be True, False or None"),
         ("grpo", {"kl_weight": -0.1}, ValueError, "kl_weight must be finite and >= 0"),
-        ("grpo", {"clip_ratio": 0.0}, ValueError, "clip_ratio must be finite and > 0"),
+        ("grpo", {"clip_range": 0.0}, ValueError, "clip_range must be finite and > 0"),
         ("dpok", {"beta": 0.0}, ValueError, "beta must be finite and > 0"),
-        ("dpok", {"epochs": 0}, ValueError, "epochs must be >= 1"),
+        ("dpok", {"n_epochs": 0}, ValueError, "n_epochs must be >= 1"),
         ("dpok", {"objective": "soft"}, UnknownNameError, "unknown setting of 'dpok'"),
-        ("sft-pg", {"minibatches": 0}, ValueError, "minibatches must be >= 1"),
+        ("sft-pg", {"n_minibatches": 0}, ValueError, "n_minibatches must be >= 1"),
     ],
 )
 def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -356,5 +375,5 @@ def test_bad_settings(name: str, settings: dict[str, Any], error: type[Exception
 
 
 def test_one_trajectory_is_enough_without_a_baseline() -> None:
-    agent = small("reinforce", batch_size=1, baseline=False)
+    agent = small("reinforce", n_trajectories=1, baseline=False)
     agent.learn(2 * agent.timesteps_per_iteration)

@@ -8,11 +8,24 @@ from typing import Any
 import pytest
 import torch
 from agent_cases import plain_agent
-from lqg_cases import SMALL, B, P, Solution, errors, flat_gradient, lqg_agent, lqg_task
+from lqg_cases import (
+    POLICY_RATES,
+    RATES,
+    SMALL,
+    SMALL_VALUE,
+    B,
+    P,
+    Solution,
+    errors,
+    flat_gradient,
+    lqg_agent,
+    lqg_task,
+)
 from torch import Tensor
 
 from dxmi_rl.agents import A2C, DPOK, GRPO, REINFORCE
-from dxmi_rl.agents.policy_gradient import gaussian_divergence
+from dxmi_rl.agents.ops import gaussian_kl
+from dxmi_rl.agents.policies import base_moments, collect
 
 T = 5
 
@@ -41,19 +54,24 @@ def test_the_gradient_is_the_path_wise_one(
     name: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Means over 240,000 trajectories; GRPO's group mean holds the own return, which shrinks it by 1 - 1 / 8."""
-    agent, policy, value = lqg_agent(monkeypatch, name, batch_size=4000, **settings)
-    monkeypatch.setattr(agent, "values", lambda x, t: -value(x, t))
+    agent, policy, value = lqg_agent(monkeypatch, name, n_trajectories=4000, **settings)
+    if name == "a2c":
+        monkeypatch.setattr(agent, "value", lambda x, t: -value(x, t))
     score, path_wise = [], []
     for _ in range(60):
-        rollout = agent.collect(None)
         if isinstance(agent, GRPO):
-            old = [part.detach() for part in agent.new_moments(rollout, torch.arange(len(rollout.x)))]
-            loss = agent.policy_loss(rollout, agent.advantages(rollout), *old, torch.arange(len(rollout.x)))  # type: ignore[arg-type]
+            start = agent.mdp.reset(500, agent.generator).repeat_interleave(8, 0)
+            played = collect(agent, policy, 4000, start=start)
+            mean, log_std = (part.detach() for part in policy.moments_along(played))
+            advantages, rows = agent.advantages(played).flatten(), torch.arange(T * 4000)
+            loss = agent.policy_loss(played, advantages, (mean, log_std), None, rows)
         elif isinstance(agent, A2C):
-            loss = agent.policy_loss(rollout, agent.advantages(rollout)[0])
+            played = collect(agent, policy, 4000)
+            loss = agent.policy_loss(played, agent.advantages(played)[0].flatten())
         else:
             assert isinstance(agent, REINFORCE)
-            loss = agent.policy_loss(rollout, agent.advantages(rollout))
+            played = collect(agent, policy, 4000)
+            loss = agent.policy_loss(played, agent.advantages(played).flatten())
         score.append(flat_gradient(loss * T, policy))  # a mean over T n transitions
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         path_wise.append(flat_gradient(-agent.mdp.soft_return(trajectory).mean(), policy))
@@ -64,44 +82,43 @@ def test_the_gradient_is_the_path_wise_one(
 def test_dpoks_gradient_is_that_of_its_own_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     """Path-wise through E[E(x_T)] + beta sum_t KL(pi || base), the KL in closed form."""
     beta = 0.5
-    agent, policy, _ = lqg_agent(monkeypatch, "dpok", batch_size=4000, beta=beta, gae_lambda=1.0)
+    agent, policy, _ = lqg_agent(monkeypatch, "dpok", n_trajectories=4000, beta=beta, gae_lambda=1.0)
     assert isinstance(agent, DPOK)
-    monkeypatch.setattr(agent, "values", lambda x, t: torch.zeros(len(x)))
+    monkeypatch.setattr(agent, "value", lambda x, t: torch.zeros(len(x)))
     score, path_wise = [], []
     for _ in range(60):
-        rollout = agent.collect(None)
-        old = [part.detach() for part in agent.new_moments(rollout, torch.arange(len(rollout.x)))]
-        advantages, _ = agent.advantages(rollout)
-        loss = agent.policy_loss(rollout, advantages, *old, torch.arange(len(rollout.x)))  # type: ignore[arg-type]
+        played = collect(agent, policy, 4000)
+        mean, log_std = (part.detach() for part in policy.moments_along(played))
+        advantages, _ = agent.advantages(played, base_moments(agent.mdp, policy, played))
+        old, rows = (mean, log_std), torch.arange(T * 4000)
+        loss = agent.policy_loss(played, advantages.flatten(), old, old, rows)
         score.append(flat_gradient(loss * T, policy))
         trajectory = agent.mdp.rollout(policy, 2000, agent.generator, differentiable=True)
         cost = agent.mdp.energy(trajectory.final)
         for t in range(T):
             mean, log_std = policy.moments(trajectory.x[t], t)
             base = trajectory.x[t], agent.mdp.base.sigma[t].log()
-            cost = cost + beta * gaussian_divergence((mean, log_std.expand_as(mean)), base)
+            cost = cost + beta * gaussian_kl((mean, log_std.expand_as(mean)), base)
         path_wise.append(flat_gradient(cost.mean(), policy))
     agree(score, path_wise)
 
 
 # What they learn ------------------------------------------------------------------------------------------------------
 
-RATES = {"policy_learning_rate": 3e-3, "sigma_learning_rate": 3e-3, "value_learning_rate": 1e-2}
-
 
 @pytest.mark.parametrize(
     ("name", "steps", "settings", "mean", "sigma", "value"),
     [
-        ("reinforce", 1_500_000, {"batch_size": 512}, 0.03, 0.02, None),
-        ("a2c", 600_000, {"gae_lambda": 0.95, "value_steps": 4}, 0.025, 0.015, 0.07),
-        ("grpo", 600_000, {"group_size": 16, "epochs": 4, "minibatches": 1, "clip_ratio": 0.2}, 0.03, 0.025, None),
+        ("reinforce", 1_500_000, {"n_trajectories": 512}, 0.03, 0.02, None),
+        ("a2c", 600_000, {"gae_lambda": 0.95, "value_steps": 4, **SMALL_VALUE, **RATES}, 0.025, 0.015, 0.07),
+        ("grpo", 600_000, {"group_size": 16, "n_epochs": 4, "n_minibatches": 1, "clip_range": 0.2}, 0.03, 0.025, None),
     ],
 )
 def test_they_find_the_soft_optimum(
     name: str, steps: int, settings: dict[str, Any], mean: float, sigma: float, value: float | None
 ) -> None:
     """Mean, sigma and value within these relative errors of the closed form; ``errors`` says relative to what."""
-    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **RATES, **settings})
+    agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **POLICY_RATES, **settings})
     agent.learn(steps)
     error = errors(agent, value_sign=None if value is None else -1.0)
     assert error["mean"] < mean and error["sigma"] < sigma, error
@@ -149,8 +166,9 @@ def test_dpoks_optimum_is_the_base_chain_tilted() -> None:
 def test_dpok_finds_its_own_optimum() -> None:
     """KL to the base sampler at beta = 0.5, on a task with tau = 1."""
     agent = plain_agent(
-        "dpok", lqg_task(), seed=0, **SMALL, **RATES, beta=0.5, gae_lambda=0.95, epochs=4, minibatches=1, clip_ratio=0.2
-    )
+        "dpok", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, beta=0.5, gae_lambda=0.95, n_epochs=4,
+        n_minibatches=1, clip_range=0.2,
+    )  # fmt: skip
     assert isinstance(agent, DPOK)
     agent.learn(480_000)
     error = errors(agent, -1.0, solve_dpok(agent.mdp.base.sigma, 0.5))

@@ -12,10 +12,12 @@ from agent_cases import BATCH, same, small, state
 from torch import Tensor
 
 from dxmi_rl import make_task
-from dxmi_rl.agents.gaussian import Rollout
-from dxmi_rl.agents.gflownet import GFlowNet, joined
+from dxmi_rl.agents.gflownet import GFlowNet
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
+from dxmi_rl.costs import counting
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
 
 
@@ -92,24 +94,25 @@ def test_the_buffer_keeps_the_last_states_and_draws_by_rank() -> None:
 
 def test_replayed_paths_end_in_the_buffer_and_are_counted(name: str) -> None:
     warmup = {"warmup_iterations": 0} if name == "detailed-balance" else {}
-    settings = {"replay": 200, "replay_fraction": 0.6, "local_search_steps": 3, "local_search_every": 2, **warmup}
+    settings = {"buffer_size": 200, "replay_fraction": 0.6, "local_search_steps": 3, "local_search_every": 2, **warmup}
     agent = agent_of(name, **settings)
     assert agent.buffer is not None and agent.replayed == 48
-    seen: list[Rollout] = []
+    seen: list[Trajectory] = []
     original = agent.log_targets
 
-    def spy(paths: Rollout) -> tuple[Tensor, Tensor]:
+    def spy(paths: Trajectory) -> tuple[Tensor, Tensor]:
         seen.append(paths)
         return original(paths)
 
     agent.log_targets = spy  # type: ignore[method-assign]
-    agent.iterate()
-    held = agent.buffer.x[:BATCH].clone()
-    agent.iterate()
-    agent.iterate()
-    assert [paths.trajectory.x.shape[1] for paths in seen] == [BATCH, BATCH + 48, BATCH + 48]
-    assert torch.equal(held, seen[0].trajectory.final)
-    finals = seen[2].trajectory.final[BATCH:]
+    with counting(agent.costs):
+        agent.iterate()
+        held = agent.buffer.x[:BATCH].clone()
+        agent.iterate()
+        agent.iterate()
+    assert [paths.n for paths in seen] == [BATCH, BATCH + 48, BATCH + 48]
+    assert torch.equal(held, seen[0].final)
+    finals = seen[2].final[BATCH:]
     assert bool((finals[:, None] == agent.buffer.x).all(2).any(1).all())
     assert torch.allclose(agent.buffer.energy[:BATCH], agent.mdp.energy(held))
     # One local search, in iteration 2: (3 + 1) energies with gradient for each of the 32 chains.
@@ -122,24 +125,25 @@ def test_replayed_paths_end_in_the_buffer_and_are_counted(name: str) -> None:
 
 def test_paths_of_both_kinds_are_joined_row_by_row(name: str) -> None:
     agent = agent_of(name)
-    paths = agent.collect(None, agent.behaviour())
-    back = agent.backwards(paths.trajectory.final[:7])
-    both = joined(paths, back)
-    assert both.reference is not None
-    assert torch.allclose(both.reference, agent.policy.reference(both.x, both.t), atol=1e-5)  # type: ignore[arg-type]
-    assert torch.allclose(agent.log_forward(back), back.trajectory.log_prob, atol=1e-3)
+    paths = collect(agent, agent.behaviour(), BATCH)
+    back = agent.backwards(paths.final[:7])
+    both = paths.cat(back)
+    means, (x, _, t) = both.base_means(), both.transitions()
+    assert means is not None
+    assert torch.allclose(means, agent.policy.base_mean(x, t), atol=1e-5)  # type: ignore[arg-type]
+    assert torch.allclose(agent.log_forward(back), back.log_prob, atol=1e-3)
     wanted = torch.cat([agent.log_forward(paths), agent.log_forward(back)], dim=1)
     assert torch.allclose(agent.log_forward(both), wanted, atol=1e-3)
 
 
 def test_resuming_with_replay_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
-    settings = {"replay": 100, "local_search_steps": 2, "local_search_every": 2}
+    settings = {"buffer_size": 100, "local_search_steps": 2, "local_search_every": 2}
     agent = agent_of(name, **settings)
     step, path = agent.timesteps_per_iteration, tmp_path / "half"
     agent.learn(7 * step, callback=lambda trained: trained.num_timesteps != 4 * step or trained.save(path) is not None)
     resumed = type(agent).load(path)
     resumed.learn(3 * step, reset_num_timesteps=False)
     assert same(state(agent), state(resumed))
-    first, second = agent._extra_tensors(), resumed._extra_tensors()
+    first, second = agent.extra_tensors(), resumed.extra_tensors()
     assert first.keys() == second.keys() and {"replay/x", "local_search/log_step"} <= first.keys()
     assert all(torch.equal(value, second[key]) for key, value in first.items())

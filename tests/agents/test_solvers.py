@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
-from dxmi_rl.agents.solvers import Solver
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.untrained.solvers import Solver
+from dxmi_rl.costs import Costs, counting
 from dxmi_rl.diffusion import SCHEDULES, sample_base
 from dxmi_rl.evaluation import quick_scores
-from dxmi_rl.irl import AGENTS
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task
 
@@ -189,11 +190,11 @@ def test_the_calls_are_the_horizon(name: str, horizon: int) -> None:
     agent = solver(name, horizon=horizon)
     rows: list[int] = []
     agent.policy.denoiser.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    x = agent.sample(7, seed=0)
+    with counting(spent := Costs()):
+        x = agent.sample(7, seed=0)
     assert rows == [7] * horizon and agent.denoiser_calls == horizon
+    assert spent == Costs(denoiser_calls=7 * horizon)
     assert x.shape == (7, 2) and bool(torch.isfinite(x).all()) and not x.requires_grad
-    agent.iterate()
-    assert agent.costs.denoiser_calls == agent.config.batch_size * horizon
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.names())
@@ -237,8 +238,10 @@ def test_clear_errors(name: str) -> None:
     for attempt in (agent.density, lambda: agent.sample_trajectory(3), lambda: agent.predict([0.0, 0.0, 1.0])):
         with pytest.raises(TypeError, match=re.escape(f"agent '{name}' has no density")):
             attempt()
-    with pytest.raises(ValueError, match="batch_size must be >= 1"):
-        make_agent(name, "8gaussians", batch_size=0)
+    with pytest.raises(ValueError, match="n_trajectories must be >= 1"):
+        make_agent(name, "8gaussians", n_trajectories=0)
+    with pytest.raises(TypeError, match=f"agent '{name}' is not trained"):
+        agent.iterate()
     with pytest.raises(ValueError, match=f"'{name}' has no policy to average"):
         make_agent("dxmi", "8gaussians", agent=name)
 

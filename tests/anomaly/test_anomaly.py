@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from dxmi_rl.anomaly import EnergyDetector
-from dxmi_rl.anomaly.detector import FLOOR, standardisation
+from dxmi_rl.anomaly.columns import FLOOR, standardisation
 from dxmi_rl.networks import EnergyDenoiser
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import UnknownNameError

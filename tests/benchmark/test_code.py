@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark import code
 from dxmi_rl.benchmark.protocol import Row
-from dxmi_rl.irl import AGENTS
 
 CACHES = (code.code_digest, code._imported, code._tree, code._meaning)
 
@@ -112,7 +112,8 @@ def test_a_run_reaches_its_agent_and_what_scores_it(name: str) -> None:
     row = Row(name, task, name, int(AGENTS[name].trains), agent_settings=settings)
     modules = row.modules()
     reached = code._closure(modules)
-    assert {AGENTS[name].__module__, "dxmi_rl.evaluation", "dxmi_rl.mdp", "dxmi_rl.evaluation.metrics"} <= reached
+    scoring = {"dxmi_rl.evaluation.evaluate", "dxmi_rl.evaluation.metrics", "dxmi_rl.mdp"}
+    assert {AGENTS[name].__module__, *scoring} <= reached
     assert "dxmi_rl.targets.mixtures" in reached and "dxmi_rl.targets.funnel" not in reached
     assert ("dxmi_rl.agents.ppo" in reached) == (name in ("ppo", "dxmi"))
     assert ("dxmi_rl.agents.dxdp" in reached) == (name == "dxdp")
@@ -124,4 +125,4 @@ def test_a_run_reaches_its_agent_and_what_scores_it(name: str) -> None:
 def test_the_recipe_of_a_fixed_energy_counts() -> None:
     rows = [Row("ppo", "digits", "ppo", 1, task_settings=settings) for settings in ({"energy": "fixed"}, {})]
     with_energy, without = (code._closure(row.modules()) for row in rows)
-    assert {"dxmi_rl.irl.fixed", "dxmi_rl.irl.recipes", "dxmi_rl.irl.dxmi"} <= with_energy - without
+    assert {"dxmi_rl.irl.fixed", "dxmi_rl.irl.recipe_files", "dxmi_rl.irl.dxmi"} <= with_energy - without

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
-from dxmi_rl.agents import DxDP
-from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, sweep, tables
+from dxmi_rl.agents import AGENTS, DxDPConfig, DxDPPaperConfig
+from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, tables
 from dxmi_rl.benchmark import results as results_module
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.benchmark.attempt import Outcome
+from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
+from dxmi_rl.utils.settings import changed
 
 
 def test_results_say_what_ran(undisturbed: Path) -> None:
@@ -72,7 +73,7 @@ def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
         documented = {key.split(".")[1] for key in keys if key.startswith(f"{part}.")}
         entries = everything[part].values() if part == "tasks" else everything[part]
         assert all(documented == set(entry) for entry in entries), part
-    failure = results_module._failure(sweep.Outcome(protocol.Run(a_row(), 0), "broken"))
+    failure = results_module._failure(Outcome(protocol.Run(a_row(), 0), "broken"))
     assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
 
 
@@ -99,9 +100,9 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
 def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 with two workers; the second start repeats no finished run, loses none and changes no number."""
     monkeypatch.chdir(tmp_path)
-    paths = [str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests" / "cases")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    code = "import test_compare; test_compare.tiny_main('--jobs', '2')"
+    code = "from sweep_cases import tiny_main; tiny_main('--jobs', '2')"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
@@ -194,7 +195,7 @@ def test_divergence_is_a_failed_run(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    wild = BATCH | {"policy_learning_rate": 1e30, "anneal": False}
+    wild = BATCH | {"policy": {"learning_rate": 1e30}, "anneal": False}
     group = {"tasks": ["8gaussians"], "agents": ["dxdp"], "label": "wild", "budget": 4_000, "agent_settings": wild}
     content = TINY | {"group": [group, TINY["group"][0]]}
     assert tiny_main("--jobs", "1", "--seeds", "0", content=content) == 1
@@ -259,7 +260,8 @@ def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str,
         ({"tasks": ["8gaussians"], "agents": [3]}, "must have a list 'agents' of names, got [3]"),
         (group_of("8gaussians", "ppo", 9, unit="second"), "Did you mean 'seconds'"),
         (group_of("8gaussians", "base"), "label 'base' is used twice"),
-        (group_of("8gaussians", "ppo", 100, agent_settings={"widht": 3}), "Did you mean 'width'"),
+        (group_of("8gaussians", "ppo", 100, agent_settings={"policy": {"widht": 3}}), "Did you mean 'width'"),
+        (group_of("8gaussians", "ppo", 100, agent_settings={"width": 3}), "Did you mean 'policy.width'"),
         (group_of("8gaussians", "ppo", 100, task_settings={"horizn": 3}), "Did you mean 'horizon'"),
         (group_of("8gaussians", "ppo", 100, task_setings={}), "Did you mean 'task_settings'"),
         ({"tasks": ["8gaussians"]}, "must have a list 'agents'"),
@@ -317,7 +319,7 @@ def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
     preset = presets.load_preset(name)
-    rows = compare.all_rows(compare.Arguments(preset=name, budget=1_000), preset)
+    rows = all_rows(Arguments(preset=name, budget=1_000), preset)
     assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows) and preset.description
     runs = protocol.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
     assert len({run.key for run in runs}) == len(runs) >= 5
@@ -332,11 +334,9 @@ def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
 
 def test_the_ablations_change_something_and_the_papers_is_dxdps() -> None:
     for row in presets.load_preset("ablations").rows:
-        config = DxDP.Config(**row.resolved_settings)  # on top of what tuning found
-        told = replace(config, warmup_value_steps=30)  # of no use without a warm-up
-        rates = {"policy_learning_rate": 1e-3, "sigma_learning_rate": 3e-3}  # what None stands for
-        assert (told == DxDP.paper(**rates)) == row.label.startswith("paper")
-        assert (config == DxDP.default()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
+        config = changed(AGENTS[row.agent].Config(), row.agent_settings, "setting")
+        assert (config == DxDPPaperConfig()) == row.label.startswith("paper")
+        assert (config == DxDPConfig()) == row.label.startswith("dxdp"), "no other row repeats the defaults"
 
 
 def a_preset(*groups: dict[str, Any], **changes: Any) -> presets.Preset:
@@ -356,10 +356,10 @@ def test_every_agent_but_those_that_do_not_apply() -> None:
     assert [row.agent for row in a_preset(group).rows] == [name for name in plain if name not in ("ppo", "ddim")]
 
 
-def seeds_of(arguments: compare.Arguments, groups: list[dict[str, Any]]) -> dict[str, list[int]]:
+def seeds_of(arguments: Arguments, groups: list[dict[str, Any]]) -> dict[str, list[int]]:
     """Seeds by label of what a command line selects of a preset with seeds 0 and 1."""
     write_tiny(content=TINY | {"group": groups})
-    runs = compare.make_plan(arguments).selected
+    runs = make_plan(arguments).selected
     return {label: [run.seed for run in runs if run.row.label == label] for label in {run.row.label for run in runs}}
 
 
@@ -373,9 +373,9 @@ def test_a_group_may_leave_out_the_fitted_kernel() -> None:
 def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     groups = [group_of("8gaussians", "base"), group_of("8gaussians", "ddim", seeds=[0, 1, 2, 5])]
-    assert seeds_of(compare.Arguments("tiny.toml"), groups) == {"base": [0, 1], "ddim": [0, 1, 2, 5]}
-    assert seeds_of(compare.Arguments("tiny.toml", seeds=(7,)), groups) == {"base": [7], "ddim": [7]}
-    assert seeds_of(compare.Arguments("tiny.toml", agents=("ddim",)), groups) == {"ddim": [0, 1, 2, 5]}
+    assert seeds_of(Arguments("tiny.toml"), groups) == {"base": [0, 1], "ddim": [0, 1, 2, 5]}
+    assert seeds_of(Arguments("tiny.toml", seeds=(7,)), groups) == {"base": [7], "ddim": [7]}
+    assert seeds_of(Arguments("tiny.toml", agents=("ddim",)), groups) == {"ddim": [0, 1, 2, 5]}
     more, fewer = (protocol.Run(a_row(seeds=seeds), 0) for seeds in ((0, 1, 2), (0,)))
     assert more.key == fewer.key, "other seeds of a row leave its results valid"
 
@@ -412,7 +412,7 @@ def test_the_key_holds_what_defines_a_run(monkeypatch: pytest.MonkeyPatch) -> No
         protocol.Run(a_row(), 0, sizes=protocol.Sizes(draws=2)),
         protocol.Run(a_row(budget=4_001), 0),
         protocol.Run(a_row(unit="energy_evals"), 0),
-        protocol.Run(a_row(agent_settings=BATCH | {"width": 3}), 0),
+        protocol.Run(a_row(agent_settings=BATCH | {"policy": {"width": 3}}), 0),
         protocol.Run(a_row(task_settings={"tau": 0.5}), 0),
     ]
     assert len({run.key, *(other.key for other in others)}) == len(others) + 1
@@ -430,8 +430,8 @@ def test_a_damaged_result_is_not_finished(tmp_path: Path) -> None:
 
 def test_filters_take_agents_and_labels() -> None:
     preset = presets.load_preset("digits")
-    by_agent = compare.select(compare.Arguments(preset="digits", agents=("dxmi",)), preset.rows)
-    by_label = compare.select(compare.Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset.rows)
+    by_agent = select(Arguments(preset="digits", agents=("dxmi",)), preset.rows)
+    by_label = select(Arguments(preset="digits", agents=("dxmi/ppo", "base")), preset.rows)
     assert [row.label for row in by_agent] == ["dxmi/dxdp", "dxmi/ppo"]
     assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
 
@@ -441,7 +441,7 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
         compare.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "runs/<name>/" in text
-    assert all(f"--{option.replace('_', '-')}" in text for option in compare.Arguments.__dataclass_fields__)
+    assert all(f"--{option.replace('_', '-')}" in text for option in Arguments.__dataclass_fields__)
     assert max(map(len, text.splitlines())) <= 100
 
 

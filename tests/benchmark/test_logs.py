@@ -19,10 +19,12 @@ from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.utils.checks import MissingExtraError
 
+NETWORK = {"width": 8, "depth": 1}
+
 
 @pytest.fixture(name="agent")
 def small_agent() -> PPO:
-    return PPO("8gaussians", seed=4, batch_size=8, width=8, depth=1, epochs=1)
+    return PPO("8gaussians", seed=4, n_trajectories=8, n_epochs=1, policy=NETWORK, value=NETWORK)
 
 
 @pytest.fixture(name="loggers")
@@ -67,11 +69,11 @@ def test_a_training_run(agent: PPO, tmp_path: Path) -> None:
     assert [e.step for e in read.Scalars("losses/value_loss")] == [2000, 2400, 2400]
     text = read.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.startswith("|param|value|\n|-|-|\n|task|8gaussians|")
-    assert "|config.batch_size|8|" in text and "|settings.budget|1200|" in text
+    assert "|config.n_trajectories|8|" in text and "|settings.budget|1200|" in text
 
     config = json.loads((logger.folder / "config.json").read_text())
     assert (config["task"], config["agent"], config["seed"], config["time"]) == ("8gaussians", "ppo", 4, 1_700_000_000)
-    assert config["config"]["epochs"] == 1 and {"dxmi_rl", "torch", "numpy", "python"} <= config["versions"].keys()
+    assert config["config"]["n_epochs"] == 1 and {"dxmi_rl", "torch", "numpy", "python"} <= config["versions"].keys()
 
 
 def test_every_row_is_there_before_the_next(agent: PPO, tmp_path: Path, loggers: list[RunLogger]) -> None:
@@ -116,7 +118,7 @@ def test_settings_of_any_kind(agent: PPO, tmp_path: Path) -> None:
     with RunLogger(tmp_path, agent, settings=settings, tensorboard=False) as logger:
         pass
     stored = json.loads((logger.folder / "config.json").read_text())["settings"]
-    assert stored["config"]["batch_size"] == 8 and stored["nested"] == {"3": None}
+    assert stored["config"]["n_trajectories"] == 8 and stored["nested"] == {"3": None}
     assert (stored["path"], stored["rate"], stored["sizes"]) == ("a", "inf", [1, 2])
 
 
@@ -165,7 +167,8 @@ def test_a_crash_while_a_table_is_rewritten_keeps_the_old(
 
 
 def test_dxmi_logs_its_energys_losses(tmp_path: Path) -> None:
-    dxmi = DxMI("8gaussians", agent="ppo", agent_settings={"batch_size": 8, "width": 8, "depth": 1}, energy_width=8)
+    inner = {"n_trajectories": 8, "policy": NETWORK, "value": NETWORK}
+    dxmi = DxMI("8gaussians", agent="ppo", agent_settings=inner, energy={"width": 8})
     with RunLogger(tmp_path, dxmi, settings={}, tensorboard=False) as logger:
         dxmi.learn(40, callback=logger)
     assert {"losses/energy_loss", "losses/policy_loss", "charts/SPS"} <= set(table(logger)[0])

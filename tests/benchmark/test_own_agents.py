@@ -55,7 +55,7 @@ def test_the_pages_example_learns(folder: Path) -> None:
     own.check()
     assert (own.label, own.trains) == ("my-reinforce", True)
     assert hashlib.sha256(source.read_bytes()).hexdigest().startswith(own.digest) and len(own.digest) == 16
-    agent = own.build(make_task("8gaussians"), seed=1, batch_size=64)
+    agent = own.build(make_task("8gaussians"), seed=1, n_trajectories=64)
     before = quick_scores(agent, samples=2000)["kl_bound"]
     agent.learn(64_000)
     assert quick_scores(agent, samples=2000)["kl_bound"] < before - 0.3
@@ -102,9 +102,9 @@ def test_modules_packages_and_files(folder: Path) -> None:
     assert OwnAgent(f"{folder}/sub/random.py:Mine")._agent_class() is file._agent_class()
     assert not str(sys.modules["random"].__file__).startswith(str(folder))
     assert OwnAgent("dxmi_rl.agents:PPO").label == "ppo"  # one of this package is itself
-    assert file.build(make_task("8gaussians"), seed=2, batch_size=8).config.batch_size == 8
-    with pytest.raises(UnknownNameError, match=r"'batch_siz'.*Did you mean 'batch_size'"):
-        named.build(make_task("8gaussians"), seed=0, batch_siz=8)
+    assert file.build(make_task("8gaussians"), seed=2, n_trajectories=8).config.n_trajectories == 8
+    with pytest.raises(UnknownNameError, match=r"'n_trajectorie'.*Did you mean 'n_trajectories'"):
+        named.build(make_task("8gaussians"), seed=0, n_trajectorie=8)
 
 
 def test_it_is_found_from_another_folder_and_in_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,13 +276,13 @@ def test_zips_that_are_no_checkpoints(zips: dict[str, tuple[Any, Path]], folder:
 
 
 def test_checkpoints_of_ours(folder: Path) -> None:
-    trained = make_agent("ppo", task="8gaussians", seed=5, batch_size=16, width=8).learn(160)
+    trained = make_agent("ppo", task="8gaussians", seed=5, n_trajectories=16, policy={"width": 8}).learn(160)
     trained.save("trained.safetensors")
     own = OwnAgent("trained.safetensors")
     own.check()
     agent = own.build(make_task("8gaussians"), seed=7)
     assert (own.label, own.trains, agent.trains) == ("trained", False, False)
-    assert type(agent) is type(trained) and agent.seed == 7 and agent.config.width == 8
+    assert type(agent) is type(trained) and agent.seed == 7 and agent.config.policy.width == 8
     torch.testing.assert_close(agent.sample(10, seed=0), trained.sample(10, seed=0))
     assert not torch.equal(agent.sample(10), own.build(make_task("8gaussians"), seed=8).sample(10))
     assert evaluate(agent, **FEW) == evaluate(trained, **FEW)

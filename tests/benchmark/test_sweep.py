@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import load_file
 from sweep_cases import ROOT, RUNS, read, results, tiny_main, write_tiny
 
-from dxmi_rl.benchmark import compare, sweep
+from dxmi_rl.benchmark import attempt, sweep
 from dxmi_rl.benchmark.measure import measure
+from dxmi_rl.benchmark.plan import Arguments, make_plan
 from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 
@@ -175,7 +176,7 @@ class Killer(PPO):
 def test_workers_that_die_at_once_end_the_sweep(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def dying(*arguments: Any) -> Iterator[sweep.Outcome]:
+    def dying(*arguments: Any) -> Iterator[attempt.Outcome]:
         raise BrokenExecutor("out of memory")
         yield
 
@@ -200,9 +201,9 @@ def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypat
             raise OSError("the disk was busy")
         return measure(*arguments)
 
-    monkeypatch.setattr(sweep, "measure", flaky)
+    monkeypatch.setattr(attempt, "measure", flaky)
     run.failure_file(tmp_path).touch()
-    assert sweep.store(run, tmp_path, sweep.attempt(run, ignore)).error is None and len(calls) == 2
+    assert attempt.store(run, tmp_path, attempt.attempt(run, ignore)).error is None and len(calls) == 2
     assert run.load(tmp_path) is not None and not run.failure_file(tmp_path).exists()
 
 
@@ -219,8 +220,8 @@ def test_what_no_file_can_hold_is_a_failure_of_its_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = base_run()
-    monkeypatch.setattr(sweep, "measure", lambda *arguments: (outcome(), torch.zeros(2, 2)))
-    found = sweep.store(run, tmp_path, sweep.attempt(run, ignore)).error
+    monkeypatch.setattr(attempt, "measure", lambda *arguments: (outcome(), torch.zeros(2, 2)))
+    found = attempt.store(run, tmp_path, attempt.attempt(run, ignore)).error
     assert found is not None and found.startswith(error) and run.failure_file(tmp_path).exists()
 
 
@@ -231,8 +232,8 @@ def test_source_that_changes_under_a_sweep_is_noticed(
     run = base_run()
     assert run.key and run.code == run.row.code
     monkeypatch.setattr("dxmi_rl.benchmark.protocol.code_digest", lambda modules: "edited")
-    ending = sweep.attempt(pickle.loads(pickle.dumps(run)), ignore)
-    assert isinstance(ending, sweep.Failure) and ending.error.startswith("SourceChangedError: the source is edited")
+    ending = attempt.attempt(pickle.loads(pickle.dumps(run)), ignore)
+    assert isinstance(ending, attempt.Failure) and ending.error.startswith("SourceChangedError: the source is edited")
 
 
 def ignore(agent: Any, point: Any) -> None:
@@ -290,6 +291,6 @@ def test_other_code_is_another_run(undisturbed: Path, capsys: pytest.CaptureFixt
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(undisturbed.parents[1])
         patch.setattr("dxmi_rl.benchmark.protocol.code_digest", lambda modules: "other")
-        plan = compare.make_plan(compare.Arguments(preset="tiny.toml", agents=("base",)))
+        plan = make_plan(Arguments(preset="tiny.toml", agents=("base",)))
     assert len(plan.missing) == len(plan.selected) == 2
     assert "8 results there are of other settings, seeds or source code" in capsys.readouterr().out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +11,20 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.agents import Agent
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.tasks import Task
+from dxmi_rl.utils.settings import changed, setting_names
 from dxmi_rl.utils.torch_tools import seeded
 
 BATCH = 32
 PRETRAINING = {"iterations": 50, "batch_size": 64, "width": 16}
 SMALL = {
-    "batch_size": BATCH, "width": 16, "depth": 2, "warmup_iterations": 2, "warmup_value_steps": 2,
-    "gradient_steps": 2, "minibatch_size": 40,
+    "n_trajectories": BATCH, "policy.width": 16, "policy.depth": 2, "value.width": 16, "value.depth": 2, "width": 16,
+    "warmup_iterations": 2, "warmup_value_steps": 2, "gradient_steps": 2, "batch_size": 40,
 }  # fmt: skip
-SMALL_ENERGY = {"energy_width": 16, "energy_depth": 2}
+SMALL_ENERGY = {"energy.width": 16, "energy.depth": 2}
+PLAIN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("plain.json").read_text(encoding="utf-8"))
+"""Settings that differ from the defaults, which a search has found: plain ones, so that a new search moves no test."""
 
 
 def task_for(name: str, **changes: Any) -> Task:
@@ -32,28 +35,43 @@ def task_for(name: str, **changes: Any) -> Task:
         return make_task("8gaussians", **{"backward": "learned", **changes})
 
 
-def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent:
+def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent[Any]:
     """The agent with those of the small settings that it has."""
-    chosen = small_settings(name)
+    task = task_for(name) if task is None else task
+    kind = settings.get("policy.kind", settings.get("policy", {}).get("kind", "auto"))
+    images = isinstance(task, Task) and len(task.event_shape) == 3
+    tuned = kind == "fine-tuned" or (kind == "auto" and images)
+    chosen = small_settings(name, tuned)
     if name == "dxmi":
-        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"))}
+        chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"), tuned)}
     else:
-        chosen["config"] = AGENTS[name].Config()  # not what tuning found
-    return make_agent(name, task_for(name) if task is None else task, seed=seed, **{**chosen, **settings})
+        chosen["config"] = plain_config(name)
+    return make_agent(name, task, seed=seed, **{**chosen, **settings})
 
 
-def plain_agent(name: str, task: Any, **settings: Any) -> Agent:
-    """The agent with plain defaults beside ``settings``: what tuning found must not move a test."""
-    return make_agent(name, task, config=AGENTS[name].Config(), **settings)
+def train(agent: Agent[Any], iterations: int, **options: Any) -> Agent[Any]:
+    """Train for this number of iterations; solvers, which have none, are asked for one transition."""
+    return agent.learn(max(1, iterations * agent.timesteps_per_iteration), **options)
 
 
-def small_settings(name: str) -> dict[str, Any]:
-    """Those of SMALL that the agent has."""
-    known = {field.name for field in dataclasses.fields(AGENTS[name].Config)}
-    return {key: value for key, value in SMALL.items() if key in known}
+def plain_config(name: str) -> Any:
+    """The agent's Config with plain settings."""
+    return changed(AGENTS[name].Config(), PLAIN.get(name, {}), "setting")
 
 
-def state(agent: Agent) -> dict[str, Tensor]:
+def plain_agent(name: str, task: Any, **settings: Any) -> Agent[Any]:
+    """The agent with plain settings beside ``settings``."""
+    return make_agent(name, task, config=plain_config(name), **settings)
+
+
+def small_settings(name: str, fine_tuned: bool = False) -> dict[str, Any]:
+    """Those of SMALL that the agent has; a fine-tuned network has its own size."""
+    known = set(setting_names(AGENTS[name].Config()))
+    chosen = {key: value for key, value in SMALL.items() if key in known}
+    return {key: value for key, value in chosen.items() if not (fine_tuned and key.startswith("policy."))}
+
+
+def state(agent: Agent[Any]) -> dict[str, Tensor]:
     """All tensors of the agent's modules, copied."""
     return {
         f"{name}.{key}": value.clone()

@@ -19,7 +19,9 @@ from lqg_cases import (
 from torch import Tensor
 
 from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.gaussian import Rollout
+from dxmi_rl.agents.gflownet import ExploringPolicy
+from dxmi_rl.agents.policies import collect
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import seeded
 
 T = 5
@@ -37,9 +39,15 @@ def dxdp(task: Any = None, *, moved: bool = False, **settings: Any) -> DxDP:
     return agent
 
 
-def behave(agent: DxDP) -> Rollout:
-    """A rollout of the policy that explores."""
-    return agent.collect(None, agent.behaviour())
+def play(agent: DxDP) -> Trajectory:
+    """A rollout of the policy."""
+    return collect(agent, agent.policy, agent.config.n_trajectories)
+
+
+def behave(agent: DxDP, extra: float) -> Trajectory:
+    """A rollout with extra noise, ``extra`` of the base sampler's sigmas added in quadrature: off-policy data."""
+    wide = ExploringPolicy(agent.policy, extra * agent.mdp.base.sigma)
+    return collect(agent, wide, agent.config.n_trajectories)
 
 
 def sigmoid(x: float) -> float:
@@ -62,5 +70,5 @@ def at_the_optimum(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> DxDP:
         policy.shift.copy_(torch.stack(solution.shift))
         policy.log_sigma.copy_(torch.stack(solution.std).log())
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
-    monkeypatch.setattr(agent, "values", lambda x, t, network=None, **_: value(x, t))
+    monkeypatch.setattr(agent, "value", value)
     return agent

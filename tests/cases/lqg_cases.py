@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.gaussian import GaussianAgent
+from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.diffusion import BackwardKernel, Brownian
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
@@ -34,10 +34,11 @@ class Quadratic(Target):
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        log_z = sum(0.5 * (math.log(2 * math.pi) - math.log(p) + b * b / p) for p, b in zip(P, B, strict=True))
+    def __init__(self, precision: tuple[float, float] = P) -> None:
+        parts = [math.log(2 * math.pi) - math.log(p) + b * b / p for p, b in zip(precision, B, strict=True)]
+        log_z = 0.5 * sum(parts)
         super().__init__((2,), scale=0.7, plot_range=(-3.0, 3.0), smallest_scale=5**-0.5, log_z=log_z)
-        self.register_buffer("p", torch.tensor(P))
+        self.register_buffer("p", torch.tensor(precision))
         self.register_buffer("b", torch.tensor(B))
 
     def _energy(self, x: Tensor) -> Tensor:
@@ -47,10 +48,10 @@ class Quadratic(Target):
         return -self.b / self.p + torch.randn(n, 2, generator=generator) / self.p.sqrt()
 
 
-def lqg_task() -> Task:
+def lqg_task(precision: tuple[float, float] = P) -> Task:
     """x_0 ~ N(0, 4 I), no base sampler, the fixed Brownian variances (rate 1 keeps them)."""
     options = {"level_max": START_STD, "level_min": 0.35}
-    task = make_task(Quadratic(), base=None, schedule="geometric", schedule_options=options, tau=1.0)
+    task = make_task(Quadratic(precision), base=None, schedule="geometric", schedule_options=options, tau=1.0)
     task.mdp.kernel = Brownian(torch.tensor(VARIANCE), rate=1.0)
     return task
 
@@ -73,25 +74,25 @@ class Solution:
         return self.gain[t] * x + self.shift[t], self.std[t].log()
 
 
-def solve() -> Solution:
+def solve(precision: tuple[float, float] = P) -> Solution:
     """Backwards in t, completing the square of p x'^2 / 2 + b x' + c + (x - x')^2 / (2 v) + log(2 pi v) / 2 in x'."""
-    p, b, c = [torch.tensor(P, dtype=torch.float64)], [torch.tensor(B, dtype=torch.float64)], [torch.zeros(2).double()]
+    p, b, c = ([torch.tensor(part, dtype=torch.float64)] for part in (precision, B, (0.0, 0.0)))
     gain, shift, std = [], [], []
     for v in reversed(VARIANCE):
-        precision = p[0] + 1 / v
-        gain.insert(0, 1 / (v * precision))
-        shift.insert(0, -b[0] / precision)
-        std.insert(0, precision.rsqrt())
-        c.insert(0, c[0] + 0.5 * torch.log(v * precision) - 0.5 * b[0] ** 2 / precision)
-        b.insert(0, b[0] / (v * precision))
-        p.insert(0, 1 / v - 1 / (v**2 * precision))
+        total = p[0] + 1 / v
+        gain.insert(0, 1 / (v * total))
+        shift.insert(0, -b[0] / total)
+        std.insert(0, total.rsqrt())
+        c.insert(0, c[0] + 0.5 * torch.log(v * total) - 0.5 * b[0] ** 2 / total)
+        b.insert(0, b[0] / (v * total))
+        p.insert(0, 1 / v - 1 / (v**2 * total))
     return Solution(p, b, c, gain, shift, std)
 
 
 class Steps:
     """A Solution as a policy; t an int or one step per row."""
 
-    held_steps = 0
+    frozen_steps = 0
 
     def __init__(self, solution: Solution) -> None:
         self.gain, self.shift, self.std = (torch.stack(part) for part in (solution.gain, solution.shift, solution.std))
@@ -104,10 +105,10 @@ def per(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     return table[t].to(x).expand_as(x)
 
 
-def errors(agent: Agent, value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
+def errors(agent: Agent[Any], value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
     """Largest relative errors over t on the agent's own states: RMS of the policy's mean over the standard deviation
-    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how ``agent.values``
-    relates to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
+    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how its values
+    relate to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
     solution = solve() if solution is None else solution
     trajectory, density = agent.sample_trajectory(20_000, seed=1), agent.density()
     rows: dict[str, list[float]] = {"mean": [], "sigma": []}
@@ -115,7 +116,8 @@ def errors(agent: Agent, value_sign: float | None = None, solution: Solution | N
         for t in range(5):
             x = trajectory.x[t]
             if value_sign is not None:
-                value: Tensor = value_sign * agent.values(x, t).double()  # type: ignore[attr-defined]
+                values = getattr(agent, "values", None) or agent.value  # type: ignore[attr-defined]
+                value: Tensor = value_sign * values(x, t).double()
                 wanted = solution.value(x.double(), t)
                 rows.setdefault("value", []).append(float((value - wanted).square().mean().sqrt() / wanted.std()))
             mean, log_std = density.moments(x, t)
@@ -125,7 +127,12 @@ def errors(agent: Agent, value_sign: float | None = None, solution: Solution | N
     return {key: max(values) for key, values in rows.items()}
 
 
-SMALL = {"width": 64, "depth": 2, "fourier": 0, "value_fourier": 0, "batch_size": 256, "anneal": True}
+SMALL = {"policy": {"width": 64, "depth": 2}, "n_trajectories": 256, "anneal": True}
+SMALL_VALUE = {"value": {"width": 64, "depth": 2, "fourier": 0}}
+"""For agents that have a value network."""
+POLICY_RATES = {"policy.learning_rate": 3e-3, "policy.sigma_learning_rate": 3e-3}
+RATES = POLICY_RATES | {"value.learning_rate": 1e-2}
+"""For agents that have a value network."""
 
 
 class OfPolicy:
@@ -144,14 +151,15 @@ class OfPolicy:
             b.insert(0, new_b)
         self.p, self.b, self.c = torch.stack(p), torch.stack(b), torch.stack(c)
 
-    def __call__(self, x: Tensor, t: Tensor | int, *, trained: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor | int) -> Tensor:
         return (0.5 * self.p[t] * x**2 + self.b[t] * x + self.c[t]).sum(-1)
 
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return []
 
-class Tabular(torch.nn.Module):
-    """A trainable linear-Gaussian policy, what the agents' policies are in the LQG."""
 
-    held_steps = 0
+class Tabular(GaussianPolicy):
+    """A trainable linear-Gaussian policy, as the agents' policies are in the LQG; its sigma is of each coordinate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,10 +169,7 @@ class Tabular(torch.nn.Module):
             torch.tensor([[0.1, -0.3], [-0.2, 0.0], [-0.5, -0.4], [-0.3, -0.8], [-1.0, -0.9]])
         )
 
-    def reference(self, x: Tensor, t: Tensor | int) -> None:
-        return None
-
-    def moments(self, x: Tensor, t: Tensor | int, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.gain[t] * x + self.shift[t], self.log_sigma[t]
 
 
@@ -172,23 +177,21 @@ def flat_gradient(loss: Tensor, policy: torch.nn.Module) -> Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
 
 
-def lqg_agent(
-    monkeypatch: pytest.MonkeyPatch, name: str, **settings: object
-) -> tuple[GaussianAgent, Tabular, OfPolicy]:
-    """An agent whose policy is a Tabular and whose value network is the exact V of that policy."""
+def lqg_agent(monkeypatch: pytest.MonkeyPatch, name: str, **settings: object) -> tuple[Any, Tabular, OfPolicy]:
+    """An agent whose policy is a Tabular and whose value, where it has one, is the exact V of that policy."""
     agent = plain_agent(name, lqg_task(), seed=0, **settings)
-    assert isinstance(agent, GaussianAgent)
     policy = Tabular()
-    agent.policy = policy  # type: ignore[assignment]
+    agent.policy = policy
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
-    monkeypatch.setattr(agent, "values", value)
+    if hasattr(agent, "value"):
+        monkeypatch.setattr(agent, "value", value)
     return agent, policy, value
 
 
 class LinearPolicy:
     """x_{t+1} ~ N(gain_t x + shift_t, std_t^2), ending in q: what the last step must be follows from x_{T-1}'s law."""
 
-    held_steps = 0
+    frozen_steps = 0
 
     def __init__(self) -> None:
         p, b = torch.tensor(P), torch.tensor(B)

@@ -16,8 +16,8 @@ from dxmi_rl.targets import make_target  # noqa: E402
 
 def main(file: Path, agent: str) -> None:
     task = make_task(make_target("digits"), horizon=2, pretraining={"iterations": 20, "width": 16, "depth": 1})
-    settings = {"batch_size": 7, "width": 8, "depth": 1}
-    game = DxMI(task, agent=agent, agent_settings=settings, energy_width=8, energy_depth=1, gradient_penalty=0.1)
+    settings = {"n_trajectories": 7, "value": {"width": 8, "depth": 1}}
+    game = DxMI(task, agent=agent, agent_settings=settings, energy={"width": 8, "depth": 1}, gradient_penalty=0.1)
     execution = set_execution(game, rows_at_a_time=5, share=True)
     losses: list[dict[str, float]] = []
     iterate = game.iterate

@@ -9,7 +9,7 @@ from typing import Any
 from dxmi_rl.benchmark import compare
 
 ROOT = Path(__file__).parents[2]
-BATCH = {"batch_size": 32}
+BATCH = {"n_trajectories": 32}
 PRETRAINING = {"iterations": 20, "width": 16, "batch_size": 32}
 TINY = {
     "seeds": [0, 1],

@@ -14,6 +14,7 @@ from dxmi_rl import DxMI, make_agent, make_task
 from dxmi_rl.agents.execution import set_execution
 from dxmi_rl.diffusion import DenoiserUNet, PretrainingConfig, pretrained_denoiser
 from dxmi_rl.targets import ImageSet, TargetError, make_target
+from dxmi_rl.tasks import TaskConfig
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -69,7 +70,7 @@ def test_a_task_of_one_class_has_its_images_and_can_be_played(tmp_path: Path) ->
         assert torch.equal(task.target.train_images, target.train_images[label::2])
         assert torch.equal(task.target.test_images, target.test_images[label::2])
     assert tasks[0].fingerprint() != tasks[1].fingerprint()
-    small = {"agent_settings": {"batch_size": 8, "policy_steps": 1, "width": 16}, "energy_width": 16}
+    small = {"agent_settings": {"n_trajectories": 8, "policy_steps": 1, "value.width": 16}, "energy": {"width": 16}}
     game = DxMI(tasks[1], seed=0, **small)
     before = copy.deepcopy(game.agent.policy)  # type: ignore[attr-defined]
     set_execution(game, rows_at_a_time=3)
@@ -168,12 +169,13 @@ def test_the_digits_have_labels() -> None:
     assert threes.classes == 4 and bool((threes.train_labels == 3).all()) and threes.features == "digits"
 
 
-def test_settings_that_are_off_leave_keys_as_they_were() -> None:
-    """Caches, checkpoints and fixed energies from before there were classes."""
-    assert "conditional" not in repr(PretrainingConfig(network="unet"))
+def test_keys_contain_everything() -> None:
+    """What caches, checkpoints and fixed energies go by also says that there are no classes."""
+    assert "conditional=False" in repr(PretrainingConfig(network="unet"))
     assert "conditional=True" in repr(PretrainingConfig(network="unet", conditional=True))
     task = make_task("8gaussians")
-    assert "label" not in task.fingerprint() and "label" not in repr(task.config)
+    assert task.fingerprint().keys() == TaskConfig.__dataclass_fields__.keys()
+    assert task.fingerprint()["label"] == "None" and "label=None" in repr(task.config)
 
 
 def test_other_labels_are_another_denoiser() -> None:
@@ -191,7 +193,8 @@ def test_other_labels_are_another_denoiser() -> None:
 
 
 def test_a_label_is_one_label_however_it_is_given(tmp_path: Path) -> None:
-    target, small = squares(), {"agent_settings": {"batch_size": 8, "policy_steps": 1, "width": 16}, "energy_width": 16}
+    inner = {"n_trajectories": 8, "policy_steps": 1, "value.width": 16}
+    target, small = squares(), {"agent_settings": inner, "energy": {"width": 16}}
     task = make_task(target, label=np.int64(1), pretraining=TINY, horizon=2)
     told = make_task(target, label=1, pretraining=TINY | {"conditional": True}, horizon=2)
     assert task.fingerprint() == told.fingerprint() and task.config.label == 1 and type(task.config.label) is int

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl import make_task
-from dxmi_rl.agents.policy import FineTunedPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import DenoiserUNet, PretrainingConfig, pretrained_denoiser, pretraining, unet
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.utils.checks import CheckpointError

@@ -16,8 +16,7 @@ from docpages.docstrings import settings_table
 
 import dxmi_rl
 from dxmi_rl import cli
-from dxmi_rl.agents import Agent
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.utils.registry import UnknownNameError
 
 ROOT = Path(__file__).parents[2]

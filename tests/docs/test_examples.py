@@ -22,7 +22,7 @@ import cleanrl_ppo  # noqa: E402
 import train_sb3  # noqa: E402
 import train_torchrl  # noqa: E402
 
-from dxmi_rl import evaluation  # noqa: E402
+from dxmi_rl.evaluation import log_weights  # noqa: E402
 
 CASES = [
     *((train_sb3, ["--algorithm", name]) for name in train_sb3.BUDGETS),
@@ -36,8 +36,8 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few samples, and kernels fitted for 20 steps instead of 4,000."""
-    fit = evaluation.fit_kernel
-    monkeypatch.setattr(evaluation, "fit_kernel", lambda mdp, policy, *, seed: fit(mdp, policy, steps=20, seed=seed))
+    fit = log_weights.fit_kernel
+    monkeypatch.setattr(log_weights, "fit_kernel", lambda mdp, policy, *, seed: fit(mdp, policy, steps=20, seed=seed))
     monkeypatch.setattr(_scores, "SIZES", {"draws": 1, "samples": 200, "trajectories": 200})
 
 

@@ -15,8 +15,8 @@ import torch
 from sweep_cases import TINY, read, tiny_main
 
 from dxmi_rl import make_agent
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.evaluation import quick_scores
-from dxmi_rl.irl import AGENTS
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_agent.py"
@@ -49,7 +49,7 @@ def test_it_beats_the_base_sampler(example: ModuleType) -> None:
 
 def test_it_resumes_and_counts(example: ModuleType, tmp_path: Path) -> None:
     calls: list[int] = []
-    agent = example.CrossEntropy("8gaussians", seed=1, batch_size=32)
+    agent = example.CrossEntropy("8gaussians", seed=1, n_trajectories=32)
     agent.policy.base.denoiser.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     file = tmp_path / "agent.safetensors"
     agent.learn(4 * 160, callback=lambda one: one.save(file) and None if one.num_timesteps == 2 * 160 else None)
@@ -60,7 +60,7 @@ def test_it_resumes_and_counts(example: ModuleType, tmp_path: Path) -> None:
 
 def test_inside_dxmi_its_reward_is_the_new_energy(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(AGENTS._entries, "cross-entropy", example.CrossEntropy)
-    model = make_agent("dxmi", "8gaussians", agent="cross-entropy", agent_settings={"batch_size": 32})
+    model = make_agent("dxmi", "8gaussians", agent="cross-entropy", agent_settings={"n_trajectories": 32})
     model.learn(3 * model.timesteps_per_iteration)
     assert model.sample(5).shape == (5, 2) and "energy_loss" in model.log
 

@@ -58,8 +58,8 @@ def test_a_built_task_and_a_bare_mdp_are_held_by_reference() -> None:
     assert bare.mdp is built.mdp
     play(bare, np.zeros((3, 2), np.float32), 0)
     energy = Bowl()
-    assert gym.make(ID, energy=energy).unwrapped.mdp._energy is energy
-    assert gym.make_vec(ID, num_envs=2, energy=energy).mdp._energy is energy
+    assert gym.make(ID, energy=energy).unwrapped.mdp.energy.function is energy
+    assert gym.make_vec(ID, num_envs=2, energy=energy).mdp.energy.function is energy
 
 
 # -- one definition, three faces -------------------------------------------------------------------------------------

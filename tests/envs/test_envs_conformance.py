@@ -188,7 +188,7 @@ def test_moving_leaves_nothing_behind(task: dict[str, Any]) -> None:
         module._move(env.task, torch.device("meta"))
         mdp = env.mdp
         assert mdp.device.type == "meta"
-        for part in (env.task.target, mdp.base, mdp.kernel, mdp._energy):
+        for part in (env.task.target, mdp.base, mdp.kernel, mdp.energy.function):
             assert {tensor.device.type for tensor in tensors(part)} <= {"meta"}
 
 

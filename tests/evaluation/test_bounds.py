@@ -17,10 +17,9 @@ import torch
 from agent_cases import skip_without_extra, small
 
 from dxmi_rl import evaluate, list_agents, make_task
-from dxmi_rl.agents import Agent
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.evaluation import fit_kernel
 from dxmi_rl.evaluation.metrics import eubo, log_weight_errors, log_weight_statistics
-from dxmi_rl.irl import AGENTS
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import TASKS, Task, reference_target
 from dxmi_rl.utils.torch_tools import seeded
@@ -54,7 +53,7 @@ def trained(name: str, target: str) -> Agent:
 def scored(agent: Agent) -> DenoisingMDP:
     """The MDP with the target's own energy, which DxMI has replaced by the one that it learns."""
     mdp = copy.copy(agent.mdp)
-    mdp._energy = agent.task.target.energy
+    mdp.energy.function = agent.task.target.energy
     return mdp
 
 

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
-from dxmi_rl.agents import Base
-from dxmi_rl.agents.action_density import ActionDensity
-from dxmi_rl.evaluation import exact_floors, fit_kernel, quick_scores
-from dxmi_rl.irl import AGENTS
-from dxmi_rl.targets import GaussianMixture, make_target
+from dxmi_rl.agents import AGENTS, Base
+from dxmi_rl.agents.wrapped.action_density import ActionDensity
+from dxmi_rl.evaluation import METRICS, exact_floors, fit_kernel, floors, log_weights, quick_scores
+from dxmi_rl.targets import GaussianMixture, Modes, Target, list_targets, make_target
 from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import Registry
@@ -41,17 +40,15 @@ def quick(model: Any, **changes: Any) -> dict[str, float]:
 @pytest.fixture(autouse=True)
 def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe of kl_bound_fit with 60 steps instead of 4,000."""
-    import dxmi_rl.evaluation as module
-
-    fit = module.fit_kernel
-    monkeypatch.setattr(module, "fit_kernel", lambda mdp, policy, *, seed=0: fit(mdp, policy, steps=60, seed=seed))
-    monkeypatch.setattr(module, "FLOOR_PAIRS", 3)
+    fit = log_weights.fit_kernel
+    monkeypatch.setattr(log_weights, "fit_kernel", lambda mdp, policy, *, seed=0: fit(mdp, policy, steps=60, seed=seed))
+    monkeypatch.setattr(floors, "FLOOR_PAIRS", 3)
 
 
 def test_keys_of_a_density() -> None:
     scores = quick(Base("8gaussians"), fit=True, floors=True)
-    floors = {f"{key}_floor" for key in SAMPLES}
-    assert scores.keys() == {"kl_bound", "kl_bound_fit", "eubo", "denoiser_calls"} | WEIGHTS | SAMPLES | floors
+    wanted = SAMPLES | {f"{key}_floor" for key in SAMPLES}
+    assert scores.keys() == {"kl_bound", "kl_bound_fit", "eubo", "denoiser_calls"} | WEIGHTS | wanted
     assert all(type(value) in (int, float) and math.isfinite(value) for value in scores.values())
     assert scores["denoiser_calls"] == 5
     assert scores["kl_bound_fit"] == pytest.approx(-scores["elbo"])
@@ -131,14 +128,14 @@ def test_elbo_tau_is_the_soft_return_in_nats() -> None:
 
 def test_elbo_tau_of_a_fixed_energy_has_its_normaliser_as_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A named energy: annealed importance sampling finds log Z of exp(-E / tau), once."""
-    monkeypatch.setattr(tasks, "ENERGIES", named := Registry("energy"))
+    monkeypatch.setattr(tasks.build, "ENERGIES", named := Registry("energy"))
     named.add("bowl", f"{__name__}:bowl")
     built = make_task("8gaussians-data", energy="bowl", tau=0.5, pretraining={"iterations": 2, "width": 8})
     scores = quick(Base(built), floors=True, samples=200)
     # exp(-|x|^2 / (2 s^2) / tau) in the plane: Z = 2 pi s^2 tau
     assert scores["elbo_tau_floor"] == pytest.approx(math.log(2 * math.pi * 0.25 * 0.5), abs=0.1)
     assert scores["elbo_tau"] < scores["elbo_tau_floor"]
-    monkeypatch.setattr(evaluation, "annealed_importance_sampling", None)  # from the cache now
+    monkeypatch.setattr(log_weights, "annealed_importance_sampling", None)  # from the cache now
     assert evaluation.tempered_log_z(built) == scores["elbo_tau_floor"]
     with pytest.raises(ValueError, match="named energy"):
         evaluation.tempered_log_z(task())
@@ -246,11 +243,52 @@ def test_the_fixed_recipe_tightens_the_bound_and_leaves_the_kernel_alone() -> No
 
 
 def test_floors_are_those_of_exact_samples() -> None:
-    floors = exact_floors(make_target("8gaussians"), 400)
-    assert floors.keys() == SAMPLES
-    assert floors["modes"] == 8
-    assert 0 < floors["sliced_w2"] < 0.5
-    assert exact_floors(make_target("8gaussians"), 400) == floors
+    found = exact_floors(make_target("8gaussians"), 400)
+    assert found.keys() == SAMPLES
+    assert found["modes"] == 8
+    assert 0 < found["sliced_w2"] < 0.5
+    assert exact_floors(make_target("8gaussians"), 400) == found
+
+
+class Lattice(Target):
+    """Points 0, 1, 2, ... 9: a target that states modes and a score of its own."""
+
+    name, has_sampler = "lattice", True
+
+    def __init__(self) -> None:
+        super().__init__((1,), scale=3.0, plot_range=(-1.0, 10.0))
+
+    @property
+    def modes(self) -> Modes:
+        return Modes(torch.arange(10.0)[:, None], 0.1, torch.full((10,), 0.1))
+
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        return {"between": float((x - x.round()).abs().mean())}
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return torch.randint(10, (n, 1), generator=generator).float()
+
+
+def test_a_new_target_says_how_it_is_scored() -> None:
+    """Nothing in evaluation knows it, and every score has a floor."""
+    target = Lattice()
+    assert target.metrics == ("sliced_w2", "mmd", "modes", "own")
+    settings = {"pretraining": {"iterations": 20, "batch_size": 32, "width": 16}}
+    with seeded(0):
+        scores = quick(Base(make_task(target, **settings)), floors=True, samples=400)
+    names = {*SAMPLES, "between"}
+    assert names | {f"{name}_floor" for name in names} <= scores.keys()
+    assert scores["between"] > scores["between_floor"] == 0 and scores["modes_floor"] == 10
+
+
+def test_every_target_names_metrics_that_there_are() -> None:
+    for name in list_targets():
+        target = make_target(name)
+        assert set(target.metrics) <= set(METRICS), name
+        assert bool(target.metrics) == target.has_samples, name
+    assert make_target("mos10").metrics == ("mmd", "quantile_error")
+    assert make_target("manywell32").metrics == ("sliced_w2", "mmd", "own")
+    assert make_target("digits").metrics == ("images",)
 
 
 def test_a_replaced_energy_is_the_one_that_is_scored() -> None:

@@ -12,7 +12,7 @@ import scipy.stats
 import torch
 
 from dxmi_rl.benchmark import statistics
-from dxmi_rl.evaluation import metrics
+from dxmi_rl.evaluation import feature_metrics, metrics
 from dxmi_rl.networks.features import DigitsFeatures, load_features
 from dxmi_rl.targets.digits import load_digits_split
 from dxmi_rl.utils.checks import MissingExtraError, NonFiniteError
@@ -150,9 +150,9 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     x = normal(50_000, 2)
     x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # exactly N(0, I) in two moments
     y = x * torch.tensor([2.0, 0.5]) + torch.tensor([3.0, -1.0])
-    assert metrics.frechet_distance(x, y) == pytest.approx(10 + 1 + 0.25, rel=1e-9)
-    assert metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert metrics.frechet_distance(x[:, :1], y[:, :1]) == pytest.approx(9 + 1, rel=1e-9)
+    assert feature_metrics.frechet_distance(x, y) == pytest.approx(10 + 1 + 0.25, rel=1e-9)
+    assert feature_metrics.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert feature_metrics.frechet_distance(x[:, :1], y[:, :1]) == pytest.approx(9 + 1, rel=1e-9)
 
 
 def test_frechet_distance_agrees_with_the_matrix_root_and_survives_singular_covariances():
@@ -160,10 +160,10 @@ def test_frechet_distance_agrees_with_the_matrix_root_and_survives_singular_cova
     c_x, c_y = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
     root = scipy.linalg.sqrtm(c_x @ c_y).real
     expected = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(c_x + c_y - 2 * root)
-    assert metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-8)
-    assert metrics.frechet_distance(y, x) == pytest.approx(expected, rel=1e-8)
+    assert feature_metrics.frechet_distance(x, y) == pytest.approx(expected, rel=1e-8)
+    assert feature_metrics.frechet_distance(y, x) == pytest.approx(expected, rel=1e-8)
     few = normal(4, 30)
-    assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
+    assert feature_metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_kernel_distance_is_an_unbiased_mmd():
@@ -172,17 +172,19 @@ def test_the_kernel_distance_is_an_unbiased_mmd():
     x, y = normal(40, 3), normal(30, 3, seed=1) + 0.5
     xx, yy, xy = (polynomial_kernel(a.double(), b.double()) for a, b in ((x, x), (y, y), (x, y)))
     within = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in (xx, yy)]
-    assert metrics.kernel_distance(x, y) == pytest.approx(sum(within) - 2 * xy.mean(), rel=1e-9)
-    repeated = [metrics.kernel_distance(normal(50, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1)) for i in range(60)]
+    assert feature_metrics.kernel_distance(x, y) == pytest.approx(sum(within) - 2 * xy.mean(), rel=1e-9)
+    repeated = [
+        feature_metrics.kernel_distance(normal(50, 3, seed=2 * i), normal(50, 3, seed=2 * i + 1)) for i in range(60)
+    ]
     assert abs(np.mean(repeated)) < 3 * np.std(repeated) / 60**0.5, "no bias"
     assert min(repeated) < 0
 
 
 def test_precision_and_recall(capsys):
     real, fake = normal(300, 2), normal(300, 2, seed=1)
-    assert min(metrics.neighbour_scores(real, fake).values()) > 0.85
-    assert set(metrics.neighbour_scores(real, fake + 100).values()) == {0.0}
-    collapsed = metrics.neighbour_scores(real, 0.1 * fake)
+    assert min(feature_metrics.neighbour_scores(real, fake).values()) > 0.85
+    assert set(feature_metrics.neighbour_scores(real, fake + 100).values()) == {0.0}
+    collapsed = feature_metrics.neighbour_scores(real, 0.1 * fake)
     assert collapsed["precision"] > 0.95 and collapsed["recall"] < 0.1
     assert capsys.readouterr().out == ""
 
@@ -200,8 +202,8 @@ def test_digits_features_tell_digits_from_noise():
     train, _, test, _ = load_digits_split()
     model = load_features("digits")
     noise = normal(360, 1, 8, 8).float().clamp(-1, 1)
-    floor = metrics.frechet_distance(model(train), model(test))
-    assert floor < 0.1 * metrics.frechet_distance(model(train), model(noise))
+    floor = feature_metrics.frechet_distance(model(train), model(test))
+    assert floor < 0.1 * feature_metrics.frechet_distance(model(train), model(noise))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (4,), (5,), (10,), (5, 7)])
@@ -249,8 +251,8 @@ BAD_SAMPLES = [
     [
         metrics.sliced_w2,
         metrics.mmd,
-        metrics.frechet_distance,
-        lambda x, y: metrics.neighbour_scores(x, y, k=1),
+        feature_metrics.frechet_distance,
+        lambda x, y: feature_metrics.neighbour_scores(x, y, k=1),
         lambda x, y: metrics.mode_statistics(x, y, 1.0),
     ],
     ids=["sliced_w2", "mmd", "frechet_distance", "neighbour_scores", "mode_statistics"],
@@ -303,9 +305,9 @@ def test_bad_vectors_are_refused(function, bad, error, message):
         (lambda: metrics.exact_floor(metrics.mmd, torch.randn, 0), ValueError, "n must be"),
         (lambda: metrics.exact_floor(metrics.mmd, torch.randn, 5, pairs=0), ValueError, "pairs"),
         (lambda: metrics.log_weight_errors(torch.zeros(1)), ValueError, "at least 2"),
-        (lambda: metrics.frechet_distance(GOOD[:1], GOOD), ValueError, "at least 2"),
-        (lambda: metrics.neighbour_scores(GOOD, GOOD, k=3), ValueError, "at least 5"),
-        (lambda: metrics.neighbour_scores(GOOD, GOOD, k=0), ValueError, "k must be"),
+        (lambda: feature_metrics.frechet_distance(GOOD[:1], GOOD), ValueError, "at least 2"),
+        (lambda: feature_metrics.neighbour_scores(GOOD, GOOD, k=3), ValueError, "at least 5"),
+        (lambda: feature_metrics.neighbour_scores(GOOD, GOOD, k=0), ValueError, "k must be"),
         (lambda: DigitsFeatures()(torch.zeros(2, 64)), ValueError, "8, 8"),
         (lambda: load_features("digits", "nowhere"), ValueError, "device"),
         (lambda: statistics.interquartile_mean([]), ValueError, "non-empty"),
@@ -324,7 +326,7 @@ def test_bad_arguments_are_refused(call, error, message):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "prdc", None)
     with pytest.raises(MissingExtraError, match=r"dxmi_rl\[bench\]"):
-        metrics.neighbour_scores(normal(9, 2), normal(9, 2))
+        feature_metrics.neighbour_scores(normal(9, 2), normal(9, 2))
 
 
 def test_importing_metrics_imports_nothing_heavy():

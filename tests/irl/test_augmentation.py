@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,8 @@ def test_p_stays_a_probability_or_where_it_was_set() -> None:
 # In the game ----------------------------------------------------------------------------------------------------------
 
 
-def digits() -> Task:
-    return make_task("digits", pretraining={"iterations": 5, "width": 16, "batch_size": 16})
+def digits(**changes: Any) -> Task:
+    return make_task("digits", pretraining={"iterations": 5, "width": 16, "batch_size": 16}, **changes)
 
 
 def game(**settings: Any) -> DxMI:
@@ -238,7 +239,8 @@ def test_a_resumed_game_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert whole.log["augmentation"] == float(whole.augmentation.probability)  # type: ignore[union-attr]
 
 
-def test_keys_of_fixed_energies_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_fixed_energies_say_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Augmentation, too: a change of any is another energy, and another horizon is the same one."""
     keys: list[dict[str, Any]] = []
 
     def stop(kind: str, key: dict[str, Any], build: Any) -> Any:
@@ -246,9 +248,15 @@ def test_keys_of_fixed_energies_are_what_they_were(monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fixed, "cached_tensors", stop)
-    with pytest.raises(KeyboardInterrupt):
-        fixed.fixed_energy(digits())
-    assert not [name for name in keys[0]["config"] if name.startswith("augmentation")]
+    other_recipe = dataclasses.replace(fixed.fixed_recipe("digits"), augmentation=0.1)
+    for task, recipe in ((digits(), None), (digits(horizon=2), None), (digits(), other_recipe)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if recipe is not None:
+                patch.setattr(fixed, "fixed_recipe", lambda name, recipe=recipe: recipe)
+            fixed.fixed_energy(task)
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[0]["config"] == dataclasses.asdict(fixed.fixed_recipe("digits"))
+    assert {"augmentation", "augmentation_target", "augmentation_flip"} < keys[0]["config"].keys()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dxmi_rl.targets import EnergyTarget, GaussianMixture, TargetError
 from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 
-FAST: dict[str, Any] = {"iterations": 40, "batch_size": 64, "energy_width": 16, "energy_depth": 2, "langevin_steps": 10}
+FAST: dict[str, Any] = {"iterations": 40, "batch_size": 64, "energy.width": 16, "energy.depth": 2, "langevin_steps": 10}
 
 
 def gaussian() -> GaussianMixture:
@@ -123,7 +123,7 @@ def test_training_is_seeded_and_counted(method: str) -> None:
 def test_energies_end_lower_on_data_than_on_noise(method: str) -> None:
     """In standard deviations of the energies, and against the untrained network."""
     target = make_target("rings")
-    settings = FAST | {"energy_width": 32, "learning_rate": 3e-3, "ema": 0.9}
+    settings = FAST | {"energy.width": 32, "learning_rate": 3e-3, "ema": 0.9}
     data = target.data(2000, torch.Generator().manual_seed(0))
     noise = 6 * torch.rand(2000, 2, generator=torch.Generator().manual_seed(1)) - 3
     gaps = []
@@ -142,11 +142,11 @@ def test_energies_end_lower_on_data_than_on_noise(method: str) -> None:
         ({"iterations": 0}, ValueError, "iterations must be >= 1"),
         ({"ema": 1.0}, ValueError, r"ema must lie in \[0, 1\)"),
         ({"langevin_noise": 0.0}, ValueError, "langevin_noise"),
-        ({"energy_width": 0}, ValueError, "energy_width must be >= 1"),
+        ({"energy.width": 0}, ValueError, r"energy\.width must be >= 1"),
         ({"chains": 10}, ValueError, "chains must be >= batch_size"),
         ({"seed": -1}, ValueError, "seed must be >= 0"),
         ({"method": "score-matching", "gamma": 0.1}, ValueError, "'gamma' means nothing to method 'score-matching'"),
-        ({"energy_spectral_norm": True, "energy_residual": True}, ValueError, "spectral_norm must be False"),
+        ({"energy": {"spectral_norm": True, "residual": True}}, ValueError, "spectral_norm must be False"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -14,15 +14,21 @@ from agent_cases import same, small, state
 from torch import Tensor
 
 from dxmi_rl import load_agent, make_agent, make_task
+from dxmi_rl.agents import AGENTS, DxDPConfig
+from dxmi_rl.costs import counting
 from dxmi_rl.diffusion import PretrainingConfig
-from dxmi_rl.irl import AGENTS, ENERGY_LOSSES, DxMI, DxMIConfig, fixed, recipe
+from dxmi_rl.irl import ENERGY_LOSSES, DxMI, DxMIConfig, fixed, recipe
 from dxmi_rl.networks import EnergyMLP
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import setting_names
 
 INNER = [name for name in AGENTS if name != "dxmi" and AGENTS[name].trains]
-FAST = {"batch_size": 64, "width": 16, "depth": 2, "warmup_iterations": 0}
+FAST = {
+    "n_trajectories": 64, "policy.width": 16, "policy.depth": 2, "value.width": 16, "value.depth": 2, "width": 16,
+    "warmup_iterations": 0,
+}  # fmt: skip
 
 
 def data_task(**changes: Any) -> Task:
@@ -33,9 +39,9 @@ def data_task(**changes: Any) -> Task:
 def dxmi(task: Task, agent: str = "dxdp", **settings: Any) -> DxMI:
     if agent.startswith("sb3"):
         pytest.importorskip("stable_baselines3")
-    known = AGENTS[agent].Config.__dataclass_fields__
+    known = setting_names(AGENTS[agent].Config())
     inner = {key: value for key, value in FAST.items() if key in known}
-    built = make_agent("dxmi", task, agent=agent, agent_settings=inner, **{"energy_width": 32, **settings})
+    built = make_agent("dxmi", task, agent=agent, agent_settings=inner, **{"energy.width": 32, **settings})
     assert isinstance(built, DxMI)
     return built
 
@@ -181,7 +187,7 @@ def test_the_averages_are_exponential() -> None:
 
 def test_a_recipes_gamma_is_of_its_loss() -> None:
     """What was found for the contrastive loss says nothing of the others, which have their own."""
-    assert dxmi(data_task()).config.gamma == recipe("8gaussians-data").gamma == 0.5
+    assert dxmi(data_task()).config.gamma == recipe("plane").gamma == 0.5
     assert dxmi(data_task(), loss="nce").config.gamma is None
     assert dxmi(data_task(), loss="nce", gamma=0.1).config.gamma == 0.1
 
@@ -210,8 +216,9 @@ def test_a_gradient_penalty_flattens_the_energy() -> None:
     slopes = {}
     for weight in (0.0, 10.0):
         model = dxmi(data_task(), gradient_penalty=weight, energy_learning_rate=1e-2)
-        for _ in range(30):
-            model.update_energy(torch.ones(64, 2))
+        with counting(model.costs):
+            for _ in range(30):
+                model.update_energy(torch.ones(64, 2))
         x = model.task.target.data(256, torch.Generator().manual_seed(0)).requires_grad_()
         (gradient,) = torch.autograd.grad(model.energy(x).sum(), x)
         slopes[weight] = float(gradient.norm(dim=1).mean())
@@ -220,7 +227,7 @@ def test_a_gradient_penalty_flattens_the_energy() -> None:
 
 
 def test_spectral_norm_bounds_every_layer_and_the_averages() -> None:
-    model = dxmi(data_task(), energy_spectral_norm=True, anchor=0.9, ema=0.995, energy_fourier=2)
+    model = dxmi(data_task(), anchor=0.9, ema=0.995, energy={"spectral_norm": True, "fourier": 2})
     for _ in range(300):
         model.update_energy(torch.ones(64, 2))
         model._average()
@@ -235,7 +242,7 @@ def test_spectral_norm_bounds_every_layer_and_the_averages() -> None:
     assert torch.equal(model.energy(x), model.energy(x)), "evaluation changes nothing"
 
 
-@pytest.mark.parametrize("settings", [{"anchor": 0.9}, {"energy_spectral_norm": True}, {"gradient_penalty": 0.1}])
+@pytest.mark.parametrize("settings", [{"anchor": 0.9}, {"energy.spectral_norm": True}, {"gradient_penalty": 0.1}])
 def test_the_energys_options_are_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     model = dxmi(data_task(), replay=2, **settings)
     for _ in range(2):
@@ -286,10 +293,10 @@ def test_data_and_policy_noise_are_not_the_same_stream() -> None:
         ({"gradient_penalty": -0.1}, ValueError, "gradient_penalty"),
         ({"loss": "n2ce", "noise_ratio": 0.0}, ValueError, "noise_ratio"),
         ({"loss": "nce", "noise_ratio": 2.0}, ValueError, "noise_ratio belongs to loss 'n2ce'"),
-        ({"energy_spectral_norm": True, "energy_residual": True}, ValueError, "spectral_norm must be False"),
-        ({"energy_width": 0}, ValueError, "energy_width must be >= 1"),
-        ({"energy_levels": (0.1,)}, ValueError, "energy_levels belongs to energy_denoiser=True"),
-        ({"energy_level_power": 2.0}, ValueError, "energy_level_power belongs to energy_denoiser=True"),
+        ({"energy": {"spectral_norm": True, "residual": True}}, ValueError, "spectral_norm must be False"),
+        ({"energy.width": 0}, ValueError, r"energy\.width must be >= 1"),
+        ({"energy.levels": (0.1,)}, ValueError, r"energy\.levels belongs to energy\.denoiser=True"),
+        ({"energy.level_power": 2.0}, ValueError, r"energy\.level_power belongs to energy\.denoiser=True"),
         ({"energy_learning_rate": float("inf")}, ValueError, "energy_learning_rate"),
     ],
 )
@@ -303,12 +310,17 @@ def test_bad_settings(settings: dict[str, Any], error: type[Exception], text: st
     [
         ("dxpd", {}, UnknownNameError, "Did you mean 'dxdp'"),
         ("dxmi", {}, ValueError, "cannot be nested"),
-        ("ppo", {"epoch": 3}, UnknownNameError, "Did you mean 'epochs'"),
+        ("ppo", {"epoch": 3}, UnknownNameError, "Did you mean 'agent_settings.n_epochs'"),
+        ("ppo", {"value_width": 3}, UnknownNameError, "Did you mean 'agent_settings.value.width'"),
+        ("ppo", DxDPConfig(), TypeError, "agent_settings must be a PPOConfig or a mapping"),
     ],
 )
 def test_bad_inner_agents(agent: str, inner: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        make_agent("dxmi", data_task(), config=DxMIConfig(agent=agent, agent_settings=inner))
+        make_agent("dxmi", data_task(), agent=agent, agent_settings=inner)
+    if not isinstance(inner, dict):
+        with pytest.raises(TypeError, match="config of 'ppo' must be a PPOConfig"):
+            make_agent("dxmi", data_task(), config=DxMIConfig(agent=agent, agent_settings=inner))
 
 
 class EnergyOnly(Target):
@@ -367,9 +379,10 @@ def test_a_fixed_energy_has_a_normaliser() -> None:
 def test_replayed_samples_double_what_the_energy_sees() -> None:
     plain, replayed = dxmi(data_task(), replay=0), dxmi(data_task(), replay=2)
     for built in (plain, replayed):
-        for _ in range(4):
-            built.iterate()
-    batch = plain.agent.config.batch_size
+        with counting(built.costs):
+            for _ in range(4):
+                built.iterate()
+    batch = plain.agent.config.n_trajectories
     steps = 4 * plain.config.energy_steps
     assert replayed.costs.energy_evals - plain.costs.energy_evals == 2 * batch * steps
     finals: list[Tensor] = []

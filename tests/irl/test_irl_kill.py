@@ -30,9 +30,10 @@ ROOT = Path(__file__).parents[2]
 ITERATIONS, KILLS = 24, 3
 SETTINGS: dict[str, Any] = {
     "augmentation_target": 0.5, "augmentation": 0.3, "augmentation_flip": True, "replay": 2, "gradient_penalty": 0.1,
-    "energy_width": 8, "energy_convolutional": True, "energy_learning_rate": 1e-3,
+    "energy": {"width": 8, "depth": 1, "convolutional": True, "residual": False}, "energy_learning_rate": 1e-3,
     "agent_settings": {
-        "batch_size": 8, "width": 8, "convolutional_value": True, "replay": 2, "policy_learning_rate": 1e-3,
+        "n_trajectories": 8, "replay": 2, "policy": {"fine_tuning_rate": 1e-3},
+        "value": {"width": 8, "convolutional": True},
     },
 }  # fmt: skip
 
@@ -96,7 +97,7 @@ def serve(folder: str, seed: int) -> None:
 def test_a_game_on_a_unet_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, Path(__file__).parent))), "OMP_NUM_THREADS": "1",
         "DXMI_RL_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
     code = f"import test_irl_kill; test_irl_kill.serve({str(tmp_path)!r}, 0)"

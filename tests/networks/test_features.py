@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dxmi_rl import evaluate, evaluation, make_agent, make_task
-from dxmi_rl.evaluation import metrics
+from dxmi_rl.evaluation import feature_metrics
 from dxmi_rl.networks import features
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet, make_target
@@ -38,7 +38,7 @@ def test_lite0_sees_what_is_in_a_picture(lite0: features.Lite0Features) -> None:
     found = [lite0(crop) for crop in crops]
     assert found[0].shape == (4, 1280)
     assert torch.cdist(found[0], found[1]).min() > torch.cdist(found[0], found[0]).max() * 0.8
-    assert metrics.frechet_distance(*found) > metrics.frechet_distance(found[0], found[0] + 0) + 1
+    assert feature_metrics.frechet_distance(*found) > feature_metrics.frechet_distance(found[0], found[0] + 0) + 1
 
 
 def test_lite0_treats_grey_as_colour_and_clips(lite0: features.Lite0Features) -> None:
@@ -67,7 +67,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.usefixtures("lite0")
 def test_images_are_scored_on_the_features_of_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))
-    monkeypatch.setattr(evaluation, "FD_SAMPLES", 40)
+    monkeypatch.setattr(evaluation.images, "FD_SAMPLES", 40)
     digits = make_target("digits")
     assert isinstance(digits, ImageSet) and digits.features == "digits"
     target = ImageSet(digits.train_bytes[:60] * 15, digits.test_bytes[:40] * 15, name="mine")
@@ -76,7 +76,7 @@ def test_images_are_scored_on_the_features_of_their_target(tmp_path: Path, monke
     assert {"fd", "fd_floor", "kd", "precision", "recall", "density", "coverage"} <= scores.keys()
     assert scores["fd"] > scores["fd_floor"] > 0
     network = load_features("lite0")
-    floor = metrics.frechet_distance(network(target.train_data(40)), network(target.test_data(40)))
+    floor = feature_metrics.frechet_distance(network(target.train_data(40)), network(target.test_data(40)))
     assert scores["fd_floor"] == pytest.approx(floor, rel=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_images_are_scored_against_as_many_test_images() -> None:
     network = load_features("digits")
     for n in (100, 200, 100):
         x = digits.train_data(n)
-        expected = metrics.frechet_distance(network(x), network(digits.test_data(n)))
+        expected = feature_metrics.frechet_distance(network(x), network(digits.test_data(n)))
         assert evaluation.image_distance(digits, x) == pytest.approx(expected, rel=1e-9)
         assert evaluation.image_scores(digits, x)["fd"] == pytest.approx(expected, rel=1e-9)
 
@@ -140,7 +140,7 @@ def test_inception_is_torch_fidelitys(weights: Path, monkeypatch: pytest.MonkeyP
         feature_extractor_weights_path=str(weights),
     )  # fmt: skip
     name = "frechet_inception_distance"
-    assert metrics.frechet_distance(*found) == pytest.approx(wanted[name], rel=1e-3) and wanted[name] > 0
+    assert feature_metrics.frechet_distance(*found) == pytest.approx(wanted[name], rel=1e-3) and wanted[name] > 0
 
 
 def test_inception_rounds_and_clips_as_files_do(weights: Path) -> None:
@@ -190,17 +190,19 @@ def test_features_of_test_images_are_kept_for_these_and_this_network_only(monkey
     sets = [ImageSet(rows[:20], test, features="digits") for test in (rows[20:40], rows[40:])]
     halves = ImageSet(rows[:20], rows[20:40], features="lite0")
     network = load_features("digits")
-    monkeypatch.setattr(evaluation, "load_features", lambda name, _: network if name == "digits" else half)
+    monkeypatch.setattr(evaluation.images, "load_features", lambda name, _: network if name == "digits" else half)
 
     def half(images: torch.Tensor) -> torch.Tensor:
         return network(images)[:, :32]
 
     for target, way in ((sets[0], network), (sets[1], network), (halves, half), (sets[0], network)):
-        wanted = metrics.frechet_distance(way(x), way(target.test_images))
+        wanted = feature_metrics.frechet_distance(way(x), way(target.test_images))
         assert evaluation.image_distance(target, x) == pytest.approx(wanted, rel=1e-9)
     scores = evaluation.image_scores(sets[0], x, train=True)
-    assert scores["fd_train"] == pytest.approx(metrics.frechet_distance(network(x), network(sets[0].train_images)))
-    monkeypatch.setattr(evaluation, "PAIRED", 10)
+    assert scores["fd_train"] == pytest.approx(
+        feature_metrics.frechet_distance(network(x), network(sets[0].train_images))
+    )
+    monkeypatch.setattr(evaluation.images, "PAIRED", 10)
     fewer = evaluation.image_scores(sets[0], x)
-    kd = metrics.kernel_distance(network(x[:10]), network(sets[0].test_images[:10]))
+    kd = feature_metrics.kernel_distance(network(x[:10]), network(sets[0].test_images[:10]))
     assert fewer["fd"] == scores["fd"] and fewer["kd"] == pytest.approx(kd)

@@ -7,7 +7,9 @@ import torch
 from agent_cases import small
 
 from dxmi_rl import DxMI, load_agent, make_agent, make_task
-from dxmi_rl.agents.policy import CorrectionPolicy
+from dxmi_rl.agents import PPOConfig
+from dxmi_rl.agents.policies import CorrectionPolicy
+from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion import make_kernel
 from dxmi_rl.irl.config import EnergyConfig, make_energy
 from dxmi_rl.networks import ConvEncoder, CoordinateMLP, EnergyConv, StepConv, StepMLP
@@ -61,9 +63,7 @@ def test_the_joint_and_the_coordinate_part_add_up() -> None:
 def test_a_policy_and_a_kernel_with_it_start_at_the_base_and_at_forward() -> None:
     task = make_task("manywell32", horizon=3, backward="learned", backward_options={"coordinate_width": 8})
     mdp = task.mdp
-    policy = CorrectionPolicy(
-        mdp, width=8, depth=2, fourier=0, state_dependent_sigma=True, energy_gradient=True, coordinate_width=8
-    )
+    policy = CorrectionPolicy(mdp, PolicyConfig(width=8, depth=2, energy_gradient=True, coordinate_width=8))
     forward = make_kernel("forward", mdp.base.schedule, mdp.event_shape, 1.0, mdp.base.sigma)
     x = torch.randn(6, 32)
     for t in range(3):
@@ -76,7 +76,7 @@ def test_a_policy_and_a_kernel_with_it_start_at_the_base_and_at_forward() -> Non
 @pytest.mark.parametrize("name", ["path-wise-vargrad", "ppo"])
 def test_an_agent_with_it_trains_both_parts_and_resumes(name: str, tmp_path) -> None:
     task = make_task("manywell32", horizon=3, backward="learned", backward_options={"coordinate_width": 8})
-    agent = small(name, task, coordinate_width=8)
+    agent = small(name, task, policy={"coordinate_width": 8})
     for _ in range(2):
         agent.iterate()
     for network in (agent.policy.net, task.mdp.kernel.net):
@@ -107,25 +107,27 @@ def test_pooled_outputs_are_means_over_coordinates() -> None:
 
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
 def test_values_with_it_are_trained(name: str) -> None:
-    agent = small(name, make_task("manywell32", horizon=3), value_coordinate_width=8)
+    agent = small(name, make_task("manywell32", horizon=3), value={"coordinate_width": 8})
     for _ in range(3):
         agent.iterate()
-    assert agent.value.coordinates.last.weight.abs().max() > 0
-    assert agent.values(torch.randn(5, 32), 1).shape == (5,)
+    assert agent.value.network.coordinates.last.weight.abs().max() > 0
+    assert agent.value(torch.randn(5, 32), 1).shape == (5,)
 
 
 def test_widths_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="value_coordinate_width"):
-        make_agent("ppo", "8gaussians", value_coordinate_width=-1)
+    with pytest.raises(ValueError, match=r"value\.coordinate_width"):
+        make_agent("ppo", "8gaussians", value={"coordinate_width": -1})
     for dim in (None, 3):
         with pytest.raises(ValueError, match="dim must divide 4 inputs and 6 outputs"):
             StepMLP(4, 6, torch.ones(5), width=8, depth=2, dim=dim, coordinate_width=8)
-    with pytest.raises(ValueError, match="coordinate_width"):
-        make_agent("ppo", "8gaussians", coordinate_width=-1)
+    with pytest.raises(ValueError, match=r"policy\.coordinate_width"):
+        make_agent("ppo", "8gaussians", policy={"coordinate_width": -1})
     with pytest.raises(ValueError, match="coordinate_width"):
         make_task("8gaussians", backward="learned", backward_options={"coordinate_width": -1})
-    with pytest.raises(ValueError, match="coordinate_width must be 0 for policy 'fine-tuned'"):
-        make_agent("ppo", "8gaussians", policy="fine-tuned", coordinate_width=8)
+    with pytest.raises(ValueError, match=r"policy\.coordinate_width .*changes nothing in a 'fine-tuned' one"):
+        make_agent("ppo", "8gaussians", policy={"kind": "fine-tuned", "coordinate_width": 8})
+    with pytest.raises(ValueError, match=r"policy\.coordinate_width must be 0 for a fine-tuned network"):
+        make_agent("ppo", "8gaussians", config=PPOConfig(policy=PolicyConfig(kind="fine-tuned", coordinate_width=8)))
 
 
 # Convolutional networks -----------------------------------------------------------------------------------------------
@@ -164,20 +166,21 @@ def test_a_convolutional_energy_sees_where_things_are() -> None:
 
 
 def test_dxmi_trains_with_convolutional_energy_and_values() -> None:
-    settings = {"batch_size": 8, "width": 8, "depth": 1, "convolutional_value": True, "residual": False}
+    value = {"width": 8, "depth": 1, "convolutional": True, "residual": False}
+    energy = {"width": 8, "depth": 1, "convolutional": True, "residual": False}
     quick = {"iterations": 3, "batch_size": 8, "width": 16}
     game = DxMI(
-        make_task("digits", pretraining=quick), seed=0, energy_convolutional=True, energy_width=8,
-        agent_settings=settings,
+        make_task("digits", pretraining=quick), seed=0, energy=energy,
+        agent_settings={"n_trajectories": 8, "value": value},
     )  # fmt: skip
     before = [parameter.clone() for parameter in game.modules()["agent/value"].parameters()]
     game.learn(64)
     assert isinstance(game.energy, EnergyConv)
     after = game.modules()["agent/value"].parameters()
     assert all(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
-    with pytest.raises(ValueError, match="energy_fourier must be off"):
-        make_energy(game.task.target, EnergyConfig(energy_convolutional=True, energy_fourier=2))
+    with pytest.raises(ValueError, match=r"energy\.fourier must be off"):
+        make_energy(game.task.target, EnergyConfig(convolutional=True, fourier=2))
     with pytest.raises(ValueError, match="needs images"):
-        make_energy(make_task("8gaussians").target, EnergyConfig(energy_convolutional=True))
-    with pytest.raises(ValueError, match="value_fourier must be 0"):
-        DxMI(game.task, agent_settings=settings | {"value_fourier": 3})
+        make_energy(make_task("8gaussians").target, EnergyConfig(convolutional=True))
+    with pytest.raises(ValueError, match=r"value\.fourier must be 0"):
+        DxMI(game.task, agent_settings={"value": value | {"fourier": 3}})

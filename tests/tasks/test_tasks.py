@@ -190,7 +190,7 @@ def bowl_for(task: Task) -> nn.Module:
 
 
 def _base_policy(task: Task) -> Any:
-    from dxmi_rl.agents.policy import BasePolicy
+    from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 
     return BasePolicy(task.mdp)
 

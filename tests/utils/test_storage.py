@@ -23,6 +23,7 @@ from dxmi_rl.utils.checks import (
     resolve_device,
 )
 from dxmi_rl.utils.storage import (
+    FORMAT,
     cache_path,
     cached_tensors,
     flatten_optimizer,
@@ -150,9 +151,12 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, str(tmp_path / "foreign"))
     with pytest.raises(CheckpointError, match="was not written by dxmi_rl"):
         load_tensors(tmp_path / "foreign")
-    save_file({"x": torch.zeros(2)}, str(tmp_path / "header"), metadata={"format": "dxmi_rl/1", "metadata": "{"})
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "header"), metadata={"format": FORMAT, "metadata": "{"})
     with pytest.raises(CheckpointError, match="damaged header"):
         load_tensors(tmp_path / "header")
+    save_file({"x": torch.zeros(2)}, str(tmp_path / "old"), metadata={"format": "dxmi_rl/1", "metadata": "{}"})
+    with pytest.raises(CheckpointError, match=r"'dxmi_rl/1', and this version reads 'dxmi_rl/2'\. Train it again"):
+        load_tensors(tmp_path / "old")
 
 
 def test_the_cache_builds_once_and_rebuilds_what_is_damaged(empty_cache: Path) -> None:

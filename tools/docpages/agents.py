@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from docpages.docstrings import markdown, settings_table, table
-from dxmi_rl.agents import Agent
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.tables import compact, count_seeds, number
-from dxmi_rl.irl import AGENTS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-COMMON_MODULES = ("base", "base_sampler", "gaussian")
+COMMON_MODULES = ("base",)
 """Their classes are shared by all agents, and their docstrings say nothing of one."""
 COSTS = ("energy_evals", "energy_grad_evals", "policy_draws", "denoiser_calls", "seconds")
 ARROWS = {"lower": "↓", "higher": "↑"}
@@ -95,7 +94,12 @@ def settings(name: str) -> str:
     """The table of settings, and how they were found."""
     found = search_record().get(name)
     if name == "dxmi":
-        text = "Without a config DxMI starts from the recipe of its task, which changes some of these defaults."
+        text = (
+            "`DxMI(task)` starts from a recipe, which says every setting of the game, of the energy and of the agent "
+            "inside: a TOML file in [dxmi_rl/irl/recipes](../../dxmi_rl/irl/recipes). `print(agent)` names the one it "
+            "took, `recipe=` chooses another. `agent_settings` are all settings of the agent inside; single ones are "
+            'changed by `agent_settings={"policy": {"width": 64}}`.'
+        )
     elif found is None:
         text = "The defaults were not tuned."
     else:
@@ -105,7 +109,7 @@ def settings(name: str) -> str:
             f"{count_seeds([found['seeds']])} of {found['task']['name']}, as for every agent ([tuning](../tuning.md)): "
             f"`{found['score']}` {before} before the search, {after} after it."
         )
-    return f"{text}\n\n{settings_table(settings_that_run(name))}"
+    return f"{text}\n\n{settings_table(settings_that_run(name), left_out=('agent_settings',))}"
 
 
 # Results --------------------------------------------------------------------------------------------------------------

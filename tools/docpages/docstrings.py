@@ -53,9 +53,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def settings_table(config: Any) -> str:
-    """Every field of a dataclass, or of an instance, with its value and docstring; nested ones as ``policy.width``."""
-    return table(("setting", "default", "meaning"), list(_settings(config, "")))
+def settings_table(config: Any, left_out: Sequence[str] = ()) -> str:
+    """Every field of a dataclass, or of an instance, with its value and docstring; nested ones as ``policy.width``.
+
+    Of fields in ``left_out`` the nested ones are left out.
+    """
+    rows = [row for row in _settings(config, "") if row[0].strip("`").partition(".")[0] not in left_out]
+    return table(("setting", "default", "meaning"), rows)
 
 
 def _settings(config: Any, prefix: str) -> list[tuple[str, str, str]]:

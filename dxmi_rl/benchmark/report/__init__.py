@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-from dxmi_rl.utils.storage import write_atomically
+from dxmi_rl.utils.storage import JSON, write_atomically
 
 __all__ = ["check_results", "load_results", "write_report"]
 
@@ -23,7 +22,7 @@ RUN = (
 )  # fmt: skip
 
 
-def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+def load_results(path: str | os.PathLike[str]) -> JSON:
     """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
 
     Denoising paths, which the report draws, come from the files of the runs in ``results/`` beside it, as far as these
@@ -45,7 +44,7 @@ def load_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {**results, "runs": [_with_paths(run, file.parent / "results") for run in results["runs"]]}
 
 
-def _with_paths(run: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_paths(run: JSON, folder: Path) -> JSON:
     """The run with the denoising paths of its own file, if that is there."""
     try:
         own = json.loads((folder / f"{run['key']}.json").read_text(encoding="utf-8"))
@@ -83,7 +82,7 @@ def _check_keys(name: str, value: object, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
 
 
-def write_report(results: dict[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def write_report(results: JSON, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
 
     Args:

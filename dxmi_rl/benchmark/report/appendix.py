@@ -6,13 +6,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
+from dxmi_rl.benchmark.report.aggregates import Improvements, improvements
 from dxmi_rl.benchmark.report.charts import Style, profile_charts
-from dxmi_rl.benchmark.report.content import Comparison, improvements
+from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_range
 from dxmi_rl.benchmark.report.markup import Cell, Column, Row, agent, command, escape, legend, plain, table
 from dxmi_rl.benchmark.tables import compact
+from dxmi_rl.utils.storage import JSON
 
 # Profiles and improvements --------------------------------------------------------------------------------------------
 
@@ -47,7 +48,7 @@ def improvements_section(comparison: Comparison) -> str:
     return "\n".join(parts) or '<p class="note">It takes two agents on a task.</p>'
 
 
-def _matrix(title: str, labels: list[str], found: dict[tuple[str, str], tuple[float, Any]]) -> str:
+def _matrix(title: str, labels: list[str], found: Improvements) -> str:
     columns = [Column("row beats …", numeric=False), *(Column(label) for label in labels)]
     rows: list[Row] = []
     for first in labels:
@@ -86,7 +87,7 @@ def settings_table(comparison: Comparison, styles: dict[str, Style]) -> str:
     return table(columns, rows, "Settings of every row that differ from the defaults.", kind="settings")
 
 
-def _settings(settings: dict[str, Any]) -> str:
+def _settings(settings: JSON) -> str:
     text = json.dumps(settings, ensure_ascii=False)
     return f"<code>{escape(text)}</code>" if settings else "defaults"
 
@@ -126,7 +127,7 @@ def machines_list(comparison: Comparison) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
-def counted(comparison: Comparison, text: Callable[[dict[str, Any]], str]) -> list[str]:
+def counted(comparison: Comparison, text: Callable[[JSON], str]) -> list[str]:
     """What runs have in common, with the number of runs where there are several kinds."""
     counts = Counter(text(run) for run in comparison.runs)
     if len(counts) == 1:
@@ -134,13 +135,13 @@ def counted(comparison: Comparison, text: Callable[[dict[str, Any]], str]) -> li
     return [f"{name} ({number} runs)" for name, number in counts.most_common()] or [MISSING]
 
 
-def machine(run: dict[str, Any]) -> str:
+def machine(run: JSON) -> str:
     """Where a run was made."""
     machine = run["machine"]
     parts = [machine.get("processor"), f"{machine.get('cores')} cores", machine.get("gpu"), machine.get("system")]
     return ", ".join(str(part) for part in parts if part)
 
 
-def versions(run: dict[str, Any]) -> str:
+def versions(run: JSON) -> str:
     """The versions that made a run."""
     return ", ".join(f"{key} {value}" for key, value in run["versions"].items())

@@ -22,15 +22,18 @@ from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
-from dxmi_rl.benchmark.report.content import Aggregate, Comparison
-from dxmi_rl.benchmark.statistics import curve_band, performance_profile
+from dxmi_rl.benchmark.report.aggregates import Aggregate
+from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.statistics import Interval, curve_band, performance_profile
 
 INK = "#010203"
 """Stands for the page's text colour until the SVG is written."""
 LIGHTEN = 0.3
 """Share of white that colours gain on a dark page."""
-DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
-SETTINGS: Any = {
+Dash = str | tuple[int, tuple[float, ...]]
+"""A line's pattern, as matplotlib takes it."""
+DASHES: list[Dash] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+SETTINGS: dict[Any, object] = {
     "svg.fonttype": "none", "font.size": 8.5, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
     "xtick.color": INK, "ytick.color": INK, "text.parse_math": False, "axes.facecolor": "none",
     "figure.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.7,
@@ -53,7 +56,7 @@ class Style:
     index: int
     colour: str
     marker: str
-    dash: Any
+    dash: Dash
 
 
 def colour_name(colour: str) -> str:
@@ -134,7 +137,11 @@ def shorten(label: str, length: int = 24) -> str:
 
 
 def interval_chart(
-    values: dict[str, tuple[float, Any]], styles: dict[str, Style], title: str, name: str, lines: Iterable[float] = ()
+    values: dict[str, tuple[float, Interval | None]],
+    styles: dict[str, Style],
+    title: str,
+    name: str,
+    lines: Iterable[float] = (),
 ) -> str:
     """One dot with its interval per label, best read from left to right."""
     with mpl.rc_context(SETTINGS):

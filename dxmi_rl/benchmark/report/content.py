@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggregate, improvements
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
-from dxmi_rl.benchmark.statistics import (
-    interquartile_mean,
-    interval,
-    median,
-    optimality_gap,
-    probability_of_improvement,
-    welch_t_test,
-)
+from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
+from dxmi_rl.utils.storage import JSON
 
 ENERGIES = {
     "target": "the target's own density, exact",
@@ -43,11 +36,6 @@ TRACKS = {
 }
 DISTANCES = ("sliced_w2", "fd")
 """Distances to samples, lower is better, that stand beside the ranking score."""
-STATISTICS: dict[str, Callable[[NDArray[np.float64]], float]] = {
-    "IQM": interquartile_mean,
-    "median": median,
-    "optimality gap": optimality_gap,
-}
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class Line:
 
     task: str
     label: str
-    summary: dict[str, Any]
+    summary: JSON
     score: str
     better: str
     best: bool
@@ -90,9 +78,9 @@ class Line:
     """To the second where this is the best, to the best elsewhere."""
 
     @property
-    def entry(self) -> dict[str, Any] | None:
+    def entry(self) -> JSON | None:
         """The ranking score's statistics."""
-        entry: dict[str, Any] | None = self.summary["scores"].get(self.score)
+        entry: JSON | None = self.summary["scores"].get(self.score)
         return entry
 
     @property
@@ -101,35 +89,19 @@ class Line:
         return f"{self.score} {'↓' if self.better == 'lower' else '↑'}" if self.score else MISSING
 
 
-@dataclass(frozen=True)
-class Aggregate:
-    """Normalised scores over the tasks of one track."""
-
-    track: str
-    tasks: list[str]
-    seeds: list[int]
-    scores: dict[str, NDArray[np.float64]]
-    """``[runs, tasks]`` of every label that finished all tasks."""
-    left_out: list[str]
-    """Labels that lack a task."""
-    notes: list[str]
-    statistics: dict[str, dict[str, tuple[float, Any]]] = field(default_factory=dict)
-    """``[label][statistic]``: value and interval or None."""
-
-
 class Comparison:
     """The results of one comparison, with what the report derives from them."""
 
-    def __init__(self, results: dict[str, Any]) -> None:
+    def __init__(self, results: JSON) -> None:
         self.results = results
         # A task without a score that all its runs share is not ranked: its score is "".
-        self.tasks: dict[str, dict[str, Any]] = {
+        self.tasks: dict[str, JSON] = {
             name: task | {"score": task["score"] or "", "better": task["better"] or ""}
             for name, task in results["tasks"].items()
         }
-        self.runs: list[dict[str, Any]] = results["runs"]
-        self.failed: list[dict[str, Any]] = results["failed"]
-        self.summary: list[dict[str, Any]] = results["summary"]
+        self.runs: list[JSON] = results["runs"]
+        self.failed: list[JSON] = results["failed"]
+        self.summary: list[JSON] = results["summary"]
         self.labels = list(dict.fromkeys(entry["label"] for entry in self.summary))
 
     @property
@@ -137,7 +109,7 @@ class Comparison:
         """Tracks that are present, in order."""
         return list(dict.fromkeys(task["track"] for task in self.tasks.values()))
 
-    def runs_of(self, task: str, label: str) -> list[dict[str, Any]]:
+    def runs_of(self, task: str, label: str) -> list[JSON]:
         """Finished runs of one row."""
         return [run for run in self.runs if run["task"] == task and run["label"] == label]
 
@@ -164,7 +136,7 @@ class Comparison:
         sign = -1.0 if task["better"] == "lower" else 1.0
         entries = [entry for entry in self.summary if entry["task"] == name]
 
-        def rank(entry: dict[str, Any]) -> float:
+        def rank(entry: JSON) -> float:
             value = (entry["scores"].get(task["score"]) or {}).get("iqm")
             return -math.inf if value is None or not math.isfinite(value) else sign * value
 
@@ -190,9 +162,9 @@ class Comparison:
             return Difference(other, test.difference, test.low, test.high, test.p_value)
         return Difference(other, float(sign * (own.mean() - others.mean())))
 
-    def seeds_of(self, summary: dict[str, Any]) -> int:
+    def seeds_of(self, summary: JSON) -> int:
         """Number of seeds that a row was to have; results from before rows had seeds of their own say it for all."""
-        return len(summary.get("seeds", self.results["seeds"]))
+        return len(summary["seeds"] if "seeds" in summary else self.results["seeds"])
 
     def incomplete(self, line: Line) -> list[str]:
         """``(3 of 5 runs)`` for a row that lacks some, else nothing."""
@@ -214,7 +186,7 @@ class Comparison:
         return known + [key for key in present if key not in known and key not in COSTS]
 
     @staticmethod
-    def mark(summary: dict[str, Any], key: str) -> str:
+    def mark(summary: JSON, key: str) -> str:
         """What stands behind a score: an asterisk behind a log Z that is not to be trusted."""
         ess = summary["scores"].get("ess")
         return MARK if key == "log_z" and ess is not None and unreliable(ess["iqm"]) else ""
@@ -301,71 +273,18 @@ class Comparison:
 
     # Aggregates -------------------------------------------------------------------------------------------------------
 
-    def aggregate(self, track: str) -> Aggregate | None:
-        """Normalised scores of the labels that finished every normalised task of the track; None without any."""
-        normalised: dict[tuple[str, str], dict[int, float]] = {}
-        for run in self.runs:
-            value = run["normalised"]
-            if self.tasks[run["task"]]["track"] == track and value is not None and math.isfinite(value):
-                normalised.setdefault((run["task"], run["label"]), {})[run["seed"]] = float(value)
-        tasks = [task for task in self.tasks if any(task == key[0] for key in normalised)]
-        if not tasks:
-            return None
-        present = [label for label in self.labels if any(label == key[1] for key in normalised)]
-        complete = [label for label in present if all((task, label) in normalised for task in tasks)]
-        left_out = [label for label in present if label not in complete]
-        cells = [normalised[task, label] for task in tasks for label in complete]
-        seeds = sorted(set.intersection(*map(set, cells))) if cells else []
-        notes = []
-        if cells and any(set(cell) != set(seeds) for cell in cells):
-            notes.append(f"Seeds differ between rows: only the {len(seeds)} common ones are used ({_listed(seeds)}).")
-        if left_out:
-            notes.append(f"Left out, because a task of the track is missing: {_listed(left_out)}.")
-        other = [name for name, task in self.tasks.items() if task["track"] == track and name not in tasks]
-        if other:
-            notes.append(f"Not normalised (no base or exact value, or no gap between them): {_listed(other)}.")
-        scores = {}
-        if seeds:
-            scores = {
-                label: np.array([[normalised[task, label][seed] for task in tasks] for seed in seeds])
-                for label in complete
-            }
-        statistics = {
-            label: {name: (float(statistic(x)), interval(x, statistic=statistic)) for name, statistic in
-                    STATISTICS.items()}
-            for label, x in scores.items()
-        }  # fmt: skip
-        return Aggregate(track, tasks, seeds, scores, left_out, notes, statistics)
-
     @cached_property
     def aggregates(self) -> list[Aggregate]:
         """One aggregate per track that has normalised scores."""
-        return [found for track in self.tracks if (found := self.aggregate(track)) is not None]
+        every = [aggregate(track, self.tasks, self.runs, self.labels) for track in self.tracks]
+        return [found for found in every if found is not None]
 
-    def improvements(self, task: str) -> dict[tuple[str, str], tuple[float, Any]]:
+    def improvements(self, task: str) -> Improvements:
         """Probability that a run of the first label is better than one of the second, on one task."""
         values = {line.label: self.values(task, line.label) for line in self.lines(task)}
         return improvements(
             {label: np.array(x) for label, x in values.items() if x}, self.tasks[task]["better"] == "higher"
         )
-
-
-def improvements(
-    scores: dict[str, NDArray[np.float64]], higher_is_better: bool = True
-) -> dict[tuple[str, str], tuple[float, Any]]:
-    """Probability of improvement for every ordered pair of labels, with its interval as (low, high) or None."""
-    found: dict[tuple[str, str], tuple[float, Any]] = {}
-    labels = list(scores)
-    for index, first in enumerate(labels):
-        for second in labels[index + 1 :]:
-            value, bounds = probability_of_improvement(scores[first], scores[second], higher_is_better=higher_is_better)
-            found[first, second] = value, None if bounds is None else (bounds.low, bounds.high)
-            found[second, first] = 1 - value, None if bounds is None else (1 - bounds.high, 1 - bounds.low)
-    return found
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values))
 
 
 def _spent(costs: dict[str, float], unit: str = "") -> str | None:

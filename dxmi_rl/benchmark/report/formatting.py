@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from dxmi_rl.benchmark.tables import number
+from dxmi_rl.utils.storage import JSON
 
 MISSING = "—"
 ROUNDING = 1e-12
@@ -24,7 +24,7 @@ def show_range(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"[{show(low)}, {show(high)}]"
 
 
-def show_entry(entry: dict[str, Any] | None) -> str:
+def show_entry(entry: JSON | None) -> str:
     """``iqm [low, high]`` of an entry of the summary."""
     if not entry or entry.get("iqm") is None:
         return MISSING

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from dxmi_rl.benchmark.report.charts import Style, swatch
 from dxmi_rl.benchmark.report.formatting import MISSING
@@ -114,7 +113,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^0-9A-Za-z]+", "-", text).strip("-") or "x"
 
 
-def script_json(value: Any) -> str:
+def script_json(value: object) -> str:
     """JSON that cannot end the script element that it stands in."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from importlib import resources
 from string import Template
-from typing import Any
 
+from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
 from dxmi_rl.benchmark.report.appendix import (
     counted,
     improvements_section,
@@ -24,7 +24,7 @@ from dxmi_rl.benchmark.report.charts import (
     palette_css,
     swatches,
 )
-from dxmi_rl.benchmark.report.content import STATISTICS, TRACKS, Aggregate, Comparison, Line
+from dxmi_rl.benchmark.report.content import TRACKS, Comparison, Line
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_range, show_seconds
 from dxmi_rl.benchmark.report.markup import (
     Cell,
@@ -41,6 +41,7 @@ from dxmi_rl.benchmark.report.markup import (
 )
 from dxmi_rl.benchmark.report.scenes import make_scene
 from dxmi_rl.benchmark.tables import LEGEND, SCORES, compact
+from dxmi_rl.utils.storage import JSON
 
 COST_ORDER = ["energy_evals", "seconds", "timesteps", "energy_grad_evals", "policy_draws", "denoiser_calls"]
 
@@ -48,7 +49,7 @@ COST_ORDER = ["energy_evals", "seconds", "timesteps", "energy_grad_evals", "poli
 def page(comparison: Comparison) -> str:
     """The whole page as one string."""
     results, styles = comparison.results, make_styles(comparison.labels)
-    scenes: dict[str, Any] = {}
+    scenes: JSON = {}
     sections = "\n".join(_task_section(comparison, task, styles, scenes) for task in comparison.tasks)
     template = Template(_resource("template.html"))
     return template.substitute(
@@ -195,7 +196,7 @@ def _estimate(text: str, bounds: str, value: float | None, best: bool = False) -
     return Cell(f'{html} <span class="interval">{escape(bounds)}</span>' if bounds else html, value)
 
 
-def _entry(entry: dict[str, Any] | None, best: bool = False, name: str = "", mark: str = "") -> Cell:
+def _entry(entry: JSON | None, best: bool = False, name: str = "", mark: str = "") -> Cell:
     """The cell of an entry of the summary."""
     if not entry:
         return plain(MISSING)
@@ -276,7 +277,7 @@ def _checkpoint(line: Line) -> Cell:
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-def _task_section(comparison: Comparison, task: str, styles: dict[str, Style], scenes: dict[str, Any]) -> str:
+def _task_section(comparison: Comparison, task: str, styles: dict[str, Style], scenes: JSON) -> str:
     name, facts = f"task-{slug(task)}", comparison.facts(task)
     items = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in facts)
     best = comparison.best(task)
@@ -294,7 +295,7 @@ def _task_section(comparison: Comparison, task: str, styles: dict[str, Style], s
     )
 
 
-def _scene(comparison: Comparison, task: str, styles: dict[str, Style], scenes: dict[str, Any]) -> str:
+def _scene(comparison: Comparison, task: str, styles: dict[str, Style], scenes: JSON) -> str:
     scene = make_scene(comparison, task, styles)
     if scene is None:
         return '<p class="note">No samples: the runs of this task kept no denoising paths.</p>'

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from dxmi_rl.benchmark.report.content import Comparison, Line
 from dxmi_rl.benchmark.report.formatting import show
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import TASKS
+from dxmi_rl.utils.storage import JSON
 
 DEPTH = 6.0
 """Nats above the lowest energy that the shading shows."""
@@ -66,7 +66,7 @@ class Scene:
     """``[GRID, GRID]``, rows from the lowest x2: 255 at the lowest energy, 0 at DEPTH nats above it or more."""
     note: str
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self) -> JSON:
         """What the page's script draws from, JSON-able."""
         panels = [
             {"shape": panel.shape, "low": panel.low, "high": panel.high, "data": panel.data,
@@ -115,7 +115,7 @@ def make_scene(comparison: Comparison, task: str, styles: dict[str, Style]) -> S
     return Scene(task, kind, float(low), float(high), horizon, panels, grid, note)
 
 
-def median_run(comparison: Comparison, line: Line) -> dict[str, Any] | None:
+def median_run(comparison: Comparison, line: Line) -> JSON | None:
     """The run with the median ranking score; where that one kept no paths, the nearest in rank that did."""
     runs = comparison.runs_of(line.task, line.label)
     ranked = sorted(runs, key=lambda run: (run["scores"].get(line.score) is None, run["scores"].get(line.score) or 0.0))
@@ -129,11 +129,13 @@ def energy_grid(target: Target) -> NDArray[np.uint8] | None:
     low, high = target.plot_range
     line = torch.linspace(low, high, GRID)
     with torch.no_grad():
-        energy = target.energy(torch.cartesian_prod(line, line)).view(GRID, GRID).T.double().numpy()
+        energy: NDArray[np.float64] = (
+            target.energy(torch.cartesian_prod(line, line)).view(GRID, GRID).T.double().numpy()
+        )
     finite = energy[np.isfinite(energy)]
     if finite.size == 0 or np.ptp(finite) == 0:
         return None
-    height = np.nan_to_num(energy - finite.min(), nan=np.inf).clip(max=DEPTH)
+    height: NDArray[np.float64] = np.nan_to_num(energy - finite.min(), nan=np.inf).clip(max=DEPTH)
     return np.round(255 * (1 - height / DEPTH)).astype(np.uint8)
 
 
@@ -150,7 +152,7 @@ def _target(comparison: Comparison, task: str) -> Target | None:
         return None
 
 
-def _exact_panel(target: Target, kind: str, paths: dict[str, Any], low: float, high: float) -> list[Panel]:
+def _exact_panel(target: Target, kind: str, paths: JSON, low: float, high: float) -> list[Panel]:
     """Exact samples, or test data, in the coordinates of the paths."""
     if not (target.has_sampler or target.has_data):
         return []

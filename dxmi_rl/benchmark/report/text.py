@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dxmi_rl.benchmark.report.content import STATISTICS, Aggregate, Comparison
+from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
+from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_seconds
 from dxmi_rl.benchmark.tables import LEGEND, compact
 

@@ -69,7 +69,7 @@ class Learned(BackwardKernel):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
+    def __deepcopy__(self, memo: dict[int, object]) -> Learned:
         copied = type(self).__new__(type(self))
         nn.Module.__init__(copied)
         memo[id(self)] = copied

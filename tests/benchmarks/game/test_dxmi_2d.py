@@ -21,11 +21,12 @@ from benchmarks.game import play as play_module
 from benchmarks.game.play import Play
 from benchmarks.game.released import ReleasedGame, released_trainer
 from dxmi_rl import make_target
-from dxmi_rl.agents import DxDP
+from dxmi_rl.agents import DxDPPaperConfig, PolicyConfig
 from dxmi_rl.diffusion import Brownian
-from dxmi_rl.irl import DxMIConfig
+from dxmi_rl.irl import DxMIConfig, recipe
+from dxmi_rl.utils.settings import flat_settings
 
-SMALL_AGENT = {"batch_size": 64, "width": 16}
+SMALL_AGENT = {"n_trajectories": 64, "policy.width": 16, "value.width": 16}
 
 
 @pytest.fixture
@@ -91,29 +92,48 @@ def test_pictures_of_games_and_scores(quick: Path, tmp_path: Path) -> None:
 
 
 def test_the_race_is_against_the_authors_settings() -> None:
-    """DxDP.paper() with the table's rates, AVR, three layers without frequencies, constant rates, the last iterate."""
+    """The published DxDP with the table's rates, AVR, three layers without frequencies, constant rates, no averages."""
     theirs = [play for play in dxmi_2d.plays("race", [0], 1000) if play.label != "dxmi"]
     assert [play.start for play in theirs] == ["good", "weak"]
     game = play_module.make_game(dataclasses.replace(theirs[1], start="scratch"))
-    paper = DxDP.paper(value_steps=5, policy_learning_rate=1e-3, sigma_learning_rate=1e-2)
-    assert game.agent.config == paper and isinstance(game.mdp.kernel, Brownian)
-    config = game.config
+    policy = PolicyConfig(width=128, state_dependent_sigma=False, learning_rate=1e-3, sigma_learning_rate=1e-2)
+    assert game.agent.config == DxDPPaperConfig(value_steps=5, policy=policy)
+    assert game.agent.name == "dxdp-paper" and isinstance(game.mdp.kernel, Brownian)
     plain = {"energy_steps": 1, "gamma": 1.0, "energy_learning_rate": 1e-3, "ema": 0.0, "agent_settings": ANY}
-    assert config == DxMIConfig(**plain)
+    assert game.config == DxMIConfig(recipe="plane", agent="dxdp-paper", **plain)
 
 
 def test_other_agents_play_the_same_game() -> None:
     """DxDP's energy steps, gamma and replay, equal batches and networks; two rates each."""
     played = [dataclasses.replace(play, start="scratch") for play in dxmi_2d.plays("agents", [0], 1000)]
     games = {play.label: play_module.make_game(play) for play in played}
-    assert len(games) == 1 + 2 * len(dxmi_2d.AGENTS)
+    assert len(games) == 1 + 2 * len(dxmi_2d.INSIDE)
     first = games["dxdp"].config
     for label, game in games.items():
         own = game.config
         assert (own.energy_steps, own.gamma, own.replay) == (first.energy_steps, first.gamma, first.replay), label
-        assert game.agent.config.batch_size == 256 and game.agent.config.width == 128, label
-    rates = [games[f"reinforce, rate {rate:g}"].agent.config.policy_learning_rate for rate in (1e-3, 3e-4)]
+        inside = game.agent.config
+        widths = [inside.width] if label.startswith("sb3") else [inside.policy.width]
+        widths += [inside.value.width] if hasattr(inside, "value") else []
+        assert inside.n_trajectories == 256 and set(widths) == {128}, label
+    rates = [games[f"reinforce, rate {rate:g}"].agent.config.policy.learning_rate for rate in (1e-3, 3e-4)]
     assert rates == [1e-3, 3e-4]
+
+
+def test_every_play_starts_from_its_recipe() -> None:
+    """That of 8 Gaussians for the play's agent, with the play's changes alone; other losses have their own gamma."""
+    for experiment in dxmi_2d.BUDGETS:
+        for play in (play for play in dxmi_2d.plays(experiment, [0], 1000) if play.method == "dxmi"):
+            config = play_module.config_of(play)
+            name = "plane" if config.agent in ("dxdp", "dxdp-paper") else "plane-other-agents"
+            start = recipe(name, config.agent)
+            found = {"game": (config, start), "agent": (config.agent_settings, start.agent_settings)}
+            for part, allowed in (("game", set(play.settings)), ("agent", set(play.agent_settings))):
+                now, before = (flat_settings(one) for one in found[part])
+                different = {key for key in now if now[key] != before[key] and not key.startswith("agent_settings.")}
+                assert different <= allowed | ({"gamma"} if play.settings.get("loss") else set()), (play.label, part)
+    nce = next(play for play in dxmi_2d.plays("losses", [0]) if play.label == "nce")
+    assert play_module.config_of(nce).gamma is None
 
 
 def test_starts_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:

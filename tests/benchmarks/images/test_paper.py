@@ -30,7 +30,7 @@ def tiny(name: str, classes: int | None = None) -> PaperPreset:
     preset = PAPER_PRESETS[name]
     small = DenoiserUNet((3, 8, 8), 0.5, channels=(8, 8), preconditioning=preset.preconditioning, classes=classes)
     backbone = {key: value for key, value in dict(small.net.config).items() if not key.startswith("_")}
-    return dataclasses.replace(preset, event_shape=(3, 8, 8), backbone=backbone, batch_size=4, iterations=3)
+    return dataclasses.replace(preset, event_shape=(3, 8, 8), backbone=backbone, n_trajectories=4, iterations=3)
 
 
 def test_backbones_have_their_size() -> None:
@@ -46,7 +46,7 @@ def test_costs_add_up(name: str) -> None:
     cost = preset_cost(preset)
     weights = sum(network.parameters for network in cost.networks.values())
     assert 16 * weights < cost.state_bytes < 28 * weights
-    calls = preset.batch_size * preset.task["horizon"] + 3 * preset.batch_size
+    calls = preset.n_trajectories * preset.task["horizon"] + 3 * preset.n_trajectories
     assert cost.iteration_flops > calls * cost.networks["denoiser"].flops
     assert cost.hours(1e15, 0.5) == pytest.approx(cost.iteration_flops * preset.iterations / 5e14 / 3600)
 
@@ -105,7 +105,7 @@ def test_a_dry_run_plays_cifar10_only(script: Any, tmp_path: Path, capsys: pytes
     assert script.main(["--dry-run", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert list(found["dry_runs"]) == ["cifar10-t4"] and set(found["costs"]) == {"cifar10-t4", "imagenet64-t4"}
-    assert found["dry_runs"]["cifar10-t4"]["batch_size"] == 2
+    assert found["dry_runs"]["cifar10-t4"]["n_trajectories"] == 2
     assert "one iteration with 2 trajectories" in capsys.readouterr().out
 
 
@@ -113,7 +113,7 @@ def test_a_dry_run_plays_cifar10_only(script: Any, tmp_path: Path, capsys: pytes
     ("arguments", "text"),
     [
         (["--presets", "cifar10-t4"], "a game needs one preset, --data and --denoiser"),
-        (["--dry-run", "--batch-size", "0"], "batch_size"),
+        (["--dry-run", "--n-trajectories", "0"], "n_trajectories"),
         (["--dry-run", "--samples", "3"], "samples"),
         (["--presets", "cifar10-t4", "--data", ".", "--denoiser", ".", "--features", "inceptions"], "'inception'"),
         (["--presets", "cifar10-t4", "--data", ".", "--denoiser", ".", "--features", "inception"], "DXMI_RL_INCEPTION"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,8 +13,9 @@ from agent_cases import same, skip_without_extra, small_settings, state
 from benchmarks.scripts import RESULTS
 from benchmarks.tuning import spaces, tune
 from dxmi_rl import make_agent, make_task
-from dxmi_rl.irl import AGENTS
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.utils.checks import MissingExtraError
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
 
 RECORD = RESULTS / "tuning.json"
@@ -36,8 +36,8 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("optuna")
     cheap = tune.quick_scores
     monkeypatch.setattr(tune, "quick_scores", lambda agent, seed: cheap(agent, seed=seed, samples=200))
-    monkeypatch.setitem(spaces.SHARED, "batch_size", spaces.Steps((128, 256)))
-    monkeypatch.setitem(spaces.MANY_UPDATES, "batch_size", 128)
+    monkeypatch.setitem(spaces.SHARED, "n_trajectories", spaces.Steps((32, 64, 128)))
+    monkeypatch.setitem(spaces.MANY_UPDATES, "n_trajectories", 128)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,7 +83,7 @@ def test_it_searches_stops_goes_on_and_records(
         assert result["settings"] == entry["settings"] == result["trials"][scores.index(min(scores))]["settings"]
         assert set(result["trials"][1]["settings"]) == set(spaces.search_space(name))
         assert entry["scores"] == scores and entry["command"] == parts["command"] and entry["trials"] == 3
-        assert AGENTS[name].Config(**entry["settings"])
+        assert changed(AGENTS[name].Config(), entry["settings"], "setting")
     assert parts["command"].startswith("python benchmarks/tuning/tune.py --agents ppo reinforce --trials 3")
     assert search("--record", "record.json", trials=3) == 0, "nothing left to do"
     assert search("--record", "record.json", trials=2, agents=("ppo",)) == 2
@@ -115,8 +115,8 @@ def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(tune, "train_and_score", lambda *arguments: outcome)
     assert search("--json", "all.json", trials=18, agents=("ppo",)) == 0
     trials = [trial["settings"] for trial in read(short / "all.json")["agents"]["ppo"]["trials"]]
-    assert trials[0] == {} and trials[1] == spaces.second_trial("ppo") | {"sigma_learning_rate": 3e-3}
-    rates = {"policy_learning_rate": 5e-3, "sigma_learning_rate": 7.5e-3, "value_learning_rate": 5e-3}
+    assert trials[0] == {} and trials[1] == spaces.second_trial("ppo")
+    rates = {"policy.learning_rate": 5e-3, "policy.sigma_learning_rate": 0.0137, "value.learning_rate": 5.17e-3}
     assert trials[16] == trials[1] | rates
     assert len({json.dumps(trial) for trial in trials}) == 18
 
@@ -124,12 +124,12 @@ def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("agent", "score"), [("ppo", "kl_bound"), ("sb3-td3", "sliced_w2")])
 def test_the_score(agent: str, score: str, short: Path) -> None:
     skip_without_extra(agent)
-    outcome = tune.train_and_score(agent, {"batch_size": 128}, os.getpid(), 0, 640, "cpu")
+    outcome = tune.train_and_score(agent, {"n_trajectories": 128}, os.getpid(), 0, 640, "cpu")
     assert outcome["name"] == score and outcome["value"] > 0
 
 
 def test_a_trial_that_diverges_has_no_score(short: Path) -> None:
-    wild = {"policy_learning_rate": 1e30, "batch_size": 128}
+    wild = {"policy.learning_rate": 1e30, "n_trajectories": 128}
     assert tune.train_and_score("ppo", wild, os.getpid(), 0, 6400, "cpu")["value"] is None
 
 
@@ -172,24 +172,24 @@ def test_without_optuna_the_error_names_the_extra(
 
 def test_given_trials_lie_in_the_spaces(name: str) -> None:
     space = spaces.search_space(name)
-    for settings in (spaces.plain_defaults(name), spaces.second_trial(name), spaces.seventeenth_trial(name)):
+    for settings in (spaces.defaults(name), spaces.second_trial(name), spaces.seventeenth_trial(name)):
         for key, one in space.items():
             one.encode(settings[key])
 
 
 def test_every_agent_that_learns_from_a_given_energy_is_searched() -> None:
     assert set(spaces.SPACES) <= set(spaces.list_searched()) and len(spaces.list_searched()) >= 10
-    assert "dxmi" not in spaces.list_searched() and "base" not in spaces.list_searched()
+    assert not {"dxmi", "base", "dxdp-paper"} & set(spaces.list_searched())
 
 
 def test_spaces_are_of_settings_and_hold_the_defaults(name: str) -> None:
     optuna = pytest.importorskip("optuna")
-    space, defaults = spaces.search_space(name), spaces.plain_defaults(name)
+    space, defaults = spaces.search_space(name), spaces.defaults(name)
     assert len(space) >= 3
     for key, one in space.items():
         parameter = one.encode(defaults[key])
         assert one.distribution(optuna)._contains(parameter)
-        assert defaults[key] is None or one.decode(parameter) == pytest.approx(defaults[key])
+        assert one.decode(parameter) == defaults[key]
 
 
 @pytest.mark.parametrize("end", [0, -1])
@@ -198,7 +198,7 @@ def test_the_ends_of_spaces_can_be_built(name: str, end: int) -> None:
         key: one.values[end] if isinstance(one, spaces.Steps) else (one.low, one.high)[end]
         for key, one in spaces.search_space(name).items()
     }
-    assert make_agent(name, make_task("gmm9"), **{**bounds, "batch_size": 128})
+    assert make_agent(name, make_task("gmm9"), **{**bounds, "n_trajectories": 128})
 
 
 # The record -----------------------------------------------------------------------------------------------------------
@@ -208,13 +208,18 @@ def test_the_record_is_sound() -> None:
     content = read(RECORD)
     assert set(content) <= set(spaces.list_searched())
     for name, entry in content.items():
-        assert set(entry["settings"]) <= {field.name for field in dataclasses.fields(AGENTS[name].Config)}
+        assert set(entry["settings"]) <= set(spaces.search_space(name))
         assert entry["command"].startswith("python benchmarks/tuning/tune.py ")
         assert len(entry["scores"]) == entry["trials"] and entry["scores"][0] == entry["default"]
         assert min(score for score in entry["scores"] if score is not None) == entry["best"]
         assert bool(entry["settings"]) == (entry["best"] != entry["default"])
     sizes = [tuple(json.dumps(entry[key]) for key in tune.SIZES) for entry in content.values()]
     assert len(set(sizes)) == 1, "the same budget for every agent"
+
+
+def test_the_defaults_are_the_settings_on_record(name: str) -> None:
+    settings, defaults = read(RECORD)[name]["settings"], spaces.defaults(name)
+    assert settings == {key: defaults[key] for key in settings}
 
 
 def test_agents_learn_and_resume_with_the_settings_on_record(name: str, tmp_path: Path) -> None:

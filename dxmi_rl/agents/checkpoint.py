@@ -1,0 +1,108 @@
+"""Checkpoints of agents: the whole training state as one safetensors file with a JSON header."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.costs import Costs
+from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.utils.checks import CheckpointError
+from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+
+if TYPE_CHECKING:
+    from dxmi_rl.agents.base import Agent
+
+AnyPath = str | os.PathLike[str]
+
+
+def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
+    """Write the agent's modules, optimizers, generator, costs, settings and task, atomically."""
+    tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
+    for name, module in agent.modules().items():
+        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in agent.all_optimizers().items():
+        tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
+    for name, tensor in agent.extra_tensors().items():
+        tensors[f"extra/{name}"] = tensor
+    metadata = {
+        "agent": agent.name,
+        "task": agent.task.spec,
+        "task_name": agent.task.name,
+        "task_config": agent.task.fingerprint(),
+        "seed": agent.seed,
+        "config": asdict(agent.config),
+        "costs": asdict(agent.costs),
+        "progress": agent.progress,
+    }
+    return save_tensors(path, tensors, metadata)
+
+
+def read_checkpoint(path: AnyPath, kind: type[Agent[Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a checkpoint of this agent.
+
+    Raises FileNotFoundError, or CheckpointError for a damaged file or one of another agent.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("agent") != kind.name:
+        raise CheckpointError(
+            f"{str(path)!r} holds agent {metadata.get('agent')!r}, not {kind.name!r}: load it with that class."
+        )
+    return tensors, metadata
+
+
+def task_of(
+    path: AnyPath, metadata: dict[str, Any], task: str | Task | None, device: str | torch.device | None
+) -> Task:
+    """The task that a checkpoint was trained on, built anew unless it is given.
+
+    Raises CheckpointError for one of the user's own objects that is not given, and for another task.
+    """
+    if task is None:
+        if metadata["task"] is None:
+            raise CheckpointError(
+                f"{str(path)!r} was trained on a task of your own objects ({metadata['task_name']!r}): pass task=."
+            )
+        task = make_task(**metadata["task"], device=device)
+    elif isinstance(task, str):
+        task = make_task(task, device=device)
+    if task.name != metadata["task_name"]:
+        raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
+    for key, value in task.fingerprint().items():
+        if metadata["task_config"].get(key) != value:
+            raise CheckpointError(
+                f"{str(path)!r} was trained with {key} = {metadata['task_config'].get(key)}, and the task has "
+                f"{key} = {value}."
+            )
+    return task
+
+
+def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]]) -> Any:
+    """The settings of a checkpoint; raises CheckpointError for those that this version does not know or allow."""
+    try:
+        return kind.parse_config(metadata["config"])
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} is of another version of dxmi_rl: {error}") from error
+
+
+def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
+    agent.costs = Costs(**metadata["costs"])
+    try:
+        for name, module in agent.modules().items():
+            part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
+            module.load_state_dict(part)
+        for name, optimizer in agent.all_optimizers().items():
+            restore_optimizer(f"optimizer/{name}", optimizer, tensors)
+        agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
+        # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
+        if tensors["generator"].numel() == agent.generator.get_state().numel():
+            agent.generator.set_state(tensors["generator"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error
+    agent.progress = metadata["progress"]

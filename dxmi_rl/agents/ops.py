@@ -1,0 +1,131 @@
+"""What algorithms compute, as pure functions: rewards, returns, advantages, ratios, surrogates, divergences.
+
+Tensors ``[T, n]`` are time-major: T steps of n episodes. Nothing in here knows an agent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.live_energy import require_finite
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.registry import UnknownNameError
+
+LARGEST_LOG_RATIO = 20.0
+"""Bound on log importance ratios, far beyond every clipping: an outlier in many dimensions would give infinity."""
+OBJECTIVES = ["soft", "terminal"]
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and log standard deviation of Gaussians, one per row."""
+
+
+def check_objective(objective: str) -> None:
+    """Raise UnknownNameError for an objective that is not one of OBJECTIVES."""
+    if objective not in OBJECTIVES:
+        raise UnknownNameError("objective", objective, OBJECTIVES)
+
+
+def temperature_of(objective: str, tau: float) -> float:
+    """The weight of log pi in the rewards: tau for the objective "soft", 0 for "terminal".
+
+    Raises UnknownNameError for another objective.
+    """
+    check_objective(objective)
+    return tau if objective == "soft" else 0.0
+
+
+@torch.no_grad()
+def soft_rewards(mdp: DenoisingMDP, trajectory: Trajectory, temperature: float) -> Tensor:
+    """r_t - temperature log pi_old(x_{t+1} | x_t): ``[T, n]``; at temperature 0 -E(x_T) alone.
+
+    The sampled log pi stands for the entropy of docs/method.md: at the optimum the soft advantages vanish on every
+    path. Raises EnergyError when a reward is not finite.
+    """
+    if temperature == 0:
+        return terminal_rewards(mdp, trajectory)
+    return mdp.rewards(trajectory) - temperature * trajectory.log_prob
+
+
+@torch.no_grad()
+def terminal_rewards(mdp: DenoisingMDP, trajectory: Trajectory) -> Tensor:
+    """-E(x_T) in the last row, zeros before: ``[T, n]``. Raises EnergyError when not finite."""
+    rewards = torch.zeros_like(trajectory.log_prob)
+    rewards[-1] = mdp.terminal_reward(trajectory.final)
+    require_finite(rewards)
+    return rewards
+
+
+def returns_to_go(rewards: Tensor) -> Tensor:
+    """sum_{k >= t} r_k for every t: ``[T, n]``."""
+    return rewards.flip(0).cumsum(0).flip(0)
+
+
+@torch.no_grad()
+def gae(rewards: Tensor, values: Tensor, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantages A_t = sum_k lambda^k delta_{t+k}, delta_t = r_t + V_{t+1} - V_t, V_T = 0, discount 1
+    (Schulman et al. 2016, arXiv 1506.02438, equation 16), and the returns A_t + V_t that they imply: ``[T, n]`` each.
+    """
+    following = torch.cat([values[1:], torch.zeros_like(values[:1])])
+    errors = rewards + following - values
+    advantages, running = torch.empty_like(errors), torch.zeros_like(errors[0])
+    for t in reversed(range(len(errors))):
+        advantages[t] = running = errors[t] + gae_lambda * running
+    return advantages, advantages + values
+
+
+@torch.no_grad()
+def td_lambda_returns(costs: Tensor, values: Tensor, td_lambda: float, ratios: Tensor | None = None) -> Tensor:
+    """Soft TD(lambda) returns G_t of costs c_t ``[T, n]``: ``[T, n]``.
+
+    G_t = V_t + d_t,  d_t = rho_t (c_t + V_{t+1} - V_t + lambda d_{t+1}),  d_T = 0
+    with rho_t = min(1, pi / behaviour) (V-trace: Espeholt et al. 2018, arXiv 1802.01561, equation 1).
+
+    Args:
+        costs: c_t.
+        values: V_0 .. V_T ``[T + 1, n]``; on-policy V_0 cancels, and V_1 .. V_T ``[T, n]`` are enough.
+        td_lambda: lambda; 0 gives one-step targets, 1 whole returns.
+        ratios: rho_t ``[T, n]``; None: on-policy, rho_t = 1, where G_t = c_t + (1 - lambda) V_{t+1} + lambda G_{t+1}.
+    """
+    horizon = len(costs)
+    targets, following = torch.empty_like(costs), values[-1]
+    for t in reversed(range(horizon)):
+        value = values[t - horizon]
+        targets[t] = costs[t] + value + td_lambda * (following - value)
+        if ratios is not None:
+            targets[t] = values[t].lerp(targets[t], ratios[t])
+        following = targets[t]
+    return targets
+
+
+def less_mean_of_others(values: Tensor) -> Tensor:
+    """Every entry of ``[T, n]`` minus the mean of the other n - 1 of its row, n / (n - 1) (v - mean v), for n >= 2."""
+    n = values.shape[1]
+    return n / (n - 1) * (values - values.mean(1, keepdim=True))
+
+
+def importance_ratio(log_prob: Tensor, behaviour_log_prob: Tensor) -> Tensor:
+    """pi / behaviour from the two log-probabilities, ``[batch]`` each, at most exp(LARGEST_LOG_RATIO)."""
+    return (log_prob - behaviour_log_prob).clamp(max=LARGEST_LOG_RATIO).exp()
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """PPO's loss -E[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] (Schulman et al. 2017, arXiv 1707.06347, equation 7)."""
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -torch.minimum(ratio * advantages, clipped * advantages).mean()
+
+
+def gaussian_kl(new: Moments, old: Moments) -> Tensor:
+    """KL(new || old) of diagonal Gaussians, in nats: ``[batch]``."""
+    change = new[1] - old[1]
+    shift = (new[0] - old[0]) * torch.exp(-old[1])
+    return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
+
+
+def due(step: int, count: int, steps: int) -> bool:
+    """Whether an event falls on this step, when ``count`` events are spread evenly over ``steps`` steps.
+
+    The first event falls on step 0; ``count`` is at most ``steps``.
+    """
+    return -(-step * count // steps) < -(-(step + 1) * count // steps)

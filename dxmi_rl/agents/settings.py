@@ -1,0 +1,128 @@
+"""Settings that agents share: of the policy and of the value network. Algorithms compose them in their own Config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import flat_settings
+
+KINDS = ["auto", "correction", "fine-tuned"]
+CORRECTION_ONLY = {
+    "width", "depth", "fourier", "coordinate_width", "state_dependent_sigma", "learning_rate", "sigma_learning_rate",
+}  # fmt: skip
+FINE_TUNING_ONLY = {"fine_tuning_rate", "sigma_fine_tuning_rate"}
+
+
+@dataclass(frozen=True)
+class MeanConfig:
+    """Settings of a policy whose sigma is the base sampler's."""
+
+    kind: str = "auto"
+    """"correction" (a network on top of the fixed base mean), "fine-tuned" (the pretrained network itself), or "auto":
+    fine-tuned for images, correction for vectors."""
+    width: int = 64
+    """Units per layer of a correction."""
+    depth: int = 3
+    """Hidden layers of a correction."""
+    fourier: int = 0
+    """Fourier frequencies of a correction's input."""
+    coordinate_width: int = 0
+    """Units per layer of a second network of the correction, which sees one coordinate at a time and is shared between
+    all; 0: none. Where the energy is nearly a sum over coordinates, in many dimensions, it learns far faster (give the
+    learned kernel one, too: ``backward_options={"coordinate_width": 32}``)."""
+    energy_gradient: bool | None = None
+    """A correction is given grad E at the current state, one more evaluation per transition; None: where the base
+    sampler is None, as only the energy says there where to go."""
+    trained_steps: int | None = None
+    """Train the last steps only, this many; those before stay the base sampler's, as in DPPO (Ren et al. 2024, arXiv
+    2409.00588). None, or more than there are: all."""
+    learning_rate: float = 1e-3
+    """Peak rate of a correction's mean."""
+    fine_tuning_rate: float = 3e-5
+    """Peak rate of the mean of a fine-tuned network, which takes the place of ``learning_rate``."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UnknownNameError("policy.kind", self.kind, KINDS)
+        for key, minimum in {"width": 1, "depth": 1, "fourier": 0, "coordinate_width": 0}.items():
+            check_integer(f"policy.{key}", getattr(self, key), minimum=minimum)
+        if self.trained_steps is not None:
+            check_integer("policy.trained_steps", self.trained_steps)
+        for field in fields(self):
+            if field.name.endswith("_rate"):
+                check_real(f"policy.{field.name}", getattr(self, field.name))
+
+
+@dataclass(frozen=True)
+class PolicyConfig(MeanConfig):
+    """Settings of a policy that learns its sigma, too."""
+
+    state_dependent_sigma: bool = True
+    """A correction also shapes sigma, per dimension."""
+    fixed_last_sigma: bool = False
+    """Keep sigma_{T-1}, the smallest, at the base sampler's."""
+    sigma_learning_rate: float = 3e-3
+    """Peak rate of a correction's log sigma_t."""
+    sigma_fine_tuning_rate: float = 3e-4
+    """Peak rate of the log sigma_t of a fine-tuned network, which takes the place of ``sigma_learning_rate``."""
+
+
+def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
+    """The kind of policy on states of this shape: "correction" or "fine-tuned", never "auto"."""
+    if config.kind != "auto":
+        return config.kind
+    return "fine-tuned" if len(event_shape) == 3 else "correction"
+
+
+def check_changes(before: Any, after: Any, event_shape: tuple[int, ...]) -> None:
+    """Raise ValueError for a changed setting, such as "policy.width", that changes nothing in this kind of policy.
+
+    ``before`` and ``after`` are settings of an agent, or of a game with an agent inside (``agent_settings``).
+    """
+    inner = getattr(after, "agent_settings", after)
+    if not isinstance(config := getattr(inner, "policy", None), MeanConfig):
+        return
+    kind, other = policy_kind(config, event_shape), "correction"
+    idle = CORRECTION_ONLY
+    if kind == other:
+        idle, other = FINE_TUNING_ONLY, "fine-tuned"
+    old = flat_settings(getattr(before, "agent_settings", before))
+    for name, value in flat_settings(inner).items():
+        group, _, setting = name.partition(".")
+        if group == "policy" and setting in idle and value != old.get(name, value):
+            raise ValueError(f"{name} belongs to a policy of kind {other!r}, and changes nothing in a {kind!r} one.")
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """Settings of a value network."""
+
+    width: int = 64
+    """Units per layer, or channels of a convolutional network."""
+    depth: int = 3
+    """Hidden layers (blocks when ``residual``), or blocks per stage of a convolutional network."""
+    fourier: int | None = 4
+    """Fourier frequencies of the input; None: 4 in up to 3 dimensions, else 0."""
+    residual: bool = False
+    """Residual blocks."""
+    coordinate_width: int = 0
+    """Units per layer of a second network, which sees one coordinate at a time and is averaged over all; 0: none."""
+    convolutional: bool = False
+    """A residual convolutional network, for images; without ``fourier`` and ``coordinate_width``."""
+    learning_rate: float = 2e-3
+    """Peak rate."""
+
+    def __post_init__(self) -> None:
+        for key in ("width", "depth"):
+            check_integer(f"value.{key}", getattr(self, key))
+        check_integer("value.coordinate_width", self.coordinate_width, minimum=0)
+        if self.fourier is not None:
+            check_integer("value.fourier", self.fourier, minimum=0)
+        check_real("value.learning_rate", self.learning_rate)
+        if self.convolutional:
+            for key in ("fourier", "coordinate_width"):
+                if getattr(self, key):
+                    raise ValueError(f"value.{key} must be 0 for a convolutional value, got {getattr(self, key)!r}.")

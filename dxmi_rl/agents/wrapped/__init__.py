@@ -1,0 +1,1 @@
+"""Algorithms of other libraries as agents, and the densities of other libraries' policies."""

@@ -1,0 +1,189 @@
+"""What a comparison runs: the rows of a preset and of agents of your own, as the command line selects them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
+from dxmi_rl.benchmark.protocol import Row, Run, check_rows, make_runs
+from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
+from dxmi_rl.utils.registry import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    preset: str = "quick"
+    """What to compare: quick (minutes), standard (many hours: the leaderboard), full (days: everything), ablations,
+    digits, kernels, paper-2d, samplers, or a TOML file of yours."""
+    name: str = ""
+    """Results go to runs/<name>/; the preset's name by default."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of all rows; the preset's own by default."""
+    tasks: tuple[str, ...] = ()
+    """Only these tasks of the preset."""
+    agents: tuple[str, ...] = ()
+    """Only these agents, by agent (dxmi) or by label (dxmi/ppo)."""
+    agent: tuple[str, ...] = ()
+    """Agents of your own, beside the preset's on every task that gives an energy: module:Class, file.py:Class,
+    checkpoint.safetensors, or model.zip of Stable-Baselines3."""
+    trust_checkpoint: bool = False
+    """Open .zip checkpoints, whose pickles can run code while they are loaded."""
+    budget: float | None = None
+    """Budget of every agent that trains, instead of the preset's."""
+    unit: str | None = None
+    """What budgets count: timesteps (environment transitions), energy_evals or seconds."""
+    device: tuple[str, ...] = ("cpu",)
+    """Torch device, or several GPUs (cuda:0 cuda:1) with one process each."""
+    jobs: int | None = None
+    """Runs at a time; by default the number of cores, or of GPUs."""
+    ray: str | None = None
+    """Run on a Ray cluster: its address, auto for the one running here, local to start one of --jobs processes."""
+    tensorboard: bool = False
+    """Also write TensorBoard logs to runs/<name>/logs/."""
+    track: bool = False
+    """Also track every run with Weights & Biases."""
+    json: Path | None = None
+    """Another place for a copy of results.json."""
+
+
+def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
+    """The rows of the preset and those of agents of your own, with the budget of the command line.
+
+    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget.
+    """
+    unit = arguments.unit
+    if unit is not None and arguments.budget is None:
+        raise ValueError(f"unit {unit!r} needs a budget: the preset's budgets are in units of their own.")
+    rows = [*preset.rows, *_own_rows(arguments, preset.rows)]
+    if arguments.budget is not None:
+        check_real("budget", arguments.budget)
+        rows = [
+            make_row(**vars(row) | {"budget": arguments.budget, "unit": unit or "timesteps"}) if row.trains else row
+            for row in rows
+        ]
+    check_rows(rows)
+    return rows
+
+
+def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
+    """Agents of your own on every task, with the budget of its first row that trains."""
+    found, skipped = [], []
+    for task in dict.fromkeys(row.task for row in rows):
+        like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
+        for agent in arguments.agent:
+            row = make_row(
+                task, agent, like.budget, unit=like.unit, fit=like.fit, task_settings=like.task_settings,
+                trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
+            )  # fmt: skip
+            assert row.own is not None
+            if row.energy_given or row.own.learns_energy:
+                found.append(row)
+            else:
+                skipped.append(f"{row.label} on {task}")
+    if skipped:
+        print(f"left out, as these tasks give no energy to learn from: {', '.join(skipped)}")
+    return found
+
+
+def select(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
+    """The rows that tasks and agents of the command line leave; agents of your own stay unless one is named, too.
+
+    Raises UnknownNameError for a task or agent that is not there, ValueError for a selection without rows.
+    """
+    tasks, agents = arguments.tasks, set(arguments.agents)
+    _check_known("task", arguments, tasks, {row.task for row in rows})
+    _check_known("agent", arguments, arguments.agents, {name for row in rows for name in (row.agent, row.label)})
+    named = any({row.agent, row.label} & agents for row in rows if row.own)
+    chosen = [
+        row
+        for row in rows
+        if (not tasks or row.task in tasks)
+        and (not agents or {row.agent, row.label} & agents or (row.own and not named))
+    ]
+    if not chosen:
+        raise ValueError(
+            f"preset {arguments.preset!r} has none of the agents {arguments.agents} on the tasks {arguments.tasks}."
+        )
+    return chosen
+
+
+def _check_known(kind: str, arguments: Arguments, wanted: Sequence[str], known: set[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise UnknownNameError(f"{kind} of preset {arguments.preset!r}", name, sorted(known))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of a comparison, and those that are to be executed now."""
+
+    arguments: Arguments
+    name: str
+    jobs: int
+    rows: list[Row]
+    """All rows of the preset, and those of agents of your own, with all seeds that they may have."""
+    selected: list[Run]
+    """What the command line selects."""
+    others: list[Run]
+    """The rest of the preset, which is reported as far as it is finished."""
+    missing: list[Run]
+    """Selected runs that have no result yet."""
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return Path("runs") / self.name
+
+    @property
+    def results(self) -> Path:
+        """Where the results of single runs lie."""
+        return self.folder / "results"
+
+    @property
+    def reported(self) -> list[Run]:
+        """Selected runs and other finished ones, in the order of the preset."""
+        finished = [run for run in self.others if run.load(self.results) is not None]
+        return sorted([*self.selected, *finished], key=lambda run: (self.rows.index(run.row), run.seed))
+
+
+def make_plan(arguments: Arguments) -> Plan:
+    """Check the command line and see what is done. Raises ValueError, TypeError, ImportError or OSError."""
+    preset = load_preset(arguments.preset)
+    name = arguments.name or Path(arguments.preset).stem
+    if name in (".", "..") or Path(name).name != name:
+        raise ValueError(f"name must be a plain folder name, got {name!r}.")
+    rows = all_rows(arguments, preset)
+    chosen = select(arguments, rows)
+    devices = [str(resolve_device(device)) for device in arguments.device]
+    if len({device.split(":")[0] for device in devices}) != 1:
+        raise ValueError(f"device must be one device, or several of one kind, got {list(arguments.device)}.")
+    device = arguments.device[0]
+    if arguments.seeds:
+        chosen = [replace(row, seeds=arguments.seeds) for row in chosen]
+    selected = make_runs(chosen, preset.seeds, device, preset.sizes)
+    rows = [replace(row, seeds=tuple(sorted({*(row.seeds or preset.seeds), *arguments.seeds}))) for row in rows]
+    every = make_runs(rows, preset.seeds, device, preset.sizes)
+    default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
+    jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
+    if len(devices) > 1 and jobs > len(devices):
+        raise ValueError(f"jobs must be at most the number of devices, {len(devices)}, got {jobs}.")
+    if arguments.ray is not None and (arguments.tensorboard or arguments.track):
+        raise ValueError("tensorboard and track write from the machine that a run is on: not with ray.")
+    if arguments.json is not None and (arguments.json.is_dir() or arguments.json.parent.is_file()):
+        raise ValueError(f"json must name a file to write, got {str(arguments.json)!r}.")
+    keys = {run.key for run in selected}
+    plan = Plan(arguments, name, jobs, rows, selected, [run for run in every if run.key not in keys], [])
+    plan.missing.extend(run for run in selected if run.load(plan.results) is None)
+    print(
+        f"{len(selected)} runs in {plan.folder}: {len(selected) - len(plan.missing)} finished before, "
+        f"{len(plan.missing)} to do, {plan.jobs} at a time"
+    )
+    foreign = {file.stem for file in plan.results.glob("*.json")} - {run.key for run in every} - keys
+    if foreign:
+        print(f"{len(foreign)} results there are of other settings, seeds or source code, and are left alone")
+    return plan

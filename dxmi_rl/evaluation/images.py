@@ -1,0 +1,47 @@
+"""Scores of images on the features that their set names: Frechet and kernel distance, precision and recall."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dxmi_rl.evaluation import feature_metrics
+from dxmi_rl.networks.features import load_features
+from dxmi_rl.targets import ImageSet
+
+FD_SAMPLES = 5000
+"""Images that ``evaluate`` draws."""
+PAIRED = 10_000
+"""At most this many images of either kind enter the scores that look at all pairs."""
+_kept_features: dict[tuple[str, str, int, str], Tensor] = {}
+
+
+def image_distance(target: ImageSet, x: Tensor) -> float:
+    """``fd`` of ``image_scores`` alone."""
+    return feature_metrics.frechet_distance(*_features(target, x))
+
+
+def image_scores(target: ImageSet, x: Tensor, *, train: bool = False) -> dict[str, float]:
+    """``fd``, ``kd``, ``precision``, ``recall``, ``density`` and ``coverage`` of images ``[n, *event_shape]``.
+
+    They compare with n test images, or all where there are fewer, on the target's features. With ``train`` there is
+    also ``fd_train``, against n training images. All but ``fd`` and ``fd_train`` are of at most 10,000 images of either
+    kind, because they look at all pairs. Raises as ``feature_metrics.frechet_distance``.
+    """
+    features, real = _features(target, x)
+    scores = {"fd": feature_metrics.frechet_distance(features, real)}
+    if train:
+        network = load_features(target.features, x.device)
+        scores["fd_train"] = feature_metrics.frechet_distance(features, network(target.train_data(len(x))))
+    some, few = features[:PAIRED], real[:PAIRED]
+    scores["kd"] = feature_metrics.kernel_distance(some, few)
+    return scores | feature_metrics.neighbour_scores(few, some)
+
+
+def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of n images and of n test images; the latter are kept for the next call."""
+    network = load_features(target.features, x.device)
+    key = (target.features, target.test_digest(), len(x), str(x.device))
+    if key not in _kept_features:
+        _kept_features.clear()
+        _kept_features[key] = network(target.test_data(len(x)))
+    return network(x), _kept_features[key]

@@ -1,0 +1,90 @@
+"""The reward model of a DenoisingMDP: any module or function E(x), which may be trained or swapped while it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.costs import count_energy
+from dxmi_rl.targets.custom import evaluation_mode
+from dxmi_rl.utils.checks import all_finite
+
+Energy = Callable[[Tensor], Tensor]
+"""E(x) in nats: ``[batch, *event_shape] -> [batch]``."""
+
+
+class EnergyError(ValueError):
+    """There is no energy, or it fails: an exception of its own, another shape or dtype, a non-finite value."""
+
+
+class LiveEnergy:
+    """E(x) of a module or function, held by reference; its answers are checked and its calls are counted.
+
+    Attributes:
+        function: the module or function, or None before there is one.
+    """
+
+    def __init__(self, function: Energy | None = None) -> None:
+        self.function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
+
+        Raises EnergyError when there is none or it returns another shape, device or kind of numbers.
+        """
+        if self.function is None:
+            raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
+        count_energy(len(x), differentiated=x.requires_grad and torch.is_grad_enabled())
+        with evaluation_mode(self.function):
+            value = self.function(x)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
+        if not value.dtype.is_floating_point or value.device != x.device:
+            raise EnergyError(
+                f"the energy must return floating numbers on {str(x.device)!r}, got {value.dtype} on "
+                f"{str(value.device)!r}."
+            )
+        return value.to(x.dtype)
+
+    def set(self, function: Energy, points: Tensor) -> None:
+        """Swap the reward model after a trial on ``points``; a failure leaves the present one.
+
+        Raises EnergyError when it fails there or returns another shape or dtype, TypeError when it is not callable.
+        """
+        if not callable(function):
+            raise TypeError(f"energy must be a module or function, got {function!r}.")
+        previous, self.function = self.function, function
+        try:
+            with torch.no_grad():
+                self(points)
+        except Exception as error:
+            self.function = previous
+            reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise EnergyError(
+                f"the energy was tried on a batch of {len(points)} zeros, shape {list(points.shape)}, for which it "
+                f"must return shape [{len(points)}]; but {reason}"
+            ) from error
+
+    def gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
+        """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps the graph of x.
+
+        One differentiated evaluation of E per row, whatever autograd's mode. Raises EnergyError.
+        """
+        with torch.enable_grad():
+            create_graph = create_graph and x.requires_grad
+            point = x if create_graph else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self(point).sum(), point, create_graph=create_graph)
+        return gradient
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Parameters of the reward model; empty for a function."""
+        return list(self.function.parameters()) if isinstance(self.function, nn.Module) else []
+
+
+def require_finite(*rewards: Tensor) -> None:
+    """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
+    if not all_finite(*rewards):
+        raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")

@@ -1,0 +1,76 @@
+"""Settings as frozen dataclasses that may hold others: single fields changed by name, written to JSON and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from dxmi_rl.utils.registry import UnknownNameError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def setting_names(config: Any) -> list[str]:
+    """All fields of a config, those of the configs inside as ``policy.width``."""
+    return list(flat_settings(config))
+
+
+def flat_settings(config: Any) -> dict[str, Any]:
+    """``{"n_epochs": 4, "policy.width": 64, ...}`` of a config."""
+    found: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            found |= {f"{field.name}.{key}": inner for key, inner in flat_settings(value).items()}
+        else:
+            found[field.name] = value
+    return found
+
+
+def changed(config: ConfigT, settings: Mapping[str, Any], kind: str) -> ConfigT:
+    """The config with some fields replaced.
+
+    Args:
+        config: a frozen dataclass.
+        settings: new values by name. A field of a config inside is ``"policy.width": 128``, or ``"policy": {"width":
+            128}``, or a whole config of its type. Lists become tuples, as JSON and TOML know no others.
+        kind: word for error messages, such as "setting of 'ppo'".
+
+    Raises UnknownNameError (with the near names) for an unknown name, and what the config raises for its values.
+    """
+    return _changed(config, settings, kind, "")
+
+
+def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: str) -> ConfigT:
+    """``changed`` for a config whose full name is ``prefix``, such as "policy." (for messages)."""
+    if not is_dataclass(config) or isinstance(config, type):
+        raise TypeError(f"{kind}: a config must be a dataclass, got {config!r}.")
+    inside: dict[str, dict[str, Any]] = {}
+    direct: dict[str, Any] = {}
+    known = {field.name for field in fields(config)}
+    for key, value in settings.items():
+        name, _, rest = key.partition(".")
+        nested = name in known and is_dataclass(getattr(config, name))
+        if name not in known or (rest and not nested):
+            # The bare name of a field inside ("width") is nearest to its full one ("policy.width").
+            every = [prefix + full for full in setting_names(config)]
+            near = [full for full in every if full.rpartition(".")[2] == key]
+            raise UnknownNameError(kind, prefix + key, every, near=near)
+        if rest:
+            inside.setdefault(name, {})[rest] = value
+        elif nested and isinstance(value, Mapping):
+            inside.setdefault(name, {}).update(value)
+        elif nested and type(value) is not (wanted := type(getattr(config, name))):
+            raise TypeError(f"{prefix}{key} must be a {wanted.__name__} or a mapping, got {value!r}.")
+        else:
+            direct[key] = tuple(value) if isinstance(value, list) else value
+    for name, values in inside.items():
+        start = direct.get(name, getattr(config, name))
+        direct[name] = _changed(start, values, kind, f"{prefix}{name}.")
+    return replace(config, **direct)
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as nested plain values."""
+    return asdict(config)

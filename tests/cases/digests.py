@@ -1,0 +1,162 @@
+"""Digests of two iterations of training: the numbers that moving code must not change.
+
+    python tests/cases/digests.py [PART OF A NAME ...]    compare the cases with what is on record
+    python tests/cases/digests.py --record                write the record anew, of this machine
+
+A case names an agent, a task and every setting. Its digest is over all trained parameters and a few samples, so it is
+equal only if the arithmetic is. The record was written before issue 23 moved any file, and only names of settings have
+changed in it since; costs were recorded anew where evaluations had been counted that were never made. Machines differ
+in the last bit: elsewhere the norms on record are compared instead (tests/test_digests.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl import make_agent, make_task
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.networks import EnergyMLP
+from dxmi_rl.targets import ImageSet
+
+RECORD = Path(__file__).with_name("digests.json")
+TINY = {"iterations": 20, "batch_size": 32, "width": 32, "depth": 1}
+
+
+@dataclass
+class Case:
+    """One run of two iterations."""
+
+    agent: str
+    task: str
+    settings: dict[str, Any]
+
+
+def machine() -> str:
+    """What must agree for digests to be comparable."""
+    model = "unknown"
+    if Path("/proc/cpuinfo").exists():
+        names = {line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                 if line.startswith(("model name", "stepping", "microcode"))}  # fmt: skip
+        model = " ".join(sorted(names))
+    return f"{model}, torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def build_task(name: str) -> Any:
+    """The tasks of the cases; all but "digits-fixed" need no training of denoisers worth the name."""
+    match name:
+        case "8gaussians":
+            return make_task("8gaussians", backward="learned")
+        case "8gaussians-brownian":
+            return make_task("8gaussians", backward="brownian")
+        case "gmm25-sample":
+            return make_task("gmm25", track="sample", backward="learned")
+        case "manywell32":
+            return make_task("manywell32", backward="learned")
+        case "manywell32-coordinates":
+            return make_task("manywell32", backward="learned", backward_options={"coordinate_width": 8})
+        case "digits-fixed":
+            return make_task("digits", energy="fixed")
+        case "digits":
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                energy = EnergyMLP(64, 0.5, width=32, depth=2)
+            return make_task("digits", energy=energy, pretraining=TINY)
+        case "digits-data":
+            return make_task("digits", pretraining=TINY)
+        case "8gaussians-data" | "checkerboard":
+            return make_task(name, pretraining=TINY)
+        case "images" | "images-unet":
+            images = torch.Generator().manual_seed(0)
+            bytes_ = torch.randint(0, 256, (40, 1, 8, 8), generator=images, dtype=torch.uint8)
+            tiny: dict[str, Any] = {"network": "mlp", **TINY}
+            if name == "images-unet":
+                tiny = {"iterations": 2, "batch_size": 8, "channels": (8, 8), "attention": False}
+            return make_task(ImageSet(bytes_[:32], bytes_[32:], name="random"), pretraining=tiny)
+    raise ValueError(name)
+
+
+def digest(tensors: Iterable[Tensor]) -> list[Any]:
+    """A digest that knows no names and no order, and the norm of all numbers."""
+    parts, square = [], 0.0
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous()
+        parts.append(hashlib.sha256(str(tuple(plain.shape)).encode() + plain.numpy().tobytes()).hexdigest())
+        square += float(plain.double().square().sum())
+    return [hashlib.sha256("".join(sorted(parts)).encode()).hexdigest()[:16], square**0.5]
+
+
+def run(case: Case) -> dict[str, Any]:
+    """The digests of one case, by module, and of four samples."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)  # networks of learned kernels start with their task
+    task = build_task(case.task)
+    agent = make_agent(case.agent, task, seed=3, config=config_of(case))
+    agent.learn(2 * agent.timesteps_per_iteration)
+    found: dict[str, Any] = {}
+    for name, module in sorted(agent.modules().items()):
+        parameters = list(module.parameters()) if isinstance(module, nn.Module) else list(module.values(True, True))
+        if parameters:
+            found[name] = digest(parameters)
+    found["sample"] = digest([agent.sample(4, seed=5)])
+    costs = asdict(agent.costs)
+    del costs["seconds"]
+    return {"modules": found, "costs": costs}
+
+
+def config_of(case: Case) -> Any:
+    return AGENTS[case.agent].parse_config(case.settings)
+
+
+def read_record() -> tuple[str, dict[str, Any]]:
+    """The machine of the record, and its cases."""
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    return record["machine"], record["cases"]
+
+
+def compare(found: dict[str, Any], entry: dict[str, Any], exactly: bool) -> list[str]:
+    """What differs from the record: digests and costs, or with other machines' rounding norms and costs."""
+    wrong = [] if found["costs"] == entry["costs"] else [f"costs: {found['costs']} instead of {entry['costs']}"]
+    for name, (digest_, norm) in entry["modules"].items():
+        digest_here, norm_here = found["modules"].get(name, ("none", math.nan))
+        if digest_here != digest_ if exactly else not math.isclose(norm_here, norm, rel_tol=1e-3):
+            wrong.append(f"{name}: {digest_here}, norm {norm_here}, instead of {digest_}, norm {norm}")
+    return wrong
+
+
+def main(arguments: list[str]) -> int:
+    """Compare or record; the number of cases that differ."""
+    different = 0
+    there, cases = read_record()
+    record = arguments == ["--record"]
+    for key, entry in cases.items():
+        if record or not arguments or any(part in key for part in arguments):
+            found = run(Case(**entry["case"]))
+            wrong = compare(found, entry, exactly=there == machine())
+            different += bool(wrong)
+            print(key, "; ".join(wrong) or "equal", flush=True)
+            entry |= found
+    if record:
+        write_record(machine(), cases)
+    print(different, "differ")
+    return different
+
+
+def write_record(machine_: str, cases: dict[str, Any]) -> None:
+    """One case per line."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(entry)}" for key, entry in cases.items())
+    RECORD.write_text(f'{{"machine": {json.dumps(machine_)},\n"cases": {{\n{lines}\n}}}}\n', encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
