@@ -286,7 +286,7 @@ def predicted(play: Play) -> dict[str, float]:
 
 def weighted_sliced_w2(x: Tensor, first: Tensor, second: Tensor, projections: int = 100) -> float:
     """Sliced W2 of two weightings ``[n]`` of the same points of the plane, without draws."""
-    ot = require("ot", "bench")
+    ot = require("ot", "dev")
 
     angles = math.pi * (torch.arange(projections) + 0.5) / projections
     directions = torch.stack([angles.cos(), angles.sin()])
