@@ -100,9 +100,9 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
 def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 with two workers; the second start repeats no finished run, loses none and changes no number."""
     monkeypatch.chdir(tmp_path)
-    paths = [str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests" / "cases")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    code = "import test_compare; test_compare.tiny_main('--jobs', '2')"
+    code = "import sweep_cases; sweep_cases.tiny_main('--jobs', '2')"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     )
