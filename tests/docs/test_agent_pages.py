@@ -46,7 +46,7 @@ def test_a_page_says_all(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_those_that_run(name: str) -> None:
     skip_without_extra(name)
-    assert settings_table(pages.settings_that_run(name)) in page_of(name), "run: make docs"
+    assert pages.settings(name) in page_of(name), "run: make docs"
 
 
 def test_nested_settings_have_rows_of_their_own() -> None:

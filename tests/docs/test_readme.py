@@ -13,6 +13,7 @@ def test_readme_has_code():
     assert len(BLOCKS) >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(BLOCKS)))
 def test_block_runs(index, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
