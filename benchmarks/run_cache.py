@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,8 +58,11 @@ def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jo
     """
     from joblib import Parallel, delayed
 
+    from dxmi_rl.benchmark.sweep import end_with_parent
+
     results: list[Result] = []
-    work = Parallel(n_jobs=jobs, return_as="generator")(delayed(run)(*own) for own in arguments)
+    parallel = Parallel(jobs, return_as="generator", initializer=end_with_parent, initargs=(os.getpid(),))
+    work = parallel(delayed(run)(*own) for own in arguments)
     with progress(title, len(arguments)) as advance:
         for result in work:
             results.append(result)

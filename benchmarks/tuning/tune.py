@@ -44,7 +44,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -64,8 +63,9 @@ from rich.table import Table
 from benchmarks.run_cache import code_of, kept_result, run_file
 from benchmarks.scripts import command_line
 from benchmarks.tuning.spaces import given_trials, list_searched, search_space
-from dxmi_rl.agents import AGENTS, Agent, make_agent
+from dxmi_rl.agents import AGENTS, make_agent
 from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.benchmark.sweep import worker_processes
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.irl import DxMI
 from dxmi_rl.mdp import EnergyError
@@ -112,18 +112,8 @@ class Arguments:
     """Write everything to this file."""
 
 
-def train_and_score(
-    agent: str, settings: Mapping[str, Any], parent: int, seed: int, budget: int, device: str
-) -> dict[str, Any]:
-    """One seed of one trial: name and value of its score (None when it diverged), and seconds.
-
-    A process whose ``parent`` is gone ends after its iteration.
-    """
-
-    def stop_if_orphan(agent: Agent) -> None:
-        if parent not in (os.getpid(), os.getppid()):
-            os._exit(1)
-
+def train_and_score(agent: str, settings: Mapping[str, Any], seed: int, budget: int, device: str) -> dict[str, Any]:
+    """One seed of one trial: name and value of its score (None when it diverged), and seconds."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     scores: dict[str, float] = {}
@@ -132,7 +122,7 @@ def train_and_score(
     built = make_agent(agent, task, seed=seed, **settings)
     name = "kl_bound" if built.has_density else "sliced_w2"
     try:
-        built.learn(budget, callback=stop_if_orphan)
+        built.learn(budget)
         scores = quick_scores(built, seed=EVALUATION_SEED + seed)
     except DIVERGED:
         pass
@@ -265,7 +255,7 @@ def carry_out_trials(searches: Sequence[Search], executor: Any) -> Iterator[tupl
     outcomes: dict[str, list[Future[Any]]] = {}
 
     def start(search: Search) -> None:
-        arguments, own = search.arguments, (search.agent, search.propose(), os.getpid())
+        arguments, own = search.arguments, (search.agent, search.propose())
         futures = [
             executor.submit(kept_outcome, file, *own, seed, arguments.budget, arguments.device)
             for seed, file in enumerate(search.files())
@@ -364,7 +354,7 @@ def search_all(arguments: Arguments, agents: Sequence[str], command: str, optuna
     print(f"{total} trials, {done} finished before, {total - done} to do", flush=True)
     executor: Any = Inline()
     if arguments.jobs > 1:
-        executor = require("joblib.externals.loky", "bench").ProcessPoolExecutor(arguments.jobs)
+        executor = worker_processes(arguments.jobs)
     with progress("trials", total, completed=done) as advance:
         try:
             for search, score in carry_out_trials(searches, executor):

@@ -85,7 +85,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def attempt(run: Run, on_point: OnPoint, device: str | None = None, logging: Logging | None = None) -> Ending:
+def attempt(run: Run, device: str | None = None, logging: Logging | None = None) -> Ending:
     """``measure`` on one thread, and once more after a crash: the result and the samples, or a Failure.
 
     A run whose source has changed since its key was made fails, rather than storing other code's numbers under it.
@@ -95,7 +95,7 @@ def attempt(run: Run, on_point: OnPoint, device: str | None = None, logging: Log
         try:
             if (code := run.row.code) != run.code:
                 raise SourceChangedError(f"the source is {code}, but {run.code} when the sweep began: start it again.")
-            with one_thread(), _logged(run, on_point, logging) as note:
+            with one_thread(), _logged(run, logging) as note:
                 numbers, samples = measure(run, note, device)
             result = _identity(run, device or run.device) | numbers
             json.dumps(result, allow_nan=False)  # numbers that no file can hold are a failure of the run
@@ -123,13 +123,12 @@ def _identity(run: Run, device: str) -> JSON:
 
 
 @contextlib.contextmanager
-def _logged(run: Run, on_point: OnPoint, logging: Logging | None) -> Iterator[OnPoint]:
-    """``on_point``, which then also writes the run's log; that is opened with its first point."""
+def _logged(run: Run, logging: Logging | None) -> Iterator[OnPoint]:
+    """A function that writes the points of the curve into the run's log, which is opened with the first."""
     with contextlib.ExitStack() as stack:
         logger: list[RunLogger] = []
 
         def note(agent: Agent[Any], point: Point) -> None:
-            on_point(agent, point)
             if logging is None:
                 return
             if not logger:

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +15,7 @@ from typing import Any
 
 import torch
 
-from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.attempt import ATTEMPTS, Ending, Failure, Logging, Outcome, attempt, one_thread, store
-from dxmi_rl.benchmark.measure import Point
 from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
 from dxmi_rl.tasks import ENERGIES, Task, make_task
@@ -27,6 +26,29 @@ DEATHS = 3
 DIED = "its worker process died again and again (out of memory, or killed); start again to go on."
 STALE = 3600.0
 """Seconds after which a half-written file belongs to no living process."""
+
+
+# Worker processes -----------------------------------------------------------------------------------------------------
+
+
+def end_with_parent(parent: int) -> None:
+    """Start a thread that ends this process within a second of the death of its ``parent`` process."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def worker_processes(jobs: int) -> Any:
+    """loky's ProcessPoolExecutor of ``jobs`` processes, which end with this one however it ends.
+
+    Raises MissingExtraError without the extra "bench".
+    """
+    loky = require("joblib.externals.loky", "bench")
+    return loky.ProcessPoolExecutor(jobs, initializer=end_with_parent, initargs=(os.getpid(),))
 
 
 # Before the first run -------------------------------------------------------------------------------------------------
@@ -42,7 +64,8 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
 
     first = {run.row.task: run for run in reversed(runs)}
     order = sorted(first.values(), key=lambda run: -run.row.target.dim)
-    joblib.Parallel(n_jobs=max(1, min(jobs, len(order))))(joblib.delayed(fill_caches)(run) for run in order)
+    parallel = joblib.Parallel(max(1, min(jobs, len(order))), initializer=end_with_parent, initargs=(os.getpid(),))
+    parallel(joblib.delayed(fill_caches)(run) for run in order)
     tasks: dict[str, Task] = {}
     checked: list[Row] = []
     for run in runs:
@@ -78,20 +101,12 @@ def fill_caches(run: Run) -> Task:
 # One worker -----------------------------------------------------------------------------------------------------------
 
 
-def execute(run: Run, folder: Path, parent: int, devices: Sequence[str], logging: Logging | None) -> Outcome:
-    """One run in a worker of this machine, stored when it ends.
-
-    A worker whose ``parent`` process is gone stops at its next point of the learning curve.
-    """
-
-    def stop_if_orphan(agent: Agent[Any], point: Point) -> None:
-        if parent not in (os.getpid(), os.getppid()):
-            os._exit(1)
-
+def execute(run: Run, folder: Path, devices: Sequence[str], logging: Logging | None) -> Outcome:
+    """One run in a worker of this machine, stored when it ends."""
     marker = _marker(run, folder)
     marker.touch()
     with borrowed_device(devices, folder) as device:
-        outcome = store(run, folder, attempt(run, stop_if_orphan, device, logging))
+        outcome = store(run, folder, attempt(run, device, logging))
     marker.unlink(missing_ok=True)
     return outcome
 
@@ -173,12 +188,10 @@ def _in_workers(
     runs: Sequence[Run], folder: Path, jobs: int, devices: Sequence[str], logging: Logging | None
 ) -> Iterator[Outcome]:
     """Outcomes of runs in joblib's worker processes; workers are ended when this is left before its end."""
-    from joblib.externals.loky import ProcessPoolExecutor
-
     # Not joblib.Parallel, which makes no worker for one job: a run that kills its process is not to end the sweep.
-    executor = ProcessPoolExecutor(max_workers=min(jobs, len(runs)))
+    executor = worker_processes(min(jobs, len(runs)))
     try:
-        futures = [executor.submit(execute, run, folder, os.getpid(), devices, logging) for run in runs]
+        futures = [executor.submit(execute, run, folder, devices, logging) for run in runs]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
         executor.shutdown(wait=True)
@@ -234,4 +247,4 @@ def execute_on_ray(runs: Sequence[Run], folder: Path) -> Iterator[Outcome]:
 
 
 def _remote(run: Run) -> Ending:
-    return attempt(run, lambda agent, point: None)
+    return attempt(run)

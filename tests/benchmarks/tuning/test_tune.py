@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +123,13 @@ def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("agent", "score"), [("ppo", "kl_bound"), ("sb3-td3", "sliced_w2")])
 def test_the_score(agent: str, score: str, short: Path) -> None:
     skip_without_extra(agent)
-    outcome = tune.train_and_score(agent, {"n_trajectories": 128}, os.getpid(), 0, 640, "cpu")
+    outcome = tune.train_and_score(agent, {"n_trajectories": 128}, 0, 640, "cpu")
     assert outcome["name"] == score and outcome["value"] > 0
 
 
 def test_a_trial_that_diverges_has_no_score(short: Path) -> None:
     wild = {"policy.learning_rate": 1e30, "n_trajectories": 128}
-    assert tune.train_and_score("ppo", wild, os.getpid(), 0, 6400, "cpu")["value"] is None
+    assert tune.train_and_score("ppo", wild, 0, 6400, "cpu")["value"] is None
 
 
 @pytest.mark.parametrize(
