@@ -94,6 +94,7 @@ def kills(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, objec
     return {found["agent"]: found for found in map(json.loads, lines)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_agents())
 def test_an_agent_survives_kills_during_saves(name: str, kills: dict[str, dict[str, int]]) -> None:
     if name not in kills:

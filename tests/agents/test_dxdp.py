@@ -142,6 +142,7 @@ def test_at_the_optimum_targets_are_the_values_on_every_path(monkeypatch: pytest
     assert torch.allclose(agent.value_targets(trajectory).flatten(), agent.values(x, t), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_off_policy_it_finds_the_optimum_too() -> None:
     agent = dxdp(
         lqg_task(), **SMALL | SMALL_VALUE, replay=3, td_lambda=0.95, value_steps=8, policy_steps=2,

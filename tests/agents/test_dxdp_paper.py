@@ -313,6 +313,7 @@ def test_the_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pyt
     assert float((found.mean(0) - wanted).norm() / wanted.norm()) < 0.02
 
 
+@pytest.mark.slow
 def test_it_finds_the_soft_values_and_the_optimal_policy() -> None:
     """Where one sigma per step is enough: the energy is as steep in both coordinates."""
     both = (3.0, 3.0)

@@ -40,6 +40,7 @@ def difference(a: Agent, b: Agent) -> float:
     return float((one - two).abs().max())
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     found = []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

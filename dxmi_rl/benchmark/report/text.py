@@ -48,8 +48,10 @@ def markdown(comparison: Comparison) -> str:
     ]
     if comparison.failed:
         failed = [f"- {_plain(_failure(run))}" for run in comparison.failed]
-        parts.append("\n".join([f"**{len(failed)} failed runs, missing below:**", "", *failed]))
-    parts.append("\n".join(f"- **{_plain(task)}**: {_plain(comparison.verdict(task))}" for task in comparison.tasks))
+        runs = "run" if len(failed) == 1 else "runs"
+        parts += [f"**{len(failed)} failed {runs}, missing below:**", "\n".join(failed)]
+    verdicts = [f"- **{_plain(task)}**: {_plain(comparison.verdict(task))}" for task in comparison.tasks]
+    parts += ["**The best of each task:**", "\n".join(verdicts)]
     for table in tables(comparison):
         lines = [_markdown_line([_plain(cell) for cell in table.header])]
         lines.append(_markdown_line(["---", *["---:"] * (len(table.header) - 1)]))
