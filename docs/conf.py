@@ -25,6 +25,8 @@ extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx_copybutton",
 ]  # fmt: skip
 exclude_patterns = ["**/__pycache__"]
+html_use_index = False
+html_domain_indices = False
 smartquotes = False  # x' is a next state
 highlight_language = "none"  # indented blocks are formulas and commands
 myst_heading_anchors = 4
@@ -109,6 +111,8 @@ def mark_up(app: Sphinx, what: str, name: str, documented: object, options: Any,
             marked += ["", "::", ""]
             literal = True
         marked += [line] if literal else _escaped(line)
+    if what in ("attribute", "property"):  # an empty comment, as napoleon takes words before a colon there for a type
+        marked[:0] = ["..", ""]
     lines[:] = marked
 
 

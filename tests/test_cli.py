@@ -21,7 +21,16 @@ QUICK = ("--no-fit", "--samples", "200", "--draws", "1", "--trajectories", "500"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``dxmi-rl train`` wrote."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
-    options = ["--set", "width=16", "batch_size=32", "--task-set", "horizon=4", "backward=learned", "--points", "3"]
+    options = [
+        "--set",
+        "policy.width=16",
+        "n_trajectories=32",
+        "--task-set",
+        "horizon=4",
+        "backward=learned",
+        "--points",
+        "3",
+    ]
     assert main(["train", "ppo", "--budget", "2000", "--seed", "3", "--runs", str(runs), *options]) == 0
     (folder,) = runs.iterdir()
     assert folder.name.startswith("8gaussians__ppo__3__")
@@ -30,17 +39,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_logs_and_saves(checkpoint: Path) -> None:
     agent = load_agent(checkpoint)
-    assert (agent.name, agent.seed, agent.config.width, agent.mdp.horizon) == ("ppo", 3, 16, 4)
+    assert (agent.name, agent.seed, agent.config.policy.width, agent.mdp.horizon) == ("ppo", 3, 16, 4)
     assert agent.costs.timesteps >= 2000
     rows = (checkpoint.parent / "progress.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 1 + 4 and "charts/kl_bound" in rows[0]
     config = json.loads((checkpoint.parent / "config.json").read_text(encoding="utf-8"))
-    assert config["settings"]["command"].startswith("dxmi-rl train ppo") and config["config"]["width"] == 16
+    assert config["settings"]["command"].startswith("dxmi-rl train ppo") and config["config"]["policy"]["width"] == 16
     assert list(checkpoint.parent.glob("events.*"))
 
 
 def test_train_in_other_units(tmp_path: Path) -> None:
-    arguments = ["train", "ppo", "--unit", "energy_evals", "--budget", "200", "--set", "batch_size=32"]
+    arguments = ["train", "ppo", "--unit", "energy_evals", "--budget", "200", "--set", "n_trajectories=32"]
     assert main([*arguments, "--runs", str(tmp_path), "--no-tensorboard"]) == 0
     (folder,) = tmp_path.iterdir()
     assert 200 <= load_agent(folder / "checkpoint.safetensors").costs.energy_evals < 232
@@ -89,7 +98,7 @@ def test_sample_writes_every_format(checkpoint: Path, ending: str, tmp_path: Pat
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("agents: base, ") and ", dxdp, ppo, " in line for line in lines)
+    assert any(line.startswith("agents: base, ") and ", dxdp, dxdp-paper, ppo, " in line for line in lines)
     assert any("standard" in line for line in lines if line.startswith("presets: "))
     assert all("fashion-mnist-14" in line for line in lines if line.startswith(("tasks: ", "targets: ")))
 
@@ -122,7 +131,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
     [
         (["train", "pppo"], "Did you mean 'ppo'"),
         (["train", "ppo", "--task", "8gausians"], "Did you mean '8gaussians'"),
-        (["train", "ppo", "--set", "widht=3"], "Did you mean 'width'"),
+        (["train", "ppo", "--set", "widht=3"], "Did you mean 'policy.width' or 'value.width'"),
         (["train", "ppo", "--set", "width"], "set must hold name=value, got 'width'"),
         (["train", "ppo", "--task-set", "horizn=3"], "Did you mean 'horizon'"),
         (["train", "ppo", "--unit", "hours"], "unknown budget unit 'hours'"),

@@ -23,10 +23,7 @@ def test_numbers_are_those_on_record(key: str) -> None:
     skip_without_extra(case.settings.get("agent", ""))
     if case.task == "images-unet":
         pytest.importorskip("diffusers")
-    same_machine = machine() == THERE
-    if case.task == "digits-fixed" and not same_machine:
-        pytest.skip("the energy of this task is trained on each machine, and differs")
-    assert compare(run(case), CASES[key], exactly=same_machine) == []
+    assert compare(run(case), CASES[key], exactly=machine() == THERE) == []
 
 
 @pytest.mark.parametrize("task", ["8gaussians-data", "digits-data", "images"])

@@ -37,6 +37,12 @@ RANKED_BY = {
 """Scores that a task can be ranked by, the first that applies, and which direction is better."""
 
 
+@functools.cache
+def _target(name: str) -> Target:
+    """Built once: thousands of runs share a few targets."""
+    return make_target(name)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of a results table: an agent on a task with a budget."""
@@ -83,7 +89,7 @@ class Row:
     def target(self) -> Target:
         """The target, without the cost of building the task."""
         target = self.task_settings.get("target", TASKS[self.task].target)
-        return target if isinstance(target, Target) else make_target(target)
+        return target if isinstance(target, Target) else _target(target)
 
     @property
     def energy(self) -> str:

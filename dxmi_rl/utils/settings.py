@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -53,9 +54,10 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
         name, _, rest = key.partition(".")
         nested = name in known and is_dataclass(getattr(config, name))
         if name not in known or (rest and not nested):
-            # The bare name of a field inside ("width") is nearest to its full one ("policy.width").
+            # The bare name of a field inside ("width", or "widht") is nearest to its full one ("policy.width").
             every = [prefix + full for full in setting_names(config)]
-            near = [full for full in every if full.rpartition(".")[2] == key]
+            bare = difflib.get_close_matches(key, {full.rpartition(".")[2] for full in every}, n=1)
+            near = [full for full in every if full.rpartition(".")[2] in bare and "." not in key]
             raise UnknownNameError(kind, prefix + key, every, near=near)
         if rest:
             inside.setdefault(name, {})[rest] = value

@@ -238,7 +238,7 @@ def test_clear_errors(name: str) -> None:
     for attempt in (agent.density, lambda: agent.sample_trajectory(3), lambda: agent.predict([0.0, 0.0, 1.0])):
         with pytest.raises(TypeError, match=re.escape(f"agent '{name}' has no density")):
             attempt()
-    with pytest.raises(ValueError, match="n_trajectories must be >= 1"):
+    with pytest.raises(ValueError, match=f"unknown setting of '{name}' 'n_trajectories'. Known: none."):
         make_agent(name, "8gaussians", n_trajectories=0)
     with pytest.raises(TypeError, match=f"agent '{name}' is not trained"):
         agent.iterate()

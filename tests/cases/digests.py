@@ -4,9 +4,9 @@
     python tests/cases/digests.py --record                write the record anew, of this machine
 
 A case names an agent, a task and every setting. Its digest is over all trained parameters and a few samples, so it is
-equal only if the arithmetic is. The record was written before issue 23 moved any file, and only names of settings have
-changed in it since; costs were recorded anew where evaluations had been counted that were never made. Machines differ
-in the last bit: elsewhere the norms on record are compared instead (tests/test_digests.py).
+equal only if the arithmetic is. The record is older than the layout of the package: files moved and settings got other
+names, and the numbers stayed. Machines differ in the last bit: elsewhere the norms on record are compared instead
+(tests/test_digests.py).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def machine() -> str:
 
 
 def build_task(name: str) -> Any:
-    """The tasks of the cases; all but "digits-fixed" need no training of denoisers worth the name."""
+    """The tasks of the cases; their denoisers are hardly trained."""
     match name:
         case "8gaussians":
             return make_task("8gaussians", backward="learned")
@@ -65,8 +65,6 @@ def build_task(name: str) -> Any:
             return make_task("manywell32", backward="learned")
         case "manywell32-coordinates":
             return make_task("manywell32", backward="learned", backward_options={"coordinate_width": 8})
-        case "digits-fixed":
-            return make_task("digits", energy="fixed")
         case "digits":
             with torch.random.fork_rng():
                 torch.manual_seed(0)

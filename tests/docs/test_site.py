@@ -130,6 +130,7 @@ def test_search_finds_pages(browser: Any, address: str) -> None:
 @pytest.mark.browser
 def test_code_has_copy_buttons_and_the_menu_opens_on_a_phone(browser: Any, address: str) -> None:
     from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
 
     resize(browser, 390)
     browser.get(f"{address}/quickstart.html")
@@ -138,6 +139,6 @@ def test_code_has_copy_buttons_and_the_menu_opens_on_a_phone(browser: Any, addre
     drawer = browser.find_element(By.CSS_SELECTOR, ".sidebar-drawer")
     assert drawer.rect["x"] < 0
     browser.find_element(By.CSS_SELECTOR, "label.nav-overlay-icon").click()
-    browser.implicitly_wait(2)
+    WebDriverWait(browser, 20).until(lambda _: drawer.rect["x"] == 0)
     links = [link.text for link in browser.find_elements(By.CSS_SELECTOR, ".sidebar-tree > ul > li > a")]
     assert {"Quickstart", "Targets", "Agents", "Leaderboard", "API"} <= set(links)

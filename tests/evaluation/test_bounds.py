@@ -85,7 +85,9 @@ def test_elbo_and_eubo_enclose_log_z(name: str, target: str) -> None:
 @pytest.mark.slow
 def test_the_bounds_are_sharp_enough_to_fail() -> None:
     """On 8 Gaussians, an energy that is wrong by one nat would be seen in either bound of a policy that is good."""
-    agent = small("ppo", make_task("8gaussians", horizon=8), width=32, batch_size=256).learn(150_000)
+    agent = small(
+        "ppo", make_task("8gaussians", horizon=8), policy={"width": 32}, value={"width": 32}, n_trajectories=256
+    ).learn(150_000)
     mdp = copy.copy(agent.mdp)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)

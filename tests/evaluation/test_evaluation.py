@@ -21,7 +21,8 @@ from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import Registry
 from dxmi_rl.utils.torch_tools import seeded
 
-SMALL = {"batch_size": 64, "width": 16, "depth": 2}
+NETWORK = {"width": 16, "depth": 2}
+SMALL = {"n_trajectories": 64, "policy": NETWORK, "value": NETWORK}
 WEIGHTS = {"elbo", "log_z", "ess"}
 SAMPLES = {"sliced_w2", "mmd", "modes", "mode_tv"}
 

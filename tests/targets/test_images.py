@@ -403,6 +403,6 @@ def test_a_task_of_images_has_a_unet_and_trains_inside_dxmi(tmp_path: Path, monk
     task = make_task(made(name="mine"), pretraining=quick)
     assert task.name == "mine" and task.config.horizon == 4 and task.mdp.tau == pytest.approx(0.03 / 192)
     assert type(task.mdp.base.denoiser).__name__ == "DenoiserUNet"  # type: ignore[union-attr]
-    game = DxMI(task, seed=0, agent_settings={"batch_size": 8, "policy_steps": 1, "width": 16}, energy_width=16)
+    game = DxMI(task, seed=0, agent_settings={"n_trajectories": 8, "policy_steps": 1}, energy={"width": 16})
     game.learn(64)
     assert game.sample(3).shape == (3, 3, 8, 8)
