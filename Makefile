@@ -6,6 +6,9 @@ STAMP := .venv/.installed
 # Small batches on small networks: one thread per process is fastest, and it keeps results reproducible.
 export OMP_NUM_THREADS ?= 1
 
+# Two processes, each with whole files, in their order: tests of one file share what they have trained.
+TWO := -n 2 --dist loadscope --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help install test test-fast bench docs lint wheel clean
 
@@ -21,10 +24,10 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 test: install ## run all tests on two cores
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q $(TWO)
 
 test-fast: install ## run the tests that a change needs, in 90 seconds on two cores
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not browser and not gpu"
+	$(BIN)/python -m pytest -q $(TWO) -m "not slow and not browser and not gpu"
 
 bench: install ## run the quick comparison of all agents
 	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick

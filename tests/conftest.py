@@ -11,7 +11,7 @@ import pytest
 
 # Before torch is imported: with a thread per core, small batches take ten times as long in two processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-import torch  # noqa: E402
+import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -71,7 +71,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> Any:
     return paper
 
 
-@pytest.mark.parametrize(("name", "label"), [("cifar10-t4", None), ("imagenet64-t4", None), ("imagenet64-t4", 1)])
+@pytest.mark.parametrize(("name", "label"), [("cifar10-t4", None), ("imagenet64-t4", 1)])
 def test_the_paper_games_can_be_played(
     name: str, label: int | None, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -81,7 +81,7 @@ def test_the_paper_games_can_be_played(
     monkeypatch.setattr(script, "score", lambda game, seed, samples: {"fd": 1.0, "samples": samples})
     monkeypatch.setattr(script.evaluation, "image_distance", lambda target, x: 1.0)
     backbone = tiny(name, classes=None if label is None else 2).make_backbone().save(tmp_path / "backbone.safetensors")
-    command = ["--presets", name, "--data", str(tmp_path), "--denoiser", str(backbone), "--precision", "bfloat16"]
+    command = ["--presets", name, "--data", str(tmp_path), "--denoiser", str(backbone), "--precision", "float32"]
     command += ["--folder", str(tmp_path / "runs"), "--json", str(tmp_path / "out.json"), "--rows-at-a-time", "3"]
     if label is not None:
         assert script.main(command) == 2, "the backbone has classes, and is told none"
