@@ -50,8 +50,8 @@ class DxDPConfig:
     randomly initialised network follows a learned energy too late. It costs a denoiser call and an energy evaluation
     per value."""
     correction: bool = True
-    """Add the likelihood-ratio gradient of V's errors: with td_lambda = 1, on-policy, the gradient of the first policy
-    step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it is for
+    """Add a policy gradient of V's errors, returns minus V: with td_lambda = 1 and replay = 1 the gradient of the first
+    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it is for
     many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
@@ -85,7 +85,7 @@ class DxDPConfig:
 
 
 class DxDP(Agent[DxDPConfig]):
-    """Soft value iteration with the kernel's bound on the entropy: nothing is back-propagated through time.
+    """Soft value iteration, where the backward kernel bounds the entropy: nothing is back-propagated through time.
 
         V_T = E
         V_t(x) = E_{x' ~ pi}[V_{t+1}(x') - tau log qb(x | x') + tau log pi(x' | x)]                 (evaluation)

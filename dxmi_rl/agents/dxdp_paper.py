@@ -57,7 +57,7 @@ class DxDPPaperConfig:
     max_grad_norm: float = 0.1
     """Largest norm of a policy gradient."""
     kernel_steps: int = 1
-    """Fits of the backward kernel per rollout: adaptive velocity regularisation."""
+    """Fits of the backward kernel per rollout: with Brownian, adaptive velocity regularisation; Forward has no fit."""
     anneal: bool = False
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     policy: PolicyConfig = field(default_factory=lambda: PolicyConfig(width=128, state_dependent_sigma=False))

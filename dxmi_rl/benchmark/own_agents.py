@@ -161,6 +161,14 @@ class OwnAgent:
         return not self.trains or issubclass(self._agent_class(), DxMI)
 
     @property
+    def trained_on(self) -> str | None:
+        """Name of the task that a ``.safetensors`` was trained on; None for anything else. Raises as ``check``."""
+        if not self.reference.endswith(".safetensors"):
+            return None
+        self.check()
+        return str(load_tensors(self._path(self.reference))[1]["task_name"])
+
+    @property
     def digest(self) -> str:
         """What decides its numbers: 16 hex digits of the SHA-256 of the checkpoint, or of the class's source files.
 

@@ -71,22 +71,26 @@ def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
 
 
 def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
-    """Agents of your own on every task, with the budget of its first row that trains."""
-    found, skipped = [], []
+    """Agents of your own on every task, with budget, settings and seeds of its first row that trains."""
+    found, without_energy, elsewhere = [], [], []
     for task in dict.fromkeys(row.task for row in rows):
         like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
         for agent in arguments.agent:
             row = make_row(
                 task, agent, like.budget, unit=like.unit, fit=like.fit, task_settings=like.task_settings,
-                trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
+                seeds=like.seeds, trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
             )  # fmt: skip
             assert row.own is not None
-            if row.energy_given or row.own.learns_energy:
+            if row.own.trained_on not in (None, task):
+                elsewhere.append(f"{row.label} on {task}")
+            elif row.energy_given or row.own.learns_energy:
                 found.append(row)
             else:
-                skipped.append(f"{row.label} on {task}")
-    if skipped:
-        print(f"left out, as these tasks give no energy to learn from: {', '.join(skipped)}")
+                without_energy.append(f"{row.label} on {task}")
+    for skipped, reason in ((without_energy, "these tasks give no energy to learn from"),
+                            (elsewhere, "these checkpoints were trained on another task")):  # fmt: skip
+        if skipped:
+            print(f"left out, as {reason}: {', '.join(skipped)}")
     return found
 
 

@@ -56,7 +56,7 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
         if name not in known or (rest and not nested):
             # The bare name of a field inside ("width", or "widht") is nearest to its full one ("policy.width").
             every = [prefix + full for full in setting_names(config)]
-            bare = difflib.get_close_matches(key, {full.rpartition(".")[2] for full in every}, n=1)
+            bare = difflib.get_close_matches(key, {full.rpartition(".")[2] for full in every}, n=1, cutoff=0.8)
             near = [full for full in every if full.rpartition(".")[2] in bare and "." not in key]
             raise UnknownNameError(kind, prefix + key, every, near=near)
         if rest:

@@ -36,16 +36,16 @@ def test_results_say_what_ran(undisturbed: Path) -> None:
     for run in everything["runs"]:
         trained = run["agent"] != "base"
         assert run["versions"]["torch"] == torch.__version__
-        assert run["costs"]["timesteps"] == (4_000 if trained else 0)
+        assert run["costs"]["timesteps"] == (1_600 if trained else 0)
         assert len(run["curve"]) == (5 if trained else 1)  # one before training
         assert ("kl_bound_late" in run["scores"]) == trained
         assert bool(run["unaveraged"]) == (run["agent"] == "dxmi")
         assert len(run["sigma_ratios"]) == 5
         assert load_file(undisturbed / "results" / f"{run['key']}.safetensors")["x"].shape == (100, 2)
     dxmi = next(run for run in everything["runs"] if run["agent"] == "dxmi")
-    late = [point["auc"] for point in dxmi["curve"] if point["timesteps"] > 3_000]
+    late = [point["auc"] for point in dxmi["curve"] if point["timesteps"] > 1_200]
     assert dxmi["scores"]["auc_late"] == pytest.approx(np.mean(late))
-    assert [point["timesteps"] for point in dxmi["curve"]][::4] == [0, 4_000]
+    assert [point["timesteps"] for point in dxmi["curve"]][::4] == [0, 1_600]
 
 
 def test_summary_is_of_the_runs(undisturbed: Path) -> None:
@@ -196,7 +196,7 @@ def test_divergence_is_a_failed_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     wild = BATCH | {"policy": {"learning_rate": 1e30}, "anneal": False}
-    group = {"tasks": ["8gaussians"], "agents": ["dxdp"], "label": "wild", "budget": 4_000, "agent_settings": wild}
+    group = {"tasks": ["8gaussians"], "agents": ["dxdp"], "label": "wild", "budget": 1_600, "agent_settings": wild}
     content = TINY | {"group": [group, TINY["group"][0]]}
     assert tiny_main("--jobs", "1", "--seeds", "0", content=content) == 1
     failure = read(tmp_path / "runs" / "tiny" / "results.json")["failed"][0]
@@ -400,7 +400,7 @@ def test_a_row_lacks_runs_of_its_own_seeds_only(
 
 
 def a_row(**changes: Any) -> protocol.Row:
-    plain = {"label": "dxdp", "task": "8gaussians", "agent": "dxdp", "budget": 4_000, "agent_settings": BATCH}
+    plain = {"label": "dxdp", "task": "8gaussians", "agent": "dxdp", "budget": 1_600, "agent_settings": BATCH}
     return protocol.Row(**plain | changes)
 
 

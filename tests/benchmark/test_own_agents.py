@@ -21,6 +21,8 @@ import torch
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.benchmark.own_agents import CheckpointAgent, OwnAgent, UntrustedCheckpointError, is_own_agent
+from dxmi_rl.benchmark.plan import Arguments, all_rows
+from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import UnknownNameError
@@ -290,6 +292,23 @@ def test_checkpoints_of_ours(folder: Path) -> None:
         own.build(make_task("gmm9"), seed=0)
     with pytest.raises(TypeError, match=r"settings of its own, got \['width'\]"):
         own.build(make_task("8gaussians"), seed=0, width=9)
+
+
+def test_checkpoints_have_rows_on_their_task_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_agent("ppo", task="8gaussians", n_trajectories=16, policy={"width": 8}).save("trained.safetensors")
+    preset = load_preset("quick")
+    rows = all_rows(Arguments(preset="quick", agent=("trained.safetensors",)), preset)
+    assert [row.task for row in rows if row.own] == ["8gaussians"]
+    assert "trained on 8gaussians-data, trained on digits" in capsys.readouterr().out
+
+
+def test_own_agents_get_the_seeds_of_the_first_trained_row(folder: Path) -> None:
+    write(folder / "my_module.py", BLOCKS[0])
+    preset = load_preset("standard")
+    for row in all_rows(Arguments(preset="standard", agent=("my_module:MyAgent",)), preset):
+        if row.own:
+            first = next(one for one in preset.rows if one.task == row.task and one.budget)
+            assert row.seeds == first.seeds and row.budget == first.budget and len(row.seeds) == 10
 
 
 def test_damaged_and_foreign_tensors(folder: Path) -> None:

@@ -17,15 +17,15 @@ TINY = {
     "group": [
         {"tasks": ["8gaussians"], "agents": ["base"]},
         {
-            "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 4_000,
+            "tasks": ["8gaussians"], "agents": ["dxdp"], "budget": 1_600,
             "agent_settings": BATCH | {"warmup_iterations": 2, "policy_steps": 4, "value_steps": 2, "replay": 1},
         },
         {
-            "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 4_000, "agent_settings": BATCH,
+            "tasks": ["8gaussians"], "agents": ["ppo"], "budget": 1_600, "agent_settings": BATCH,
             "task_settings": {"backward": "learned"},
         },
         {
-            "tasks": ["8gaussians-data"], "agents": ["dxmi"], "budget": 4_000,
+            "tasks": ["8gaussians-data"], "agents": ["dxmi"], "budget": 1_600,
             "task_settings": {"pretraining": PRETRAINING},
             "agent_settings": {"agent_settings": BATCH | {"warmup_iterations": 2}},
         },

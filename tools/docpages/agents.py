@@ -13,6 +13,9 @@ from docpages.docstrings import markdown, settings_table, table
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.tables import compact, count_seeds, number
+from dxmi_rl.irl import DxMIConfig, list_recipes
+from dxmi_rl.irl.recipe_files import recipe
+from dxmi_rl.utils.settings import flat_settings
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 COMMON_MODULES = ("base",)
@@ -97,8 +100,10 @@ def settings(name: str) -> str:
         text = (
             "`DxMI(task)` starts from a recipe, which says every setting of the game, of the energy and of the agent "
             "inside: a TOML file in [dxmi_rl/irl/recipes](../../dxmi_rl/irl/recipes). `print(agent)` names the one it "
-            "took, `recipe=` chooses another. `agent_settings` are all settings of the agent inside; single ones are "
-            'changed by `agent_settings={"policy": {"width": 64}}`.'
+            "took, `recipe=` chooses another. An agent inside that the file has no table for keeps its own defaults. "
+            "`agent_settings` are all settings of the agent inside; single ones are changed by "
+            '`agent_settings={"policy": {"width": 64}}`. The defaults here are those of `DxMIConfig()`, without a '
+            "recipe. Settings that a recipe changes:\n\n" + recipes_table()
         )
     elif found is None:
         text = "The defaults were not tuned."
@@ -110,6 +115,16 @@ def settings(name: str) -> str:
             f"`{found['score']}` {before} before the search, {after} after it."
         )
     return f"{text}\n\n{settings_table(settings_that_run(name), left_out=('agent_settings',))}"
+
+
+def recipes_table() -> str:
+    """The settings of the game and its energy in which a recipe of DxMI differs from its Config, a column each."""
+    names = list_recipes()
+    defaults, *found = (flat_settings(config) for config in (DxMIConfig(), *map(recipe, names)))
+    keys = [key for key in defaults if not key.startswith(("recipe", "agent"))]
+    rows = [[f"`{key}`", *(f"`{one[key]}`" for one in found)] for key in keys if {str(one[key]) for one in found}
+            != {str(defaults[key])}]  # fmt: skip
+    return table(["setting", *(f"`{name}`" for name in names)], rows)
 
 
 # Results --------------------------------------------------------------------------------------------------------------
