@@ -48,7 +48,10 @@ _COUNTERS: list[Costs] = []
 
 @contextlib.contextmanager
 def counting(costs: Costs) -> Iterator[None]:
-    """Calls made inside are added to ``costs``, and not to the counters around this one."""
+    """Calls made inside are added to ``costs``, and not to the counters around this one.
+
+    There is one stack for the whole process: agents that learn at the same time in several threads are not told apart.
+    """
     _COUNTERS.append(costs)
     try:
         yield

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.costs import count_energy
-from dxmi_rl.targets.custom import evaluation_mode
 from dxmi_rl.utils.checks import all_finite
+from dxmi_rl.utils.torch_tools import evaluation_mode
 
 Energy = Callable[[Tensor], Tensor]
 """E(x) in nats: ``[batch, *event_shape] -> [batch]``."""

@@ -62,7 +62,7 @@ class Trajectory:
         return None if self.base_mean is None else self.base_mean.flatten(0, 1)
 
     def select(self, episodes: Tensor | slice) -> Trajectory:
-        """Some of the episodes: those of these numbers ``[k]``, which may repeat, or of a slice."""
+        """The episodes with these indices ``[k]``, which may repeat, or a slice of them."""
         base_mean = None if self.base_mean is None else self.base_mean[:, episodes]
         return Trajectory(self.x[:, episodes], self.log_prob[:, episodes], base_mean, self.first)
 

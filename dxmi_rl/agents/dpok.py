@@ -105,7 +105,10 @@ class DPOK(Agent[DPOKConfig]):
 
     @torch.no_grad()
     def regularised_rewards(self, trajectory: Trajectory, base: ops.Moments) -> Tensor:
-        """beta (log p_base - log pi_old)(x_{t+1} | x_t), the last plus -E(x_T): ``[T, n]``."""
+        """beta (log p_base - log pi_old)(x_{t+1} | x_t), the last plus -E(x_T): ``[T, n]``.
+
+        Without ``future_kl`` -E(x_T) alone.
+        """
         rewards = ops.terminal_rewards(self.mdp, trajectory)
         if self.config.future_kl:
             _, x_next, _ = trajectory.transitions()

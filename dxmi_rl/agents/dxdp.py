@@ -51,8 +51,8 @@ class DxDPConfig:
     per value."""
     correction: bool = True
     """Add a policy gradient of V's errors, returns minus V: with td_lambda = 1 and replay = 1 the gradient of the first
-    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it is for
-    many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
+    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
+    is for many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
     warmup_iterations: int = 20

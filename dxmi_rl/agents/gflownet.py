@@ -216,7 +216,7 @@ class GFlowNet(Agent[ConfigT]):
         return gaussian_log_prob(x_next, *moments).view(self.mdp.horizon, -1)
 
     def log_weights(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """log w: ``[n]``, minus f(x_0) where the agent learns it.
+        """log w: ``[n]``, minus f(x_0) where the agent learns it (detailed balance does not use this).
 
         p_0 is given, and the policy cannot change it. With a kernel whose chains do not end in p_0, log w depends on
         x_0 even at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau). The policy

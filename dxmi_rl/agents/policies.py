@@ -38,7 +38,8 @@ class GaussianPolicy(nn.Module):
     frozen_steps: int = 0
     """Number of initial steps that stay the base sampler's."""
     fixed_sigma: Tensor | None
-    """True at steps whose log sigma is not trained, ``[T]``; None: all are trained. (Copies would lose a hook.)"""
+    """True at steps whose log sigma is not trained, ``[T]``; None: all are trained. (A mask, as deep copies of a
+    module lose gradient hooks.)"""
 
     def __init__(self) -> None:
         super().__init__()

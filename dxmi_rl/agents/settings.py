@@ -80,6 +80,7 @@ def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
 def check_changes(before: Any, after: Any, event_shape: tuple[int, ...]) -> None:
     """Raise ValueError for a changed setting, such as "policy.width", that changes nothing in this kind of policy.
 
+    For settings that are given one by one; a whole config, as of a recipe or a checkpoint, may hold such values.
     ``before`` and ``after`` are settings of an agent, or of a game with an agent inside (``agent_settings``).
     """
     inner = getattr(after, "agent_settings", after)
@@ -111,7 +112,7 @@ class ValueConfig:
     coordinate_width: int = 0
     """Units per layer of a second network, which sees one coordinate at a time and is averaged over all; 0: none."""
     convolutional: bool = False
-    """A residual convolutional network, for images; without ``fourier`` and ``coordinate_width``."""
+    """A residual convolutional network, for images; with ``fourier=0`` and neither ``residual`` nor coordinates."""
     learning_rate: float = 2e-3
     """Peak rate."""
 
@@ -123,6 +124,7 @@ class ValueConfig:
             check_integer("value.fourier", self.fourier, minimum=0)
         check_real("value.learning_rate", self.learning_rate)
         if self.convolutional:
-            for key in ("fourier", "coordinate_width"):
-                if getattr(self, key):
-                    raise ValueError(f"value.{key} must be 0 for a convolutional value, got {getattr(self, key)!r}.")
+            for key in ("fourier", "coordinate_width", "residual"):
+                if value := getattr(self, key):
+                    none = type(value)()  # 0 or False
+                    raise ValueError(f"value.{key} must be {none} for a convolutional value, got {value!r}.")

@@ -16,7 +16,7 @@ from dxmi_rl.networks import StepConv, StepMLP
 from dxmi_rl.utils.torch_tools import adam, frozen
 
 CACHED_NUMBERS = 640 * 128
-"""Rows times width of one backward pass of ``fit`` on a CPU; more overflows its cache and takes half as long again."""
+"""Rows times width of one backward pass of ``fit`` on a CPU; more overflows its cache and takes 1.5 times as long."""
 LOW_DIMENSIONS = 3
 """Up to here ``fourier=None`` means four frequencies."""
 

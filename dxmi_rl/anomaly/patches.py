@@ -13,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 from dxmi_rl.utils.checks import check_integer, check_real
 
 Array = NDArray[np.floating]
-PLACES_AT_A_TIME = 4096
 
 
 class PlaceDetector(BaseEstimator, ABC):  # type: ignore[misc]  # a class without types

@@ -18,6 +18,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
 from dxmi_rl.costs import BUDGET_UNITS
+from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
@@ -136,8 +137,8 @@ class Row:
 
     def modules(self) -> list[str]:
         """Modules from which all source is reached by import that the numbers depend on."""
-        found = {"dxmi_rl.benchmark.measure", "dxmi_rl.evaluation"}
-        classes: list[type] = [type(self.target)]
+        found = {"dxmi_rl.benchmark.measure", "dxmi_rl.evaluation.evaluate"}
+        classes: list[type] = [type(self.target), KERNELS[self.backward]]
         if self.own is not None:
             found |= set(self.own.modules)
         else:

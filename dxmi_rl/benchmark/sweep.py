@@ -22,7 +22,7 @@ from dxmi_rl.tasks import ENERGIES, Task, make_task
 from dxmi_rl.utils.checks import require
 
 DEATHS = 3
-"""Deaths of workers that end a run: two among others, which may have been guilty, and one alone."""
+"""A run is given up after this many deaths of its worker: two beside other runs, one alone."""
 DIED = "its worker process died again and again (out of memory, or killed); start again to go on."
 STALE = 3600.0
 """Seconds after which a half-written file belongs to no living process."""
@@ -60,8 +60,7 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
     Training a task's denoiser and measuring the floors would otherwise be repeated by every worker; the tasks are
     prepared in parallel, the largest first.
     """
-    import joblib
-
+    joblib = require("joblib", "bench")
     first = {run.row.task: run for run in reversed(runs)}
     order = sorted(first.values(), key=lambda run: -run.row.target.dim)
     parallel = joblib.Parallel(max(1, min(jobs, len(order))), initializer=end_with_parent, initargs=(os.getpid(),))

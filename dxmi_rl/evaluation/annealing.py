@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dxmi_rl.targets.custom import evaluation_mode
 from dxmi_rl.utils.checks import NonFiniteError, check_batch, check_integer, check_real, resolve_device
+from dxmi_rl.utils.torch_tools import evaluation_mode
 
 GROUPS = 8
 """Groups of chains that are resampled apart; the standard error compares their estimates. Even: there are halves."""

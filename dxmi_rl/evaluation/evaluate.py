@@ -132,7 +132,7 @@ def _scoring_target(task: Task) -> Target:
 
 
 def _energy_to_score(model: object, task: Task) -> Energy | None:
-    """The reward that was given; else the density's own; a model that is still being trained is no yardstick."""
+    """The energy to score by: a given reward, else the target's own; none while the model still learns it."""
     if task.energy_replaced:
         return task.mdp.energy
     if task.target.has_energy:

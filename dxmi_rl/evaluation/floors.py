@@ -28,7 +28,8 @@ def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
     if any(metric.cached for metric in known):
         name = f"{target.name}-{target.digest()}"
         cached = [metric for metric in known if metric.cached]
-        floors |= _cached(name, samples, lambda: _measured(cached, target, samples))
+        kinds = tuple(type(metric).__name__ for metric in cached)
+        floors |= _cached(name, kinds, samples, lambda: _measured(cached, target, samples))
     return floors | _measured([metric for metric in known if not metric.cached], target, samples)
 
 
@@ -51,16 +52,18 @@ def _measured(known: list[Metric], target: Target, samples: int) -> dict[str, fl
 
 
 @functools.cache
-def _memory() -> dict[tuple[str, int], dict[str, float]]:
+def _memory() -> dict[tuple[str, tuple[str, ...], int], dict[str, float]]:
     return {}
 
 
-def _cached(name: str, samples: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    memory = _memory()
-    if (name, samples) not in memory:
-        key = {"target": name, "samples": samples, "pairs": FLOOR_PAIRS, "version": 2}
+def _cached(
+    name: str, kinds: tuple[str, ...], samples: int, measure: Callable[[], dict[str, float]]
+) -> dict[str, float]:
+    memory, place = _memory(), (name, kinds, samples)
+    if place not in memory:
+        key = {"target": name, "metrics": kinds, "samples": samples, "pairs": FLOOR_PAIRS, "version": 3}
         tensors = cached_tensors(
             "floor", key, lambda: {k: torch.tensor(v, dtype=torch.float64) for k, v in measure().items()}
         )
-        memory[name, samples] = {k: float(v) for k, v in tensors.items()}
-    return memory[name, samples]
+        memory[place] = {k: float(v) for k, v in tensors.items()}
+    return memory[place]

@@ -24,8 +24,7 @@ FIT_TRANSITIONS = 1280
 
 
 def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0) -> Learned:
-    """A Learned kernel fitted to a finished policy by the fixed recipe of docs/method.md.
-
+    """A Learned kernel fitted to a finished policy by one recipe for all:
     ``steps`` Adam steps of fresh rollouts of 1,280 transitions each, cosine from 2e-3; the MDP's own
     kernel is left alone. Every policy gets the same ruler: the same network, seed and number of steps.
     """

@@ -131,6 +131,8 @@ class _Modes(Metric):
 class _Own(Metric):
     """``Target.own_scores``."""
 
+    cached = False  # other targets of the same name may define others
+
     def score(self, sets: SampleSets) -> dict[str, float]:
         return sets.target.own_scores(sets.last)
 

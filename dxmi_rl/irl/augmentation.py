@@ -27,9 +27,9 @@ BRIGHTNESS = 0.2
 CONTRAST = 0.4
 """Largest binary logarithm of the factor about the middle of that range."""
 ADJUSTED_OVER = 50_000
-"""Data after which p has gone from 0 to 1: a tenth of the paper's, as are games."""
+"""Rows of data in which p can go from 0 to 1: a tenth of the paper's, as games are shorter."""
 LARGEST = 0.7
-"""Of p. Translations by -1, 0 or 1 pixels, each of a third, take a frequency out of small images from p = 0.75 on."""
+"""Largest p. From 0.75 on, translations by -1, 0 or 1 pixels (a third each) remove a frequency from small images."""
 
 
 class Augmentation(nn.Module):

@@ -44,6 +44,11 @@ class DxMI(Agent[DxMIConfig]):
     name: ClassVar[str] = "dxmi"
     Config = DxMIConfig
 
+    def _configure(self, config: DxMIConfig | None, settings: Mapping[str, Any]) -> DxMIConfig:
+        if config is not None and "recipe" in settings:
+            raise TypeError(f"a recipe is a config of its own: give config or recipe={settings['recipe']!r}, not both.")
+        return super()._configure(config, settings)
+
     def default_config(self, settings: Mapping[str, Any]) -> DxMIConfig:
         """The recipe that ``settings`` name, or the one of the task and the chosen agent."""
         agent = settings.get("agent", "dxdp")

@@ -20,8 +20,8 @@ FIXED_SEED = 0
 class ConfinedEnergy(nn.Module):
     """E(clip(x)) + tau |x - clip(x)|^2 / (2 s^2): a learned energy, continued beyond the box where it was trained.
 
-    Out there a network says anything, also "ever lower", and a policy that is trained on it for long finds out: then
-    exp(-E / tau) has no normaliser and the task no solution. The box is ``plot_range`` widened by c / 2 on each side,
+    Beyond the box the network may fall without limit. A policy trained on it finds that region, and exp(-E / tau) then
+    has no normaliser and the task no solution. The box is ``plot_range`` widened by c / 2 on each side,
     s = c / 10, with c the data's standard deviation.
     """
 

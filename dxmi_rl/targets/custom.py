@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxmi_rl.targets.base import Target, TargetError
 from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real
+from dxmi_rl.utils.torch_tools import evaluation_mode
 
 TEST_FROM = 100
 """Data sets of at least this many rows keep a tenth of them for testing."""
@@ -121,16 +121,3 @@ class DataTarget(Target):
     def digest(self) -> str:
         """Sixteen hex digits of all training rows."""
         return hashlib.sha256(self.train_rows.cpu().double().numpy().tobytes()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def evaluation_mode(energy: object) -> Iterator[None]:
-    """Put a module into eval mode and back: energies must not depend on dropout or batch statistics."""
-    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -102,7 +102,7 @@ def check_batch(
 
 def all_finite(value: torch.Tensor, *more: torch.Tensor) -> bool:
     """True when no number is NaN or infinite; waits for the device once or twice."""
-    # A sum is ten times cheaper than isfinite; finite numbers whose sum overflows are looked at one by one.
+    # A sum is ten times cheaper than isfinite; if it overflows, every number is checked.
     total = value.detach().sum()
     for other in more:
         total = total + other.detach().sum()

@@ -48,8 +48,8 @@ class Registry(Generic[T]):
     def add(self, name: str, entry: T, *, optional: bool = False) -> T:
         """Register ``entry`` under ``name``; raises ValueError when the name is taken.
 
-        An ``optional`` entry needs what is not on every machine: it is found by its name, and messages have it, but who
-        goes through all names does not meet it.
+        An ``optional`` entry needs what is not on every machine: it is found by its name, and messages have it, but
+        loops over all names skip it.
         """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already.")

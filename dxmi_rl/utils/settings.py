@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from dxmi_rl.utils.registry import UnknownNameError
@@ -71,8 +71,3 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
         start = direct.get(name, getattr(config, name))
         direct[name] = _changed(start, values, kind, f"{prefix}{name}.")
     return replace(config, **direct)
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config as nested plain values."""
-    return asdict(config)

@@ -66,3 +66,16 @@ def gradient_step(
     nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
     optimizer.step()
     return loss.detach()
+
+
+@contextlib.contextmanager
+def evaluation_mode(energy: object) -> Iterator[None]:
+    """Put a module into eval mode and back: energies must not depend on dropout or batch statistics."""
+    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

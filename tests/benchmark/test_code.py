@@ -10,6 +10,7 @@ import pytest
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark import code
 from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.diffusion import KERNELS
 
 CACHES = (code.code_digest, code._imported, code._tree, code._meaning)
 
@@ -126,3 +127,9 @@ def test_the_recipe_of_a_fixed_energy_counts() -> None:
     rows = [Row("ppo", "digits", "ppo", 1, task_settings=settings) for settings in ({"energy": "fixed"}, {})]
     with_energy, without = (code._closure(row.modules()) for row in rows)
     assert {"dxmi_rl.irl.fixed", "dxmi_rl.irl.recipe_files", "dxmi_rl.irl.dxmi"} <= with_energy - without
+
+
+@pytest.mark.parametrize("name", list(KERNELS))
+def test_a_run_reaches_its_backward_kernel(name: str) -> None:
+    row = Row("a", "8gaussians", "ppo", 100, task_settings={"backward": name})
+    assert KERNELS[name].__module__ in code._closure(row.modules())

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -95,36 +89,6 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
     printed = capsys.readouterr().out
     assert "8 finished before, 0 to do" in printed and "exact samples (floor)" in printed and "…" not in printed
     assert state(undisturbed) == before
-
-
-def test_killed_and_started_again(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 with two workers; the second start repeats no finished run, loses none and changes no number."""
-    monkeypatch.chdir(tmp_path)
-    paths = [str(ROOT), str(ROOT / "tests" / "cases")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    code = "from sweep_cases import tiny_main; tiny_main('--jobs', '2')"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    folder = tmp_path / "runs" / "tiny"
-    try:
-        while len(list((folder / "results").glob("*.json"))) < 2:
-            assert process.poll() is None, "ended before two runs were finished"
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        finished = state(folder)
-        assert 2 <= sum(name.endswith(".json") for name in finished) < RUNS
-        assert tiny_main("--jobs", "1") == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # workers without a parent end by themselves
-            os.killpg(process.pid, signal.SIGKILL)
-    after = state(folder)
-    assert {name: after[name] for name in finished} == finished
-    assert results(folder) == results(undisturbed) and len(results(folder)) == RUNS
-    for name in after:
-        if name.endswith(".safetensors"):
-            assert load_file(folder / "results" / name)["x"].equal(load_file(undisturbed / "results" / name)["x"])
 
 
 FLAKY = """

@@ -52,8 +52,8 @@ def trained(name: str, target: str) -> Agent:
 
 def scored(agent: Agent) -> DenoisingMDP:
     """The MDP with the target's own energy, which DxMI has replaced by the one that it learns."""
-    mdp = copy.copy(agent.mdp)
-    mdp.energy.function = agent.task.target.energy
+    mdp = copy.deepcopy(agent.mdp)
+    mdp.set_energy(agent.task.target.energy)
     return mdp
 
 

@@ -282,6 +282,20 @@ def test_a_new_target_says_how_it_is_scored() -> None:
     assert scores["between"] > scores["between_floor"] == 0 and scores["modes_floor"] == 10
 
 
+def test_targets_of_one_name_with_other_metrics_have_floors_of_their_own() -> None:
+    class Other(Lattice):
+        def own_scores(self, x: Tensor) -> dict[str, float]:
+            return {"beyond": 7.0}
+
+    assert floors.exact_floors(Lattice(), 50)["between"] == 0
+    assert floors.exact_floors(Other(), 50)["beyond"] == 7
+
+    class Few(Lattice):
+        metrics = ("mmd",)  # type: ignore[assignment]
+
+    assert floors.exact_floors(Few(), 50).keys() == {"mmd"}
+
+
 def test_every_target_names_metrics_that_there_are() -> None:
     for name in list_targets():
         target = make_target(name)

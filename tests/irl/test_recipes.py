@@ -262,3 +262,8 @@ def test_data_get_as_much_noise_as_samples(pictures: Task) -> None:
     assert DxMI(make_task("digits", pretraining=PRETRAINING), seed=0).data_noise == 0.05
     assert DxMI(pictures, seed=0, data_noise=0.3).data_noise == 0.3
     assert DxMI(make_task("8gaussians-data", base=None), seed=0).data_noise == 0.0
+
+
+def test_a_recipe_and_a_config_exclude_each_other() -> None:
+    with pytest.raises(TypeError, match="give config or recipe='images', not both"):
+        DxMI(make_task("8gaussians-data", pretraining=PRETRAINING), config=DxMIConfig(), recipe="images")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.utils.registry import Registry, UnknownNameError
-from dxmi_rl.utils.settings import changed, flat_settings, setting_names, to_json
+from dxmi_rl.utils.settings import changed, flat_settings, setting_names
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def test_none_is_a_value_and_lists_are_tuples() -> None:
 
 def test_json_and_back() -> None:
     config = change({"rate": None, "value.levels": (7.0,), "inner.policy.width": 5})
-    text = json.loads(json.dumps(to_json(config)))
+    text = json.loads(json.dumps(asdict(config)))
     assert text["inner"]["policy"]["width"] == 5
     assert change(text) == config
 
@@ -103,7 +103,7 @@ def test_json_and_back() -> None:
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_json_and_back_for_every_agent(name: str) -> None:
     config = AGENTS[name].Config()
-    assert AGENTS[name].parse_config(json.loads(json.dumps(to_json(config)))) == config
+    assert AGENTS[name].parse_config(json.loads(json.dumps(asdict(config)))) == config
     flat = flat_settings(config)
     assert AGENTS[name].parse_config(json.loads(json.dumps(flat))) == config, "as the command line says it"
 
