@@ -37,8 +37,8 @@ TUNING = "tuning.json"
 """The record of the search for settings lies beside the submissions (benchmarks/tuning/tune.py)."""
 INTRODUCTION = """\
 `python benchmarks/compare/leaderboard.py` writes this page from the files in `benchmarks/results/`; a test checks that
-they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and send its `results.json` ([an
-agent of your own](own_agents.md)). What the tables show, in words:
+they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:MyAgent` and add its
+`results.json` to that folder in a pull request ([an agent of your own](own_agents.md)). What the tables show, in words:
 [results](results.md#leaderboard-dxdp-against-the-others).
 
 - Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md)).
@@ -213,6 +213,7 @@ def by_mean_rank(tasks: dict[str, list[Entry]]) -> list[str]:
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
+    failed = {(run["label"], run["task"]) for results in submissions.values() for run in results["failed"]}
     labels = by_mean_rank(tasks)[:README_ROWS]
     names = [
         f"{title}, `{entries[0].task['score']}` {ARROWS[entries[0].task['better']]}" for title, entries in tasks.items()
@@ -224,7 +225,8 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
         cells = []
         for entries in tasks.values():
             own = next((entry for entry in entries if entry.row["label"] == label), None)
-            text = "" if own is None else interval_text(own.score)
+            nothing = "no run finished" if (label, entries[0].row["task"]) in failed else ""
+            text = nothing if own is None else interval_text(own.score)
             if own is not None and not own.complete:
                 text += f" ({own.row['runs']} of {own.seeds} runs)"
             cells.append(f"**{text}**" if own is entries[0] else text)

@@ -87,7 +87,10 @@ def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]
     try:
         return kind.parse_config(metadata["config"])
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} holds settings that {kind.name!r} does not take: {error}") from error
+        raise CheckpointError(
+            f"{str(path)!r} holds settings that this {kind.name!r} does not take; is it of another version of dxmi_rl? "
+            f"{error}"
+        ) from error
 
 
 def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -33,6 +34,16 @@ def load_finpines() -> Tensor:
     return (points - corners[0]) / (corners[1] - corners[0])
 
 
+@functools.cache
+def _prior() -> tuple[Tensor, float]:
+    """Inverse Cholesky factor ``[1600, 1600]`` of the prior's covariance K, and log det K / 2."""
+    cells = torch.cartesian_prod(*[torch.arange(GRID, dtype=torch.float64, device="cpu")] * 2)
+    factor = torch.linalg.cholesky(VARIANCE * torch.exp(-torch.cdist(cells, cells) / (GRID * LENGTHSCALE)))
+    identity = torch.eye(GRID**2, dtype=torch.float64, device="cpu")
+    whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return whitening, float(factor.diagonal().log().sum())
+
+
 class LogGaussianCox(Target):
     """Posterior of the log intensity x in R^1600 given the counts y of the finpines data in 40 x 40 cells.
 
@@ -59,15 +70,12 @@ class LogGaussianCox(Target):
             raise ValueError(f"linear_above must lie in (0, 60], where float32 does not overflow, got {linear_above}.")
         self.linear_above = linear_above
         super().__init__((GRID**2,), scale=1.23, smallest_scale=0.63, plot_range=(-1.0, 9.0))
-        cells = torch.cartesian_prod(*[torch.arange(GRID, dtype=torch.float64)] * 2)
-        factor = torch.linalg.cholesky(VARIANCE * torch.exp(-torch.cdist(cells, cells) / (GRID * LENGTHSCALE)))
-        whitening = torch.linalg.solve_triangular(factor, torch.eye(GRID**2, dtype=torch.float64), upper=False)
-        self.half_log_det = float(factor.diagonal().log().sum())
+        whitening, self.half_log_det = _prior()
         column, row = (load_finpines() * GRID).long().clamp_max(GRID - 1).T
         counts = torch.bincount(GRID * column + row, minlength=GRID**2)
         dtype = torch.get_default_dtype()
         self.register_buffer("counts", counts.to(dtype))
-        self.register_buffer("whitening", whitening.to(dtype))
+        self.register_buffer("whitening", whitening.to(dtype, copy=True))
 
     def _energy(self, x: Tensor) -> Tensor:
         white = (x - MEAN) @ self.whitening.T.to(x.dtype)

@@ -229,7 +229,7 @@ def test_checkpoints_of_other_versions_are_refused(name: str, changes: dict[str,
     tensors, metadata = load_tensors(small(name).save(tmp_path / "agent"))
     old = {"agent_settings": metadata["config"]["agent_settings"] | changes} if name == "dxmi" else changes
     path = save_tensors(tmp_path / "old", tensors, metadata | {"config": metadata["config"] | old})
-    with pytest.raises(CheckpointError, match=f"is of another version of dxmi_rl: .*{next(iter(changes))}"):
+    with pytest.raises(CheckpointError, match=rf"is it of another version of dxmi_rl\? .*{next(iter(changes))}"):
         AGENTS[name].load(path)
 
 

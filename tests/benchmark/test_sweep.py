@@ -28,7 +28,7 @@ from dxmi_rl.benchmark.plan import Arguments, make_plan
 from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 
-DISTURBANCES = 8
+DISTURBANCES = 6
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -55,7 +55,7 @@ def workers(session: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc")
 def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
-    """kill -9 of the sweep or of a worker at eight random moments.
+    """kill -9 of the sweep or of a worker at six random moments.
 
     At the end every run is there, none that was finished was repeated, and no worker is left.
     """
@@ -121,8 +121,9 @@ def test_ray_gives_the_same_numbers(undisturbed: Path, tmp_path: Path, monkeypat
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DXMI_RL_CACHE", str(undisturbed.parents[1] / "cache"))
-    assert tiny_main("--jobs", "2", "--ray", "local") == 0
-    assert results(tmp_path / "runs" / "tiny") == results(undisturbed)
+    assert tiny_main("--jobs", "2", "--ray", "local", "--seeds", "0") == 0
+    wanted = {name: run for name, run in results(undisturbed).items() if run["seed"] == 0}
+    assert results(tmp_path / "runs" / "tiny") == wanted
 
 
 def test_a_missing_cluster_is_one_clear_error(
@@ -139,12 +140,12 @@ def test_several_devices_have_one_process_each(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tiny_main("--device", "cpu", "cpu:0") == 0
+    assert tiny_main("--device", "cpu", "cpu:0", "--seeds", "0") == 0
     found = results(tmp_path / "runs" / "tiny")
     assert {run["device"] for run in found.values()} == {"cpu", "cpu:0"}
     for run in found.values():
         run["device"] = "cpu"
-    assert found == results(undisturbed)
+    assert found == {name: run for name, run in results(undisturbed).items() if run["seed"] == 0}
 
 
 def test_a_device_is_lent_once(tmp_path: Path) -> None:
@@ -257,12 +258,12 @@ def test_budgets_in_energy_evaluations_and_seconds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     selection = ("--jobs", "1", "--tasks", "8gaussians", "--seeds", "0")
-    assert tiny_main(*selection, "--budget", "2000", "--unit", "energy_evals") == 0
+    assert tiny_main(*selection, "--budget", "1000", "--unit", "energy_evals") == 0
     runs = {run["label"]: run for run in read(tmp_path / "runs" / "tiny" / "results.json")["runs"]}
     for label in ("dxdp", "ppo"):
         costs, curve = runs[label]["costs"], runs[label]["curve"]
-        assert 2000 <= costs["energy_evals"] < 2200 and len(curve) == 5
-        assert [point["energy_evals"] >= 500 * index for index, point in enumerate(curve)] == [True] * 5
+        assert 1000 <= costs["energy_evals"] < 1200 and len(curve) == 5
+        assert [point["energy_evals"] >= 250 * index for index, point in enumerate(curve)] == [True] * 5
     assert runs["ppo"]["costs"]["timesteps"] > 2 * runs["dxdp"]["costs"]["timesteps"], "it evaluates E once per path"
     assert tiny_main(*selection, "--budget", "0.3", "--unit", "seconds", "--name", "clock") == 0
     for run in read(tmp_path / "runs" / "clock" / "results.json")["runs"]:

@@ -86,7 +86,7 @@ def test_actions(kind: str, coordinates: str) -> None:
     """Any action at any step of any task: taken exactly, or refused with the episode where it was."""
     seen: Counter[Any] = Counter()
 
-    @fuzz(100)
+    @fuzz(200)
     @given(name=TASK_NAMES, layout=LAYOUTS, free=st.booleans(), start=st.integers(0, 9), data=st.data())
     def check(name: str, layout: str, free: bool, start: int, data: st.DataObject) -> None:
         env = face(kind, name, coordinates, layout, free)
