@@ -120,10 +120,11 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
 
 def test_ppo_finds_them_too() -> None:
     agent = plain_agent(
-        "ppo", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, n_epochs=4, n_minibatches=1, gae_lambda=0.95
+        "ppo", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES | {"n_trajectories": 128}, n_epochs=4,
+        n_minibatches=1, gae_lambda=0.95,
     )  # fmt: skip
     assert isinstance(agent, PPO)
-    agent.learn(600_000)
+    agent.learn(300_000)
     error = errors(agent, value_sign=-1.0)
     assert error["value"] < 0.06, error
     assert error["mean"] < 0.03, error

@@ -110,8 +110,22 @@ def test_dpoks_gradient_is_that_of_its_own_objective(monkeypatch: pytest.MonkeyP
     ("name", "steps", "settings", "mean", "sigma", "value"),
     [
         ("reinforce", 1_500_000, {"n_trajectories": 512}, 0.03, 0.02, None),
-        ("a2c", 600_000, {"gae_lambda": 0.95, "value_steps": 4, **SMALL_VALUE, **RATES}, 0.025, 0.015, 0.07),
-        ("grpo", 600_000, {"group_size": 16, "n_epochs": 4, "n_minibatches": 1, "clip_range": 0.2}, 0.03, 0.025, None),
+        (
+            "a2c",
+            300_000,
+            {"n_trajectories": 128, "value_steps": 4, "gae_lambda": 0.95, **SMALL_VALUE, **RATES},
+            0.025,
+            0.015,
+            0.07,
+        ),
+        (
+            "grpo",
+            300_000,
+            {"n_trajectories": 128, "group_size": 16, "n_epochs": 4, "n_minibatches": 1, "clip_range": 0.2},
+            0.03,
+            0.025,
+            None,
+        ),
     ],
 )
 def test_they_find_the_soft_optimum(
