@@ -107,10 +107,11 @@ def test_the_optimal_soft_return_is_minus_the_first_value_on_every_path() -> Non
 
 def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
     agent = plain_agent(
-        "dxdp", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, td_lambda=0.95, value_steps=8, policy_steps=2
+        "dxdp", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES | {"n_trajectories": 64}, td_lambda=0.95,
+        value_steps=8, policy_steps=2,
     )  # fmt: skip
     assert isinstance(agent, DxDP)
-    agent.learn(1_200_000)
+    agent.learn(400_000)
     error = errors(agent, value_sign=1.0)
     assert error["value"] < 0.02, error
     assert error["mean"] < 0.02, error

@@ -180,11 +180,11 @@ def test_dpoks_optimum_is_the_base_chain_tilted() -> None:
 def test_dpok_finds_its_own_optimum() -> None:
     """KL to the base sampler at beta = 0.5, on a task with tau = 1."""
     agent = plain_agent(
-        "dpok", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES, beta=0.5, gae_lambda=0.95, n_epochs=4,
-        n_minibatches=1, clip_range=0.2,
+        "dpok", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES | {"n_trajectories": 128}, beta=0.5, gae_lambda=0.95,
+        n_epochs=4, n_minibatches=1, clip_range=0.2,
     )  # fmt: skip
     assert isinstance(agent, DPOK)
-    agent.learn(480_000)
+    agent.learn(240_000)
     error = errors(agent, -1.0, solve_dpok(agent.mdp.base.sigma, 0.5))
     assert error["mean"] < 0.02 and error["sigma"] < 0.01 and error["value"] < 0.1, error
     assert errors(agent)["mean"] > 0.1, "the soft optimum is another"
