@@ -48,6 +48,7 @@ def test_train_logs_and_saves(checkpoint: Path) -> None:
     assert list(checkpoint.parent.glob("events.*"))
 
 
+@pytest.mark.slow
 def test_train_in_other_units(tmp_path: Path) -> None:
     arguments = ["train", "ppo", "--unit", "energy_evals", "--budget", "200", "--set", "n_trajectories=32"]
     assert main([*arguments, "--runs", str(tmp_path), "--no-tensorboard"]) == 0
@@ -56,6 +57,7 @@ def test_train_in_other_units(tmp_path: Path) -> None:
     assert not list(folder.glob("events.*"))
 
 
+@pytest.mark.slow
 def test_evaluate_prints_scores_beside_their_floors(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +105,7 @@ def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert all("fashion-mnist-14" in line for line in lines if line.startswith(("tasks: ", "targets: ")))
 
 
+@pytest.mark.slow
 def test_compare_is_the_benchmark_and_report_writes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

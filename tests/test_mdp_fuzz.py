@@ -52,6 +52,7 @@ TIMES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["step", "transition", "next_state", "action"])
 def test_states_times_and_actions(method: str) -> None:
     @fuzz(200)
@@ -87,6 +88,7 @@ def test_states_times_and_actions(method: str) -> None:
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", KERNELS.names())
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_what_is_not_finite_shows_in_its_row_only(task: dict[str, Any], coordinates: str, backward: str) -> None:
@@ -169,6 +171,7 @@ class Transporting:
         return x.flatten(1).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rollout", "sample"])
 @pytest.mark.parametrize("make", [Answering, Transporting])
 def test_policies(make: Any, method: str) -> None:

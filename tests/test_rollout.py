@@ -110,6 +110,7 @@ def test_memory_of_samples_does_not_grow_with_the_horizon() -> None:
     assert peak_bytes(32, whole=True) > 4 * peak_bytes(4, whole=True), "the meter sees what a whole rollout keeps"
 
 
+@pytest.mark.slow
 def test_compiled_rollouts_give_the_same_numbers(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     # Inductor takes 20 s; the eager backend traces the same graph, which is what can go wrong here.
     original = torch.compile
@@ -126,6 +127,7 @@ def test_compiled_rollouts_give_the_same_numbers(mdp: DenoisingMDP, monkeypatch:
         torch.testing.assert_close(mdp.sample(policy, 16, rng(), compile=True), eager.final)
 
 
+@pytest.mark.slow
 def test_compiled_rollouts_see_training_and_carry_gradients(mdp: DenoisingMDP, monkeypatch: pytest.MonkeyPatch) -> None:
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: original(function, backend="aot_eager", fullgraph=True))

@@ -154,6 +154,7 @@ def test_sb3_policies_without_a_plain_gaussian_are_refused(mdp: DenoisingMDP) ->
         sb3_density(sb3_model("PPO").policy, other)
 
 
+@pytest.mark.slow
 def test_the_fraction_beyond_the_box() -> None:
     model = sb3_model("PPO")
     with torch.no_grad():

@@ -180,6 +180,7 @@ def test_on_a_random_walk_it_is_the_energys_gradient() -> None:
 # The fixed point and its limit ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("horizon", [5, 20])
 def test_the_closed_form_is_its_fixed_point(horizon: int) -> None:
@@ -199,6 +200,7 @@ def test_the_closed_form_is_its_fixed_point(horizon: int) -> None:
     assert float(scores().square().mean()) > 30
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_with_more_steps_it_tends_to_the_tilted_base() -> None:
     """KL(x_T's law at the fixed point || p_base exp(-E / beta) / Z), in nats; a random walk keeps its bias."""
@@ -215,6 +217,7 @@ def test_with_more_steps_it_tends_to_the_tilted_base() -> None:
     assert walk[-1] > 0.008 and walk[-1] > 0.8 * walk[-2], walk
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("horizon", "iterations"), [(5, 150), (20, 150)])
 def test_it_learns_the_tilted_base(horizon: int, iterations: int) -> None:
     agent, policy = linear_agent(horizon)

@@ -133,6 +133,7 @@ def test_training_leaves_the_global_generators_alone(name: str) -> None:
     assert (torch.rand(1), np.random.rand()) == wanted
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     agent = train(small(name), 2)
     path = agent.save(tmp_path / "deep" / "agent.safetensors")
@@ -223,6 +224,7 @@ def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:
         kind.load(path, task=task_for(name, horizon=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"epochs_of_old": 4}, {"n_trajectories": "many"}, {"n_trajectories": 0}])
 def test_checkpoints_of_other_versions_are_refused(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
     """Settings that went, or that no longer are what they were."""

@@ -38,6 +38,7 @@ def test_bad_budgets_in_other_units(budget: dict[str, Any], message: str) -> Non
         small("ppo").learn(**budget)
 
 
+@pytest.mark.slow
 def test_budgets_in_energy_evaluations(name: str) -> None:
     agent = small(name)
     progress: list[float] = []
@@ -52,6 +53,7 @@ def test_budgets_in_energy_evaluations(name: str) -> None:
     assert same(state(agent), state(again))
 
 
+@pytest.mark.slow
 def test_budgets_in_seconds() -> None:
     agent = small("ppo").learn(seconds=0.2)
     assert 0.2 <= agent.costs.seconds < 2 and agent.costs.timesteps > 0

@@ -106,5 +106,6 @@ def test_an_agent_survives_kills_during_saves(name: str, kills: dict[str, dict[s
     assert found["files"] == ["agent.safetensors"], "the next save removes what the kills left"
 
 
+@pytest.mark.slow
 def test_kills_hit_files_that_are_being_written(kills: dict[str, dict[str, int]]) -> None:
     assert sum(found["left"] for found in kills.values()) >= 3

@@ -157,6 +157,7 @@ def test_off_policy_it_finds_the_optimum_too() -> None:
 # Fresh next states ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_resampled_targets_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the exact V_{t+1}, their mean over 20,000 draws at each of 40 states is the exact V_t."""

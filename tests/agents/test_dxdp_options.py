@@ -72,6 +72,7 @@ def test_picked_episodes_stay_together(base: str | None) -> None:
     assert torch.allclose(agent.policy.base_mean(x, t), part.base_means(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) -> None:
     agent = dxdp(
         task_for("dxdp"), replay=3, correction=True, value_resampling=True, warmup_iterations=1, lookahead_value=True,
@@ -135,6 +136,7 @@ def test_values_depend_on_the_step() -> None:
 # Sigma, the kernel, the denoiser --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state_dependent", [True, False])
 def test_the_last_sigma_can_be_frozen(state_dependent: bool) -> None:
     agent, free = (

@@ -285,6 +285,7 @@ def with_exact_value(monkeypatch: pytest.MonkeyPatch, n: int) -> tuple[DxDPPaper
     return agent, policy, value
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_targets_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the exact V_{t+1} the errors of the targets have mean 0 at every step, alone and times x_t and 1 - x_t^2."""
@@ -299,6 +300,7 @@ def test_targets_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float(z.abs().max()) < 4, (t, z)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the exact E[V_0(x_0)], whose gradient is in closed form: nothing is lost by one step at a time."""

@@ -62,6 +62,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     assert one["losses"][0] != one["losses"][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["dxdp", "ppo", "path-wise"])
 def test_parts_give_what_the_whole_gives(agent: str) -> None:
     whole, parts = game(agent, gradient_penalty=0.1), game(agent, gradient_penalty=0.1)

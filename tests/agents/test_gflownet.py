@@ -70,6 +70,7 @@ FLOWS = {"gradient_steps": 4, "value.learning_rate": 2e-2, "n_trajectories": 32}
 """Detailed balance learns from step to step, so it needs more and smaller batches on the LQG."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
@@ -91,6 +92,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: Any) -> None
     assert error.get("value", 0) < 0.08, error
 
 
+@pytest.mark.slow
 def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
     """One-step targets are slower where exact balance can be had."""
     settings = {**SMALL, **SMALL_VALUE, **RATES, **FLOWS, "exploration": 0.0}
@@ -99,6 +101,7 @@ def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
     assert error["mean"] < 0.05 and error["sigma"] < 0.03 and error["value"] < 0.12, error
 
 
+@pytest.mark.slow
 def test_one_number_for_log_z_is_wrong_off_policy() -> None:
     """What ``conditional`` is for: in the LQG log w depends on x_0 at the optimum."""
     off = {"exploration": 1.0, "exploration_fraction": 1.0}
@@ -170,6 +173,7 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
         assert float(agent.loss(paths, log_targets + 0.1 * torch.randn(log_targets.shape)).detach()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["trajectory-balance", "vargrad", "path-wise-vargrad"])
 def test_on_policy_the_gradient_is_twice_the_reverse_kls(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +201,7 @@ def test_on_policy_the_gradient_is_twice_the_reverse_kls(name: str, monkeypatch:
 # Algebra by hand ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("conditional", [True, False])
 def test_the_losses_on_paths_by_hand(conditional: bool) -> None:
@@ -227,6 +232,7 @@ def test_the_losses_on_paths_by_hand(conditional: bool) -> None:
             assert loss == pytest.approx(sum((row - mean_row) ** 2 for row in rows) / (BATCH - 1), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("detach_next", [True, False])
 def test_detailed_balance_by_hand(detach_next: bool) -> None:
@@ -322,6 +328,7 @@ def test_path_wise_vargrad_is_each_of_them_in_its_part_of_the_budget() -> None:
             agent_of("path-wise-vargrad", path_wise_fraction=part)
 
 
+@pytest.mark.slow
 def test_detailed_balance_warms_its_flows_up_first() -> None:
     agent = agent_of("detailed-balance", warmup_iterations=20, warmup_value_steps=10)
     before = [p.clone() for p in agent.policy.parameters()]

@@ -107,6 +107,7 @@ def test_the_closed_form_is_the_recursion_of_the_lqg() -> None:
 SAC = {"batch_size": 256, "gradient_steps": 20, "target_rate": 0.05, "learning_rate": 1e-2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "horizon", "steps", "settings", "mean", "std"),
     [
@@ -178,6 +179,7 @@ def test_transitions_of_the_replay_are_those_that_came() -> None:
     torch.testing.assert_close(batch.reward, wanted_rewards(replay, batch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c"])
 def test_training_leaves_no_folders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SB3's own logger makes one in the temporary directory at every call of learn."""
@@ -266,6 +268,7 @@ def test_other_temperatures_and_bases(name: str, settings: dict[str, Any]) -> No
     assert all(math.isfinite(value) for value in agent.log.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_a_full_replay_goes_on_where_it_was(name: str, tmp_path: Any) -> None:
     skip_without_extra(name)
@@ -282,6 +285,7 @@ def test_a_full_replay_goes_on_where_it_was(name: str, tmp_path: Any) -> None:
     assert same(state(agent), state(resumed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_it_goes_on_inside_dxmi(name: str, tmp_path: Any) -> None:
     """Checkpoints of the loop hold the inner agent's replay and generators."""
@@ -331,6 +335,7 @@ def test_a_missing_library_is_named(name: str, package: str, monkeypatch: pytest
         make_agent(name, "8gaussians")
 
 
+@pytest.mark.slow
 def test_no_library_is_imported_before_it_is_used() -> None:
     code = "import sys, dxmi_rl.agents; print([m for m in ('stable_baselines3', 'torchrl') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -91,6 +91,7 @@ def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.M
     assert torch.allclose(wanted, targets[-1].flatten() - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_it_can_be_all_there_is() -> None:
     agents = [
         dxdp(lookahead_value=True, correction=False, replay=1, **settings)
@@ -106,12 +107,14 @@ def test_it_can_be_all_there_is() -> None:
         dxdp(value_steps=0)
 
 
+@pytest.mark.slow
 def test_without_regressions_there_is_no_warm_up() -> None:
     agent = dxdp(lookahead_value=True, value_steps=0, warmup_iterations=5, correction=False)
     agent.learn(60 * agent.timesteps_per_iteration)
     assert bool((agent.value.network.last.weight == 0).all())
 
 
+@pytest.mark.slow
 def test_it_runs_in_parts() -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
     agents = [dxdp(task, policy={"kind": "fine-tuned"}, lookahead_value=True) for _ in range(2)]

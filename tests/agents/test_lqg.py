@@ -105,6 +105,7 @@ def test_the_optimal_soft_return_is_minus_the_first_value_on_every_path() -> Non
 # (c) what the agents learn --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
     agent = plain_agent(
         "dxdp", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES | {"n_trajectories": 64}, td_lambda=0.95,
@@ -119,6 +120,7 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
     assert agent.mdp.kernel.variance.tolist() == pytest.approx(VARIANCE), "rate = 1 leaves the kernel alone"
 
 
+@pytest.mark.slow
 def test_ppo_finds_them_too() -> None:
     agent = plain_agent(
         "ppo", lqg_task(), seed=0, **SMALL | SMALL_VALUE | RATES | {"n_trajectories": 128}, n_epochs=4,
@@ -143,6 +145,7 @@ def test_the_value_of_a_policy_is_its_mean_soft_cost(monkeypatch: pytest.MonkeyP
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / math.sqrt(100_000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_dxdps_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both estimate d/d theta of the mean soft cost: nothing is lost by not differentiating through time."""
@@ -164,6 +167,7 @@ def test_dxdps_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: p
     assert float(b.mean(0).abs().max()) > 20 * float(standard_error.max()), "the gradient is not just noise"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_ppos_first_gradient_with_the_exact_value_is_the_path_wise_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The likelihood-ratio gradient of the surrogate at ratio 1, with V^pi as the baseline and any lambda."""

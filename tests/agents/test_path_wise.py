@@ -159,6 +159,7 @@ def test_checkpointing_keeps_states_only() -> None:
 # Without the score of log pi ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_without_the_score_the_gradient_has_the_same_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over 1e5 episodes: within three standard errors, and less noise."""
@@ -232,6 +233,7 @@ def test_a_detached_energy_gradient_is_a_constant() -> None:
 # Training -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_finds_the_optimal_policy() -> None:
     agent = plain_agent(
         "path-wise", lqg_task(), seed=0, **SMALL, **{"policy.learning_rate": 1e-2, "policy.sigma_learning_rate": 3e-3}
@@ -262,6 +264,7 @@ def test_truncated_steps_are_not_trained() -> None:
     assert float(moved_by[:3].max()) == 0 < float(moved_by[3:].min())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"policy.energy_gradient": True}, {"policy.energy_gradient": True, "path.checkpointing": True}],

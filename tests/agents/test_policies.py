@@ -58,6 +58,7 @@ def test_a_setting_of_the_other_kind_is_refused() -> None:
     check_changes(tuned, changed(tuned, other, "setting"), VECTOR)
 
 
+@pytest.mark.slow
 def test_a_game_refuses_it_of_the_agent_inside() -> None:
     task = make_task("digits", pretraining=PRETRAINING)
     with pytest.raises(ValueError, match=r"policy\.width belongs to a policy of kind 'correction'"):

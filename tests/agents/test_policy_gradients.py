@@ -327,6 +327,7 @@ def test_non_finite_rewards_are_told(name: str) -> None:
         agent.learn(agent.timesteps_per_iteration)
 
 
+@pytest.mark.slow
 def test_sft_pg_descends_a_fixed_energy_at_fixed_sigma() -> None:
     agent = plain_agent("sft-pg", "8gaussians", seed=0)
     assert isinstance(agent, SFTPG)
@@ -340,6 +341,7 @@ def test_sft_pg_descends_a_fixed_energy_at_fixed_sigma() -> None:
     assert torch.equal(agent.policy.log_sigma, agent.mdp.base.sigma.log())
 
 
+@pytest.mark.slow
 def test_sft_pg_improves_dxmi() -> None:
     """From the sampler of a hardly trained denoiser: sliced W2 falls by a fifth at least."""
     with seeded(0):

@@ -40,6 +40,7 @@ def agree(a: list[Tensor], b: list[Tensor], factor: float = 1.0) -> None:
     assert float(z.square().sum()) < 30 + 4 * math.sqrt(60)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("name", "settings"),
@@ -78,6 +79,7 @@ def test_the_gradient_is_the_path_wise_one(
     agree(score, path_wise, factor=8 / 7 if name == "grpo" else 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_dpoks_gradient_is_that_of_its_own_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     """Path-wise through E[E(x_T)] + beta sum_t KL(pi || base), the KL in closed form."""
@@ -106,6 +108,7 @@ def test_dpoks_gradient_is_that_of_its_own_objective(monkeypatch: pytest.MonkeyP
 # What they learn ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "settings", "mean", "sigma", "value"),
     [
@@ -177,6 +180,7 @@ def test_dpoks_optimum_is_the_base_chain_tilted() -> None:
     assert abs(float(weights.mean().log() + solution.value(start, 0) / beta)) < 4 * standard_error
 
 
+@pytest.mark.slow
 def test_dpok_finds_its_own_optimum() -> None:
     """KL to the base sampler at beta = 0.5, on a task with tau = 1."""
     agent = plain_agent(

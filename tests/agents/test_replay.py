@@ -51,6 +51,7 @@ def bell(**changes: Any) -> DenoisingMDP:
     return make_task(Bell(), base=None, **changes).mdp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [1.0, 0.25])
 def test_local_search_samples_the_tempered_target(tau: float) -> None:
     """4,000 chains from far away: means and variances of exp(-E / tau) within 4 standard errors."""

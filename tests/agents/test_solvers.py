@@ -59,6 +59,7 @@ def closed_form(task: Task, x: Tensor) -> Tensor:
     return mean + STD**2 / (STD**2 + last**2) * (y - mean)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("target", ["8gaussians", "one Gaussian"])
 @pytest.mark.parametrize(
@@ -216,6 +217,7 @@ def test_scores_are_of_samples_and_repeat(name: str) -> None:
     assert quick_scores(agent, samples=500).keys() == {"sliced_w2"}
 
 
+@pytest.mark.slow
 def test_more_calls_sample_better() -> None:
     """Sliced W2 to exact samples at T = 20 is near that of exact samples (0.048 with a spread of 0.015)."""
     for name in ("edm-heun", "dpm-solver"):

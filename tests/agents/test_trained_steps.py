@@ -41,6 +41,7 @@ def moments(policy: Any, t: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, log_std.expand_as(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", NAMES)
 def test_first_steps_stay_and_last_steps_move(name: str, policy: str) -> None:
@@ -83,6 +84,7 @@ def test_all_steps_are_as_none_given(steps: int) -> None:
     assert same(*(state(agent) for agent in agents))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_it_can_be_one_step_and_goes_on_after_loading(policy: str, tmp_path: Path) -> None:
     agent = agent_of("dxdp", policy, lookahead_value=True, **{"policy.trained_steps": 1})

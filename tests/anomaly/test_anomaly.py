@@ -56,6 +56,7 @@ def test_the_game_finds_outliers_that_the_denoiser_does_not(fitted: EnergyDetect
     assert after > 0.97 and after > before + 0.02
 
 
+@pytest.mark.slow
 def test_predictions_follow_contamination(fitted: EnergyDetector) -> None:
     assert np.mean(fitted.predict(ROWS) == -1) == pytest.approx(0.1, abs=0.01)
     scores = fitted.decision_function(ROWS)
@@ -63,6 +64,7 @@ def test_predictions_follow_contamination(fitted: EnergyDetector) -> None:
     assert np.allclose(scores, fitted.score_samples(ROWS) - fitted.offset_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["dxmi", "persistent", "short-run", "score-matching", "gaussian-noise"])
 def test_every_training_moves_the_energy_and_repeats_itself(training: str) -> None:
     start, one, two = (EnergyDetector(**QUICK | {"training": training} | more) for more in ({"epochs": 0}, {}, {}))
@@ -73,6 +75,7 @@ def test_every_training_moves_the_energy_and_repeats_itself(training: str) -> No
     assert not np.array_equal(one.score_samples(ROWS), start.score_samples(ROWS))
 
 
+@pytest.mark.slow
 def test_starting_from_noise_and_without_entropy_are_other_games() -> None:
     changes = ({}, {"start": "noise"}, {"tau": 0.0}, {"seed": 1})
     scores = [EnergyDetector(**QUICK | change).fit(ROWS).score_samples(ROWS) for change in changes]
@@ -80,6 +83,7 @@ def test_starting_from_noise_and_without_entropy_are_other_games() -> None:
         assert not np.array_equal(scores[0], other)
 
 
+@pytest.mark.slow
 def test_the_game_ends_when_samples_are_easy_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = QUICK | {"epochs": 6}
     whole = EnergyDetector(**settings).fit(ROWS)
@@ -89,6 +93,7 @@ def test_the_game_ends_when_samples_are_easy_to_tell(monkeypatch: pytest.MonkeyP
     assert (short.n_iter_, whole.n_iter_) == (5, full.n_iter_)
 
 
+@pytest.mark.slow
 def test_feature_maps_are_scored_by_place() -> None:
     maps = ROWS[: 5 * 24].reshape(5, 4, 6, 3).transpose(0, 3, 1, 2).copy()
     detector = EnergyDetector(**QUICK).fit(maps)
@@ -125,6 +130,7 @@ def test_folds_are_for_rows_that_hold_outliers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_folds_of_maps_are_of_whole_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = np.random.default_rng(0).standard_normal((7, 3, 4, 5))
     seen: list[torch.Tensor] = []
@@ -142,6 +148,7 @@ def test_folds_of_maps_are_of_whole_maps(monkeypatch: pytest.MonkeyPatch) -> Non
         EnergyDetector(**QUICK, folds=4).fit(maps)
 
 
+@pytest.mark.slow
 def test_it_comes_back_from_a_file(fitted: EnergyDetector, tmp_path: Path) -> None:
     file = fitted.save(tmp_path / "detector.safetensors")
     loaded = EnergyDetector.load(file)
@@ -159,6 +166,7 @@ def test_it_comes_back_from_a_file(fitted: EnergyDetector, tmp_path: Path) -> No
     assert not (tmp_path / "none.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_it_is_one_of_pyods(fitted: EnergyDetector) -> None:
     pytest.importorskip("pyod")
     ready = fitted.to_pyod()
@@ -184,6 +192,7 @@ def test_bad_rows_are_refused(rows: np.ndarray, text: str) -> None:
         EnergyDetector(**QUICK).fit(rows)
 
 
+@pytest.mark.slow
 def test_other_widths_are_refused(fitted: EnergyDetector) -> None:
     with pytest.raises(ValueError, match="2 features, but EnergyDetector is expecting 3"):
         fitted.score_samples(ROWS[:, :2])

@@ -133,6 +133,7 @@ def make_elpv(folder: Path, stretches: Sequence[tuple[str, int]] = STRETCHES) ->
     (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_solar_cells_are_split_by_blocks_that_no_other_type_divides(tmp_path: Path) -> None:
     make_elpv(tmp_path)
     found = elpv("poly", size=3, folder=tmp_path)
@@ -160,6 +161,7 @@ def test_what_is_wrong_with_solar_cells_is_said(tmp_path: Path) -> None:
         elpv(folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_textures_have_defects_where_the_masks_are() -> None:
     pytest.importorskip("skimage")
     found, again = (textures("grass", size=64, train=3, normal=2, defective=4) for _ in range(2))

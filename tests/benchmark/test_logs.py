@@ -45,6 +45,7 @@ def events(logger: RunLogger) -> Any:
     return accumulator(str(logger.folder)).Reload()
 
 
+@pytest.mark.slow
 def test_a_training_run(agent: PPO, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with RunLogger(tmp_path, agent, settings={"budget": 1200}, time=1_700_000_000) as logger:
@@ -174,6 +175,7 @@ def test_dxmi_logs_its_energys_losses(tmp_path: Path) -> None:
     assert {"losses/energy_loss", "losses/policy_loss", "charts/SPS"} <= set(table(logger)[0])
 
 
+@pytest.mark.slow
 def test_an_offline_wandb_run(agent: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     for key, value in {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false", "CONSOLE": "off"}.items():

@@ -51,6 +51,7 @@ def write(file: Path, code: str) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_the_pages_example_learns(folder: Path) -> None:
     assert BLOCKS[0].count("\n") < 60
     source, own = write(folder / "my_module.py", BLOCKS[0]), OwnAgent("my_module:MyAgent")
@@ -67,6 +68,7 @@ def test_the_pages_example_learns(folder: Path) -> None:
     torch.testing.assert_close(again.sample(10, seed=0), agent.sample(10, seed=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(1, len(BLOCKS)))
 def test_the_pages_blocks_run(folder: Path, index: int) -> None:
     if "RunLogger" in BLOCKS[index]:
@@ -109,6 +111,7 @@ def test_modules_packages_and_files(folder: Path) -> None:
         named.build(make_task("8gaussians"), seed=0, n_trajectorie=8)
 
 
+@pytest.mark.slow
 def test_it_is_found_from_another_folder_and_in_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     joblib = pytest.importorskip("joblib")
     write(folder / "worker_module.py", BASE)
@@ -277,6 +280,7 @@ def test_zips_that_are_no_checkpoints(zips: dict[str, tuple[Any, Path]], folder:
             OwnAgent(name).check()
 
 
+@pytest.mark.slow
 def test_checkpoints_of_ours(folder: Path) -> None:
     trained = make_agent("ppo", task="8gaussians", seed=5, n_trajectories=16, policy={"width": 8}).learn(160)
     trained.save("trained.safetensors")
@@ -320,6 +324,7 @@ def test_damaged_and_foreign_tensors(folder: Path) -> None:
             OwnAgent(f"{name}.safetensors").check()
 
 
+@pytest.mark.slow
 def test_keys_tell_classes_of_one_file_apart_and_notice_their_bases(tmp_path: Path) -> None:
     text = "from dxmi_rl.agents import PPO\nfrom keybase import Base\n"
     text += "".join(f"class {name}(Base):\n    name = '{name.lower()}x'\n" for name in ("First", "Second"))

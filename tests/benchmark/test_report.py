@@ -183,10 +183,12 @@ def test_page_is_one_file_of_reasonable_size(html: str, reader: Reader) -> None:
     assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
 
 
+@pytest.mark.slow
 def test_page_is_deterministic(results: dict[str, Any], html: str) -> None:
     assert page(Comparison(copy.deepcopy(results))) == html
 
 
+@pytest.mark.slow
 def test_labels_stay_text() -> None:
     bad = '</script><img src=x onerror=alert(1)>"&$x_1$ |*'
     results = make_results({"base": 0.0, bad: 0.8}, seeds=2, tasks=("gmm25",))
@@ -204,6 +206,7 @@ def test_labels_stay_text() -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) in (5, 9)
 
 
+@pytest.mark.slow
 def test_one_run(tmp_path: Path) -> None:
     results = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
     files = write_report(results, tmp_path / "new")
@@ -214,6 +217,7 @@ def test_one_run(tmp_path: Path) -> None:
     assert "the only row" in text
 
 
+@pytest.mark.slow
 def test_missing_paths_floor_and_base() -> None:
     results = make_results(seeds=2, tasks=("gmm25",), paths=False)
     results["tasks"]["gmm25"] |= {"floor": None, "base": None}
@@ -225,6 +229,7 @@ def test_missing_paths_floor_and_base() -> None:
     assert "nan" not in text.lower()
 
 
+@pytest.mark.slow
 def test_task_without_a_common_score() -> None:
     results = make_results(seeds=2, tasks=("gmm25",))
     results["tasks"]["gmm25"] |= {"score": None, "better": None, "base": None, "floor": None}
@@ -249,6 +254,7 @@ def test_nothing_finished() -> None:
     latex(comparison)
 
 
+@pytest.mark.slow
 def test_log_z_stands_with_its_ess_and_is_marked() -> None:
     results = make_results(tasks=("gmm25", "manywell32"))
     for run in results["runs"]:  # ess is half of the skill: 0 for the base sampler
@@ -266,6 +272,7 @@ def test_log_z_stands_with_its_ess_and_is_marked() -> None:
     assert all(name in header for name in ("elbo", "eubo", "ess"))
 
 
+@pytest.mark.slow
 def test_failed_run_and_unequal_seeds() -> None:
     results = make_results(seeds=4)
     gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))
@@ -281,6 +288,7 @@ def test_failed_run_and_unequal_seeds() -> None:
     assert "only the 3 common ones are used (0, 1, 3)" in text
 
 
+@pytest.mark.slow
 def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
     results["runs"] = [run for run in results["runs"] if (run["task"], run["label"]) != ("gmm25", "sb3-ppo")]
@@ -290,6 +298,7 @@ def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     assert "Left out, because a task of the track is missing: sb3-ppo." in text
 
 
+@pytest.mark.slow
 def test_mixed_source_code_is_pointed_out(results: dict[str, Any], reader: Reader) -> None:
     assert "different source code" not in reader.text
     other = copy.deepcopy(results)
@@ -297,6 +306,7 @@ def test_mixed_source_code_is_pointed_out(results: dict[str, Any], reader: Reade
     assert "different source code: base on 8gaussians." in Reader(page(Comparison(other))).text
 
 
+@pytest.mark.slow
 def test_wide_bands_do_not_squeeze_the_curves() -> None:
     results = make_results({"base": 0.0, "ppo": 0.9}, seeds=3, tasks=("gmm25",))
     for run in results["runs"][3:]:
@@ -338,6 +348,7 @@ def test_styles_tell_fourteen_agents_apart() -> None:
     assert len({(style.colour, style.marker) for style in styles.values()}) == 14
 
 
+@pytest.mark.slow
 def test_many_agents() -> None:
     agents = {f"agent {i} with $a$ rather long name": i / 14 for i in range(14)}
     results = make_results(agents, seeds=2, tasks=("8gaussians", "gmm25"))

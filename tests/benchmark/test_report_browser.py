@@ -50,6 +50,7 @@ def column(driver: Any, index: int) -> list[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_opens_at_once_without_errors_or_network(browser: Any, address: str) -> None:
     browser.get("about:blank")
     for kind in ("browser", "performance"):
@@ -63,6 +64,7 @@ def test_opens_at_once_without_errors_or_network(browser: Any, address: str) -> 
     assert [url for url in asked if not url.startswith("data:")] == [address]
 
 
+@pytest.mark.slow
 def test_sorting_by_mouse_and_keyboard(driver: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -83,6 +85,7 @@ def test_sorting_by_mouse_and_keyboard(driver: Any) -> None:
     assert column(driver, 0)[0].startswith("base")
 
 
+@pytest.mark.slow
 def test_filters(driver: Any) -> None:
     from selenium.webdriver.support.ui import Select
 
@@ -113,6 +116,7 @@ def move(driver: Any, slider: Any, value: float) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["gmm25", "digits"])
 def test_slider_and_play_move_the_samples(driver: Any, task: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
@@ -140,6 +144,7 @@ def test_slider_and_play_move_the_samples(driver: Any, task: str) -> None:
     assert slider.get_attribute("value") == stopped
 
 
+@pytest.mark.slow
 def test_reduced_motion_jumps_from_step_to_step(driver: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -197,6 +202,7 @@ def test_contrast(driver: Any, scheme: str) -> None:
         assert contrast >= 4.5, selector
 
 
+@pytest.mark.slow
 def test_print_shows_the_samples(driver: Any) -> None:
     emulate(driver, "light", media="print")
     pictures = driver.find_elements("css selector", ".picture img")
@@ -223,6 +229,7 @@ def test_copy_button(driver: Any) -> None:
     assert driver.find_element("id", "status").get_attribute("textContent") == "Command copied."
 
 
+@pytest.mark.slow
 def test_without_scripts_the_samples_are_there(browser: Any, address: str) -> None:
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:

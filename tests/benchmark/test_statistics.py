@@ -79,6 +79,7 @@ def test_probability_of_improvement_is_rliables(rliable, tasks):
     )
 
 
+@pytest.mark.slow
 def test_performance_profile_is_rliables(rliable):
     _, library = rliable
     scores, thresholds = normal(10, 4), np.linspace(-2, 2, 9)
@@ -90,6 +91,7 @@ def test_performance_profile_is_rliables(rliable):
     np.testing.assert_allclose([low, high], limits["agent"], atol=2 / 40 + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iqm", "median", "optimality_gap"])
 def test_percentile_interval_is_rliables(rliable, name):
     metrics, library = rliable
@@ -117,6 +119,7 @@ def test_interval_of_a_mean_of_few_runs_is_students(runs, level):
     assert bounds(found) == pytest.approx(expected, abs=0.02 * (expected[1] - expected[0]))  # 4 standard errors of SD
 
 
+@pytest.mark.slow
 def test_interval_of_many_runs_is_the_t_interval_of_the_mean_and_barely_wider_than_percentiles():
     scores = normal(200)
     found = interval(scores, np.mean, resamples=20_000)
@@ -157,6 +160,7 @@ def covered(runs: int, tasks: int, repeats: int = 2000) -> float:
     return float(np.mean([low <= 0 <= high for low, high in found]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 4])
 @pytest.mark.parametrize("runs", [3, 5, 10])
 def test_intervals_of_normal_scores_cover(runs, tasks):
@@ -312,6 +316,7 @@ def test_improvement_intervals_of_equal_tasks_shrink_by_the_root_of_their_number
     assert found == pytest.approx((0.7 - 0.5 / 2, 0.7 + math.sqrt(0.02) / 2))  # by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "tasks", "lowest"), [(3, 1, 0.93), (5, 1, 0.93), (5, 4, 0.92)])
 @pytest.mark.parametrize("probability", [0.5, 0.9])
 def test_improvement_intervals_cover(runs, tasks, lowest, probability):

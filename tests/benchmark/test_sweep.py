@@ -53,6 +53,7 @@ def workers(session: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc")
 def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
     """kill -9 of the sweep or of a worker at six random moments.
@@ -117,6 +118,7 @@ def tiny_runs() -> list[Run]:
     return make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_numbers(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
@@ -126,6 +128,7 @@ def test_ray_gives_the_same_numbers(undisturbed: Path, tmp_path: Path, monkeypat
     assert results(tmp_path / "runs" / "tiny") == wanted
 
 
+@pytest.mark.slow
 def test_a_missing_cluster_is_one_clear_error(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_missing_cluster_is_one_clear_error(
     assert "ray" in (error := capsys.readouterr().err).lower() and error.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_several_devices_have_one_process_each(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +152,7 @@ def test_several_devices_have_one_process_each(
     assert found == {name: run for name, run in results(undisturbed).items() if run["seed"] == 0}
 
 
+@pytest.mark.slow
 def test_a_device_is_lent_once(tmp_path: Path) -> None:
     with sweep.borrowed_device(["a", "b"], tmp_path) as first, sweep.borrowed_device(["a", "b"], tmp_path) as second:
         assert {first, second} == {"a", "b"}
@@ -165,6 +170,7 @@ def test_a_device_is_lent_once(tmp_path: Path) -> None:
     assert lent == ["a"]
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_its_worker_fails_alone(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +196,7 @@ class Killer(PPO):
 """
 
 
+@pytest.mark.slow
 def test_workers_that_die_at_once_end_the_sweep(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +215,7 @@ def base_run() -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run, calls = base_run(), []
@@ -224,6 +232,7 @@ def test_a_crash_is_tried_once_more(undisturbed: Path, tmp_path: Path, monkeypat
     assert run.load(tmp_path) is not None and not run.failure_file(tmp_path).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("outcome", "error"),
     [
@@ -242,6 +251,7 @@ def test_what_no_file_can_hold_is_a_failure_of_its_run(
     assert found is not None and found.startswith(error) and run.failure_file(tmp_path).exists()
 
 
+@pytest.mark.slow
 def test_source_that_changes_under_a_sweep_is_noticed(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +263,7 @@ def test_source_that_changes_under_a_sweep_is_noticed(
     assert isinstance(ending, attempt.Failure) and ending.error.startswith("SourceChangedError: the source is edited")
 
 
+@pytest.mark.slow
 def test_budgets_in_energy_evaluations_and_seconds(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +281,7 @@ def test_budgets_in_energy_evaluations_and_seconds(
         assert run["agent"] == "base" or 0.3 <= run["costs"]["seconds"] < 1.5
 
 
+@pytest.mark.slow
 def test_best_checkpoint_and_last_iterate(undisturbed: Path) -> None:
     for run in read(undisturbed / "results.json")["runs"]:
         if run["agent"] == "base":
@@ -282,6 +294,7 @@ def test_best_checkpoint_and_last_iterate(undisturbed: Path) -> None:
         assert (run["best"]["scores"][key] == run["scores"][key]) == same
 
 
+@pytest.mark.slow
 def test_sizes_may_leave_out_the_best_checkpoint() -> None:
     small = {"samples": 200, "draws": 1, "trajectories": 200, "fit": False, "floors": False, "curve_points": 2}
     row = Row("ppo", "8gaussians", "ppo", 4000)
@@ -290,6 +303,7 @@ def test_sizes_may_leave_out_the_best_checkpoint() -> None:
     assert set(with_best["best"]["scores"]) == set(with_best["scores"]) - {"kl_bound_late", "sliced_w2_late"}
 
 
+@pytest.mark.slow
 def test_logs_in_cleanrls_naming(undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert tiny_main("--jobs", "1", "--tensorboard", "--agents", "ppo", "--seeds", "0") == 0
@@ -299,6 +313,7 @@ def test_logs_in_cleanrls_naming(undisturbed: Path, tmp_path: Path, monkeypatch:
     assert len(lines) == 6 and "charts/kl_bound" in lines[0] and "losses/policy_loss" in lines[0]
 
 
+@pytest.mark.slow
 def test_other_code_is_another_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Finished runs of other source are left alone and not taken for the present one's."""
     with pytest.MonkeyPatch.context() as patch:

@@ -47,6 +47,7 @@ def test_every_script_has_the_same_start_and_options(file: Path, capsys: pytest.
     assert command_line(str(file), ["--seeds", "0 1"]) == f"python {name} --seeds '0 1'"
 
 
+@pytest.mark.slow
 def test_a_script_is_started_as_a_file_from_anywhere(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     for folder, file in ((ROOT, "benchmarks/compare/race.py"), (tmp_path, str(ROOT / "benchmarks/compare/race.py"))):

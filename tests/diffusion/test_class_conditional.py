@@ -58,6 +58,7 @@ def test_in_pure_noise_it_shows_the_class_that_it_is_told() -> None:
         assert distances[label] < 0.1 * distances[1 - label]
 
 
+@pytest.mark.slow
 def test_a_task_of_one_class_has_its_images_and_can_be_played(tmp_path: Path) -> None:
     target = squares()
     denoiser = DenoiserUNet(SHAPE, target.scale, channels=(8, 8), classes=2).requires_grad_(False)
@@ -83,6 +84,7 @@ def test_a_task_of_one_class_has_its_images_and_can_be_played(tmp_path: Path) ->
         DxMI.load(tmp_path / "game.safetensors", task=tasks[0])
 
 
+@pytest.mark.slow
 def test_files_and_pipelines_have_classes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(
@@ -120,6 +122,7 @@ def test_one_denoiser_may_serve_tasks_of_several_classes() -> None:
     assert denoiser.label is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused() -> None:
     plain, told = (DenoiserUNet(SHAPE, 0.5, channels=(8, 8), classes=classes) for classes in (None, 2))
     x = torch.zeros(1, *SHAPE)
@@ -178,6 +181,7 @@ def test_keys_contain_everything() -> None:
     assert task.fingerprint()["label"] == "None" and "label=None" in repr(task.config)
 
 
+@pytest.mark.slow
 def test_other_labels_are_another_denoiser() -> None:
     """Images, name and settings are the same; what the cache has for the one set must not be the other's."""
     one, config = squares(), PretrainingConfig(**TINY, conditional=True)
@@ -192,6 +196,7 @@ def test_other_labels_are_another_denoiser() -> None:
     assert isinstance(third, DenoiserUNet) and third.classes == 4
 
 
+@pytest.mark.slow
 def test_a_label_is_one_label_however_it_is_given(tmp_path: Path) -> None:
     inner = {"n_trajectories": 8, "policy_steps": 1, "value.width": 16}
     target, small = squares(), {"agent_settings": inner, "energy": {"width": 16}}

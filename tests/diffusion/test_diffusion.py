@@ -60,6 +60,7 @@ def test_every_schedule_falls_to_zero(name: str, horizon: int) -> None:
     assert bool((variance > 0).all())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     horizon=st.integers(1, 60),
@@ -215,6 +216,7 @@ def noisy_points(target: GaussianMixture, alpha: float, s: float, n: int) -> Ten
     return alpha * target.sample(n, generator) + s * torch.randn(n, 2, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["8gaussians", "gmm25"])
 def test_mixture_denoiser_against_quadrature(name: str) -> None:
@@ -277,6 +279,7 @@ def trained_mlp(target: Target) -> DenoiserMLP:
     return pretrained_denoiser(target, QUICK)
 
 
+@pytest.mark.slow
 def test_pretraining_is_cached_under_its_configuration(empty_cache: Path) -> None:
     target = make_target("8gaussians")
     first = pretrained_denoiser(target, QUICK)
@@ -300,6 +303,7 @@ def test_pretraining_leaves_the_global_generator_alone(empty_cache: Path) -> Non
     assert torch.equal(torch.rand(1), wanted)
 
 
+@pytest.mark.slow
 def test_pretraining_that_diverges_says_so(empty_cache: Path) -> None:
     with pytest.raises(DivergenceError, match="pretraining"):
         pretrained_denoiser(make_target("8gaussians"), replace(QUICK, iterations=501, learning_rate=1e30, width=4))
@@ -376,6 +380,7 @@ def test_ddim_interpolates_from_deterministic_to_ddpm() -> None:
     assert none.deterministic and not half.deterministic
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_ddpm_of_a_gaussian_reproduces_it_for_many_steps() -> None:
     target = GaussianMixture(torch.tensor([[1.0, -0.5]]), 0.6, plot_range=(-3, 3))

@@ -286,6 +286,7 @@ def test_learned_starts_as_forward(schedule: Schedule) -> None:
     assert torch.allclose(learned.log_prob(x, x_next, t), Forward(schedule).log_prob(x, x_next, t), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learned_recovers_a_linear_gaussian_posterior() -> None:
     """x_t ~ N(0, 1), x_{t+1} = b_t x_t + c_t eps: x_t | x_{t+1} = N(b x' / (b^2 + c^2), c^2 / (b^2 + c^2))."""
     schedule = make_schedule("karras", 2, level_max=3.0, level_min=0.5)

@@ -205,6 +205,7 @@ def test_an_unknown_network_is_named() -> None:
         pretrained_denoiser(image_set(), PretrainingConfig(network="unets"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["mlp", "unet"])
 def test_pretraining_that_was_interrupted_goes_on_and_ends_the_same(
     network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +231,7 @@ def test_pretraining_that_was_interrupted_goes_on_and_ends_the_same(
     assert not partial.exists()
 
 
+@pytest.mark.slow
 def test_the_weights_of_four_fifths_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = PretrainingConfig(network="unet", channels=(8, 8), iterations=5, batch_size=4)
     weights = []

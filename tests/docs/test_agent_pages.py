@@ -103,6 +103,7 @@ def test_the_table_of_the_search_is_its_record() -> None:
 # Snippets -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_snippets_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one iteration and hardly any evaluation."""

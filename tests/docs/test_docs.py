@@ -197,6 +197,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny", "short")
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(name: str, code: str) -> None:
@@ -263,6 +264,7 @@ def test_docstring_parts() -> None:
         docstrings.paragraphs(type("Silent", (), {}))
 
 
+@pytest.mark.slow
 def test_hamiltonian_chains_have_the_right_law() -> None:
     scales = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
 
@@ -280,6 +282,7 @@ def test_hamiltonian_chains_have_the_right_law() -> None:
     assert float(x[:, 1].mean()) == pytest.approx(mean, abs=4 / math.sqrt(400)) and mean > 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("lj13", -83.0896), ("dw4", -25.7922)])
 def test_lowest_energies(name: str, expected: float) -> None:
     with references.double_precision():
@@ -297,6 +300,7 @@ def test_funnel_panel_is_the_marginal() -> None:
     torch.testing.assert_close(shown[1](x), -first - second, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_a_new_target_gets_page_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TARGETS, "_entries", {**TARGETS._entries, "new": New})

@@ -46,6 +46,7 @@ def test_every_script_is_tested() -> None:
     assert {module.__name__ for module, _ in CASES} == scripts - {"own_agent"}, "that is test_write_an_agent.py's"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "options"), CASES, ids=[" ".join([m.__name__, *o[1:]]) for m, o in CASES])
 def test_script(module: ModuleType, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "scores.json"
@@ -82,6 +83,7 @@ def test_command_line(module: ModuleType, capsys: pytest.CaptureFixture[str]) ->
         assert wrong[0].lstrip("-") in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(tmp_path: Path) -> None:
     scores = []
     for repetition in range(2):

@@ -36,11 +36,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_built(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")}
     assert all((site / page).with_suffix(".html").is_file() for page in pages)
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -50,12 +52,14 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert not re.search(r"url\(\s*[\"']?(?:https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+@pytest.mark.slow
 def test_links_between_pages_lead_somewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         for link in re.findall(r'href="([^"#?]+)', page.read_text(encoding="utf-8")):
             assert "://" in link or (page.parent / link).resolve().exists(), f"{page}: {link}"
 
 
+@pytest.mark.slow
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
     import dxmi_rl
     from dxmi_rl import agents, anomaly, diffusion, envs, evaluation, irl, targets, tasks

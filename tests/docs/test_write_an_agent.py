@@ -96,6 +96,7 @@ def test_compared_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "examples/own_agent.py:CrossEntropy" in PAGE
 
 
+@pytest.mark.slow
 def test_the_pages_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], example: ModuleType
 ) -> None:

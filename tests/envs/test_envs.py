@@ -41,6 +41,7 @@ def test_made_by_id_with_and_without_the_module_and_twice() -> None:
         assert isinstance(gym.make_vec("dxmi_rl:" + ID, num_envs=3, vectorization_mode="sync"), SyncVectorEnv)
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     code = (
         "import sys, dxmi_rl, gymnasium as gym; gym.make('DxMIDenoise-v0').reset();"

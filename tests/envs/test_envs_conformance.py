@@ -40,6 +40,7 @@ def test_gymnasium_check_env(task: dict[str, Any], coordinates: str, layout: str
         check_env(env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_sb3_check_env(task: dict[str, Any], coordinates: str, layout: str) -> None:
@@ -56,6 +57,7 @@ def test_sb3_check_env(task: dict[str, Any], coordinates: str, layout: str) -> N
 # -- episodes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,6 +98,7 @@ def test_same_step_autoreset(task: dict[str, Any]) -> None:
         assert info["_final_obs"].all() and info["final_info"]["episode"]["l"].tolist() == [venv.mdp.horizon] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_episodes_have_finite_rewards(task: dict[str, Any], kind: str, coordinates: str) -> None:
@@ -126,6 +129,7 @@ def trajectory(face: Face, seed: int | None, episodes: int = 2) -> np.ndarray:
     return np.stack(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeds_fix_the_trajectory(task: dict[str, Any], kind: str) -> None:
     face, other = Face(kind, **task), Face(kind, **task)
@@ -142,6 +146,7 @@ def test_seeds_fix_the_trajectory(task: dict[str, Any], kind: str) -> None:
     assert not np.array_equal(trajectory(Face(kind, **task), None, 1), unseeded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["copied", "pickled"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_go_on_alone(task: dict[str, Any], kind: str, how: str) -> None:

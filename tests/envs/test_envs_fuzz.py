@@ -174,6 +174,7 @@ class Model:
             self.face = copy.deepcopy(face) if name == "copy" else pickle.loads(pickle.dumps(face))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_in_any_order(kind: str) -> None:
     @fuzz(40)
@@ -191,6 +192,7 @@ def test_calls_in_any_order(kind: str) -> None:
 # -- energies --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", range(len(ANSWERS)))
 @pytest.mark.parametrize("kind", KINDS)
 def test_energies_that_break_between_steps(kind: str, answer: int) -> None:
@@ -225,6 +227,7 @@ def flat(x: Tensor) -> Tensor:
     return torch.zeros(len(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", KERNELS.names())
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_episodes_leave_the_kernel_usable(kind: str, backward: str) -> None:
@@ -299,6 +302,7 @@ def makers() -> dict[str, Any]:
     return {"scalar": DenoiseEnv, "vector": DenoiseVectorEnv, "sb3": make_sb3_env, "torchrl": TorchRLEnv}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scalar", "vector", "sb3", "torchrl"])
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_arguments(kind: str, argument: str) -> None:
@@ -330,6 +334,7 @@ MASKS = st.none() | st.lists(st.booleans(), min_size=3, max_size=3).filter(any)
 """Rows to step alone, TorchRL's "_step"; a mask that is all False never reaches us."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_envs", [None, 3])
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_tensordicts(coordinates: str, num_envs: int | None) -> None:
@@ -393,6 +398,7 @@ CUDA = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("device", "at_once"), [("cpu", True), ("cpu", False), CUDA])
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("kind", KINDS)

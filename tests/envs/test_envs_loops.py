@@ -88,6 +88,7 @@ def test_sb3_adapter_infos_and_seeds() -> None:
     env.close()
 
 
+@pytest.mark.slow
 def test_untrained_sb3_ppo_is_the_base_sampler_and_learns() -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     from stable_baselines3.common.evaluation import evaluate_policy
@@ -108,6 +109,7 @@ def test_untrained_sb3_ppo_is_the_base_sampler_and_learns() -> None:
     assert math.isfinite(mean)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["flat", "dict"])
 @pytest.mark.parametrize("algorithm", ["PPO", "SAC"])
 def test_sb3_learns_on_every_task(task: dict[str, Any], algorithm: str, layout: str) -> None:
@@ -120,6 +122,7 @@ def test_sb3_learns_on_every_task(task: dict[str, Any], algorithm: str, layout: 
     assert model.num_timesteps >= 64
 
 
+@pytest.mark.slow
 def test_environments_run_in_processes() -> None:
     envs = gym.make_vec(ID, num_envs=2, vectorization_mode="async")
     try:

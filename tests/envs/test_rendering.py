@@ -23,6 +23,7 @@ def colours(frame: np.ndarray, colour: tuple[int, int, int], tolerance: int = 40
 VERMILION = (0xD5, 0x5E, 0x00)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 257, 400])
 def test_points_lie_where_the_samples_are(size: int) -> None:
     target = make_target("8gaussians")
@@ -34,6 +35,7 @@ def test_points_lie_where_the_samples_are(size: int) -> None:
     assert not np.array_equal(frame, render_samples(target, -x, size=size))
 
 
+@pytest.mark.slow
 def test_contours_follow_the_energy_of_the_mdp() -> None:
     task = make_task("8gaussians")
     x = torch.full((1, 2), 100.0)  # outside the picture
@@ -72,6 +74,7 @@ def test_pyplot_is_left_alone() -> None:
     assert plt.get_fignums() == before
 
 
+@pytest.mark.slow
 def test_environments_render() -> None:
     env = gym.make("DxMIDenoise-v0", render_mode="rgb_array")
     env.reset(seed=0)

@@ -64,6 +64,7 @@ def normal(seed: int) -> Play:
 # -- conformance -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_specs(task: dict[str, Any]) -> None:
     for coordinates, observation, horizon in itertools.product(["noise", "next_state"], ["flat", "dict"], [2, 5]):
         kwargs = task | {"coordinates": coordinates, "observation": observation, "horizon": horizon}
@@ -403,6 +404,7 @@ def test_bad_energies(value: float, rows: int) -> None:
         env.step(state[:rows])
 
 
+@pytest.mark.slow
 def test_torchrl_is_imported_only_when_it_is_asked_for() -> None:
     code = (
         "import sys, dxmi_rl, dxmi_rl.envs.vector\n"

@@ -34,6 +34,7 @@ def estimate(energy: Any = quadratic, event_shape: Any = (2,), **arguments: Any)
 # Known normalisers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [1.0, 0.01])
 def test_an_ill_conditioned_gaussian(tau: float) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -54,6 +55,7 @@ def test_an_ill_conditioned_gaussian(tau: float) -> None:
     assert float(z.square().mean()) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scale", "bound"), [("gmm25", 15, 0.4), ("8gaussians", 3, 0.3), ("funnel10", 4, 0.8), ("manywell32", 2, 1)]
 )
@@ -70,6 +72,7 @@ def test_targets_with_known_normalisers(name: str, scale: float, bound: float) -
         assert float(result.samples.var(0).mean()) == pytest.approx(float(exact.var(0).mean()), rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_standard_error_and_neal_weights() -> None:
     target = make_target("8gaussians")
     for resample in (True, False):

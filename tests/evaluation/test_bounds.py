@@ -57,6 +57,7 @@ def scored(agent: Agent) -> DenoisingMDP:
     return mdp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", [name for name in list_agents() if not AGENTS[name].needs_denoiser])
 @torch.no_grad()

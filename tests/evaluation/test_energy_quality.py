@@ -16,6 +16,7 @@ QUICK = {"samples": 2000, "steps": 200}
 UNEQUAL = [1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["8gaussians", "gmm9"])
 def test_the_exact_energy_is_perfect_at_any_temperature_and_zero(name: str) -> None:
     target = make_target(name)
@@ -29,6 +30,7 @@ def test_the_exact_energy_is_perfect_at_any_temperature_and_zero(name: str) -> N
     assert scores["energy_nll_floor"] == pytest.approx(float(target.energy(target.sample(100_000)).mean()), abs=0.09)
 
 
+@pytest.mark.slow
 def test_a_flatter_energy() -> None:
     """E = E* / 2: slope a half, Fisher divergence a quarter of the Fisher information, KL by a finer grid."""
     target = make_target("8gaussians")
@@ -59,6 +61,7 @@ def test_wrong_masses_of_modes_are_seen() -> None:
     assert scores["energy_sliced_w2"] > 5 * right["energy_sliced_w2"]
 
 
+@pytest.mark.slow
 def test_samples_of_the_energy_are_where_it_is_low() -> None:
     """Draws from p, and chains, which leave the data where the energy says so."""
     target = make_target("8gaussians")
@@ -72,6 +75,7 @@ def test_samples_of_the_energy_are_where_it_is_low() -> None:
         assert right[key] < 2 * right["energy_sliced_w2_floor"]
 
 
+@pytest.mark.slow
 def test_a_constant_energy_and_data_without_a_variance_leave_scores_out() -> None:
     flat = energy_quality(lambda x: 0.0 * x.sum(1), make_target("8gaussians"), **QUICK)
     assert "energy_correlation" not in flat and flat["energy_slope"] == 0
@@ -80,6 +84,7 @@ def test_a_constant_energy_and_data_without_a_variance_leave_scores_out() -> Non
     assert not {"energy_sliced_w2", "chains_sliced_w2"} & energy_quality(heavy.energy, heavy, **QUICK).keys()
 
 
+@pytest.mark.slow
 def test_data_without_an_energy_have_a_likelihood_and_chains() -> None:
     scores = energy_quality(lambda x: x.square().sum(1), make_target("moons"), **QUICK)
     assert scores.keys() == {"energy_nll", "energy_sliced_w2", "energy_sliced_w2_floor", "chains_sliced_w2"}
@@ -92,6 +97,7 @@ def test_many_dimensions_have_no_quadrature() -> None:
     assert scores.keys() == exact | {"chains_sliced_w2", "energy_sliced_w2_floor"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_scores() -> None:
     target = make_target("8gaussians")
     first, again = (energy_quality(target.energy, target, **QUICK, seed=3) for _ in range(2))

@@ -46,6 +46,7 @@ def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floors, "FLOOR_PAIRS", 3)
 
 
+@pytest.mark.slow
 def test_keys_of_a_density() -> None:
     scores = quick(Base("8gaussians"), fit=True, floors=True)
     wanted = SAMPLES | {f"{key}_floor" for key in SAMPLES}
@@ -58,6 +59,7 @@ def test_keys_of_a_density() -> None:
     assert without["kl_bound"] == pytest.approx(scores["kl_bound"]) == pytest.approx(-without["elbo"])
 
 
+@pytest.mark.slow
 def test_keys_of_a_learned_energy_on_known_data() -> None:
     with seeded(0):
         built = make_task("8gaussians-data", pretraining={"iterations": 20, "batch_size": 32, "width": 16})
@@ -69,6 +71,7 @@ def test_keys_of_a_learned_energy_on_known_data() -> None:
     assert last.keys() <= scores.keys()
 
 
+@pytest.mark.slow
 def test_keys_of_images() -> None:
     with seeded(0):
         built = make_task("digits", pretraining={"iterations": 20, "batch_size": 32, "width": 16})
@@ -78,6 +81,7 @@ def test_keys_of_images() -> None:
     assert scores["fd_floor"] < scores["fd"]
 
 
+@pytest.mark.slow
 def test_keys_of_a_reward_without_normaliser_or_sampler() -> None:
     with seeded(0):
         built = make_task(
@@ -88,6 +92,7 @@ def test_keys_of_a_reward_without_normaliser_or_sampler() -> None:
     assert scores.keys() >= WEIGHTS and not {"kl_bound", "eubo", "auc"} & scores.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backward", ["brownian", "forward", "learned"])
 @pytest.mark.parametrize("fit", [False, True])
 def test_elbo_and_eubo_bracket_log_z(backward: str, fit: bool) -> None:
@@ -101,6 +106,7 @@ def test_elbo_and_eubo_bracket_log_z(backward: str, fit: bool) -> None:
     assert all(0 < run["ess"] <= 1 for run in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_bounds_close_with_the_number_of_steps() -> None:
     """DDPM of one Gaussian: KL bound, EUBO and ESS go to 0, 0 and 1, and log Z is right at any number of steps."""
@@ -127,6 +133,7 @@ def test_elbo_tau_is_the_soft_return_in_nats() -> None:
     assert scores["elbo_tau"] == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_elbo_tau_of_a_fixed_energy_has_its_normaliser_as_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     """A named energy: annealed importance sampling finds log Z of exp(-E / tau), once."""
     monkeypatch.setattr(tasks.build, "ENERGIES", named := Registry("energy"))
@@ -157,6 +164,7 @@ def test_the_same_seed_gives_the_same_scores() -> None:
     assert quick_scores(agent, samples=500) == quick_scores(agent, samples=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dxdp", "ppo", "sb3-ppo"])
 def test_looking_changes_nothing(name: str) -> None:
     """Train, evaluate, train equals train, train."""
@@ -187,6 +195,7 @@ def test_looking_changes_nothing(name: str) -> None:
     assert torch.equal(finals[0].generator.get_state(), finals[1].generator.get_state())
 
 
+@pytest.mark.slow
 def test_many_wells_are_counted_beside_exact_samples() -> None:
     agent = Base("manywell32")
     scores = evaluate(agent, seed=1, samples=2000, draws=1, trajectories=500, fit=False)
@@ -197,6 +206,7 @@ def test_many_wells_are_counted_beside_exact_samples() -> None:
     assert 0.005 < scores["well_error_floor"] < 0.03, "the largest of 16 errors with a standard deviation of 0.008"
 
 
+@pytest.mark.slow
 def test_an_sb3_model_is_scored_on_a_task() -> None:
     stable_baselines3 = pytest.importorskip("stable_baselines3")
     from dxmi_rl.envs.sb3 import make_sb3_env
@@ -228,6 +238,7 @@ def test_bad_input() -> None:
         fit_kernel(agent.mdp, agent.policy, steps=0)
 
 
+@pytest.mark.slow
 def test_the_fixed_recipe_tightens_the_bound_and_leaves_the_kernel_alone() -> None:
     agent = Base(task(backward="forward"))
     kernel = agent.mdp.kernel
@@ -314,6 +325,7 @@ def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
     assert not {"kl_bound", "sliced_w2", "modes", "eubo"} & scores.keys()
 
 
+@pytest.mark.slow
 def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
     """SB3 wraps environments in many layers; a policy read in other coordinates would get another score in silence."""
     sb3 = pytest.importorskip("stable_baselines3")

@@ -70,6 +70,7 @@ def test_mmd_agrees_with_the_double_sum():
     assert blocked == pytest.approx(float(kernel(x, x).sum() - 60), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_mmd_is_near_zero_for_one_law_and_grows_with_the_shift():
     x, y = normal(2500, 2).float(), normal(2500, 2, seed=1).float()
     near, middle, far = (metrics.mmd(x + shift, y) for shift in (0.0, 0.3, 1.0))
@@ -180,6 +181,7 @@ def test_the_kernel_distance_is_an_unbiased_mmd():
     assert min(repeated) < 0
 
 
+@pytest.mark.slow
 def test_precision_and_recall(capsys):
     real, fake = normal(300, 2), normal(300, 2, seed=1)
     assert min(feature_metrics.neighbour_scores(real, fake).values()) > 0.85
@@ -329,6 +331,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         feature_metrics.neighbour_scores(normal(9, 2), normal(9, 2))
 
 
+@pytest.mark.slow
 def test_importing_metrics_imports_nothing_heavy():
     modules = "{'ot', 'sklearn', 'prdc', 'scipy.stats'}"
     code = f"import sys, dxmi_rl.evaluation.metrics; print(sorted({modules} & set(sys.modules)))"

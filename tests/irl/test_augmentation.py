@@ -206,6 +206,7 @@ def test_the_energy_and_its_gradient_penalty_see_changed_data_and_samples() -> N
     assert x.shape == (64, 1, 8, 8) and bool((x == 7).all()) and x.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"gradient_penalty": 1.0, "anchor": 0.9, "replay": 2}])
 def test_p_follows_the_energy_of_the_game(settings: dict[str, Any]) -> None:
     """Up against samples that are noise, down against samples that are data."""
@@ -225,6 +226,7 @@ def test_p_follows_the_energy_of_the_game(settings: dict[str, Any]) -> None:
     assert steps(model.task.target.data(512, seeded(2))) < 0
 
 
+@pytest.mark.slow
 def test_a_resumed_game_goes_on_bit_for_bit(tmp_path: Path) -> None:
     settings = {"augmentation": 0.3, "augmentation_target": 0.6, "augmentation_flip": True}
     whole, stopped = game(**settings), game(**settings)

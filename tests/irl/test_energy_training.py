@@ -53,6 +53,7 @@ def gradients(built: EnergyTrainer, energy: Exact, rows: int = 400_000) -> list[
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ENERGY_TRAINERS.names())
 def test_every_objective_is_flat_at_its_optimum_and_not_beside_it(method: str) -> None:
     """The data's own energy; with score matching's noise, that of the noisy data."""
@@ -103,6 +104,7 @@ def test_persistent_chains_go_on_and_restart() -> None:
     assert float(moved.double().mean()) == pytest.approx(0.25, abs=0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ENERGY_TRAINERS.names())
 def test_training_is_seeded_and_counted(method: str) -> None:
     target = make_target("moons")
@@ -119,6 +121,7 @@ def test_training_is_seeded_and_counted(method: str) -> None:
     assert first.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ENERGY_TRAINERS.names())
 def test_energies_end_lower_on_data_than_on_noise(method: str) -> None:
     """In standard deviations of the energies, and against the untrained network."""
@@ -159,6 +162,7 @@ def test_no_data_no_energy() -> None:
         train_energy(EnergyTarget(lambda x: x.square().sum(1), (2,)))
 
 
+@pytest.mark.slow
 def test_divergence_is_said() -> None:
     with pytest.raises(DivergenceError, match="short-run on 'moons' diverged"):
         train_energy(make_target("moons"), "short-run", **FAST | {"learning_rate": 1e30})

@@ -91,6 +91,7 @@ def test_the_noise_contrastive_optimum_is_the_log_ratio(loss: str, ratio: float 
     assert energy.grad is not None and float(energy.grad.abs().max()) < 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [0.5, 1.0])
 def test_the_contrastive_energy_approaches_its_equilibrium(gamma: float) -> None:
     """E* = (p_pi - p_data) / (2 gamma (p_pi + p_data)) for two fixed Gaussians, |E*| <= 1 / (2 gamma)."""
@@ -118,6 +119,7 @@ def test_the_contrastive_energy_approaches_its_equilibrium(gamma: float) -> None
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", INNER)
 def test_any_agent_inside(agent: str) -> None:
     model = dxmi(data_task(), agent)
@@ -131,6 +133,7 @@ def test_any_agent_inside(agent: str) -> None:
     assert model.sample(5).shape == (5, 2)
 
 
+@pytest.mark.slow
 def test_base_inside_trains_only_the_energy() -> None:
     model = dxmi(data_task(), "base")
     before = model.sample(16, seed=0)
@@ -212,6 +215,7 @@ def test_the_anchor_is_an_average_of_the_energy() -> None:
     assert all(torch.allclose(row, p, atol=1e-5) for row, p in zip(average, model.anchor.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_gradient_penalty_flattens_the_energy() -> None:
     slopes = {}
     for weight in (0.0, 10.0):
@@ -226,6 +230,7 @@ def test_a_gradient_penalty_flattens_the_energy() -> None:
     assert slopes[10.0] < 0.3 * slopes[0.0]
 
 
+@pytest.mark.slow
 def test_spectral_norm_bounds_every_layer_and_the_averages() -> None:
     model = dxmi(data_task(), anchor=0.9, ema=0.995, energy={"spectral_norm": True, "fourier": 2})
     for _ in range(300):
@@ -242,6 +247,7 @@ def test_spectral_norm_bounds_every_layer_and_the_averages() -> None:
     assert torch.equal(model.energy(x), model.energy(x)), "evaluation changes nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"anchor": 0.9}, {"energy.spectral_norm": True}, {"gradient_penalty": 0.1}])
 def test_the_energys_options_are_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
     model = dxmi(data_task(), replay=2, **settings)
@@ -261,6 +267,7 @@ def test_without_averaging_it_is_the_last_iterate() -> None:
     assert torch.allclose(model.score(torch.ones(2, 2)), model.energy(torch.ones(2, 2)).detach())
 
 
+@pytest.mark.slow
 def test_last_iterate_and_average_differ() -> None:
     model = dxmi(data_task(), ema=0.99)
     model.learn(5 * model.timesteps_per_iteration)
@@ -338,6 +345,7 @@ def test_a_target_without_data_cannot_be_imitated() -> None:
         make_agent("dxmi", make_task(EnergyOnly(), base=None))
 
 
+@pytest.mark.slow
 def test_the_fixed_energy_is_trained_once_and_is_everyones_reward(
     monkeypatch: pytest.MonkeyPatch, empty_cache: Path
 ) -> None:
@@ -357,6 +365,7 @@ def test_the_fixed_energy_is_trained_once_and_is_everyones_reward(
         make_task(name, energy="fixd")
 
 
+@pytest.mark.slow
 def test_a_fixed_energy_has_a_normaliser() -> None:
     """Also one that falls without end outside of the data, as networks do; where it was trained it stays as it is."""
 
@@ -376,6 +385,7 @@ def test_a_fixed_energy_has_a_normaliser() -> None:
     assert log_z[0] == pytest.approx(log_z[1], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_replayed_samples_double_what_the_energy_sees() -> None:
     plain, replayed = dxmi(data_task(), replay=0), dxmi(data_task(), replay=2)
     for built in (plain, replayed):

@@ -94,6 +94,7 @@ def serve(folder: str, seed: int) -> None:
     print(json.dumps(reached))
 
 
+@pytest.mark.slow
 def test_a_game_on_a_unet_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     environment = os.environ | {

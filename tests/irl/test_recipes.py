@@ -153,6 +153,7 @@ def test_other_images_start_from_their_denoiser(pictures: Task) -> None:
     assert float(game.agent.policy.log_sigma.detach().exp()[-1]) == pytest.approx(LAST_NOISE)
 
 
+@pytest.mark.slow
 def test_unets_have_a_recipe_of_their_own() -> None:
     pytest.importorskip("diffusers")
     quick = {"iterations": 1, "batch_size": 8, "channels": [8, 8]}
@@ -208,6 +209,7 @@ def test_other_agents_get_the_same_game_and_keep_their_critics(agent: str) -> No
     assert value is None or value.learning_rate == 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [agent for agent in AGENTS if agent in content("images")["agents"]])
 def test_any_agent_can_play_the_game_of_images(agent: str, pictures: Task) -> None:
     skip_without_extra(agent)

@@ -41,6 +41,7 @@ def test_lite0_sees_what_is_in_a_picture(lite0: features.Lite0Features) -> None:
     assert feature_metrics.frechet_distance(*found) > feature_metrics.frechet_distance(found[0], found[0] + 0) + 1
 
 
+@pytest.mark.slow
 def test_lite0_treats_grey_as_colour_and_clips(lite0: features.Lite0Features) -> None:
     grey = torch.rand(3, 1, 20, 20) * 4 - 2
     assert torch.equal(lite0(grey), lite0(grey.expand(-1, 3, -1, -1)))
@@ -64,6 +65,7 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         features.Lite0Features()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lite0")
 def test_images_are_scored_on_the_features_of_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))
@@ -80,6 +82,7 @@ def test_images_are_scored_on_the_features_of_their_target(tmp_path: Path, monke
     assert scores["fd_floor"] == pytest.approx(floor, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_images_are_scored_against_as_many_test_images() -> None:
     """Frechet distances are biased by the number of images: one number of test images must not stand for another."""
     digits = make_target("digits")
@@ -143,6 +146,7 @@ def test_inception_is_torch_fidelitys(weights: Path, monkeypatch: pytest.MonkeyP
     assert feature_metrics.frechet_distance(*found) == pytest.approx(wanted[name], rel=1e-3) and wanted[name] > 0
 
 
+@pytest.mark.slow
 def test_inception_rounds_and_clips_as_files_do(weights: Path) -> None:
     network = features.InceptionFeatures(weights)
     grey = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
@@ -184,6 +188,7 @@ def test_a_set_says_on_which_features_it_is_measured() -> None:
         ImageSet(rows[:6].view(6, 1, 4, 16), rows[6:].view(3, 1, 4, 16), features="digits")
 
 
+@pytest.mark.slow
 def test_features_of_test_images_are_kept_for_these_and_this_network_only(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -151,6 +151,7 @@ def test_a_conv_step_as_number_and_as_tensor_are_the_same() -> None:
     assert not torch.allclose(network(x, 3), network(x, 2))
 
 
+@pytest.mark.slow
 def test_a_convolutional_energy_sees_where_things_are() -> None:
     energy = EnergyConv((1, 8, 8), 0.5, width=8, depth=1)
     bar = -torch.ones(2, 1, 8, 8)

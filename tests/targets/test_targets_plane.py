@@ -52,6 +52,7 @@ def test_functions_of_samples_have_their_exact_means(name: str) -> None:
         assert float(error.max()) < 4.5, label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANE)
 def test_coordinates_of_samples_follow_the_energys_marginals(name: str) -> None:
     """Kolmogorov-Smirnov tests against distribution functions by quadrature of the energy; each fails wrongly once in
@@ -167,6 +168,7 @@ def test_mos10s_scale_is_half_the_central_interval() -> None:
     assert target.scale == pytest.approx(math.sqrt(np.mean(np.square(halves))), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "law"),
     [

@@ -102,6 +102,7 @@ def test_the_rings_radii_and_angles() -> None:
         assert stats.kstest(ring, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_the_moons_arcs() -> None:
     """Each point lies on one of the two half circles, up to noise of standard deviation 0.2 in either coordinate."""
     x = draw("moons")

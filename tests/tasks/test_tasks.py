@@ -268,6 +268,7 @@ def test_the_public_names() -> None:
         dxmi_rl.make_tsak  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light() -> None:
     """gym.make should not pay for agents, SB3 or scikit-learn."""
     heavy = ["stable_baselines3", "sklearn", "torchrl", "dxmi_rl.agents"]

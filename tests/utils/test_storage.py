@@ -45,6 +45,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(metadata=st.dictionaries(st.text(max_size=8), JSON, max_size=4), rows=st.integers(0, 4))
 def test_tensors_and_metadata_survive(tmp_path_factory: pytest.TempPathFactory, metadata: dict, rows: int) -> None:

@@ -48,6 +48,7 @@ def remember(self: Any, size: int, device: str) -> None:
     self.known, self.seconds = {}, 0.0
 
 
+@pytest.mark.slow
 def test_a_run_gives_tables_keys_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, folder = tmp_path / "results.json", tmp_path / "runs"
     methods = ["energy", "energy, NCE", "gaussian", "padim", "patchcore", *script.CONTROLS]

@@ -15,6 +15,7 @@ from benchmarks.anomaly import tables as script
 from dxmi_rl.targets import MissingDataError
 
 
+@pytest.mark.slow
 def test_a_small_run_gives_tables_keys_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("scikit_posthocs")
     file = tmp_path / "results.json"
@@ -47,6 +48,7 @@ def test_a_stopped_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made == ["knn", *methods, *methods], "another protocol or seed is another fit"
 
 
+@pytest.mark.slow
 def test_energies_are_among_the_methods(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick = {"pretraining_iterations": 10, "width": 8, "max_iterations": 2}
     monkeypatch.setattr(script, "ENERGIES", {name: quick | own for name, own in script.ENERGIES.items()})

@@ -12,6 +12,7 @@ from benchmarks.compare import interval_coverage as coverage
 from dxmi_rl.benchmark.statistics import interquartile_mean
 
 
+@pytest.mark.slow
 def test_coverage_writes_what_its_docstring_lists_and_rewrites_the_page(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{coverage.START}\nold\n{coverage.END}\nafter\n")

@@ -27,6 +27,7 @@ def run(place: Path, *more: str) -> int:
     return leaderboard.main([*(word for key, name in paths.items() for word in (key, str(place / name))), *more])
 
 
+@pytest.mark.slow
 def test_the_committed_files_are_in_step() -> None:
     """README's table and docs/leaderboard.md are what benchmarks/results/ gives."""
     assert leaderboard.main(["--check"]) == 0, "run python benchmarks/compare/leaderboard.py"
@@ -40,6 +41,7 @@ def test_it_writes_once_and_checks(place: Path, capsys: pytest.CaptureFixture[st
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
 
 
+@pytest.mark.slow
 def test_experiments_have_pages_and_rank_nobody(place: Path) -> None:
     run(place)
     before = (place / "page.md").read_text(encoding="utf-8")

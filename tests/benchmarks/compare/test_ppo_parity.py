@@ -14,6 +14,7 @@ from benchmarks.compare import ppo_parity
 from dxmi_rl.agents import PPO
 
 
+@pytest.mark.slow
 def test_parity_of_the_libraries(tmp_path: Path) -> None:
     pytest.importorskip("stable_baselines3")
     file = tmp_path / "parity.json"

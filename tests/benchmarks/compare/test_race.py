@@ -84,6 +84,7 @@ def test_tasks_without_both_are_left_out_and_names_are_checked() -> None:
         race.race(results(), "dxdp", "pppo")
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "race.json"
     assert race.main(["--json", str(file)]) == 0

@@ -54,6 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
     arguments = ["--experiments", "energies", "guidance", "--seeds", "0", "1", "--budget", "1500"]
@@ -78,6 +79,7 @@ def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys
     assert kept == {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}, "finished runs are not run again"
 
 
+@pytest.mark.slow
 def test_pictures_of_games_and_scores(quick: Path, tmp_path: Path) -> None:
     arguments = ["--experiments", "starts", "tau", "guidance", "race", "--seeds", "3", "--budget", "1000"]
     folder = tmp_path / "pictures"
@@ -172,6 +174,7 @@ def test_every_experiment_has_its_runs_and_shares_games_with_others() -> None:
     assert len(keys["tau"] & keys["energies"]) == 4, "and that at tau = 0"
 
 
+@pytest.mark.slow
 def test_games_from_some_starts_only(quick: Path) -> None:
     arguments = ["--experiments", "tau", "--starts", "scratch", "--seeds", "0", "--budget", "1000"]
     assert dxmi_2d.main([*arguments, "--jobs", "1", "--folder", str(quick)]) == 0, "there play all from scratch"
@@ -187,6 +190,7 @@ def test_reached_needs_to_hold() -> None:
     assert play_module.reached(curve[:5], "sliced_w2", 0.1) is None
 
 
+@pytest.mark.slow
 def test_the_prediction_is_the_games_end() -> None:
     """At tau = 0.05 and gamma = 1, DESIGN's 0.83 and 0.025; none with tau = 0; no bias with an anchor."""
     play = Play("tau", "dxmi", "8gaussians", "scratch", 0.1, 0, 100, settings={"gamma": 1.0})
@@ -208,6 +212,7 @@ def test_bad_arguments(bad: list[str], tmp_path: Path) -> None:
     assert dxmi_2d.main([*bad, "--folder", str(tmp_path)]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_critics_energy_is_scored_on_its_best_scale() -> None:
     target = make_target("8gaussians")
@@ -273,6 +278,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     forget_the_stub()
 
 
+@pytest.mark.slow
 def test_the_authors_trainer_enters_the_race(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is called in its order and with the table's settings, and trains the denoiser and log sigma at the rates."""
     monkeypatch.setattr(play_module, "SAMPLES", 200)

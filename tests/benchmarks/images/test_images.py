@@ -34,6 +34,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_a_small_run_gives_table_keys_and_pictures(
     quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,6 +64,7 @@ def test_a_small_run_gives_table_keys_and_pictures(
     assert kept == {path: path.stat().st_mtime_ns for path in quick.glob("*.json")}, "finished runs are not run again"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     quick: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     assert [point["fd"] for point in again["curve"]] == [point["fd"] for point in whole["curve"]]
 
 
+@pytest.mark.slow
 def test_ablations_share_runs_with_rows_under_their_own_names(quick: Path, tmp_path: Path) -> None:
     arguments = ["--seeds", "0", "--budget", "200", "--jobs", "1", "--points", "1", "--folder", str(quick)]
     assert script.main([*arguments, "--rows", "dxmi, T = 4"]) == 0

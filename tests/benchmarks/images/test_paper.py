@@ -33,6 +33,7 @@ def tiny(name: str, classes: int | None = None) -> PaperPreset:
     return dataclasses.replace(preset, event_shape=(3, 8, 8), backbone=backbone, n_trajectories=4, iterations=3)
 
 
+@pytest.mark.slow
 def test_backbones_have_their_size() -> None:
     known = {"cifar10-t10": 35_746_307, "imagenet64-t10": 296e6, "lsun-bedroom-t4": 527e6}
     for name, parameters in known.items():
@@ -40,6 +41,7 @@ def test_backbones_have_their_size() -> None:
         assert found == pytest.approx(parameters, rel=1e-9 if name.startswith("cifar") else 0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PAPER_PRESETS))
 def test_costs_add_up(name: str) -> None:
     preset = PAPER_PRESETS[name]
@@ -51,6 +53,7 @@ def test_costs_add_up(name: str) -> None:
     assert cost.hours(1e15, 0.5) == pytest.approx(cost.iteration_flops * preset.iterations / 5e14 / 3600)
 
 
+@pytest.mark.slow
 def test_a_game_keeps_what_the_count_says(tmp_path: Path) -> None:
     preset = tiny("cifar10-t4")
     task = preset.make_task(ImageSet(BYTES[:15], BYTES[15:]), preset.make_backbone().save(tmp_path / "b.safetensors"))
@@ -71,6 +74,7 @@ def tiny_presets(monkeypatch: pytest.MonkeyPatch) -> Any:
     return paper
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "label"), [("cifar10-t4", None), ("imagenet64-t4", 1)])
 def test_the_paper_games_can_be_played(
     name: str, label: int | None, script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -100,6 +104,7 @@ def test_the_paper_games_can_be_played(
     assert json.loads((tmp_path / "out.json").read_text())["runs"][0]["costs"]["timesteps"] == 3 * 4 * 4
 
 
+@pytest.mark.slow
 def test_a_dry_run_plays_cifar10_only(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "out.json"
     assert script.main(["--dry-run", "--json", str(file)]) == 0

@@ -14,6 +14,7 @@ from benchmarks.throughput import agents
 from dxmi_rl.utils.torch_tools import seeded
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_iteration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "agents.json"
     assert agents.main(["--seeds", "0", "--rounds", "1", "--iterations", "1", "--json", str(file)]) in (0, 1)

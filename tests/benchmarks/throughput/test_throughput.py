@@ -265,6 +265,7 @@ def test_memory_before_the_call_does_not_count() -> None:
     assert FLOAT * 100_000 <= measure.peak_bytes(lambda: held * 2, CPU) < FLOAT * 100_064
 
 
+@pytest.mark.slow
 def test_memory_of_episodes() -> None:
     """A rollout keeps T + 1 states of d numbers and T log-probabilities; sampling keeps one state, whatever T."""
     n, peaks = 4_096, dict[tuple[str, int], int]()

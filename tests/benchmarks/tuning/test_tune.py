@@ -51,6 +51,7 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_it_searches_stops_goes_on_and_records(
     short: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +90,7 @@ def test_it_searches_stops_goes_on_and_records(
     assert "other sizes, search these again, too: reinforce" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_key_of_the_docstring_exists(short: Path) -> None:
     assert search("--json", "all.json", trials=1, agents=("ppo",)) == 0
     lines = tune.__doc__.split("Keys of", 1)[1].splitlines()
@@ -120,6 +122,7 @@ def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len({json.dumps(trial) for trial in trials}) == 18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "score"), [("ppo", "kl_bound"), ("sb3-td3", "sliced_w2")])
 def test_the_score(agent: str, score: str, short: Path) -> None:
     skip_without_extra(agent)
@@ -221,6 +224,7 @@ def test_the_defaults_are_the_settings_on_record(name: str) -> None:
     assert settings == {key: defaults[key] for key in settings}
 
 
+@pytest.mark.slow
 def test_agents_learn_and_resume_with_the_settings_on_record(name: str, tmp_path: Path) -> None:
     settings = read(RECORD).get(name, {}).get("settings")
     if not settings:
