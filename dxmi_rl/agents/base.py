@@ -119,7 +119,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         """One iteration: a rollout, ``on_final(x_T)`` (DxMI's energy step), the updates. Returns losses to log.
 
-        It adds the transitions of its rollout to ``costs.timesteps``; all other costs count themselves.
+        It adds the transitions of its rollout to ``costs.timesteps``; other costs are counted automatically.
         """
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
