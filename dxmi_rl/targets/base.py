@@ -42,7 +42,8 @@ class Target(nn.Module):
     - what it has, by the class attributes ``has_energy``, ``has_sampler`` and ``has_data``. It sets those to True and
       defines ``_energy(x)``, ``_sample(n, generator)`` or ``_data(n, generator)``; asking for the rest raises
       TargetError.
-    - its ``name``, and in ``__init__`` its shape, scales and log Z.
+    - its ``name``, and in ``__init__`` its shape, scales and log Z. Samples are drawn with ``generator``, on
+      ``self.device`` and in the dtype of ``self.anchor``, without branches or masks that depend on values.
     - how samplers are scored on it, by ``metrics``. This follows from the rest: sliced W2 and MMD where it has samples
       or data (``finite_variance = False``: MMD and quantiles), the number of modes where it defines ``modes``, and the
       scores of ``own_scores`` where it defines these. Override ``metrics`` for others, such as those of images.
@@ -148,7 +149,7 @@ class Target(nn.Module):
         ``generator`` lives on the target's device; None is torch's global one.
         """
         if not self.has_sampler:
-            raise TargetError(f"target {self.name!r} has no exact sampler.")
+            raise TargetError(f"target {self.name!r} has no exact sampler, or its task hides it (track='sample').")
         return self._sample(check_integer("n", n), _check_generator(generator))
 
     def data(self, n: int, generator: torch.Generator | None = None) -> Tensor:

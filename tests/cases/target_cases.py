@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import list_targets, make_target
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import GaussianMixture, StudentMixture, Target
 
 
 @functools.cache
@@ -27,7 +27,8 @@ def names(which: Callable[[Target], Any]) -> list[str]:
 
 
 ENERGIES = names(lambda target: target.has_energy)
-PLANE = names(lambda target: target.has_energy and target.event_shape == (2,))
+PLANE = names(lambda target: target.has_energy and target.has_sampler and target.event_shape == (2,))
+MIXTURES = names(lambda target: isinstance(target, (GaussianMixture, StudentMixture)) and target.dim == 2)
 EXACT = names(lambda target: target.has_energy and target.has_sampler)
 SAMPLES = names(lambda target: target.has_sampler or target.has_data)
 ENERGIES_ONLY = names(lambda target: target.has_energy and not (target.has_sampler or target.has_data))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from target_cases import EXACT, PLANE, built, energy_and_gradient, line, names, plane, seeded
+from target_cases import EXACT, MIXTURES, PLANE, built, energy_and_gradient, line, names, plane, seeded
 from torch import Tensor
 
 from dxmi_rl import make_target
@@ -73,7 +73,7 @@ def test_coordinates_of_samples_follow_the_energys_marginals(name: str) -> None:
         assert test.pvalue > 1e-4, axis
 
 
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize("name", MIXTURES)
 def test_coordinates_of_samples_follow_the_mixtures_of_their_definition(name: str) -> None:
     target = built(name)
     kinds: dict[type, Any] = {GaussianMixture: stats.norm, StudentMixture: stats.t(2)}
