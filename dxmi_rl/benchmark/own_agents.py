@@ -166,7 +166,8 @@ class OwnAgent:
         if not self.reference.endswith(".safetensors"):
             return None
         self.check()
-        return str(load_tensors(self._path(self.reference))[1]["task_name"])
+        name: str | None = load_tensors(self._path(self.reference))[1].get("task_name")
+        return name
 
     @property
     def digest(self) -> str:
