@@ -28,6 +28,8 @@ class LiveEnergy:
 
     def __init__(self, function: Energy | None = None) -> None:
         self.function = function
+        self.differentiable: bool | None = None
+        """Whether the function has a gradient in x, found out by the first ``value_and_gradient``."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
@@ -36,7 +38,8 @@ class LiveEnergy:
         """
         if self.function is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
-        count_energy(len(x), differentiated=x.requires_grad and torch.is_grad_enabled())
+        wanted = x.requires_grad and torch.is_grad_enabled()
+        count_energy(len(x), differentiated=wanted and self.differentiable is not False)
         with evaluation_mode(self.function):
             value = self.function(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
@@ -56,7 +59,7 @@ class LiveEnergy:
         """
         if not callable(function):
             raise TypeError(f"energy must be a module or function, got {function!r}.")
-        previous, self.function = self.function, function
+        previous, self.function, self.differentiable = self.function, function, None
         try:
             with torch.no_grad():
                 self(points)
@@ -78,6 +81,34 @@ class LiveEnergy:
             point = x if create_graph else x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self(point).sum(), point, create_graph=create_graph)
         return gradient
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """E(x) ``[batch]`` and grad E(x) ``[batch, *event_shape]``, as constants: one evaluation per row.
+
+        The gradient is None for a function that has none: one that fails on a tensor that requires gradients, or whose
+        answer does not depend on it. Raises EnergyError when values or gradients are not finite.
+        """
+        if self.differentiable is None:
+            self.differentiable = self._has_gradient(x[:2])
+        gradient: Tensor | None = None
+        with torch.enable_grad():
+            point = x.detach().requires_grad_(self.differentiable)
+            energy = self(point)
+            if self.differentiable:
+                (gradient,) = torch.autograd.grad(energy.sum(), point)
+        require_finite(energy.detach(), *([] if gradient is None else [gradient]))
+        return energy.detach(), gradient
+
+    def _has_gradient(self, x: Tensor) -> bool:
+        """Try it on x, uncounted; a function that fails there has none."""
+        assert self.function is not None
+        with torch.enable_grad(), evaluation_mode(self.function):
+            point = x.detach().requires_grad_()
+            try:
+                (gradient,) = torch.autograd.grad(self.function(point).sum(), point, allow_unused=True)
+            except Exception:  # whatever a black box raises; what is wrong with it shows when it is asked without
+                return False
+        return gradient is not None
 
     def parameters(self) -> list[nn.Parameter]:
         """Parameters of the reward model; empty for a function."""

@@ -25,12 +25,16 @@ class Trajectory:
         log_prob: log pi(x_{t+1} | x_t) of the policy that played, ``[T, n]``.
         base_mean: ``GaussianPolicy.base_mean`` at every x_t, ``[T, n, ...]``; None for policies without one.
         first: the step that x[0] belongs to; 0 for whole episodes.
+        energy: E(x_T), ``[n]``, where an agent has asked for it.
+        value_gradient: targets for grad V_t(x_t), ``[T, n, *event_shape]``, where an agent has computed them.
     """
 
     x: Tensor
     log_prob: Tensor
     base_mean: Tensor | None = None
     first: int = 0
+    energy: Tensor | None = None
+    value_gradient: Tensor | None = None
 
     @property
     def horizon(self) -> int:
@@ -63,8 +67,9 @@ class Trajectory:
 
     def select(self, episodes: Tensor | slice) -> Trajectory:
         """The episodes with these indices ``[k]``, which may repeat, or a slice of them."""
-        base_mean = None if self.base_mean is None else self.base_mean[:, episodes]
-        return Trajectory(self.x[:, episodes], self.log_prob[:, episodes], base_mean, self.first)
+        energy = None if self.energy is None else self.energy[episodes]
+        kept = [None if part is None else part[:, episodes] for part in (self.base_mean, self.value_gradient)]
+        return Trajectory(self.x[:, episodes], self.log_prob[:, episodes], kept[0], self.first, energy, kept[1])
 
     def from_step(self, first: int) -> Trajectory:
         """The episodes without the steps before ``first``.
@@ -74,22 +79,26 @@ class Trajectory:
         skipped = first - self.first
         if not 0 <= skipped < self.horizon:
             raise ValueError(f"first must lie in {self.first}..{self.first + self.horizon - 1}, got {first}.")
-        base_mean = None if self.base_mean is None else self.base_mean[skipped:]
-        return Trajectory(self.x[skipped:], self.log_prob[skipped:], base_mean, first)
+        kept = [None if part is None else part[skipped:] for part in (self.base_mean, self.value_gradient)]
+        return Trajectory(self.x[skipped:], self.log_prob[skipped:], kept[0], first, self.energy, kept[1])
 
     def cat(self, other: Trajectory) -> Trajectory:
-        """These episodes, then those of ``other``; without ``base_mean`` unless both have one.
+        """These episodes, then those of ``other``; what only one of them has recorded is left out.
 
         Raises ValueError for episodes of other steps.
         """
         if (self.first, self.horizon) != (other.first, other.horizon):
             steps = [f"{part.first}..{part.first + part.horizon - 1}" for part in (self, other)]
             raise ValueError(f"other must have the steps {steps[0]}, got {steps[1]}.")
-        base_mean = None
-        if self.base_mean is not None and other.base_mean is not None:
-            base_mean = torch.cat([self.base_mean, other.base_mean], dim=1)
+
+        def joined(name: str, dim: int) -> Tensor | None:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            return None if mine is None or theirs is None else torch.cat([mine, theirs], dim)
+
         x, log_prob = torch.cat([self.x, other.x], dim=1), torch.cat([self.log_prob, other.log_prob], dim=1)
-        return Trajectory(x, log_prob, base_mean, self.first)
+        return Trajectory(
+            x, log_prob, joined("base_mean", 1), self.first, joined("energy", 0), joined("value_gradient", 1)
+        )
 
 
 class GaussianDensity(Protocol):

@@ -17,7 +17,7 @@ from benchmarks.run_cache import code_of, kept_result, run_file
 from dxmi_rl import evaluation, make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.agents.guidance import Guiding
+from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.irl import DxMI
@@ -172,7 +172,7 @@ def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, floa
         generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
         last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
         scores["fd_last"] = evaluation.image_distance(target, last)
-        if isinstance(agent.agent, Guiding):
+        if isinstance(agent.agent, GuidedAgent):
             guided = agent.sample(n, seed=EVALUATION_SEED + 100 + seed, guidance=GUIDANCE)
             scores["fd_guided"] = evaluation.image_distance(target, guided)
     return scores

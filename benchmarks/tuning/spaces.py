@@ -91,7 +91,6 @@ SPACES: dict[str, dict[str, Space | None]] = {
         "policy_steps": Steps((2, 4, 8, 16)),
         "warmup_value_steps": Steps((10, 30, 60)),
         "replay": Steps((1, 2, 4, 8)),
-        "value_resampling": Steps((False, True)),
     },
     "grpo": {"group_size": Steps((8, 16, 32))},
     "path-wise-vargrad": GFLOWNET | {"path_wise_fraction": Steps((0.05, 0.1, 0.2, 0.4))},

@@ -5,27 +5,33 @@ This is the strong agent; ``dxdp_paper.py`` is the published one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import ops
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.guidance import GuidedPolicy, guide
-from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
-from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.energy_model import EnergyModel
+from dxmi_rl.agents.guidance import GuidedAgent
+from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.replay import KeptRollouts
+from dxmi_rl.agents.settings import PolicyConfig, ValueConfig, policy_kind
+from dxmi_rl.agents.value_gradients import ValueGradient, adjoint_along_paths, value_gradient
 from dxmi_rl.agents.values import Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
-from dxmi_rl.live_energy import Energy
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
 from dxmi_rl.utils.torch_tools import frozen, gradient_step
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
+WARMUP_FITS = 4
+"""Fits of the energy model while warming up, in multiples of ``energy_model_steps``."""
+TEMPERING_START = 0.1
+"""Weight of the energy at the start of ``tempering``."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,27 @@ class DxDPConfig:
     """Policy steps per rollout, each with fresh next states."""
     replay: int = 4
     """Rollouts that are kept; with more than the last one, targets carry truncated importance weights (V-trace)."""
-    value_resampling: bool = False
-    """One-step targets with a fresh next state at each regression, instead of the rollout's own."""
     lookahead_value: bool = False
     """V_t(x) = E(D_t(x)) + v_t(x): the energy of what the denoiser expects in the end (the policy's denoiser, or the
     base sampler's under a correction), plus the network, which starts at 0 and learns the rest. For images, where a
     randomly initialised network follows a learned energy too late. It costs a denoiser call and an energy evaluation
     per value."""
+    energy_model: bool = False
+    """Ask for E and its gradient once per trajectory, and improve the policy on a network fitted to them (EnergyModel);
+    False: on E itself, ``policy_steps`` evaluations per trajectory."""
+    energy_model_steps: int = 8
+    """Fits of the energy model per rollout."""
+    energy_model_learning_rate: float = 3e-3
+    """Peak rate of the energy model."""
+    gradient_weight: float = 0.0
+    """Weight of gradient targets in the value's regression (``adjoint_along_paths``); 0: values only."""
+    gradient_lambda: float = 0.9
+    """Mixing of the gradient targets: 1 follows each trajectory to its end, 0 takes one step and the gradient of V."""
+    tempering: float = 0.0
+    """First part of the budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found before
+    they are deep. 0: none."""
+    value_input: bool = False
+    """A correction is given grad V_{t+1} at the base mean, in place of grad E at the current state."""
     correction: bool = True
     """Add a policy gradient of V's errors, returns minus V: with td_lambda = 1 and replay = 1 the gradient of the first
     policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
@@ -74,17 +94,20 @@ class DxDPConfig:
 
     def __post_init__(self) -> None:
         check_integer("n_trajectories", self.n_trajectories, minimum=2 if self.correction else 1)
-        for key in ("policy_steps", "replay", "kernel_steps"):
+        for key in ("policy_steps", "replay", "kernel_steps", "energy_model_steps"):
             check_integer(key, getattr(self, key))
         check_integer("value_steps", self.value_steps, minimum=1 - self.lookahead_value)
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(self, key), minimum=0)
-        check_fraction("td_lambda", self.td_lambda)
+        for key in ("td_lambda", "gradient_lambda", "tempering"):
+            check_fraction(key, getattr(self, key))
+        for key in ("gradient_weight", "energy_model_learning_rate"):
+            check_real(key, getattr(self, key))
         for key in ("clip_range", "max_grad_norm"):
             check_real(key, getattr(self, key), strict=True)
 
 
-class DxDP(Agent[DxDPConfig]):
+class DxDP(GuidedAgent[DxDPConfig]):
     """Soft value iteration, where the backward kernel bounds the entropy: nothing is back-propagated through time.
 
         V_T = E
@@ -105,7 +128,16 @@ class DxDP(Agent[DxDPConfig]):
     def _build(self) -> None:
         self.require_energy()
         config = self.config
-        self.policy = make_policy(self.mdp, config.policy)
+        self.energy_model: EnergyModel | None = None
+        if config.energy_model:
+            rate = config.energy_model_learning_rate
+            self.energy_model = EnergyModel(self.mdp, replace(config.value, learning_rate=rate))
+        if config.value_input and policy_kind(config.policy, self.mdp.event_shape) != "correction":
+            raise ValueError("value_input must be False for a fine-tuned network, got True.")
+        given = replace(config.policy, energy_gradient=True) if config.value_input else config.policy
+        self.policy = make_policy(self.mdp, given)
+        if config.value_input and isinstance(self.policy, CorrectionPolicy):
+            self.policy.gradient = ValueGradient(self.next_value, self.mdp.tau)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         network = value_network(self.mdp, config.value)
         self.lookahead: Lookahead | None = None
@@ -115,62 +147,103 @@ class DxDP(Agent[DxDPConfig]):
             nn.init.zeros_(network.last.bias)
         self.value = ValueFunction(self.mdp, config.value, network=network)
         self.warmup_left = config.warmup_iterations if config.value_steps else 0
-        self.memory: Trajectory | None = None
+        self.memory = KeptRollouts(config.replay * config.n_trajectories)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
+        model = {} if self.energy_model is None else {"energy_model": self.energy_model.value.optimizer}
+        return {"policy": self.policy_optimizer, "value": self.value.optimizer, **model}
 
     def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
+        model = {} if self.energy_model is None else {"energy_model": self.energy_model}
+        return {**super().modules(), "value": self.value, **model}
 
     def values(self, x: Tensor, t: Tensor | int, *, trained: bool = False) -> Tensor:
         """V_t(x): ``[batch]``; ``trained`` promises that no step is frozen (Lookahead)."""
         learned: Tensor = self.value(x, t)
         return learned if self.lookahead is None else learned + self.lookahead(x, t, trained=trained)
 
+    @property
+    def energy_weight(self) -> float:
+        """The factor of E, below 1 in the first part of a budget (``tempering``)."""
+        part = min(1.0, self.progress / self.config.tempering) if self.config.tempering else 1.0
+        return TEMPERING_START + (1 - TEMPERING_START) * part
+
+    def last_value(self, x: Tensor) -> Tensor:
+        """V_T, the energy or its model, times ``energy_weight``: ``[batch]``."""
+        energy = self.mdp.energy(x) if self.energy_model is None else self.energy_model(x)
+        return self.energy_weight * energy
+
+    def next_value(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """V_{t+1}(x): ``[batch]``."""
+        last = self.mdp.horizon - 1
+        if isinstance(t, int):
+            return self.last_value(x) if t == last else self.values(x, t + 1)
+        return torch.where(t == last, self.last_value(x), self.values(x, (t + 1).clamp_max(last)))
+
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, log = self.config, Log()
         latest = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
-        kept = self.remember(latest, energy_moved=on_final is not None)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
+        if on_final is not None:
+            self.renew()
+        self.ask(latest, energy_moved=on_final is not None)
+        if self.energy_model is not None:
+            fits = WARMUP_FITS if warming else 1
+            log["energy_model_loss"] = self.energy_model.fit(fits * config.energy_model_steps, self.generator)
+        kept = self.memory.add(latest)
         value_steps = config.warmup_value_steps if warming else config.value_steps
         policy_steps = 0 if warming else config.policy_steps
-        fits = value_steps > 0 and not config.value_resampling
-        targets = self.value_targets(kept) if config.correction or fits else torch.zeros_like(kept.log_prob)
+        needed = config.correction or value_steps > 0
+        targets = self.value_targets(kept) if needed else torch.zeros_like(kept.log_prob)
         steps = max(value_steps, policy_steps)
         for step in range(steps):
             if ops.due(step, value_steps, steps):
-                part, wanted = self.pick(kept, targets)
+                part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)
                 log["value_loss"] = self.update_value(part, wanted)
             if ops.due(step, policy_steps, steps):
-                part, wanted = self.pick(kept, targets)
+                part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)
                 log["policy_loss"] = self.update_policy(part, wanted)
         return log
 
+    def ask(self, latest: Trajectory, energy_moved: bool = False) -> None:
+        """Note E(x_T) and gradient targets in the latest rollout, and its final states in the energy model.
+
+        One evaluation per trajectory, with its gradient where it has one and it is of use. Raises ValueError for
+        gradient targets of an energy without a gradient and without a model.
+        """
+        config, model = self.config, self.energy_model
+        if model is None and not config.gradient_weight:
+            if config.correction or config.value_steps:
+                latest.energy = self.mdp.finite_energy(latest.final)
+            return
+        latest.energy, last = self.mdp.energy.value_and_gradient(latest.final)
+        if model is not None:
+            if energy_moved:
+                model.clear()
+            model.add(latest.final, latest.energy, last)
+            last = value_gradient(model, latest.final) if last is None else last
+        if config.gradient_weight:
+            if last is None:
+                raise ValueError("gradient_weight must be 0 for an energy without a gradient and energy_model=False.")
+            last, mixing = self.energy_weight * last, config.gradient_lambda
+            latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, self.values, latest, last, mixing)
+
     # -- rollouts that are kept --------------------------------------------------------------------------------
 
-    def remember(self, latest: Trajectory, energy_moved: bool = False) -> Trajectory:
-        """All kept rollouts, the latest last; ``energy_moved``: the energy has changed since the others were played."""
-        if self.config.replay == 1:
-            return latest
-        if self.memory is not None:
-            if energy_moved and self.policy.sees_energy_gradient:  # base means hold grad E
-                x, _, t = self.memory.transitions()
-                base_mean = self.policy.base_mean(x, t)
-                assert base_mean is not None
-                self.memory.base_mean = base_mean.unflatten(0, (self.mdp.horizon, -1))
-            latest = self.memory.cat(latest)
-        self.memory = latest.select(slice(-self.config.replay * self.config.n_trajectories, None))
-        return self.memory
-
-    def pick(self, kept: Trajectory, targets: Tensor) -> tuple[Trajectory, Tensor]:
-        """``n_trajectories`` of the kept ones, with the same columns of ``targets`` ``[T, N]``."""
-        n = self.config.n_trajectories
-        if n >= kept.n:
-            return kept, targets
-        chosen = torch.randperm(kept.n, generator=self.generator, device=targets.device)[:n]
-        return kept.select(chosen), targets[:, chosen]
+    def renew(self) -> None:
+        """Ask for the energies of the kept trajectories again, and for the gradients of E that their policy was given:
+        the energy has moved.
+        """
+        kept = self.memory.trajectories
+        if kept is None or self.config.replay == 1:
+            return
+        kept.energy = self.mdp.finite_energy(kept.final)
+        if self.policy.sees_energy_gradient:
+            x, _, t = kept.transitions()
+            base_mean = self.policy.base_mean(x, t)
+            assert base_mean is not None
+            kept.base_mean = base_mean.unflatten(0, (self.mdp.horizon, -1))
 
     # -- evaluation --------------------------------------------------------------------------------------------
 
@@ -190,28 +263,21 @@ class DxDP(Agent[DxDPConfig]):
         costs = self.step_cost(x, x_next, t, log_prob).view(-1, n)
         first = n if ratios is None else 0  # on-policy, V_0 cancels
         values = self.values(x[first:], t[first:]).view(-1, n)
-        values = torch.cat([values, self.mdp.finite_energy(trajectory.final)[None]])
+        assert trajectory.energy is not None
+        values = torch.cat([values, self.energy_weight * trajectory.energy[None]])
         return ops.td_lambda_returns(costs, values, self.config.td_lambda, ratios)
 
-    @torch.no_grad()
-    def resampled_targets(self, trajectory: Trajectory) -> Tensor:
-        """One-step targets c_t + V_{t+1}(x') with fresh x' ~ pi(. | x_t): ``[T, n]``."""
-        x, _, t = trajectory.transitions()
-        n = trajectory.n
-        x_next, log_prob, _ = self.draw(trajectory)
-        future = torch.cat([self.values(x_next[:-n], t[:-n] + 1), self.mdp.energy(x_next[-n:])])
-        return (future + self.step_cost(x, x_next, t, log_prob)).view(-1, n)
-
     def update_value(self, trajectory: Trajectory, targets: Tensor) -> Tensor:
-        """One regression of V on ``targets`` ``[T, n]``, or on resampled ones; returns the loss."""
+        """One regression of V on ``targets`` ``[T, n]``, and on gradients where there are some; returns the loss."""
         x, _, t = trajectory.transitions()
-        if self.config.value_resampling:
-            targets = self.resampled_targets(trajectory)
         wanted = targets.flatten()
         if self.lookahead is not None:  # the network learns what the look-ahead leaves
             with torch.no_grad():
                 wanted = wanted - self.lookahead(x, t)
-        return self.value.fit(x, t, wanted)
+        if trajectory.value_gradient is None:
+            return self.value.fit(x, t, wanted)
+        gradients, scale = trajectory.value_gradient.flatten(0, 1), self.mdp.state_scale[:-1]
+        return self.value.fit_gradients(x, t, wanted, gradients, scale=scale, weight=self.config.gradient_weight)
 
     # -- improvement -------------------------------------------------------------------------------------------
 
@@ -235,13 +301,14 @@ class DxDP(Agent[DxDPConfig]):
         x, x_next, t = trajectory.transitions()
         n = trajectory.n
         fresh, log_prob, moments = self.draw(trajectory)
-        loss = self.step_cost(x, fresh, t, log_prob).sum() + self.mdp.energy(fresh[-n:]).sum()
+        loss = self.step_cost(x, fresh, t, log_prob).sum() + self.last_value(fresh[-n:]).sum()
         if trajectory.horizon > 1:
             loss = loss + self.values(fresh[:-n], t[:-n] + 1, trained=True).sum()
-            if self.config.correction:
-                error = self.value_error(trajectory, returns)
+        if self.config.correction:
+            error = self.value_error(trajectory, returns)
+            if len(error):
                 log_new = gaussian_log_prob(x_next, *moments)
-                ratio = ops.importance_ratio(log_new, trajectory.log_prob.flatten())[:-n]
+                ratio = ops.importance_ratio(log_new, trajectory.log_prob.flatten())[: len(error)]
                 clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
                 loss = loss + torch.maximum(ratio * error, clipped * error).sum()
         return loss / len(x)
@@ -250,45 +317,33 @@ class DxDP(Agent[DxDPConfig]):
     def value_error(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """G_t - V_t less the mean of the others at the same step, t = 1..T-1 (V_T = E is exact): ``[(T - 1) n]``.
 
+        With an energy model also t = T, where G_T = E and V_T is the model: ``[T n]``.
+
         V is the one that the policy step differentiates: only then do its errors cancel.
         """
         x, _, t = trajectory.transitions()
         n = trajectory.n
         error = (returns.flatten()[n:] - self.values(x[n:], t[n:], trained=True)).view(-1, n)
+        if self.energy_model is not None and trajectory.energy is not None:
+            missed = trajectory.energy - self.energy_model(trajectory.final)
+            error = torch.cat([error, self.energy_weight * missed[None]])
         # The mean of the others: a mean that holds the trajectory's own error would shrink the gradient.
         return (error - error.mean(1, keepdim=True)).flatten() * n / (n - 1)
 
     def update_policy(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
         first = self.policy.frozen_steps
-        fixed = [*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy.parameters()]
-        with frozen(fixed):
+        others = [module for name, module in self.modules().items() if name != "policy"]
+        with frozen([*self.mdp.energy.parameters(), *(p for module in others for p in module.parameters())]):
             loss = self.policy_loss(trajectory.from_step(first), returns[first:])
             return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
 
-    # -- guidance, checkpoints ---------------------------------------------------------------------------------
-
-    def guided(
-        self, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
-    ) -> GuidedPolicy:  # fmt: skip
-        """The policy (or another one) moved by the gradients of V_t, at the end of the live energy (or another one)."""
-        return guide(self, weight, policy=policy, energy=energy)
-
-    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
-        """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
-        (GuidedPolicy).
-        """
-        if not guidance:
-            return super().sample(n, seed=seed)
-        return self.mdp.sample(self.guided(guidance), n, self.generator_of(seed))
-
     def extra_tensors(self) -> dict[str, Tensor]:
-        kept = self.memory
-        memory = {} if kept is None else {"x": kept.x, "log_prob": kept.log_prob, "base_mean": kept.base_mean}
-        return {"warmup_left": torch.tensor(self.warmup_left)} | {k: v for k, v in memory.items() if v is not None}
+        model = {} if self.energy_model is None else self.energy_model.tensors()
+        return {"warmup_left": torch.tensor(self.warmup_left)} | self.memory.tensors() | model
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.warmup_left = int(tensors["warmup_left"])
-        if "x" in tensors:
-            parts = {key: value.to(self.mdp.device) for key, value in tensors.items()}
-            self.memory = Trajectory(parts["x"], parts["log_prob"], parts.get("base_mean"))
+        self.memory.restore(tensors, self.mdp.device)
+        if self.energy_model is not None:
+            self.energy_model.restore(tensors)

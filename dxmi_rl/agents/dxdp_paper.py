@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import ops
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.guidance import GuidedPolicy, guide
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.values import Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import HALF_LOG_TWO_PI
 from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.live_energy import Energy
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.torch_tools import frozen, gradient_step
@@ -90,7 +89,7 @@ class TimelessNetwork(nn.Module):
         return value
 
 
-class DxDPPaper(Agent[DxDPPaperConfig]):
+class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
     """Soft value iteration, one regression and one policy step per rollout.
 
     With d dimensions, H the entropy of the policy and qb the backward kernel (the paper's log qb(x | x') is, but for a
@@ -191,15 +190,3 @@ class DxDPPaper(Agent[DxDPPaperConfig]):
         with frozen(fixed):
             loss = self.policy_loss(trajectory.from_step(self.policy.frozen_steps))
             return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
-
-    def guided(
-        self, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
-    ) -> GuidedPolicy:  # fmt: skip
-        """The policy (or another one) moved by the gradients of V_t, at the end of the live energy (or another one)."""
-        return guide(self, weight, policy=policy, energy=energy)
-
-    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
-        """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients."""
-        if not guidance:
-            return super().sample(n, seed=seed)
-        return self.mdp.sample(self.guided(guidance), n, self.generator_of(seed))

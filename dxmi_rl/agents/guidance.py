@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents.base import Agent, ConfigT
 from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.agents.values import Lookahead, ValueFunction
 from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.live_energy import Energy
-from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.utils.checks import check_real
 
 
@@ -46,11 +46,9 @@ class GuidedPolicy:
         raise TypeError("a guided policy has no density: score the policy without guidance.")
 
 
-@runtime_checkable
-class Guiding(Protocol):
+class GuidedAgent(Agent[ConfigT]):
     """An agent that learns soft values, which can guide its samples."""
 
-    mdp: DenoisingMDP
     policy: GaussianPolicy
     value: ValueFunction
     lookahead: Lookahead | None
@@ -58,23 +56,25 @@ class Guiding(Protocol):
     def guided(
         self, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
     ) -> GuidedPolicy:  # fmt: skip
-        """The policy (or another one) moved by the values' gradients, at the end by the energy's (or another's)."""
+        """The policy (or another one) moved by the gradients of V_t, t < T, and at the end of the live energy (or
+        another one).
+        """
+        mdp = self.mdp
+        last: Energy = mdp.finite_energy if energy is None else energy
+        followed = self.policy if policy is None else policy
 
+        def soft_value(x: Tensor, t: int) -> Tensor:
+            if t == mdp.horizon:
+                return last(x)
+            learned: Tensor = self.value(x, t)
+            return learned if self.lookahead is None else learned + self.lookahead(x, t, policy=followed, energy=last)
 
-def guide(
-    agent: Guiding, weight: float, *, policy: nn.Module | None = None, energy: Energy | None = None
-) -> GuidedPolicy:  # fmt: skip
-    """The agent's policy (or another one) moved by the gradients of its V_t, t < T, and at the end of its live energy
-    (or another one).
-    """
-    mdp = agent.mdp
-    last: Energy = mdp.finite_energy if energy is None else energy
-    followed = agent.policy if policy is None else policy
+        return GuidedPolicy(followed, soft_value, weight)
 
-    def soft_value(x: Tensor, t: int) -> Tensor:
-        if t == mdp.horizon:
-            return last(x)
-        learned: Tensor = agent.value(x, t)
-        return learned if agent.lookahead is None else learned + agent.lookahead(x, t, policy=followed, energy=last)
-
-    return GuidedPolicy(followed, soft_value, weight)
+    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
+        """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
+        (GuidedPolicy).
+        """
+        if not guidance:
+            return super().sample(n, seed=seed)
+        return self.mdp.sample(self.guided(guidance), n, self.generator_of(seed))

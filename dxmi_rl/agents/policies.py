@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,10 @@ class GaussianPolicy(nn.Module):
     def base_mean(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """The untrained part of the mean, or None."""
         return None
+
+    def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
+        """``base_mean`` with gradients in x; gradients of E or V in it are taken from ``recorded``, as constants."""
+        return self.base_mean(x, t)
 
     def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}; ``base_mean`` is computed when it is None."""
@@ -128,7 +133,9 @@ class CorrectionPolicy(GaussianPolicy):
         if energy_gradient is None:
             energy_gradient = isinstance(mdp.base, IdentitySampler)
         self.sees_energy_gradient = energy_gradient
-        self.gradient = EnergyGradient(mdp.energy) if energy_gradient else None
+        self.gradient: EnergyGradient | Callable[[Tensor, Tensor | int], Tensor] | None = None
+        if energy_gradient:
+            self.gradient = EnergyGradient(mdp.energy)
         sigma, schedule = self.base.sigma, self.base.schedule
         fall = (schedule.s[:-1] - schedule.s[1:]).abs()
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
@@ -157,9 +164,16 @@ class CorrectionPolicy(GaussianPolicy):
         mean = self.base.mean(x, t)
         if self.gradient is None:
             return mean
-        pull = self.base.sigma[-1] * self.gradient(x)
+        if isinstance(self.gradient, EnergyGradient):
+            pull = self.base.sigma[-1] * self.gradient(x)
+        else:
+            pull = per_step(self.step_scale, t, x) * self.gradient(mean, t)
         pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
         return torch.stack([mean, pull / torch.hypot(torch.ones_like(pull), pull / GRADIENT_LIMIT)], dim=1)
+
+    def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
+        mean = self.base.mean(x, t)
+        return mean if recorded is None or self.gradient is None else torch.stack([mean, recorded[:, 1]], dim=1)
 
     def moments(self, x: Tensor, t: Tensor | int, base_mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if base_mean is None:

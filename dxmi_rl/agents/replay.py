@@ -1,4 +1,6 @@
-"""Replay of final states by reward rank, and local search (Sendera et al. 2024, arXiv 2402.05098, section 4)."""
+"""What agents keep of earlier rollouts: whole trajectories, or final states by reward rank with local search (Sendera
+et al. 2024, arXiv 2402.05098, section 4).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.mdp import DenoisingMDP, Energy
+from dxmi_rl.rollout import Trajectory
 
 RANK_SOFTNESS = 0.01
 """k of the rank weights 1 / (k N + rank), as in the paper's code; the best hundredth gets 15 % of the draws."""
@@ -13,6 +16,49 @@ ACCEPTANCE = 0.574
 """Acceptance rate at which MALA moves fastest (Roberts and Rosenthal 1998)."""
 ADAPTATION = 0.2
 """Change of log h per step and unit of acceptance."""
+
+
+class KeptRollouts:
+    """The trajectories of the last rollouts, the latest last.
+
+    Attributes:
+        trajectories: all of them in one batch; None before the first.
+    """
+
+    PARTS = ("x", "log_prob", "base_mean", "energy", "value_gradient")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.trajectories: Trajectory | None = None
+
+    def add(self, latest: Trajectory) -> Trajectory:
+        """Append trajectories, the oldest leave; returns all that are kept."""
+        both = latest if self.trajectories is None else self.trajectories.cat(latest)
+        self.trajectories = both.select(slice(-self.capacity, None))
+        return self.trajectories
+
+    def pick(self, n: int, targets: Tensor, generator: torch.Generator) -> tuple[Trajectory, Tensor]:
+        """n of the kept trajectories, with the same columns of ``targets`` ``[T, N]``; all if there are no more."""
+        kept = self.trajectories
+        assert kept is not None
+        if n >= kept.n:
+            return kept, targets
+        chosen = torch.randperm(kept.n, generator=generator, device=targets.device)[:n]
+        return kept.select(chosen), targets[:, chosen]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep."""
+        parts = {} if self.trajectories is None else {key: getattr(self.trajectories, key) for key in self.PARTS}
+        return {key: value for key, value in parts.items() if value is not None}
+
+    def restore(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        """Put back what ``tensors`` gave."""
+        self.trajectories = None
+        if "x" in tensors:
+            parts = {key: tensors[key].to(device) for key in self.PARTS if key in tensors}
+            self.trajectories = Trajectory(parts.pop("x"), parts.pop("log_prob"))
+            for key, value in parts.items():
+                setattr(self.trajectories, key, value)
 
 
 class ReplayBuffer:

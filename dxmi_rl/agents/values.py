@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from dxmi_rl.agents.policies import FineTunedPolicy, GaussianPolicy
 from dxmi_rl.agents.settings import ValueConfig
 from dxmi_rl.diffusion.samplers import ReverseSampler
+from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import Energy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepConv, StepMLP
-from dxmi_rl.utils.torch_tools import adam, frozen
+from dxmi_rl.utils.torch_tools import adam, frozen, gradient_step
 
 CACHED_NUMBERS = 640 * 128
 """Rows times width of one backward pass of ``fit`` on a CPU; more overflows its cache and takes 1.5 times as long."""
+MAX_VALUE_GRAD_NORM = 10.0
+"""Largest norm of a value's gradient in its weights."""
 LOW_DIMENSIONS = 3
 """Up to here ``fourier=None`` means four frequencies."""
 
@@ -70,9 +73,37 @@ class ValueFunction(nn.Module):
             loss = error.square().mean(1).sum() / len(x)
             loss.backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_VALUE_GRAD_NORM)
         self.optimizer.step()
         return total
+
+    def fit_gradients(
+        self, x: Tensor, t: Tensor, targets: Tensor, gradients: Tensor | None, *, scale: Tensor, weight: float = 1.0,
+        robust: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """One Adam step on values and gradients, with targets ``[batch]`` and ``[batch, *event_shape]`` (None: values
+        only); returns the loss.
+
+        It is the mean of e^2 + weight h(|scale_t (grad V_t(x) - gradient)| / unit), e = (V_t(x) - target) / unit, where
+        h(r) = 2 (sqrt(1 + r^2) - 1) grows like r: gradients have steep outliers. ``robust`` takes h(e) for e^2, too.
+        """
+        if gradients is None:
+            value, along = self.network(x, t), None
+        else:
+            point = x.detach().requires_grad_()
+            value = self.network(point, t)
+            (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+            along = (per_step(scale, t, x) * (slope - gradients / self.unit)).square().flatten(1).sum(1)
+        error = (value.squeeze(1) - targets / self.unit).square()
+        loss = _root(error).mean() if robust else error.mean()
+        if along is not None:
+            loss = loss + weight * _root(along).mean()
+        return gradient_step(self.optimizer, self.network, loss, MAX_VALUE_GRAD_NORM)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """2 (sqrt(1 + s) - 1), which is s where s is small and 2 sqrt(s) where it is large."""
+    return 2 * ((1 + squares).sqrt() - 1)
 
 
 class Lookahead:

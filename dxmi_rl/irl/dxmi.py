@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.guidance import Guiding
+from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.costs import count_energy
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
@@ -182,7 +182,7 @@ class DxMI(Agent[DxMIConfig]):
         """
         if not guidance:
             return super().sample(n, seed=seed)
-        if not isinstance(self.agent, Guiding):
+        if not isinstance(self.agent, GuidedAgent):
             raise ValueError(
                 f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' and 'dxdp-paper' learn soft values."
             )

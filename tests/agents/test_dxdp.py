@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from agent_cases import BATCH
 from dxdp_cases import Normal, T, at_the_optimum, behave, dxdp, exact_gradient, play
 from lqg_cases import (
     RATES,
@@ -21,8 +20,6 @@ from lqg_cases import (
 from torch import Tensor
 
 from dxmi_rl.agents import DxDP
-from dxmi_rl.costs import Costs, counting
-from dxmi_rl.rollout import Trajectory
 
 # The correction -------------------------------------------------------------------------------------------------------
 
@@ -152,35 +149,3 @@ def test_off_policy_it_finds_the_optimum_too() -> None:
     assert error["value"] < 0.08, error
     assert error["mean"] < 0.035, error
     assert error["sigma"] < 0.025, error
-
-
-# Fresh next states ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("float64")
-def test_resampled_targets_are_right_on_average(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the exact V_{t+1}, their mean over 20,000 draws at each of 40 states is the exact V_t."""
-    agent, _, value = lqg_agent(monkeypatch, "dxdp", n_trajectories=8, value_resampling=True)
-    assert isinstance(agent, DxDP)
-    states = play(agent)
-    n = 8 * 20_000
-    with counting(spent := Costs()):
-        repeated = Trajectory(states.x.repeat(1, 20_000, 1), states.log_prob.repeat(1, 20_000))
-        targets = agent.resampled_targets(repeated)
-    assert spent.policy_draws == T * n and spent.energy_evals == n
-    draws = targets.view(T, 20_000, 8)
-    exact = torch.stack([value(states.x[t], t) for t in range(T)])
-    z = (draws.mean(1) - exact) / (draws.std(1) / math.sqrt(20_000))
-    assert int((z.abs() > 3).sum()) <= 1, z
-    assert float(z.square().sum()) < 40 + 4 * math.sqrt(80)
-
-
-def test_resampling_feeds_the_regression(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = dxdp(value_resampling=True, value_steps=3, policy_steps=1)
-    given: list[Tensor] = []
-    monkeypatch.setattr(agent.value, "fit", lambda x, t, targets: given.append(targets) or targets.mean())
-    with counting(agent.costs):
-        agent.iterate()
-    assert len(given) == 3 and not torch.allclose(given[0], given[1]), "fresh ones at each regression"
-    assert agent.costs.policy_draws == (1 + 3 + 1) * T * BATCH

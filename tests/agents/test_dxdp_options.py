@@ -33,7 +33,7 @@ def test_the_last_rollouts_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) ->
         return seen[-1]
 
     def check(trained: Any) -> None:
-        last, memory = seen[-3:], trained.memory
+        last, memory = seen[-3:], trained.memory.trajectories
         assert torch.equal(memory.x, torch.cat([r.x for r in last], dim=1))
         assert torch.equal(memory.log_prob, torch.cat([r.log_prob for r in last], dim=1))
         assert torch.equal(memory.base_mean, torch.cat([r.base_mean for r in last], dim=1))
@@ -42,28 +42,27 @@ def test_the_last_rollouts_are_kept_in_order(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(dxdp_module, "collect", noted)
     agent.learn(5 * agent.timesteps_per_iteration, callback=check)
     assert len(seen) == 5
-    assert agent.memory is not None and agent.memory.base_mean is not None
-    x, x_next, t = agent.memory.transitions()
+    memory = agent.memory.trajectories
+    assert memory is not None and memory.base_mean is not None
+    x, x_next, t = memory.transitions()
     assert x.shape == x_next.shape == (T * 3 * BATCH, 2)
     assert t.tolist() == [step for step in range(T) for _ in range(3 * BATCH)]
-    newest = agent.memory.base_mean.view(T, 3, BATCH, 2)[:, 2]
+    newest = memory.base_mean.view(T, 3, BATCH, 2)[:, 2]
     assert torch.equal(newest, seen[-1].base_mean)
-    # All kept final states are evaluated anew: the energy may have changed.
-    per_policy_step = BATCH * agent.config.policy_steps
-    assert agent.costs.energy_evals == BATCH * (1 + 2 + 3 + 3 + 3) + 5 * per_policy_step
+    assert agent.costs.energy_evals == 5 * BATCH * (1 + agent.config.policy_steps), "energies are kept"
 
 
 @pytest.mark.parametrize("base", [None, "ddpm"])
 def test_picked_episodes_stay_together(base: str | None) -> None:
     agent = dxdp(make_task("8gaussians", base=base), replay=2)
-    everything = agent.remember(play(agent))
+    everything = agent.memory.add(play(agent))
     before = agent.generator.get_state()
     columns = torch.arange(T * BATCH).view(T, BATCH)
-    assert agent.pick(everything, columns) == (everything, columns), "all of them need no draw"
+    assert agent.memory.pick(BATCH, columns, agent.generator) == (everything, columns), "all of them need no draw"
     assert torch.equal(agent.generator.get_state(), before)
-    kept = agent.remember(play(agent))
+    kept = agent.memory.add(play(agent))
     labels = torch.arange(T * 2 * BATCH).view(T, 2 * BATCH)
-    part, picked = agent.pick(kept, labels)
+    part, picked = agent.memory.pick(BATCH, labels, agent.generator)
     chosen = picked[0]
     assert len(chosen.unique()) == BATCH == part.n, "without replacement"
     assert torch.equal(picked, chosen + 2 * BATCH * torch.arange(T)[:, None]), "the same episodes at every step"
@@ -75,7 +74,7 @@ def test_picked_episodes_stay_together(base: str | None) -> None:
 @pytest.mark.slow
 def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) -> None:
     agent = dxdp(
-        task_for("dxdp"), replay=3, correction=True, value_resampling=True, warmup_iterations=1, lookahead_value=True,
+        task_for("dxdp"), replay=3, correction=True, warmup_iterations=1, lookahead_value=True,
         **{"policy.fixed_last_sigma": True},
     )  # fmt: skip
     step, paths = agent.timesteps_per_iteration, {k: tmp_path / str(k) for k in (1, 4, 9)}
@@ -88,7 +87,8 @@ def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) ->
     agent.learn(12 * step, callback=save)
     for done, path in paths.items():
         resumed = DxDP.load(path)
-        assert resumed.memory is not None and resumed.memory.x.shape == (T + 1, min(done, 3) * BATCH, 2)
+        kept = resumed.memory.trajectories
+        assert kept is not None and kept.x.shape == (T + 1, min(done, 3) * BATCH, 2)
         resumed.learn((12 - done) * step, reset_num_timesteps=False)
         assert same(state(agent), state(resumed))
         assert same(agent.extra_tensors(), resumed.extra_tensors()) and "base_mean" in agent.extra_tensors()
@@ -165,7 +165,7 @@ def test_the_number_of_kernel_fits(steps: int, monkeypatch: pytest.MonkeyPatch) 
     assert fits == [T * BATCH] * 4 * steps
 
 
-@pytest.mark.parametrize("settings", [{"replay": 2}, {"value_resampling": True}, {"lookahead_value": True}])
+@pytest.mark.parametrize("settings", [{"replay": 2}, {"gradient_weight": 1.0}, {"lookahead_value": True}])
 def test_every_call_of_an_owned_denoiser_is_counted(settings: dict[str, Any]) -> None:
     task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target")
     agent = dxdp(task, policy={"kind": "fine-tuned"}, correction=True, **settings)

@@ -71,14 +71,12 @@ def test_it_looks_through_the_policys_own_denoiser() -> None:
     assert not torch.allclose(agent.values(x, t), before)
 
 
-@pytest.mark.parametrize("resampling", [False, True])
-def test_the_network_learns_what_is_left(resampling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = dxdp(lookahead_value=True, value_resampling=resampling, value_steps=1, policy_steps=1, replay=1)
+def test_the_network_learns_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = dxdp(lookahead_value=True, value_steps=1, policy_steps=1, replay=1)
     seen: list[tuple[torch.Tensor, ...]] = []
     monkeypatch.setattr(agent.value, "fit", lambda *row: seen.append(row) or torch.zeros(()))
-    source = "resampled_targets" if resampling else "value_targets"
-    made = getattr(agent, source)
-    monkeypatch.setattr(agent, source, lambda trajectory: noted(made(trajectory)))
+    made = agent.value_targets
+    monkeypatch.setattr(agent, "value_targets", lambda trajectory: noted(made(trajectory)))
     targets: list[torch.Tensor] = []
 
     def noted(found: torch.Tensor) -> torch.Tensor:

@@ -131,7 +131,6 @@ LOOK = {"lookahead_value": True, "warmup_iterations": 0}
     [
         ("dxdp", LOOK | {"correction": False, "value_steps": 0, "replay": 1}),
         ("dxdp", LOOK | {"replay": 1}),
-        ("dxdp", LOOK | {"value_resampling": True, "replay": 1}),
         ("dxdp", LOOK | {"replay": 3}),
         ("dxdp-paper", {"policy_steps": 2}),
         ("path-wise", {}),

@@ -41,13 +41,17 @@ def dxdp(task: Any = None, *, moved: bool = False, **settings: Any) -> DxDP:
 
 def play(agent: DxDP) -> Trajectory:
     """A rollout of the policy."""
-    return collect(agent, agent.policy, agent.config.n_trajectories)
+    trajectory = collect(agent, agent.policy, agent.config.n_trajectories)
+    agent.ask(trajectory)
+    return trajectory
 
 
 def behave(agent: DxDP, extra: float) -> Trajectory:
     """A rollout with extra noise, ``extra`` of the base sampler's sigmas added in quadrature: off-policy data."""
     wide = ExploringPolicy(agent.policy, extra * agent.mdp.base.sigma)
-    return collect(agent, wide, agent.config.n_trajectories)
+    trajectory = collect(agent, wide, agent.config.n_trajectories)
+    agent.ask(trajectory)
+    return trajectory
 
 
 def sigmoid(x: float) -> float:
