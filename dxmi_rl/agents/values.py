@@ -93,17 +93,17 @@ class ValueFunction(nn.Module):
             point = x.detach().requires_grad_()
             value = self.network(point, t)
             (slope,) = torch.autograd.grad(value.sum(), point, create_graph=True)
-            along = (per_step(scale, t, x) * (slope - gradients / self.unit)).square().flatten(1).sum(1)
-        error = (value.squeeze(1) - targets / self.unit).square()
-        loss = _root(error).mean() if robust else error.mean()
+            along = (per_step(scale, t, x) * (slope - gradients / self.unit)).flatten(1).norm(dim=1)
+        error = value.squeeze(1) - targets / self.unit
+        loss = _root_loss(error) if robust else error.square().mean()
         if along is not None:
-            loss = loss + weight * _root(along).mean()
+            loss = loss + weight * _root_loss(along)
         return gradient_step(self.optimizer, self.network, loss, MAX_VALUE_GRAD_NORM)
 
 
-def _root(squares: Tensor) -> Tensor:
-    """2 (sqrt(1 + s) - 1), which is s where s is small and 2 sqrt(s) where it is large."""
-    return 2 * ((1 + squares).sqrt() - 1)
+def _root_loss(errors: Tensor) -> Tensor:
+    """Mean of 2 (sqrt(1 + r^2) - 1), which is r^2 where r is small and 2 |r| where it is large; r^2 may overflow."""
+    return 2 * (torch.hypot(torch.ones_like(errors), errors) - 1).mean()
 
 
 class Lookahead:
