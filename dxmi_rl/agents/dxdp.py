@@ -105,6 +105,8 @@ class DxDPConfig:
             check_real(key, getattr(self, key))
         for key in ("clip_range", "max_grad_norm"):
             check_real(key, getattr(self, key), strict=True)
+        if self.lookahead_value and self.gradient_weight:
+            raise ValueError(f"gradient_weight must be 0 with lookahead_value, got {self.gradient_weight}.")
 
 
 class DxDP(GuidedAgent[DxDPConfig]):
@@ -232,9 +234,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
     # -- rollouts that are kept --------------------------------------------------------------------------------
 
     def renew(self) -> None:
-        """Ask for the energies of the kept trajectories again, and for the gradients of E that their policy was given:
-        the energy has moved.
-        """
+        """The energy has moved: ask for it again, and for its gradients where policies are given them."""
         kept = self.memory.trajectories
         if kept is None or self.config.replay == 1:
             return
@@ -317,9 +317,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def value_error(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """G_t - V_t less the mean of the others at the same step, t = 1..T-1 (V_T = E is exact): ``[(T - 1) n]``.
 
-        With an energy model also t = T, where G_T = E and V_T is the model: ``[T n]``.
-
-        V is the one that the policy step differentiates: only then do its errors cancel.
+        With an energy model also t = T, where G_T = E and V_T is the model: ``[T n]``. V is the one that the policy
+        step differentiates: only then do its errors cancel.
         """
         x, _, t = trajectory.transitions()
         n = trajectory.n
@@ -340,7 +339,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
     def extra_tensors(self) -> dict[str, Tensor]:
         model = {} if self.energy_model is None else self.energy_model.tensors()
-        return {"warmup_left": torch.tensor(self.warmup_left)} | self.memory.tensors() | model
+        memory = self.memory.tensors() if self.config.replay > 1 else {}
+        return {"warmup_left": torch.tensor(self.warmup_left)} | memory | model
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.warmup_left = int(tensors["warmup_left"])

@@ -33,9 +33,10 @@ class KeptRollouts:
 
     def add(self, latest: Trajectory) -> Trajectory:
         """Append trajectories, the oldest leave; returns all that are kept."""
-        both = latest if self.trajectories is None else self.trajectories.cat(latest)
-        self.trajectories = both.select(slice(-self.capacity, None))
-        return self.trajectories
+        if self.trajectories is not None and latest.n < self.capacity:
+            latest = self.trajectories.cat(latest).select(slice(-self.capacity, None))
+        self.trajectories = latest
+        return latest
 
     def pick(self, n: int, targets: Tensor, generator: torch.Generator) -> tuple[Trajectory, Tensor]:
         """n of the kept trajectories, with the same columns of ``targets`` ``[T, N]``; all if there are no more."""

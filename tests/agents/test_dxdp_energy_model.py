@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from agent_cases import PRETRAINING, same, state
 from dxdp_cases import T, at_the_optimum, dxdp, exact_gradient, play
 from lqg_cases import Quadratic, flat_gradient, lqg_agent, lqg_task, solve
 from torch import Tensor, nn
@@ -111,6 +113,37 @@ def test_an_energy_without_a_gradient() -> None:
     assert agent.energy_model is not None and len(agent.energy_model.gradient) == 0
     kept = agent.memory.trajectories
     assert kept is not None and kept.value_gradient is not None
+
+
+def test_gradient_targets_of_an_energy_without_a_gradient_need_a_model() -> None:
+    agent = dxdp(make_task("8gaussians", energy=lambda x: torch.zeros(len(x))), gradient_weight=1.0)
+    with pytest.raises(ValueError, match="gradient_weight must be 0"):
+        agent.iterate()
+
+
+def test_a_lookahead_takes_no_gradient_targets() -> None:
+    with pytest.raises(ValueError, match="gradient_weight must be 0"):
+        dxdp(lookahead_value=True, gradient_weight=1.0)
+
+
+def test_resuming_equals_not_having_stopped(tmp_path: Path) -> None:
+    settings = {**PARTS, "value_input": True, "replay": 2}
+    whole, part = dxdp(**settings), dxdp(**settings)
+    step = whole.timesteps_per_iteration
+    whole.learn(6 * step)
+    part.learn(6 * step, callback=lambda agent: agent.num_timesteps < 3 * step)
+    resumed = DxDP.load(part.save(tmp_path / "part.safetensors"))
+    assert torch.equal(resumed.sample(5, seed=1), part.sample(5, seed=1)), "its input is V's gradient"
+    resumed.learn(3 * step, reset_num_timesteps=False)
+    assert same(state(resumed), state(whole))
+
+
+@pytest.mark.parametrize("policy", ["correction", "fine-tuned"])
+def test_one_step_and_a_denoiser_of_its_own(policy: str) -> None:
+    task = make_task("8gaussians-data", pretraining=PRETRAINING, reward="target", horizon=1)
+    agent = dxdp(task, **PARTS, policy={"kind": policy})
+    agent.learn(3 * agent.timesteps_per_iteration)
+    assert agent.log["energy_model_loss"] > 0
 
 
 def test_value_and_gradient_of_energies() -> None:
