@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from agent_cases import BATCH, small, state, task_for
+from dxdp_cases import play
 
 from dxmi_rl.agents import PPO, DxDP
 from dxmi_rl.agents.policies import collect
@@ -89,7 +90,7 @@ def test_dxdps_targets_by_hand(mix: float) -> None:
     """G_t = c_t + (1 - lambda) V_{t+1}(x_{t+1}) + lambda G_{t+1}, V_T = G_T = E."""
     agent = small("dxdp", task_for("dxdp", tau=0.6), td_lambda=mix)
     assert isinstance(agent, DxDP)
-    trajectory = collected(agent)
+    trajectory = play(agent)
     targets = agent.value_targets(trajectory)
     x, log_prob = trajectory.x, trajectory.log_prob
     for i in range(0, BATCH, 7):
@@ -106,7 +107,7 @@ def test_dxdps_targets_by_hand(mix: float) -> None:
 def test_dxdps_policy_step_touches_only_the_policy() -> None:
     agent = small("dxdp")
     assert isinstance(agent, DxDP)
-    trajectory = collected(agent)
+    trajectory = play(agent)
     before = state(agent)
     for module in (agent.value, agent.mdp.kernel):
         module.zero_grad(set_to_none=True)
