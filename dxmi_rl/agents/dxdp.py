@@ -18,8 +18,14 @@ from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig, policy_kind
-from dxmi_rl.agents.value_gradients import ValueGradient, adjoint_along_paths, value_gradient
-from dxmi_rl.agents.values import Lookahead, ValueFunction, value_network
+from dxmi_rl.agents.values import (
+    Lookahead,
+    ValueFunction,
+    ValueGradient,
+    adjoint_along_paths,
+    value_gradient,
+    value_network,
+)  # fmt: skip
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
@@ -54,8 +60,7 @@ class DxDPConfig:
     randomly initialised network follows a learned energy too late. It costs a denoiser call and an energy evaluation
     per value."""
     energy_model: bool = False
-    """Ask for E and its gradient once per trajectory, and improve the policy on a network fitted to them (EnergyModel);
-    False: on E itself, ``policy_steps`` evaluations per trajectory."""
+    """Improve the policy on a network fitted to one E and grad E per trajectory (EnergyModel), not on E itself."""
     energy_model_steps: int = 8
     """Fits of the energy model per rollout."""
     energy_model_learning_rate: float = 3e-3
@@ -132,8 +137,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         config = self.config
         self.energy_model: EnergyModel | None = None
         if config.energy_model:
-            rate = config.energy_model_learning_rate
-            self.energy_model = EnergyModel(self.mdp, replace(config.value, learning_rate=rate))
+            self.energy_model = EnergyModel(self.mdp, config.value, config.energy_model_learning_rate)
         if config.value_input and policy_kind(config.policy, self.mdp.event_shape) != "correction":
             raise ValueError("value_input must be False for a fine-tuned network, got True.")
         given = replace(config.policy, energy_gradient=True) if config.value_input else config.policy
@@ -196,8 +200,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         kept = self.memory.add(latest)
         value_steps = config.warmup_value_steps if warming else config.value_steps
         policy_steps = 0 if warming else config.policy_steps
-        needed = config.correction or value_steps > 0
-        targets = self.value_targets(kept) if needed else torch.zeros_like(kept.log_prob)
+        targets = self.value_targets(kept) if config.correction or value_steps else torch.zeros_like(kept.log_prob)
         steps = max(value_steps, policy_steps)
         for step in range(steps):
             if ops.due(step, value_steps, steps):
@@ -230,8 +233,6 @@ class DxDP(GuidedAgent[DxDPConfig]):
                 raise ValueError("gradient_weight must be 0 for an energy without a gradient and energy_model=False.")
             last, mixing = self.energy_weight * last, config.gradient_lambda
             latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, self.values, latest, last, mixing)
-
-    # -- rollouts that are kept --------------------------------------------------------------------------------
 
     def renew(self) -> None:
         """The energy has moved: ask for it again, and for its gradients where policies are given them."""

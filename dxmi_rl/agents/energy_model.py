@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.settings import ValueConfig
-from dxmi_rl.agents.value_gradients import value_gradient
 from dxmi_rl.agents.values import ValueFunction, value_network
 from dxmi_rl.mdp import DenoisingMDP
 
@@ -19,26 +20,28 @@ BATCH = 128
 class EnergyModel(nn.Module):
     """E_hat(x), a network fitted to the values and gradients of E at states x_T of rollouts.
 
+    Args:
+        config: the network, like that of the values.
+        learning_rate: peak rate, in place of the one in ``config``.
+
     Attributes:
         value: the network and its optimizer, a ValueFunction with one step.
         x, energy, gradient: the last ROWS states ``[N, *event_shape]`` with E ``[N]`` and grad E ``[N, *event_shape]``;
             for an energy without a gradient, ``gradient`` has no rows.
     """
 
-    def __init__(self, mdp: DenoisingMDP, config: ValueConfig) -> None:
+    def __init__(self, mdp: DenoisingMDP, config: ValueConfig, learning_rate: float) -> None:
         super().__init__()
         self.scale = mdp.state_scale[-1:]
+        config = replace(config, learning_rate=learning_rate)
         self.value = ValueFunction(mdp, config, network=value_network(mdp, config, self.scale))
         self.x = self.gradient = torch.zeros(0, *mdp.event_shape, device=mdp.device, dtype=mdp.dtype)
         self.energy = torch.zeros(0, device=mdp.device, dtype=mdp.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """E_hat of states ``[batch, *event_shape]``: ``[batch]``, in nats."""
         found: Tensor = self.value(x, 0)
         return found
-
-    def slope(self, x: Tensor) -> Tensor:
-        """grad E_hat(x), in the shape of x."""
-        return value_gradient(self, x)
 
     def add(self, x: Tensor, energy: Tensor, gradient: Tensor | None) -> None:
         """Keep states with their energies and, where E has them, gradients; the oldest leave."""

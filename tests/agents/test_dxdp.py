@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from dxdp_cases import Normal, T, at_the_optimum, behave, dxdp, exact_gradient, play
+from dxdp_cases import Normal, T, at_the_optimum, behave, dxdp, exact_gradient, play, policy_gradients
 from lqg_cases import (
     RATES,
     SMALL,
@@ -36,12 +36,7 @@ def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, mo
         return exact(x, t) + 0.5 * torch.sin(x[..., 0] - 0.7 * x[..., 1] + t)
 
     monkeypatch.setattr(agent, "value", wrong)
-    gradients = []
-    for _ in range(300):
-        trajectory = play(agent)
-        loss = agent.policy_loss(trajectory, agent.value_targets(trajectory)) * T  # a mean over T n transitions
-        gradients.append(flat_gradient(loss, policy))
-    found, wanted = torch.stack(gradients), exact_gradient(policy)
+    found, wanted = policy_gradients(agent, policy, 300), exact_gradient(policy)
     z = (found.mean(0) - wanted) / (found.std(0) / math.sqrt(300))
     bias = float((found.mean(0) - wanted).norm() / wanted.norm())
     if correction:  # 30 coordinates: 3 standard errors for nearly all, and as a whole no more than chance

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from agent_cases import PRETRAINING, same, state
-from dxdp_cases import T, at_the_optimum, dxdp, exact_gradient, play
-from lqg_cases import Quadratic, flat_gradient, lqg_agent, lqg_task, solve
+from dxdp_cases import T, at_the_optimum, dxdp, exact_gradient, play, policy_gradients
+from lqg_cases import Quadratic, lqg_agent, lqg_task, solve
 from torch import Tensor, nn
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP, ValueConfig
 from dxmi_rl.agents.energy_model import ROWS, EnergyModel
 from dxmi_rl.agents.policies import Recorder
-from dxmi_rl.agents.value_gradients import adjoint_along_paths
+from dxmi_rl.agents.values import adjoint_along_paths, value_gradient
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.rollout import Trajectory
@@ -50,12 +50,7 @@ def test_the_corrected_gradient_is_exact_with_a_wrong_energy_model(
     agent, policy, _ = lqg_agent(monkeypatch, "dxdp", **settings)
     assert isinstance(agent, DxDP)
     agent.energy_model = Wrong()  # type: ignore[assignment]
-    gradients = []
-    for _ in range(300):
-        trajectory = play(agent)
-        loss = agent.policy_loss(trajectory, agent.value_targets(trajectory)) * T  # a mean over T n transitions
-        gradients.append(flat_gradient(loss, policy))
-    found, wanted = torch.stack(gradients), exact_gradient(policy)
+    found, wanted = policy_gradients(agent, policy, 300), exact_gradient(policy)
     z = (found.mean(0) - wanted) / (found.std(0) / math.sqrt(300))
     if correction:  # 30 coordinates
         assert int((z.abs() > 3).sum()) <= 1, z
@@ -69,7 +64,7 @@ def test_it_learns_values_and_gradients() -> None:
     """On points that it was not given: within 3 % of the spread."""
     task = lqg_task()
     with seeded(0):
-        model = EnergyModel(task.mdp, ValueConfig(fourier=0, learning_rate=1e-3))
+        model = EnergyModel(task.mdp, ValueConfig(fourier=0), 1e-3)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * ROWS, 2, generator=generator)
     energy, gradient = task.mdp.energy.value_and_gradient(x)
@@ -79,12 +74,12 @@ def test_it_learns_values_and_gradients() -> None:
     rest = slice(ROWS, None)
     with torch.no_grad():
         missed = (model(x[rest]) - energy[rest]).square().mean().sqrt() / energy.std()
-    slope_missed = (model.slope(x[rest]) - gradient[rest]).square().mean().sqrt() / gradient.std()
+    slope_missed = (value_gradient(model, x[rest]) - gradient[rest]).square().mean().sqrt() / gradient.std()
     assert float(missed) < 0.03 and float(slope_missed) < 0.03
 
 
 def test_rows_are_bounded_and_the_oldest_leave() -> None:
-    model = EnergyModel(lqg_task().mdp, ValueConfig(width=8, depth=1))
+    model = EnergyModel(lqg_task().mdp, ValueConfig(width=8, depth=1), 1e-3)
     x = torch.arange(2.0 * (ROWS + 10)).view(-1, 2)
     for part in x.split(1000):
         model.add(part, part[:, 0], part)

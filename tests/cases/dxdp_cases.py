@@ -76,3 +76,13 @@ def at_the_optimum(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> DxDP:
     value = OfPolicy(policy.gain.detach(), policy.shift.detach(), policy.log_sigma.detach().exp())
     monkeypatch.setattr(agent, "value", value)
     return agent
+
+
+def policy_gradients(agent: DxDP, policy: Tabular, rollouts: int) -> Tensor:
+    """d/d theta of the agent's policy loss, times T, as it is a mean over transitions: a row for every rollout."""
+    found = []
+    for _ in range(rollouts):
+        trajectory = play(agent)
+        loss = agent.policy_loss(trajectory, agent.value_targets(trajectory)) * T
+        found.append(flat_gradient(loss, policy))
+    return torch.stack(found)
