@@ -5,7 +5,7 @@ This is the strong agent; ``dxdp_paper.py`` is the published one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -15,27 +15,20 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.energy_model import EnergyModel
 from dxmi_rl.agents.guidance import GuidedAgent
-from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
-from dxmi_rl.agents.settings import PolicyConfig, ValueConfig, policy_kind
-from dxmi_rl.agents.values import (
-    Lookahead,
-    ValueFunction,
-    ValueGradient,
-    adjoint_along_paths,
-    value_gradient,
-    value_network,
-)  # fmt: skip
+from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, adjoint_along_paths, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
-from dxmi_rl.utils.torch_tools import frozen, gradient_step
+from dxmi_rl.utils.torch_tools import frozen, gradient_step, input_gradient
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
-WARMUP_FITS = 4
-"""Fits of the energy model while warming up, in multiples of ``energy_model_steps``."""
+ENERGY_MODEL_STEPS, WARMUP_ENERGY_MODEL_STEPS = 8, 32
+"""Steps of the energy model per rollout, and while warming up."""
 TEMPERING_START = 0.1
 """Weight of the energy at the start of ``tempering``."""
 
@@ -59,21 +52,17 @@ class DxDPConfig:
     base sampler's under a correction), plus the network, which starts at 0 and learns the rest. For images, where a
     randomly initialised network follows a learned energy too late. It costs a denoiser call and an energy evaluation
     per value."""
-    energy_model: bool = False
+    energy_model: bool = True
     """Improve the policy on a network fitted to one E and grad E per trajectory (EnergyModel), not on E itself."""
-    energy_model_steps: int = 8
-    """Fits of the energy model per rollout."""
-    energy_model_learning_rate: float = 3e-3
-    """Peak rate of the energy model."""
-    gradient_weight: float = 0.0
+    gradient_weight: float = 1.0
     """Weight of gradient targets in the value's regression (``adjoint_along_paths``); 0: values only."""
     gradient_lambda: float = 0.9
     """Mixing of the gradient targets: 1 follows each trajectory to its end, 0 takes one step and the gradient of V."""
-    tempering: float = 0.0
+    tempering: float = 0.3
     """First part of the budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found before
     they are deep. 0: none."""
-    value_input: bool = False
-    """A correction is given grad V_{t+1} at the base mean, in place of grad E at the current state."""
+    value_input: bool = True
+    """A correction is given grad V_{t+1} at the base mean, unless ``policy.energy_gradient`` is set."""
     correction: bool = True
     """Add a policy gradient of V's errors, returns minus V: with td_lambda = 1 and replay = 1 the gradient of the first
     policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
@@ -99,15 +88,14 @@ class DxDPConfig:
 
     def __post_init__(self) -> None:
         check_integer("n_trajectories", self.n_trajectories, minimum=2 if self.correction else 1)
-        for key in ("policy_steps", "replay", "kernel_steps", "energy_model_steps"):
+        for key in ("policy_steps", "replay", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_integer("value_steps", self.value_steps, minimum=1 - self.lookahead_value)
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(self, key), minimum=0)
         for key in ("td_lambda", "gradient_lambda", "tempering"):
             check_fraction(key, getattr(self, key))
-        for key in ("gradient_weight", "energy_model_learning_rate"):
-            check_real(key, getattr(self, key))
+        check_real("gradient_weight", self.gradient_weight)
         for key in ("clip_range", "max_grad_norm"):
             check_real(key, getattr(self, key), strict=True)
         if self.lookahead_value and self.gradient_weight:
@@ -137,15 +125,10 @@ class DxDP(GuidedAgent[DxDPConfig]):
         config = self.config
         self.energy_model: EnergyModel | None = None
         if config.energy_model:
-            self.energy_model = EnergyModel(self.mdp, config.value, config.energy_model_learning_rate)
-        if config.value_input and policy_kind(config.policy, self.mdp.event_shape) != "correction":
-            raise ValueError("value_input must be False for a fine-tuned network, got True.")
-        given = replace(config.policy, energy_gradient=True) if config.value_input else config.policy
-        self.policy = make_policy(self.mdp, given)
-        if config.value_input and isinstance(self.policy, CorrectionPolicy):
-            self.policy.gradient = ValueGradient(self.next_value, self.mdp.tau)
+            self.energy_model = EnergyModel(self.mdp, config.value)
+        self.policy = make_policy(self.mdp, config.policy, self.next_value if config.value_input else None)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        network = value_network(self.mdp, config.value)
+        network = value_network(self.mdp, config.value, fade=FADE if config.value_input else None)
         self.lookahead: Lookahead | None = None
         if config.lookahead_value:
             self.lookahead = Lookahead(self.mdp, self.policy)
@@ -195,8 +178,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
             self.renew()
         self.ask(latest, energy_moved=on_final is not None)
         if self.energy_model is not None:
-            fits = WARMUP_FITS if warming else 1
-            log["energy_model_loss"] = self.energy_model.fit(fits * config.energy_model_steps, self.generator)
+            fits = WARMUP_ENERGY_MODEL_STEPS if warming else ENERGY_MODEL_STEPS
+            log["energy_model_loss"] = self.energy_model.fit(fits, self.generator)
         kept = self.memory.add(latest)
         value_steps = config.warmup_value_steps if warming else config.value_steps
         policy_steps = 0 if warming else config.policy_steps
@@ -227,7 +210,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
             if energy_moved:
                 model.clear()
             model.add(latest.final, latest.energy, last)
-            last = value_gradient(model, latest.final) if last is None else last
+            last = input_gradient(model, latest.final) if last is None else last
         if config.gradient_weight:
             if last is None:
                 raise ValueError("gradient_weight must be 0 for an energy without a gradient and energy_model=False.")
@@ -240,7 +223,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         if kept is None or self.config.replay == 1:
             return
         kept.energy = self.mdp.finite_energy(kept.final)
-        if self.policy.sees_energy_gradient:
+        if self.policy.sees_gradient:
             x, _, t = kept.transitions()
             base_mean = self.policy.base_mean(x, t)
             assert base_mean is not None

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.settings import ValueConfig
-from dxmi_rl.agents.values import ValueFunction, value_network
+from dxmi_rl.agents.values import FADE, ValueFunction, value_network
 from dxmi_rl.mdp import DenoisingMDP
 
 ROWS = 4000
 """States x_T that are kept: of the latest rollouts. Older ones lie where the policy no longer goes."""
+LEARNING_RATE = 3e-3
+"""Peak rate."""
 BATCH = 128
 """Rows of one step of ``fit``."""
 
@@ -21,8 +23,7 @@ class EnergyModel(nn.Module):
     """E_hat(x), a network fitted to the values and gradients of E at states x_T of rollouts.
 
     Args:
-        config: the network, like that of the values.
-        learning_rate: peak rate, in place of the one in ``config``.
+        config: the network, like that of the values, with a learning rate of its own.
 
     Attributes:
         value: the network and its optimizer, a ValueFunction with one step.
@@ -30,11 +31,11 @@ class EnergyModel(nn.Module):
             for an energy without a gradient, ``gradient`` has no rows.
     """
 
-    def __init__(self, mdp: DenoisingMDP, config: ValueConfig, learning_rate: float) -> None:
+    def __init__(self, mdp: DenoisingMDP, config: ValueConfig) -> None:
         super().__init__()
         self.scale = mdp.state_scale[-1:]
-        config = replace(config, learning_rate=learning_rate)
-        self.value = ValueFunction(mdp, config, network=value_network(mdp, config, self.scale))
+        config = replace(config, learning_rate=LEARNING_RATE)
+        self.value = ValueFunction(mdp, config, network=value_network(mdp, config, self.scale, fade=FADE))
         self.x = self.gradient = torch.zeros(0, *mdp.event_shape, device=mdp.device, dtype=mdp.dtype)
         self.energy = torch.zeros(0, device=mdp.device, dtype=mdp.dtype)
 

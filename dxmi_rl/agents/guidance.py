@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, ConfigT
 from dxmi_rl.agents.policies import GaussianPolicy
-from dxmi_rl.agents.values import Lookahead, ValueFunction, value_gradient
+from dxmi_rl.agents.values import Lookahead, ValueFunction
 from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.live_energy import Energy
 from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.torch_tools import input_gradient
 
 
 class GuidedPolicy:
@@ -35,7 +36,7 @@ class GuidedPolicy:
         mean, log_std = self.policy.moments(x, t)
         sigma = log_std.exp()
         draw = mean + sigma * noise
-        slope = value_gradient(lambda point: self.soft_value(point, t + 1), draw)
+        slope = input_gradient(lambda point: self.soft_value(point, t + 1), draw)
         return draw - self.weight * sigma * slope, standard_log_prob(noise, log_std)
 
     def log_prob(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:

@@ -140,9 +140,7 @@ class Path:
         if config.detach_energy_gradient and isinstance(policy, CorrectionPolicy) and policy.gradient is not None:
             policy.gradient = EnergyGradient(mdp.energy, constant=True)
         # Whether the backward pass needs grad E of the rollout: then the energy must not change in between.
-        self.graph_holds_energy = policy.sees_energy_gradient and (
-            not config.detach_energy_gradient or config.checkpointing
-        )
+        self.graph_holds_energy = policy.sees_gradient and (not config.detach_energy_gradient or config.checkpointing)
 
     def frozen(self) -> Any:
         """No gradients for the kernel and the energy inside."""

@@ -16,13 +16,15 @@ from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.torch_tools import adam
+from dxmi_rl.utils.torch_tools import adam, input_gradient
 
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent, FinalStateHook
 
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
+VALUE_GRADIENT_LIMIT = 1.0
+"""Largest pull of a value's gradient that a policy sees, in units of w_t: far from the paths V is a guess."""
 
 
 class GaussianPolicy(nn.Module):
@@ -34,8 +36,8 @@ class GaussianPolicy(nn.Module):
 
     log_sigma: nn.Parameter
     """Learned log sigma_t, ``[T]``."""
-    sees_energy_gradient: bool = False
-    """Whether grad E at the current state is an input, which changes when the energy does."""
+    sees_gradient: bool = False
+    """Whether grad E or grad V is an input, which changes when E or V does."""
     frozen_steps: int = 0
     """Number of initial steps that stay the base sampler's."""
     fixed_sigma: Tensor | None
@@ -109,6 +111,24 @@ class EnergyGradient:
         return self
 
 
+NextValue = Callable[[Tensor, Tensor | int], Tensor]
+"""V_{t+1}(x) of x ``[batch, *event]`` and t: ``[batch]``."""
+
+
+class ValueGradient:
+    """-grad V_{t+1} over tau, at a base mean. Copies of a policy share it: values belong to the agent."""
+
+    def __init__(self, next_value: NextValue, tau: float) -> None:
+        self.next_value, self.tau = next_value, tau
+
+    def __call__(self, mean: Tensor, t: Tensor | int) -> Tensor:
+        """In the shape of ``mean``."""
+        return -input_gradient(lambda point: self.next_value(point, t), mean) / (self.tau or 1.0)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ValueGradient:
+        return self
+
+
 class CorrectionPolicy(GaussianPolicy):
     """mu = mu_base(x, t) + w_t m(x, t), log sigma = log sigma_t + l(x, t): a zero-initialised network on a fixed base.
 
@@ -116,7 +136,8 @@ class CorrectionPolicy(GaussianPolicy):
     output of 1 matters at every step. With ``energy_gradient`` the network also sees g = -sigma_{T-1} grad E(x), softly
     clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
     Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
-    towards a mode, in units of that width.
+    towards a mode, in units of that width. With ``next_value`` (V_{t+1}) and ``energy_gradient=None`` the network sees
+    g = -w_t grad V_{t+1}(mu_base) / tau in its place.
     """
 
     state_scale: Tensor
@@ -124,25 +145,24 @@ class CorrectionPolicy(GaussianPolicy):
     step_scale: Tensor
     stretch_limit: Tensor
 
-    def __init__(self, mdp: DenoisingMDP, config: MeanConfig) -> None:
+    def __init__(self, mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None) -> None:
         super().__init__()
         self.base = copy.deepcopy(mdp.base).requires_grad_(False)
         self.dim = mdp.dim
         self.state_dependent_sigma = isinstance(config, PolicyConfig) and config.state_dependent_sigma
-        energy_gradient = config.energy_gradient
-        if energy_gradient is None:
-            energy_gradient = isinstance(mdp.base, IdentitySampler)
-        self.sees_energy_gradient = energy_gradient
-        self.gradient: EnergyGradient | Callable[[Tensor, Tensor | int], Tensor] | None = None
-        if energy_gradient:
+        self.gradient: EnergyGradient | ValueGradient | None = None
+        if next_value is not None and config.energy_gradient is None:
+            self.gradient = ValueGradient(next_value, mdp.tau)
+        elif config.energy_gradient or (config.energy_gradient is None and isinstance(mdp.base, IdentitySampler)):
             self.gradient = EnergyGradient(mdp.energy)
+        self.sees_gradient = self.gradient is not None
         sigma, schedule = self.base.sigma, self.base.schedule
         fall = (schedule.s[:-1] - schedule.s[1:]).abs()
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
         self.register_buffer("base_scale", mdp.state_scale[1:].clone())
-        parts = 1 + self.state_dependent_sigma + energy_gradient
+        parts = 1 + self.state_dependent_sigma + self.sees_gradient
         self.net = StepMLP(
-            (2 + energy_gradient) * self.dim, parts * self.dim, torch.ones(mdp.horizon), width=config.width,
+            (2 + self.sees_gradient) * self.dim, parts * self.dim, torch.ones(mdp.horizon), width=config.width,
             depth=config.depth, fourier=config.fourier, zero=True, dim=self.dim,
             coordinate_width=config.coordinate_width,
         )  # fmt: skip
@@ -165,11 +185,11 @@ class CorrectionPolicy(GaussianPolicy):
         if self.gradient is None:
             return mean
         if isinstance(self.gradient, EnergyGradient):
-            pull = self.base.sigma[-1] * self.gradient(x)
+            pull, limit = self.base.sigma[-1] * self.gradient(x), GRADIENT_LIMIT
         else:
-            pull = per_step(self.step_scale, t, x) * self.gradient(mean, t)
+            pull, limit = per_step(self.step_scale, t, x) * self.gradient(mean, t), VALUE_GRADIENT_LIMIT
         pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
-        return torch.stack([mean, pull / torch.hypot(torch.ones_like(pull), pull / GRADIENT_LIMIT)], dim=1)
+        return torch.stack([mean, pull / torch.hypot(torch.ones_like(pull), pull / limit)], dim=1)
 
     def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
         mean = self.base.mean(x, t)
@@ -240,14 +260,14 @@ class FineTunedPolicy(GaussianPolicy):
         return (t < self.frozen_steps).view(-1, *[1] * (x.ndim - 1))
 
 
-def make_policy(mdp: DenoisingMDP, config: MeanConfig) -> GaussianPolicy:
-    """The policy of an MDP that starts as its base sampler.
+def make_policy(mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None) -> GaussianPolicy:
+    """The policy of an MDP that starts as its base sampler; ``next_value`` is for corrections (CorrectionPolicy).
 
     Raises ValueError for a base sampler that cannot start it, or a setting of a correction with a fine-tuned network.
     """
     policy: GaussianPolicy
     if policy_kind(config, mdp.event_shape) == "correction":
-        policy = CorrectionPolicy(mdp, config)
+        policy = CorrectionPolicy(mdp, config, next_value)
     else:
         for key, allowed in {"coordinate_width": "0", "energy_gradient": "False or None"}.items():
             if value := getattr(config, key):
@@ -285,7 +305,7 @@ def base_moments(mdp: DenoisingMDP, policy: GaussianPolicy, trajectory: Trajecto
     mean = trajectory.base_means()
     if mean is None or not isinstance(policy, CorrectionPolicy):
         mean = mdp.base.mean(x, t)
-    elif policy.sees_energy_gradient:
+    elif policy.sees_gradient:
         mean = mean[:, 0]
     return mean, per_step(mdp.base.sigma.log(), t, mean).expand_as(mean)
 

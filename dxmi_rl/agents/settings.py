@@ -35,7 +35,7 @@ class MeanConfig:
     learned kernel one, too: ``backward_options={"coordinate_width": 32}``)."""
     energy_gradient: bool | None = None
     """A correction is given grad E at the current state, one more evaluation per transition; None: where the base
-    sampler is None, as only the energy says there where to go."""
+    sampler is None, as only the energy says there where to go (`dxdp` with ``value_input``: grad V instead)."""
     trained_steps: int | None = None
     """Train the last steps only, this many; those before stay the base sampler's, as in DPPO (Ren et al. 2024, arXiv
     2409.00588). None, or more than there are: all."""

@@ -16,18 +16,25 @@ from dxmi_rl.live_energy import Energy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import StepConv, StepMLP
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.torch_tools import adam, frozen, gradient_step
+from dxmi_rl.utils.torch_tools import adam, frozen, gradient_step, input_gradient
 
 CACHED_NUMBERS = 640 * 128
 """Rows times width of one backward pass of ``fit`` on a CPU; more overflows its cache and takes 1.5 times as long."""
 MAX_VALUE_GRAD_NORM = 10.0
 """Largest norm of a value's gradient in its weights."""
+FADE = 4.0
+"""Mean square of x, in units of its scale, beyond which Fourier features vanish where the policy is given grad V."""
 LOW_DIMENSIONS = 3
 """Up to here ``fourier=None`` means four frequencies."""
 
 
-def value_network(mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None) -> StepMLP | StepConv:
-    """A network (x, t) -> ``[batch, 1]`` with a step for every entry of ``scale`` (None: the T steps of the MDP)."""
+def value_network(
+    mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None, *, fade: float | None = None
+) -> StepMLP | StepConv:  # fmt: skip
+    """A network (x, t) -> ``[batch, 1]`` with a step for every entry of ``scale`` (None: the T steps of the MDP).
+
+    ``fade`` is that of FourierFeatures.
+    """
     scale = mdp.state_scale[:-1] if scale is None else scale
     if config.convolutional:
         return StepConv(mdp.event_shape, 1, scale, width=config.width, depth=config.depth)
@@ -37,7 +44,7 @@ def value_network(mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None =
         fourier = 4 if mdp.dim <= LOW_DIMENSIONS else 0
     return StepMLP(
         mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=fourier, residual=config.residual,
-        dim=mdp.dim, pooled=True, coordinate_width=config.coordinate_width,
+        dim=mdp.dim, pooled=True, coordinate_width=config.coordinate_width, fade=fade,
     )  # fmt: skip
 
 
@@ -147,28 +154,6 @@ class Lookahead:
         return ahead.detach() + ((x - x.detach()) * slope).flatten(1).sum(1)
 
 
-def value_gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The gradient in x of a function ``[batch, *event_shape] -> [batch]``, as a constant in the shape of x."""
-    with torch.enable_grad():
-        point = x.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(value(point).sum(), point)
-    return slope
-
-
-class ValueGradient:
-    """-grad V_{t+1} at the base mean over tau, for ``CorrectionPolicy``. Copies of a policy share it."""
-
-    def __init__(self, next_value: Callable[[Tensor, Tensor | int], Tensor], tau: float) -> None:
-        self.next_value, self.tau = next_value, tau
-
-    def __call__(self, mean: Tensor, t: Tensor | int) -> Tensor:
-        """In the shape of ``mean``."""
-        return -value_gradient(lambda point: self.next_value(point, t), mean) / (self.tau or 1.0)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> ValueGradient:
-        return self
-
-
 def adjoint_along_paths(
     mdp: DenoisingMDP, policy: GaussianPolicy, values: Callable[[Tensor, Tensor], Tensor], trajectory: Trajectory,
     last: Tensor, mixing: float,
@@ -188,7 +173,7 @@ def adjoint_along_paths(
     slopes = x[1:-1]
     if mixing < 1 and mdp.horizon > 1:
         steps = trajectory.t[trajectory.n :]
-        slopes = value_gradient(lambda point: values(point, steps), slopes.flatten(0, 1)).view_as(slopes)
+        slopes = input_gradient(lambda point: values(point, steps), slopes.flatten(0, 1)).view_as(slopes)
     with torch.enable_grad(), frozen([*policy.parameters(), *mdp.kernel.parameters()]):
         for t in reversed(range(mdp.horizon)):
             recorded = None if trajectory.base_mean is None else trajectory.base_mean[t]

@@ -272,7 +272,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
     def _config(self) -> DxMIConfig:
         agent = DxDPConfig(
             n_trajectories=BATCH, td_lambda=0.9, value_steps=2, policy_steps=2, replay=1, correction=False,
-            warmup_iterations=0, max_grad_norm=1.0, kernel_steps=1, anneal=False,
+            warmup_iterations=0, max_grad_norm=1.0, kernel_steps=1, anneal=False, energy_model=False,
+            gradient_weight=0.0, tempering=0.0, value_input=False,
             policy=PolicyConfig(
                 kind="correction", width=self.width, depth=2, learning_rate=2e-3, sigma_learning_rate=1e-2
             ),

@@ -140,7 +140,7 @@ class StepMLP(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
         residual: bool = False, zero: bool = False, dim: int | None = None, coordinate_width: int = 0,
-        pooled: bool = False,
+        pooled: bool = False, fade: float | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = len(input_scale)
@@ -152,8 +152,9 @@ class StepMLP(nn.Module):
             self.coordinates = CoordinateMLP(dim, inputs // dim, own_outputs, steps, width=coordinate_width)
         self.pool = (outputs, dim) if pooled and dim is not None else None
         self.mlp = MLP(
-            inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, residual=residual, zero=zero
-        )
+            inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, fade=fade, residual=residual,
+            zero=zero,
+        )  # fmt: skip
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,14 @@ def gradient_step(
     nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
     optimizer.step()
     return loss.detach()
+
+
+def input_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient in x of a function ``[batch, *event_shape] -> [batch]``, as a constant in the shape of x."""
+    with torch.enable_grad():
+        point = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(function(point).sum(), point)
+    return slope
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP, ValueConfig
 from dxmi_rl.agents.energy_model import ROWS, EnergyModel
-from dxmi_rl.agents.policies import Recorder
-from dxmi_rl.agents.values import adjoint_along_paths, value_gradient
+from dxmi_rl.agents.policies import CorrectionPolicy, EnergyGradient, Recorder
+from dxmi_rl.agents.values import adjoint_along_paths
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.torch_tools import seeded
+from dxmi_rl.utils.torch_tools import input_gradient, seeded
 
 PARTS = {"energy_model": True, "gradient_weight": 1.0, "tempering": 0.3}
 
@@ -64,7 +65,7 @@ def test_it_learns_values_and_gradients() -> None:
     """On points that it was not given: within 3 % of the spread."""
     task = lqg_task()
     with seeded(0):
-        model = EnergyModel(task.mdp, ValueConfig(fourier=0), 1e-3)
+        model = EnergyModel(task.mdp, ValueConfig(fourier=0))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * ROWS, 2, generator=generator)
     energy, gradient = task.mdp.energy.value_and_gradient(x)
@@ -74,12 +75,12 @@ def test_it_learns_values_and_gradients() -> None:
     rest = slice(ROWS, None)
     with torch.no_grad():
         missed = (model(x[rest]) - energy[rest]).square().mean().sqrt() / energy.std()
-    slope_missed = (value_gradient(model, x[rest]) - gradient[rest]).square().mean().sqrt() / gradient.std()
+    slope_missed = (input_gradient(model, x[rest]) - gradient[rest]).square().mean().sqrt() / gradient.std()
     assert float(missed) < 0.03 and float(slope_missed) < 0.03
 
 
 def test_rows_are_bounded_and_the_oldest_leave() -> None:
-    model = EnergyModel(lqg_task().mdp, ValueConfig(width=8, depth=1), 1e-3)
+    model = EnergyModel(lqg_task().mdp, ValueConfig(width=8, depth=1))
     x = torch.arange(2.0 * (ROWS + 10)).view(-1, 2)
     for part in x.split(1000):
         model.add(part, part[:, 0], part)
@@ -248,7 +249,7 @@ def test_the_mean_adjoint_is_the_gradient_of_the_policys_value(monkeypatch: pyte
 
 @pytest.mark.parametrize("base", ["ddpm", None])
 def test_the_policy_sees_the_gradient_of_the_next_value(base: str | None) -> None:
-    """-step_scale_t grad V_{t+1}(mu_base) / tau, softly clipped at 5; V_T is the energy model, so E is not asked."""
+    """-step_scale_t grad V_{t+1}(mu_base) / tau, softly clipped at 1; V_T is the energy model, so E is not asked."""
     agent = dxdp(make_task("8gaussians", base=base, tau=0.5), **PARTS, value_input=True)
     agent.iterate()
     x, model = torch.randn(7, 2), agent.energy_model
@@ -263,15 +264,16 @@ def test_the_policy_sees_the_gradient_of_the_next_value(base: str | None) -> Non
             value = 0.1 * model(point) if t == T - 1 else agent.value(point, t + 1)  # tempered at the start
             (slope,) = torch.autograd.grad(value.sum(), point)
             wanted = -agent.policy.step_scale[t] * slope / 0.5
-            assert torch.allclose(pull, wanted / (1 + (wanted / 5).square()).sqrt(), atol=1e-5)
+            assert torch.allclose(pull, wanted / (1 + wanted.square()).sqrt(), atol=1e-5)
             by_row = agent.policy.base_mean(x, torch.full((7,), t))
             assert by_row is not None and torch.allclose(by_row, stacked, atol=1e-5)
     assert spent.energy_evals == 0
 
 
-def test_a_fine_tuned_network_has_no_such_input() -> None:
-    with pytest.raises(ValueError, match="value_input must be False"):
-        dxdp(value_input=True, policy={"kind": "fine-tuned"})
+@pytest.mark.parametrize("settings", [{"policy.energy_gradient": True}, {"value_input": False}])
+def test_grad_e_may_take_its_place(settings: dict[str, Any]) -> None:
+    agent = dxdp("manywell32", **{**PARTS, "value_input": True, **settings})
+    assert isinstance(agent.policy, CorrectionPolicy) and isinstance(agent.policy.gradient, EnergyGradient)
 
 
 def test_a_sampler_from_the_energy_alone_asks_once_per_trajectory() -> None:

@@ -76,7 +76,7 @@ def test_the_gradient_is_that_of_the_soft_return(task: str, checkpointing: bool)
     """Central differences on fixed noise; the LQG's policy sees grad E, which is differentiated too."""
     built = lqg_task() if task == "lqg" else make_task(task, backward="forward", tau=0.7)
     agent = moved(built, path={"score_free": False, "checkpointing": checkpointing, "detach_energy_gradient": False})
-    assert agent.policy.sees_energy_gradient == (task == "lqg")
+    assert agent.policy.sees_gradient == (task == "lqg")
 
     def cost() -> float:
         generator = torch.Generator().manual_seed(0)

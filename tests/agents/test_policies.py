@@ -131,7 +131,7 @@ def test_a_fine_tuned_network_has_no_further_inputs(field: str, value: Any, allo
 def test_a_correction_starts_as_the_base_sampler(config: MeanConfig, base: str | None) -> None:
     mdp = make_task("8gaussians", base=base).mdp
     policy = make_policy(mdp, config)
-    assert isinstance(policy, CorrectionPolicy) and policy.sees_energy_gradient == (base is None)
+    assert isinstance(policy, CorrectionPolicy) and policy.sees_gradient == (base is None)
     x, t = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
     mean, log_std = policy.moments(x, t)
     torch.testing.assert_close(mean, mdp.base.mean(x, t))

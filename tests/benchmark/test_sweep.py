@@ -28,7 +28,7 @@ from dxmi_rl.benchmark.plan import Arguments, make_plan
 from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, make_runs
 
-DISTURBANCES = 6
+DISTURBANCES = 4
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -56,7 +56,7 @@ def workers(session: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds worker processes in /proc")
 def test_killed_at_random_moments(undisturbed: Path, tmp_path: Path) -> None:
-    """kill -9 of the sweep or of a worker at six random moments.
+    """kill -9 of the sweep or of a worker at four random moments.
 
     At the end every run is there, none that was finished was repeated, and no worker is left.
     """
