@@ -4,10 +4,10 @@
 
 Every row is DxDP with one setting changed (ROWS). grad V_t is compared with a Monte-Carlo gradient: at ``states``
 states x_t of fresh rollouts, the mean of grad V over ``continuations`` rollouts that go on from x_t, with the adjoint
-along the path (``adjoint_along_paths``), which is unbiased for the gradient of the policy's own soft value, with the
-gradients that the policy is given as constants. The cosine of two halves of these means says how
-far the Monte-Carlo gradients themselves can be trusted. The energy model is compared with E during training, at fresh
-x_T; a constant between them counts for nothing, as it moves no policy.
+along the path (``adjoint_along_paths`` at lambda = 1). That is unbiased for the gradient of the policy's own soft
+value, with the gradients that the policy is given as constants. The cosine of two halves of these means says how far
+the Monte-Carlo gradients themselves can be trusted. The energy model is compared with E during training, at fresh x_T;
+a constant between them counts for nothing, as it moves no policy.
 
 Keys of ``--json FILE``:
 
@@ -128,7 +128,7 @@ def gradient_cosines(agent: DxDP, states: int, continuations: int) -> tuple[list
             goes_on = continued(agent, paths, t, continuations, generator)
             _, last = agent.mdp.energy.value_and_gradient(goes_on.final)
             assert last is not None
-            adjoints = adjoint_along_paths(agent.mdp, agent.policy, goes_on, last)[t]
+            adjoints = adjoint_along_paths(agent.mdp, agent.policy, agent.values, goes_on, last, mixing=1.0)[t]
             adjoints = adjoints.view(continuations, states, -1)
             slope = input_gradient(lambda x, t=t: agent.values(x, t), paths.x[t])  # type: ignore[misc]
             found.append(float(cosines(slope, adjoints.mean(0))))

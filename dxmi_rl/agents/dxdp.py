@@ -56,6 +56,8 @@ class DxDPConfig:
     """Improve the policy on a network fitted to one E and grad E per trajectory (EnergyModel), not on E itself."""
     gradient_weight: float = 1.0
     """Weight of gradient targets in the value's regression (``adjoint_along_paths``); 0: values only."""
+    gradient_lambda: float = 0.9
+    """Mixing of the gradient targets: 1 follows each trajectory to its end, 0 takes one step and the gradient of V."""
     tempering: float = 0.3
     """First part of the budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found before
     they are deep. 0: none."""
@@ -91,7 +93,7 @@ class DxDPConfig:
         check_integer("value_steps", self.value_steps, minimum=1 - self.lookahead_value)
         for key in ("warmup_iterations", "warmup_value_steps"):
             check_integer(key, getattr(self, key), minimum=0)
-        for key in ("td_lambda", "tempering"):
+        for key in ("td_lambda", "gradient_lambda", "tempering"):
             check_fraction(key, getattr(self, key))
         check_real("gradient_weight", self.gradient_weight)
         for key in ("clip_range", "max_grad_norm"):
@@ -212,7 +214,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
         if config.gradient_weight:
             if last is None:
                 raise ValueError("gradient_weight must be 0 for an energy without a gradient and energy_model=False.")
-            latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, latest, self.energy_weight * last)
+            last, mixing = self.energy_weight * last, config.gradient_lambda
+            latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, self.values, latest, last, mixing)
 
     def renew(self) -> None:
         """The energy has moved: ask for it again, and for its gradients where policies are given them."""

@@ -178,14 +178,15 @@ def test_when_the_energy_moves_kept_energies_follow() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_at_the_optimum_every_path_gives_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mixing", [0.0, 0.7, 1.0])
+def test_at_the_optimum_every_path_gives_the_gradient(mixing: float, monkeypatch: pytest.MonkeyPatch) -> None:
     agent, solution = at_the_optimum(monkeypatch, n_trajectories=40), solve()
     trajectory = play(agent)
 
     def slope(t: int) -> Tensor:
         return solution.p[t] * trajectory.x[t] + solution.b[t]
 
-    found = adjoint_along_paths(agent.mdp, agent.policy, trajectory, slope(T))
+    found = adjoint_along_paths(agent.mdp, agent.policy, agent.value, trajectory, slope(T), mixing)
     wanted = torch.stack([slope(t) for t in range(T)])
     assert torch.allclose(found, wanted, atol=1e-10)
 
@@ -204,7 +205,7 @@ def test_the_adjoint_is_the_derivative_of_the_soft_return() -> None:
     trajectory.base_mean = torch.stack(recorder.base_means)
     _, last = mdp.energy.value_and_gradient(trajectory.final)
     assert last is not None
-    found = adjoint_along_paths(mdp, agent.policy, trajectory, last)
+    found = adjoint_along_paths(mdp, agent.policy, agent.values, trajectory, last, 1.0)
     noise = []
     with torch.no_grad():
         for t in range(T):
@@ -237,7 +238,7 @@ def test_the_mean_adjoint_is_the_gradient_of_the_policys_value(monkeypatch: pyte
     with torch.no_grad():
         trajectory: Trajectory = agent.mdp.rollout(policy, n, torch.Generator().manual_seed(0), start=start)
     last = Quadratic().p * trajectory.final + Quadratic().b
-    found = adjoint_along_paths(agent.mdp, policy, trajectory, last)[0]
+    found = adjoint_along_paths(agent.mdp, policy, exact, trajectory, last, 1.0)[0]
     wanted = exact.p[0] * start[0] + exact.b[0]
     z = (found.mean(0) - wanted) / (found.std(0) / math.sqrt(n))
     assert float(z.abs().max()) < 4
