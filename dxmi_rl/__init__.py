@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SB3TD3,
         SFTPG,
         AdjointMatching,
+        AdjointSampling,
         Agent,
         Base,
         DetailedBalance,
@@ -53,10 +54,10 @@ __version__ = "0.1.0"
 # Loaded on first use: `import dxmi_rl` and `gym.make` should not pay for the agents.
 _HOMES = {
     "dxmi_rl.agents": (
-        "A2C", "AdjointMatching", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK", "DetailedBalance", "DxDP",
-        "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise", "PathWiseVarGrad", "REINFORCE", "SB3A2C", "SB3PPO",
-        "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "list_agents",
-        "load_agent", "make_agent",
+        "A2C", "AdjointMatching", "AdjointSampling", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK",
+        "DetailedBalance", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise", "PathWiseVarGrad", "REINFORCE",
+        "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad",
+        "list_agents", "load_agent", "make_agent",
     ),
     "dxmi_rl.evaluation": ("evaluate",),
     "dxmi_rl.irl": ("DxMI",),
@@ -68,10 +69,10 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG",
-    "AdjointMatching", "Agent", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance", "DxDP", "DxDPPaper", "DxMI",
-    "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad",
-    "__version__", "evaluate", "list_agents", "list_targets", "list_tasks", "load_agent", "make_agent",
-    "make_target", "make_task", "register_envs",
+    "AdjointMatching", "AdjointSampling", "Agent", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance", "DxDP",
+    "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC",
+    "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",
+    "load_agent", "make_agent", "make_target", "make_task", "register_envs",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dxmi_rl.agents.a2c import A2C, A2CConfig
 from dxmi_rl.agents.adjoint_matching import AdjointMatching, AdjointMatchingConfig
+from dxmi_rl.agents.adjoint_sampling import AdjointSampling, AdjointSamplingConfig
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.detailed_balance import DetailedBalance, DetailedBalanceConfig
 from dxmi_rl.agents.dpok import DPOK, DPOKConfig
@@ -54,6 +55,8 @@ __all__ = [
     "A2CConfig",
     "AdjointMatching",
     "AdjointMatchingConfig",
+    "AdjointSampling",
+    "AdjointSamplingConfig",
     "Agent",
     "Base",
     "Costs",
@@ -100,7 +103,7 @@ for _agent in (
     Base, DDPM, DDIM, EDMHeun, DPMSolver,
     DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, SFTPG,
     SB3PPO, SB3A2C, SB3SAC, SB3TD3, TorchRLPPO, TorchRLSAC,
-    PathWise, AdjointMatching, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
+    PathWise, AdjointMatching, AdjointSampling, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
 ):  # fmt: skip
     AGENTS.add(_agent.name, _agent)
 AGENTS.add_entry_point("dxmi", "dxmi_rl.irl.dxmi:DxMI")  # which needs the others

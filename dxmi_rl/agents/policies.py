@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, policy_kind
-from dxmi_rl.diffusion.samplers import IdentitySampler, ReverseSampler
+from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
@@ -137,7 +137,7 @@ class CorrectionPolicy(GaussianPolicy):
     clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
     Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
     towards a mode, in units of that width. With ``next_value`` (V_{t+1}) and ``energy_gradient=None`` the network sees
-    g = -w_t grad V_{t+1}(mu_base) / tau in its place.
+    g = -w_t grad V_{t+1}(mu_base) / tau in its place. ``base`` stands for the MDP's base sampler where it is given.
     """
 
     state_scale: Tensor
@@ -145,9 +145,12 @@ class CorrectionPolicy(GaussianPolicy):
     step_scale: Tensor
     stretch_limit: Tensor
 
-    def __init__(self, mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None) -> None:
+    def __init__(
+        self, mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None, *,
+        base: BaseSampler | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.base = copy.deepcopy(mdp.base).requires_grad_(False)
+        self.base = copy.deepcopy(mdp.base if base is None else base).requires_grad_(False)
         self.dim = mdp.dim
         self.state_dependent_sigma = isinstance(config, PolicyConfig) and config.state_dependent_sigma
         self.gradient: EnergyGradient | ValueGradient | None = None
