@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
-VALUE_GRADIENT_LIMIT = 1.0
-"""Largest pull of a value's gradient that a policy sees, in units of w_t: far from the paths V is a guess."""
+VALUE_GRADIENT_LIMIT, SHIFT_LIMIT = 1.0, 10.0
+"""Largest pull of a value's gradient that a policy sees, and largest correction of a policy that sees it, in units of
+w_t: far from the paths V is a guess, and a rare path whose steps push each other farther ends at any energy."""
 
 
 class GaussianPolicy(nn.Module):
@@ -111,6 +112,11 @@ class EnergyGradient:
         return self
 
 
+def soft_clip(x: Tensor, limit: float) -> Tensor:
+    """x / sqrt(1 + (x / limit)^2): x where it is small, never beyond ``limit``."""
+    return x / torch.hypot(torch.ones_like(x), x / limit)
+
+
 NextValue = Callable[[Tensor, Tensor | int], Tensor]
 """V_{t+1}(x) of x ``[batch, *event]`` and t: ``[batch]``."""
 
@@ -137,7 +143,8 @@ class CorrectionPolicy(GaussianPolicy):
     clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
     Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
     towards a mode, in units of that width. With ``next_value`` (V_{t+1}) and ``energy_gradient=None`` the network sees
-    g = -w_t grad V_{t+1}(mu_base) / tau in its place. ``base`` stands for the MDP's base sampler where it is given.
+    g = -w_t grad V_{t+1}(mu_base) / tau in its place, and m is softly clipped as a whole. ``base`` stands for the
+    MDP's base sampler where it is given.
     """
 
     state_scale: Tensor
@@ -192,7 +199,7 @@ class CorrectionPolicy(GaussianPolicy):
         else:
             pull, limit = per_step(self.step_scale, t, x) * self.gradient(mean, t), VALUE_GRADIENT_LIMIT
         pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
-        return torch.stack([mean, pull / torch.hypot(torch.ones_like(pull), pull / limit)], dim=1)
+        return torch.stack([mean, soft_clip(pull, limit)], dim=1)
 
     def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
         mean = self.base.mean(x, t)
@@ -210,6 +217,8 @@ class CorrectionPolicy(GaussianPolicy):
             log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
             out = out + rest[-1] * pulls[0]
+        if isinstance(self.gradient, ValueGradient):
+            out = soft_clip(out, SHIFT_LIMIT)
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 
