@@ -58,7 +58,7 @@ class DxDPConfig:
     """Weight of gradient targets in the value's regression (``adjoint_along_paths``); 0: values only."""
     gradient_lambda: float = 0.9
     """Mixing of the gradient targets: 1 follows each trajectory to its end, 0 takes one step and the gradient of V."""
-    tempering: float = 0.3
+    tempering: float = 0.6
     """First part of the budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found before
     they are deep. 0: none."""
     value_input: bool = True

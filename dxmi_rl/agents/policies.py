@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
-VALUE_GRADIENT_LIMIT, SHIFT_LIMIT = 1.0, 10.0
+VALUE_GRADIENT_LIMIT, SHIFT_LIMIT = 1.0, 5.0
 """Largest pull of a value's gradient that a policy sees, and largest correction of a policy that sees it, in units of
 w_t: far from the paths V is a guess, and a rare path whose steps push each other farther ends at any energy."""
 
