@@ -15,7 +15,7 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.energy_model import EnergyModel
 from dxmi_rl.agents.guidance import GuidedAgent
-from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.policies import GaussianPolicy, ValueGradient, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, adjoint_along_paths, value_network
@@ -126,7 +126,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
         self.energy_model: EnergyModel | None = None
         if config.energy_model:
             self.energy_model = EnergyModel(self.mdp, config.value)
-        self.policy = make_policy(self.mdp, config.policy, self.next_value if config.value_input else None)
+        seen = ValueGradient(self.next_value, self.mdp.tau) if config.value_input else None
+        self.policy = make_policy(self.mdp, config.policy, seen)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         network = value_network(self.mdp, config.value, fade=FADE if config.value_input else None)
         self.lookahead: Lookahead | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents import ops
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, policy_kind
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
 VALUE_GRADIENT_LIMIT, SHIFT_LIMIT = 1.0, 5.0
-"""Largest pull of a value's gradient that a policy sees, and largest correction of a policy that sees it, in units of
-w_t: far from the paths V is a guess, and a rare path whose steps push each other farther ends at any energy."""
+"""Largest pull of a value's gradient that a policy sees, and largest correction of such a policy, in units of w_t: far
+from the paths V is a guess, and a rare path would be pushed farther at every step."""
 
 
 class GaussianPolicy(nn.Module):
@@ -112,19 +113,10 @@ class EnergyGradient:
         return self
 
 
-def soft_clip(x: Tensor, limit: float) -> Tensor:
-    """x / sqrt(1 + (x / limit)^2): x where it is small, never beyond ``limit``."""
-    return x / torch.hypot(torch.ones_like(x), x / limit)
-
-
-NextValue = Callable[[Tensor, Tensor | int], Tensor]
-"""V_{t+1}(x) of x ``[batch, *event]`` and t: ``[batch]``."""
-
-
 class ValueGradient:
-    """-grad V_{t+1} over tau, at a base mean. Copies of a policy share it: values belong to the agent."""
+    """-grad V_{t+1} / tau at a base mean, V_{t+1} = ``next_value(x, t)``. Copies of a policy share it."""
 
-    def __init__(self, next_value: NextValue, tau: float) -> None:
+    def __init__(self, next_value: Callable[[Tensor, Tensor | int], Tensor], tau: float) -> None:
         self.next_value, self.tau = next_value, tau
 
     def __call__(self, mean: Tensor, t: Tensor | int) -> Tensor:
@@ -142,7 +134,7 @@ class CorrectionPolicy(GaussianPolicy):
     output of 1 matters at every step. With ``energy_gradient`` the network also sees g = -sigma_{T-1} grad E(x), softly
     clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
     Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
-    towards a mode, in units of that width. With ``next_value`` (V_{t+1}) and ``energy_gradient=None`` the network sees
+    towards a mode, in units of that width. With ``value`` and ``energy_gradient=None`` the network sees
     g = -w_t grad V_{t+1}(mu_base) / tau in its place, and m is softly clipped as a whole. ``base`` stands for the
     MDP's base sampler where it is given.
     """
@@ -153,16 +145,15 @@ class CorrectionPolicy(GaussianPolicy):
     stretch_limit: Tensor
 
     def __init__(
-        self, mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None, *,
-        base: BaseSampler | None = None,
+        self, mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | None = None, base: BaseSampler | None = None
     ) -> None:  # fmt: skip
         super().__init__()
         self.base = copy.deepcopy(mdp.base if base is None else base).requires_grad_(False)
         self.dim = mdp.dim
         self.state_dependent_sigma = isinstance(config, PolicyConfig) and config.state_dependent_sigma
         self.gradient: EnergyGradient | ValueGradient | None = None
-        if next_value is not None and config.energy_gradient is None:
-            self.gradient = ValueGradient(next_value, mdp.tau)
+        if value is not None and config.energy_gradient is None:
+            self.gradient = value
         elif config.energy_gradient or (config.energy_gradient is None and isinstance(mdp.base, IdentitySampler)):
             self.gradient = EnergyGradient(mdp.energy)
         self.sees_gradient = self.gradient is not None
@@ -199,7 +190,7 @@ class CorrectionPolicy(GaussianPolicy):
         else:
             pull, limit = per_step(self.step_scale, t, x) * self.gradient(mean, t), VALUE_GRADIENT_LIMIT
         pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
-        return torch.stack([mean, soft_clip(pull, limit)], dim=1)
+        return torch.stack([mean, ops.soft_clip(pull, limit)], dim=1)
 
     def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
         mean = self.base.mean(x, t)
@@ -218,7 +209,7 @@ class CorrectionPolicy(GaussianPolicy):
         if pulls:
             out = out + rest[-1] * pulls[0]
         if isinstance(self.gradient, ValueGradient):
-            out = soft_clip(out, SHIFT_LIMIT)
+            out = ops.soft_clip(out, SHIFT_LIMIT)
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 
@@ -272,14 +263,14 @@ class FineTunedPolicy(GaussianPolicy):
         return (t < self.frozen_steps).view(-1, *[1] * (x.ndim - 1))
 
 
-def make_policy(mdp: DenoisingMDP, config: MeanConfig, next_value: NextValue | None = None) -> GaussianPolicy:
-    """The policy of an MDP that starts as its base sampler; ``next_value`` is for corrections (CorrectionPolicy).
+def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | None = None) -> GaussianPolicy:
+    """The policy of an MDP that starts as its base sampler; ``value`` is for corrections (CorrectionPolicy).
 
     Raises ValueError for a base sampler that cannot start it, or a setting of a correction with a fine-tuned network.
     """
     policy: GaussianPolicy
     if policy_kind(config, mdp.event_shape) == "correction":
-        policy = CorrectionPolicy(mdp, config, next_value)
+        policy = CorrectionPolicy(mdp, config, value)
     else:
         for key, allowed in {"coordinate_width": "0", "energy_gradient": "False or None"}.items():
             if value := getattr(config, key):
