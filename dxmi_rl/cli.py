@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class Train:
         from dxmi_rl.utils.checks import check_integer, check_real
         from dxmi_rl.utils.torch_tools import seeded
 
+        if self.agent.endswith((".safetensors", ".zip")):
+            raise ValueError(
+                f"agent {self.agent!r} is trained already: dxmi-rl evaluate scores it. To train on, load it in Python: "
+                "agent = dxmi_rl.load_agent(file), then agent.learn(n, reset_num_timesteps=False)."
+            )
         check_integer("points", self.points)
         check_real("budget", self.budget)
         row = make_row(
@@ -164,9 +170,11 @@ class Evaluate(Checkpoint):
         from dxmi_rl.utils.storage import write_json
 
         agent = self.load()
-        scores = evaluate(
-            agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories, fit=self.fit
-        )
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says so itself
+            scores = evaluate(
+                agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories,
+                fit=self.fit,
+            )  # fmt: skip
         marked = "log_z" in scores and unreliable(scores["ess"])
         table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")
         for key, value in scores.items():

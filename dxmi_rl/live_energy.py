@@ -34,14 +34,18 @@ class LiveEnergy:
     def __call__(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
 
-        Raises EnergyError when there is none or it returns another shape, device or kind of numbers.
+        Raises EnergyError when there is none, it changes x in place, or it returns another shape, device or kind of
+        numbers.
         """
         if self.function is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
         wanted = x.requires_grad and torch.is_grad_enabled()
         count_energy(len(x), differentiated=wanted and self.differentiable is not False)
+        version = x._version
         with evaluation_mode(self.function):
             value = self.function(x)
+        if x._version != version:
+            raise EnergyError("the energy must leave its argument as it is: it changed x in place; use x.clone().")
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")

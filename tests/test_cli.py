@@ -139,6 +139,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["train", "ppo", "--task-set", "horizn=3"], "Did you mean 'horizon'"),
         (["train", "ppo", "--unit", "hours"], "unknown budget unit 'hours'"),
         (["train", "ppo", "--budget", "0"], "must be >= 1, got 0"),
+        (["train", "mine.safetensors"], "trained already: dxmi-rl evaluate scores it"),
         (["train", "ppo", "--points", "0"], "points must be >= 1, got 0"),
         (["evaluate", "ppo"], "'ppo' is untrained"),
         (["evaluate", "none.safetensors"], "no checkpoint at path 'none.safetensors'"),

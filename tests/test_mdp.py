@@ -310,6 +310,7 @@ def test_the_mode_comes_back_after_an_error() -> None:
         (lambda x: x.sum(), EnergyError, r"got \[\]"),
         (lambda x: x.sum(1, keepdim=True), EnergyError, r"got \[2, 1\]"),
         (lambda x: [0.0] * len(x), EnergyError, "got list"),
+        (lambda x: x.mul_(2).square().sum(1), EnergyError, "changed x in place; use x.clone"),
         (3.0, TypeError, "energy must be a module or function, got 3.0"),
     ],
 )

@@ -13,6 +13,7 @@ from rich.text import Text
 from dxmi_rl.benchmark.measure import SELECTED_BY, first_score
 from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
+from dxmi_rl.evaluation.evaluate import MIN_ESS
 from dxmi_rl.utils.storage import JSON
 
 SCORES = {
@@ -27,8 +28,6 @@ COSTS = {
 }  # fmt: skip
 """Columns of what training cost, with their headers."""
 CALLS = "denoiser_calls"
-MIN_ESS = 0.1
-"""An importance-weighted log Z from fewer effective samples, as a fraction, is marked."""
 MARK, LEGEND = " *", f"* log_z is unreliable: ess < {MIN_ESS}."
 FLOOR = "exact samples (floor)"
 

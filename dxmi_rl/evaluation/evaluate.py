@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import warnings
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from dxmi_rl.mdp import Energy
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.utils.checks import check_integer
+
+MIN_ESS = 0.1
+"""An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
 
 
 def evaluate(
@@ -64,11 +69,13 @@ def evaluate(
         ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
-    Raises TypeError for another model, ValueError for a missing task or bad sizes.
+    Raises TypeError for another model, ValueError for a missing task or bad sizes. Warns where ``ess`` is below 0.1,
+    and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
     """
     for name, value in {"samples": samples, "draws": draws, "trajectories": trajectories}.items():
         check_integer(name, value)
     task, density = resolve(model, task, policy, coordinates)
+    task = _with_its_energy(model, task)
     mdp, target = task.mdp, _scoring_target(task)
     scores: dict[str, float] = {}
     with torch.no_grad():
@@ -94,6 +101,11 @@ def evaluate(
             scores |= floors_of(scores, target, samples)
     if floors and "elbo_tau" in scores and has_named_energy(task):
         scores["elbo_tau_floor"] = tempered_log_z(task)
+    if scores.get("ess", 1.0) < MIN_ESS:
+        warnings.warn(
+            f"the log-weights rest on few trajectories: ess = {scores['ess']:.2g}. log_z is unreliable below "
+            f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.", stacklevel=2,
+        )  # fmt: skip
     own = isinstance(model, Agent)
     scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
     return scores
@@ -103,7 +115,7 @@ def quick_scores(
     agent: Agent[Any], *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None
 ) -> dict[str, float]:
     """Cheap scores for learning curves: one draw, 200 projections, the kernel of training, no floors."""
-    task, target = agent.task, _scoring_target(agent.task)
+    task, target = _with_its_energy(agent, agent.task), _scoring_target(agent.task)
     known = metrics_of(target)
     number = max((metric.quick_samples for metric in known if metric.quick_samples is not None), default=samples)
     scores: dict[str, float] = {}
@@ -122,6 +134,20 @@ def quick_scores(
         if hasattr(agent, "score"):
             scores["auc"] = auc(agent.score, target, samples, seed)
     return scores
+
+
+def _with_its_energy(model: object, task: Task) -> Task:
+    """The task as it is scored: where ``mdp.set_energy`` has put another energy in place of the target's own, that one
+    counts, as if the task had been made with it; a warning says so. A model with an energy of its own is DxMI.
+    """
+    swapped = task.target.has_energy and task.mdp.energy.function not in (None, task.target.energy)
+    if task.energy_replaced or not swapped or hasattr(model, "score"):
+        return task
+    warnings.warn(
+        f"the energy of task {task.name!r} was swapped by mdp.set_energy: scores are those of the new one, and what "
+        "belongs to the target's own energy or samples is left out.", stacklevel=3,
+    )  # fmt: skip
+    return dataclasses.replace(task, energy_replaced=True)
 
 
 def _scoring_target(task: Task) -> Target:

@@ -317,6 +317,25 @@ def test_every_target_names_metrics_that_there_are() -> None:
     assert make_target("digits").metrics == ("images",)
 
 
+def test_an_energy_that_was_swapped_is_the_one_that_is_scored_and_a_warning_says_so() -> None:
+    given, swapped = make_task("8gaussians", energy=round_bowl), make_task("8gaussians")
+    swapped.mdp.set_energy(round_bowl)
+    with pytest.warns(UserWarning, match=r"'8gaussians' was swapped by mdp.set_energy"):
+        scores = quick(Base(swapped))
+    assert scores == quick(Base(given))
+    with pytest.warns(UserWarning, match="swapped"):
+        assert "kl_bound" not in quick_scores(Base(swapped))
+
+
+def round_bowl(x: torch.Tensor) -> torch.Tensor:
+    return x.square().sum(1)
+
+
+def test_a_wrecked_sampler_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="log-weights rest on few trajectories"):
+        quick(Base(make_task("manywell32")))
+
+
 def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
     """Its log Z is unknown and the target's samples are not its own: no bound, no distances."""
     task = make_task("8gaussians", energy=lambda x: x.square().sum(1))
