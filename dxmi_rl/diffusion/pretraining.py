@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -19,6 +20,7 @@ from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import (
     JSON,
+    cache_is_a_help,
     cache_path,
     cached_tensors,
     flatten_optimizer,
@@ -118,9 +120,11 @@ def pretrained_denoiser(
         partial = cache_path("denoiser-partial", key | {"device": place.type})
         cloning = _Cloning(target, config, place, partial)
         cloning.run()
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         found = {"denoiser": cloning.average.state_dict(), "denoiser-early": cloning.early.state_dict()}
-        save_tensors(cache_path(other, key), found[other], key)
+        with cache_is_a_help():
+            save_tensors(cache_path(other, key), found[other], key)
         return found[kind]
 
     denoiser.load_state_dict(cached_tensors(kind, key, train))
@@ -240,7 +244,8 @@ class _Cloning:
         """Keep the state before iteration ``step``."""
         tensors = {f"{k}/{key}": value for k, net in self.networks().items() for key, value in net.state_dict().items()}
         tensors |= flatten_optimizer("optimizer", self.optimizer) | {"generator": self.generator.get_state()}
-        save_tensors(partial, tensors, {"step": step})
+        with cache_is_a_help():
+            save_tensors(partial, tensors, {"step": step})
 
     def restore(self, partial: Path) -> None:
         """Go on from what ``save`` kept; from the start where that is damaged."""
@@ -252,6 +257,5 @@ class _Cloning:
             restore_optimizer("optimizer", self.optimizer, tensors)
             self.generator.set_state(tensors["generator"])
             self.start = int(found["step"])
-        except (CheckpointError, KeyError, RuntimeError, ValueError):
-            partial.unlink(missing_ok=True)
+        except (CheckpointError, KeyError, OSError, RuntimeError, ValueError):
             self.begin()

@@ -21,7 +21,7 @@ from dxmi_rl.targets.base import TargetError
 from dxmi_rl.targets.image_set import Bytes, ImageSet, check_labels, stratified_split
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.progress import track
-from dxmi_rl.utils.storage import cache_path, write_atomically
+from dxmi_rl.utils.storage import cache_is_a_help, cache_path, write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -314,7 +314,8 @@ def _read_folder(path: Path, size: int) -> Bytes:
         with file.open("wb") as opened:
             np.save(opened, rows)
 
-    write_atomically(kept, write)
+    with cache_is_a_help():
+        write_atomically(kept, write)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -9,7 +10,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ if sys.platform != "win32":
 
 JSON = dict[str, Any]
 """A JSON object, as files of results, settings and metadata hold it."""
-FORMAT = "dxmi_rl/2"
+FORMAT = "dxmi_rl/3"
 """Format of files; a new one where settings or names of tensors have changed."""
 LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
@@ -118,10 +120,21 @@ def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
-    """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically."""
-    header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
+    """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically, with a digest of both."""
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
+    text = json.dumps(dict(metadata))
+    header = {"format": FORMAT, "metadata": text, "digest": _digest(plain, text)}
     return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of ``text`` and of the names, types, shapes and bytes of tensors on the CPU."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        found.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]:
@@ -148,14 +161,24 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]
             )
         raise CheckpointError(f"{str(path)!r} was not written by dxmi_rl: its format is {found!r}, wanted {FORMAT!r}.")
     try:
-        return tensors, json.loads(header["metadata"])
+        text, digest = header["metadata"], header["digest"]
+        metadata: JSON = json.loads(text)
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
+    if _digest(tensors, text) != digest:
+        raise CheckpointError(f"{str(path)!r} is damaged: its content is not that of its digest.")
+    return tensors, metadata
 
 
 def cache_path(kind: str, key: Mapping[str, object]) -> Path:
-    """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``."""
-    root = Path(os.environ.get("DXMI_RL_CACHE", Path.home() / ".cache" / "dxmi_rl"))
+    """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``.
+
+    Raises OSError when neither is set: there is no home directory.
+    """
+    try:
+        root = Path(os.environ.get("DXMI_RL_CACHE") or "~/.cache/dxmi_rl").expanduser()
+    except RuntimeError as error:
+        raise OSError(f"there is no place for the cache: set DXMI_RL_CACHE to a folder ({error}).") from error
     digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
     return root / f"{kind}-{digest}.safetensors"
 
@@ -163,19 +186,33 @@ def cache_path(kind: str, key: Mapping[str, object]) -> Path:
 def cached_tensors(
     kind: str, key: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt."""
+    """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt.
+
+    A cache that cannot be read or written costs a warning, never the tensors.
+    """
     path = cache_path(kind, key)
-    if path.is_file():
-        try:
-            tensors, stored = load_tensors(path)
-            if stored == json.loads(json.dumps(dict(key))):
-                return tensors
-        except CheckpointError:
-            path.unlink(missing_ok=True)
+    try:
+        tensors, stored = load_tensors(path)
+        if stored == json.loads(json.dumps(dict(key))):
+            return tensors
+    except (CheckpointError, OSError):  # absent, damaged, or out of reach: what is built replaces it if it can
+        pass
     print(f"dxmi_rl: making {kind} of {key.get('target', key.get('task'))!r}, once; kept as {path}", file=sys.stderr)
     tensors = {name: tensor.detach().to("cpu") for name, tensor in build().items()}
-    save_tensors(path, tensors, key)
+    with cache_is_a_help():
+        save_tensors(path, tensors, key)
     return tensors
+
+
+@contextlib.contextmanager
+def cache_is_a_help() -> Iterator[None]:
+    """Writing to the cache: what the system refuses (no permission, a full disk) is a warning, and work goes on."""
+    try:
+        yield
+    except OSError as error:
+        warnings.warn(
+            f"nothing was kept in the cache: {error}. Set DXMI_RL_CACHE to a folder that can be written.", stacklevel=4
+        )
 
 
 def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

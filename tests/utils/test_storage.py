@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dxmi_rl.utils import storage
 from dxmi_rl.utils.checks import (
     CheckpointError,
     MissingExtraError,
@@ -156,7 +159,7 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged header"):
         load_tensors(tmp_path / "header")
     save_file({"x": torch.zeros(2)}, str(tmp_path / "old"), metadata={"format": "dxmi_rl/1", "metadata": "{}"})
-    with pytest.raises(CheckpointError, match=r"'dxmi_rl/1', and this version reads 'dxmi_rl/2'\. Train it again"):
+    with pytest.raises(CheckpointError, match=r"'dxmi_rl/1', and this version reads 'dxmi_rl/3'\. Train it again"):
         load_tensors(tmp_path / "old")
 
 
@@ -182,9 +185,79 @@ def test_the_cache_builds_once_and_rebuilds_what_is_damaged(empty_cache: Path) -
 
 
 def test_the_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("DXMI_RL_CACHE")
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
     assert cache_path("thing", {}).parent == tmp_path / ".cache" / "dxmi_rl"
+    for text, wanted in {"": ".cache/dxmi_rl", "~/mine": "mine"}.items():
+        monkeypatch.setenv("DXMI_RL_CACHE", text)
+        assert cache_path("thing", {}).parent == tmp_path / wanted
+
+
+def test_without_a_home_the_variable_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where there is no home directory
+    monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))
+    assert cache_path("thing", {}).parent == tmp_path
+    monkeypatch.delenv("DXMI_RL_CACHE")
+    with pytest.raises(OSError, match="set DXMI_RL_CACHE to a folder"):
+        cache_path("thing", {})
+
+
+@pytest.mark.parametrize("refusal", [PermissionError(13, "no"), OSError(28, "No space left on device")])
+def test_a_cache_that_cannot_be_written_is_a_warning(
+    refusal: OSError, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise refusal
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="nothing was kept in the cache"):
+            found = cached_tensors("thing", {"target": "t"}, lambda: {"x": torch.ones(2)})
+        assert torch.equal(found["x"], torch.ones(2))
+
+
+def test_a_file_in_the_caches_place_is_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="nothing was kept"):
+        cached_tensors("thing", {"target": "t"}, lambda: {"x": torch.ones(2)})
+
+
+def test_a_cache_file_that_cannot_be_read_now_is_no_damaged_one(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of file handles, for a moment: what is there stays when nothing new can be written either."""
+    cached_tensors("thing", {"target": "t"}, lambda: {"x": torch.ones(2)})
+    before = cache_path("thing", {"target": "t"}).read_bytes()
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as out_of_handles:
+        out_of_handles.setattr(storage, "safe_open", refuse)
+        out_of_handles.setattr("tempfile.mkstemp", refuse)
+        with pytest.warns(UserWarning, match="Too many open files"):
+            cached_tensors("thing", {"target": "t"}, lambda: {"x": torch.ones(2)})
+    assert cache_path("thing", {"target": "t"}).read_bytes() == before
+
+
+def test_every_flipped_bit_and_every_missing_tensor_is_noticed(tmp_path: Path) -> None:
+    tensors = {"x": torch.randn(40), "y": torch.zeros(2, 3, dtype=torch.int64), "none": torch.zeros(0)}
+    good = save_tensors(tmp_path / "good", tensors, {"name": "a", "n": 3})
+    assert load_tensors(good)[1] == {"name": "a", "n": 3}
+    content, chance = good.read_bytes(), random.Random(0)
+    for bit in chance.sample(range(8 * len(content)), 1000):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        good.write_bytes(damaged)
+        with pytest.raises(CheckpointError):
+            load_tensors(good)
+    good.write_bytes(content)
+    with safe_open(str(good), framework="pt") as file:
+        header = file.metadata()
+    save_file({"x": tensors["x"]}, str(tmp_path / "less"), metadata=header)
+    with pytest.raises(CheckpointError, match="is not that of its digest"):
+        load_tensors(tmp_path / "less")
 
 
 def test_optimizers_go_on_as_if_never_stopped() -> None:
