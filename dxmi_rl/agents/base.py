@@ -130,6 +130,17 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """Modules by name; saved in checkpoints."""
         return {"policy": self.policy, "kernel": self.mdp.kernel}
 
+    def all_modules(self) -> dict[str, nn.Module]:
+        """``modules``, and the backward kernel, which an agent of one's own may have left out.
+
+        Raises TypeError where ``modules`` gives anything else than modules by name.
+        """
+        found = self.modules()
+        if not isinstance(found, dict) or not all(isinstance(module, nn.Module) for module in found.values()):
+            raise TypeError(f"modules of agent {self.name!r} must return a dict of name: torch module, got {found!r}.")
+        kernel = self.mdp.kernel
+        return found if any(module is kernel for module in found.values()) else found | {"kernel": kernel}
+
     def extra_tensors(self) -> dict[str, Tensor]:
         """Further tensors of the training state; saved in checkpoints."""
         return {}

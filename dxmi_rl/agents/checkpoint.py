@@ -24,7 +24,7 @@ AnyPath = str | os.PathLike[str]
 def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
     """Write the agent's modules, optimizers, generator, costs, settings and task, atomically."""
     tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
-    for name, module in agent.modules().items():
+    for name, module in agent.all_modules().items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in agent.all_optimizers().items():
         tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
@@ -97,7 +97,7 @@ def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metada
     """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
     agent.costs = Costs(**metadata["costs"])
     try:
-        for name, module in agent.modules().items():
+        for name, module in agent.all_modules().items():
             part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
             module.load_state_dict(part)
         for name, optimizer in agent.all_optimizers().items():

@@ -175,6 +175,24 @@ def test_an_energy_that_fails_is_named(name: str) -> None:
     assert all(key.startswith("kernel") for key in changed), changed
 
 
+class Forgetful(PPO):
+    name = "forgetful"
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {"policy": self.policy, "value": self.value}
+
+
+def test_the_kernel_is_saved_whatever_modules_an_agent_names(tmp_path: Path) -> None:
+    agent = train(Forgetful(task_for("ppo"), seed=0, config=plain_config("ppo")), 1)
+    loaded = Forgetful.load(agent.save(tmp_path / "agent.safetensors"))
+    kernels = [one.mdp.kernel.state_dict() for one in (agent, loaded)]
+    assert kernels[0] and all(torch.equal(kernels[0][key], kernels[1][key]) for key in kernels[0])
+    agent.modules = lambda: ("policy", agent.policy)  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(TypeError, match="modules of agent 'forgetful' must return a dict"):
+        agent.save(tmp_path / "other.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == ["agent.safetensors"]
+
+
 @pytest.mark.usefixtures("float64")
 def test_predict_in_double_precision() -> None:
     agent = small("ppo", make_task("8gaussians"))
