@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import BATCH, PRETRAINING, plain_agent, same, skip_without_extra, small, state, task_for, train
+from agent_cases import (
+    BATCH,
+    PRETRAINING,
+    plain_agent,
+    plain_config,
+    same,
+    skip_without_extra,
+    small,
+    state,
+    task_for,
+    train,
+)
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
