@@ -10,6 +10,9 @@ that rank nobody, and have a page each. This script trains nothing.
 
 from __future__ import annotations
 
+import html
+import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,6 +27,7 @@ from benchmarks.scripts import RESULTS, ROOT
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
+from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
@@ -112,6 +116,7 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
             own = {key: task[key] for key in SAME_TASK}
+            _check_row(name, results, row)
             run = _run_of(results, row)
             own |= {"sizes": run["sizes"], "fit": run.get("fit", True)}
             own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
@@ -136,6 +141,29 @@ def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
+    """Raises ValueError for a row whose ranking score is not that of its runs, or not finite."""
+    key = results["tasks"][row["task"]]["score"]
+    runs = [run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])]
+    values = [run["scores"][key] for run in runs if key in run["scores"]]
+    where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
+    if len(values) != row["runs"] or not values:
+        raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(values)}.")
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
+    for statistic, found in score_statistics(values).items():
+        given = row["scores"][key].get(statistic)
+        if isinstance(found, float) and not (
+            isinstance(given, (int, float)) and math.isclose(given, found, rel_tol=1e-9)
+        ):
+            raise ValueError(f"{where}: summary.scores.{key}.{statistic} is {given!r}, and its runs give {found!r}.")
+
+
+def plain(text: str) -> str:
+    """Text of a submission as it reads, in Markdown: no tags, links, cells, headings or lines of its own."""
+    return re.sub(r"([\\`*_\[\]|#~!])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
 def page(submissions: dict[str, dict[str, Any]]) -> str:
     """The leaderboard: a table per task over all submissions, then every submission's own tables."""
     lines = ["# Leaderboard", "", INTRODUCTION, ""]
@@ -143,7 +171,7 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
         task = entries[0].task
         floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
         lines += [
-            f"## {title}",
+            f"## {plain(title)}",
             "",
             f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; "
             f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
@@ -182,8 +210,8 @@ def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
     scores = [interval_text(statistics) for statistics in shown]
     cells = [
-        "" if rank is None else str(rank), row["label"], *scores, f"{row['runs']} of {entry.seeds}", budget,
-        compact(costs["energy_evals"]), compact(costs["seconds"]), entry.submission,
+        "" if rank is None else str(rank), plain(row["label"]), *scores, f"{row['runs']} of {entry.seeds}", budget,
+        compact(costs["energy_evals"]), compact(costs["seconds"]), plain(entry.submission),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -215,9 +243,10 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     tasks = ranked(submissions)
     failed = {(run["label"], run["task"]) for results in submissions.values() for run in results["failed"]}
     labels = by_mean_rank(tasks)[:README_ROWS]
-    names = [
-        f"{title}, `{entries[0].task['score']}` {ARROWS[entries[0].task['better']]}" for title, entries in tasks.items()
-    ]
+    names = []
+    for title, entries in tasks.items():
+        task = entries[0].task
+        names.append(f"{plain(title)}, `{task['score']}` {ARROWS[task['better']]}")
     lines = ["| agent | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     floors = [entries[0].task["floor"] for entries in tasks.values()]
     lines.append("| exact sampler | " + " | ".join("" if floor is None else number(floor) for floor in floors) + " |")
@@ -230,7 +259,7 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
             if own is not None and not own.complete:
                 text += f" ({own.row['runs']} of {own.seeds} runs)"
             cells.append(f"**{text}**" if own is entries[0] else text)
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {plain(label)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_cases import make_results
 
 from benchmarks.compare import leaderboard
+from dxmi_rl.benchmark.results import score_statistics
 
 
 @pytest.fixture
@@ -90,7 +93,9 @@ def test_an_agent_that_lacks_runs_has_no_rank(place: Path) -> None:
     results = make_results()
     rows = [row for row in results["summary"] if row["task"] == "gmm25"]
     best = min(rows, key=lambda row: row["scores"]["kl_bound_fit"]["iqm"])
-    best["runs"] = 4
+    results["runs"].remove(next(one for one in results["runs"] if is_of(best, one)))
+    values = [one["scores"]["kl_bound_fit"] for one in results["runs"] if is_of(best, one)]
+    best["runs"], best["scores"]["kl_bound_fit"] = 4, score_statistics(values)
     (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
     assert run(place) == 0
     page = (place / "page.md").read_text(encoding="utf-8")
@@ -98,6 +103,42 @@ def test_an_agent_that_lacks_runs_has_no_rank(place: Path) -> None:
     last = [line for line in section.splitlines() if line.startswith("| ")][-1]
     assert last.startswith(f"|  | {best['label']} |") and "4 of 5" in last
     assert "(4 of 5 runs)" in (place / "README.md").read_text(encoding="utf-8")
+
+
+def is_of(row: dict[str, Any], run: dict[str, Any]) -> bool:
+    return bool((row["task"], row["label"]) == (run["task"], run["label"]))
+
+
+def test_a_summary_that_its_runs_do_not_give_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (key, value) in enumerate({"iqm": -1e308, "low": 0.0, "median": None}.items()):
+        results = make_results()
+        row = next(row for row in results["summary"] if row["task"] == "gmm25")
+        row["scores"]["kl_bound_fit"][key] = value
+        (place / "results" / f"{number}.json").write_text(json.dumps(results), encoding="utf-8")
+        assert run(place) == 2
+        error = capsys.readouterr().err
+        assert f"'{number}', row {row['label']!r} on 'gmm25': summary.scores.kl_bound_fit.{key} is {value!r}" in error
+        (place / "results" / f"{number}.json").unlink()
+    results = make_results()
+    row = next(row for row in results["summary"] if row["task"] == "gmm25")
+    row["runs"] += 1
+    (place / "results" / "more.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 2 and "summary.runs is 6, and runs with 'kl_bound_fit' are 5" in capsys.readouterr().err
+
+
+def test_a_name_cannot_write_into_the_page(place: Path) -> None:
+    """HTML, links, further cells, headings and the end marker are text, and what was written can be written again."""
+    wild = f"<b>x</b> [a](http://b) | c\n# d {leaderboard.END} `e`"
+    results = make_results()
+    for entry in [*results["summary"], *results["runs"]]:
+        entry["label"] = f"{wild} {entry['label']}"
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 0 and run(place, "--check") == 0
+    readme, page = ((place / name).read_text(encoding="utf-8") for name in ("README.md", "page.md"))
+    assert readme.count(leaderboard.END) == 1 and "<b>" not in readme + page and "\n# d" not in readme + page
+    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
+    rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("|")]
+    assert len({len(cells) for cells in rows}) == 1, "as many cells in every row"
 
 
 @pytest.mark.parametrize("what", ["horizon", "budget", "sizes"])
