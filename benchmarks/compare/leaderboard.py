@@ -98,7 +98,18 @@ def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
     files.sort(key=lambda file: (file.stem != OURS, file.stem))
     if not files:
         raise FileNotFoundError(f"no submissions (*.json) in {str(folder)!r}.")
-    return {file.stem: load_results(file) for file in files}
+    return {file.stem: load_whole(file) for file in files}
+
+
+def load_whole(file: Path) -> dict[str, Any]:
+    """Results that can be ranked and shown. Raises ValueError, naming file and field, for others."""
+    results = load_results(file)
+    try:
+        page({file.stem: results})
+        readme_table({file.stem: results})
+    except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
+        raise ValueError(f"{str(file)!r} is malformed: {type(error).__name__}: {error}.") from error
+    return results
 
 
 def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
@@ -283,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.page: page(submissions),
         }
         for file in sorted((arguments.results / "experiments").glob("*.json")):
-            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_results(file))
+            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_whole(file))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

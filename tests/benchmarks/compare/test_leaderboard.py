@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,36 @@ def test_a_summary_that_its_runs_do_not_give_is_refused(place: Path, capsys: pyt
     row["runs"] += 1
     (place / "results" / "more.json").write_text(json.dumps(results), encoding="utf-8")
     assert run(place) == 2 and "summary.runs is 6, and runs with 'kl_bound_fit' are 5" in capsys.readouterr().err
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to all values in a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(own for key, part in inner for own in places(part, (*path, key)))]
+
+
+@pytest.mark.slow
+def test_malformed_submissions_are_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A field at random is removed or replaced: the page is written, or one line says which file is wrong."""
+    text, chance, refused = json.dumps(make_results()), random.Random(0), 0
+    paths = [path for path in places(json.loads(text)) if path and not {"curve", "paths"} & set(path)]
+    for _ in range(40):
+        results, depth = json.loads(text), chance.randint(1, 5)
+        path = chance.choice([path for path in paths if len(path) == depth])
+        parent = functools.reduce(lambda part, key: part[key], path[:-1], results)
+        wrong = chance.choice([None, -1, "x", [], {}, [[]], "remove"])
+        if wrong == "remove":
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = wrong
+        (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+        status, printed = run(place), capsys.readouterr()
+        assert status in (0, 2), (path, wrong)
+        if status == 2:
+            refused += 1
+            assert printed.err.startswith("error: ") and len(printed.err.splitlines()) == 1, (path, wrong)
+            assert "first" in printed.err
+    assert refused > 5
 
 
 def test_a_name_cannot_write_into_the_page(place: Path) -> None:
