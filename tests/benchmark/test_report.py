@@ -298,6 +298,15 @@ def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     assert "Left out, because a task of the track is missing: sb3-ppo." in text
 
 
+def test_one_agent_has_nobody_to_be_compared_with() -> None:
+    results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
+    results["runs"] = [run for run in results["runs"] if run["task"] != "gmm25" or run["label"] == "ppo"]
+    comparison = Comparison(summarise(results))
+    assert not comparison.aggregates[0].scores
+    assert "only ppo has all tasks" in " ".join(comparison.aggregates[0].notes)
+    assert "| ppo |" in markdown(comparison)
+
+
 @pytest.mark.slow
 def test_mixed_source_code_is_pointed_out(results: dict[str, Any], reader: Reader) -> None:
     assert "different source code" not in reader.text

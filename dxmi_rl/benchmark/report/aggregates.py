@@ -38,7 +38,7 @@ class Aggregate:
     tasks: list[str]
     seeds: list[int]
     scores: dict[str, NDArray[np.float64]]
-    """``[runs, tasks]`` of every label that finished all tasks."""
+    """``[runs, tasks]`` of every label that finished all tasks, where two or more did."""
     left_out: list[str]
     """Labels that lack a task."""
     notes: list[str]
@@ -73,7 +73,9 @@ def aggregate(track: str, tasks: dict[str, JSON], runs: list[JSON], labels: list
     if other:
         notes.append(f"Not normalised (no base or exact value, or no gap between them): {_listed(other)}.")
     scores = {}
-    if seeds:
+    if len(complete) == 1:
+        notes.append(f"Nothing to compare: only {complete[0]} has all tasks of the track.")
+    elif seeds:
         scores = {
             label: np.array([[normalised[task, label][seed] for task in ranked] for seed in seeds])
             for label in complete
