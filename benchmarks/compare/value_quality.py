@@ -156,6 +156,10 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1)).mean()
 
 
+CODE = code_of(measure, energy_model_errors, gradient_cosines, continued, cosines)
+"""What the numbers depend on."""
+
+
 def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     """Cosines of grad V_t above, errors of the energy model below: a panel per task, a line per row and seed."""
     tasks = list(dict.fromkeys(run["task"] for run in runs))
@@ -211,7 +215,7 @@ def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
         "task": task, "row": ROWS[row], "seed": seed, "budget": arguments.budget, "states": arguments.states,
         "continuations": arguments.continuations, "device": arguments.device,
     }  # fmt: skip
-    file = run_file(arguments.folder, settings, (DxDP,), code_of(measure, energy_model_errors, gradient_cosines))
+    file = run_file(arguments.folder, settings, (DxDP,), CODE)
     return kept_result(file, lambda: measure(task, row, seed, arguments))
 
 

@@ -111,8 +111,8 @@ def settings(name: str) -> str:
         before, after = (number(found[key]) if found[key] is not None else "diverged" for key in ("default", "best"))
         text = (
             f"The settings that were searched are those of the best of {found['trials']} trials of "
-            f"{found['budget']:,} transitions on {count_seeds([found['seeds']])} of {found['task']['name']}, as for every "
-            "agent ([tuning](../tuning.md)): "
+            f"{found['budget']:,} transitions on {count_seeds([found['seeds']])} of {found['task']['name']}, as for "
+            "every agent ([tuning](../tuning.md)): "
             f"`{found['score']}` {before} before the search, {after} after it."
         )
     return f"{text}\n\n{settings_table(settings_that_run(name), left_out=('agent_settings',))}"
