@@ -1,6 +1,6 @@
 """How right are the gradients of DxDP's values, and its energy model? Measured on fresh states of the trained policy.
 
-    python benchmarks/compare/value_quality.py --seeds 0 1 2 --json benchmarks/results/value_quality.json
+    python benchmarks/compare/value_quality.py --seeds 0 1 2 --json value_quality.json
 
 Every row is DxDP with one setting changed (ROWS). grad V_t is compared with a Monte-Carlo gradient: at ``states``
 states x_t of fresh rollouts, the mean of grad V over ``continuations`` rollouts that go on from x_t, with the adjoint
