@@ -41,10 +41,10 @@ class LiveEnergy:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
         wanted = x.requires_grad and torch.is_grad_enabled()
         count_energy(len(x), differentiated=wanted and self.differentiable is not False)
-        version = x._version
+        version = None if x.is_inference() else x._version
         with evaluation_mode(self.function):
             value = self.function(x)
-        if x._version != version:
+        if version is not None and x._version != version:
             raise EnergyError("the energy must leave its argument as it is: it changed x in place; use x.clone().")
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

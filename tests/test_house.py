@@ -29,6 +29,7 @@ LAYERS = [
     ["anomaly"],
     ["benchmark"],
     ["cli"],
+    ["__main__"],
 ]
 """Packages and modules from the bottom up: each imports from its own layer and those before it."""
 

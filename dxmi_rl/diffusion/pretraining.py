@@ -257,5 +257,7 @@ class _Cloning:
             restore_optimizer("optimizer", self.optimizer, tensors)
             self.generator.set_state(tensors["generator"])
             self.start = int(found["step"])
-        except (CheckpointError, KeyError, OSError, RuntimeError, ValueError):
+        except (CheckpointError, KeyError, OSError, RuntimeError, ValueError) as error:
+            if not isinstance(error.__cause__ or error, OSError):  # damaged, and not only out of reach for now
+                partial.unlink(missing_ok=True)
             self.begin()

@@ -23,7 +23,7 @@ from dxmi_rl.utils.storage import LOCKING_SECONDS, load_tensors
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills forked processes")
 
 ROOT = Path(__file__).parents[2]
-KILLS = 5
+KILLS = 4
 """Of every agent."""
 LONGEST = 0.015
 """Seconds that a child saves before it is killed, at most."""

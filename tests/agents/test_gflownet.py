@@ -99,7 +99,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: str) -> None
 def test_detailed_balance_with_the_next_flow_held_finds_it_too() -> None:
     """One-step targets are slower where exact balance can be had."""
     settings = {**SMALL, **SMALL_VALUE, **RATES, **FLOWS, "exploration": 0.0}
-    agent = plain_agent("detailed-balance", lqg_task(), seed=0, **settings).learn(90_000)
+    agent = plain_agent("detailed-balance", lqg_task(), seed=0, **settings).learn(70_000)
     error = errors(agent, value_sign=-1.0)
     assert error["mean"] < 0.05 and error["sigma"] < 0.03 and error["value"] < 0.12, error
 
@@ -109,7 +109,7 @@ def test_one_number_for_log_z_is_wrong_off_policy() -> None:
     """What ``conditional`` is for: in the LQG log w depends on x_0 at the optimum."""
     off = {"exploration": 1.0, "exploration_fraction": 1.0}
     settings = {**SMALL, **SMALL_VALUE, **RATES, **off}
-    plain = plain_agent("trajectory-balance", lqg_task(), seed=0, conditional=False, **settings).learn(300_000)
+    plain = plain_agent("trajectory-balance", lqg_task(), seed=0, conditional=False, **settings).learn(100_000)
     assert errors(plain)["sigma"] > 0.1
 
 

@@ -112,7 +112,7 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
         value_steps=8, policy_steps=2,
     )  # fmt: skip
     assert isinstance(agent, DxDP)
-    agent.learn(400_000)
+    agent.learn(300_000)
     error = errors(agent, value_sign=1.0)
     assert error["value"] < 0.02, error
     assert error["mean"] < 0.02, error

@@ -32,7 +32,7 @@ def test_a_small_run_writes_what_its_docstring_lists(tmp_path: Path, capsys: pyt
     assert value_quality.main([*arguments, "--picture", str(tmp_path / "v.png")]) == 0
     everything = json.loads((tmp_path / "v.json").read_text())
     text = value_quality.__doc__ or ""
-    listed = {key for line in re.findall(r"^    ([a-z_, ]+?)  ", text, re.M) for key in line.split(", ")}
+    listed = {key for line in re.findall(r"^    ([a-z][a-z_, ]*?)  ", text, re.M) for key in line.split(", ")}
     assert listed == set(everything)
     assert [run["row"] for run in everything["runs"]] == list(value_quality.ROWS)
     assert set(re.findall(r"\.(\w+)(?=,| {2})", text)) == set(everything["runs"][0])
