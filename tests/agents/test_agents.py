@@ -462,9 +462,9 @@ def test_a_short_run_beats_the_base_sampler(name: str, steps: int) -> None:
 @pytest.mark.parametrize(
     ("agent", "target", "steps", "settings"),
     [
-        ("ppo", "8gaussians", 120_000, {}),
+        ("ppo", "8gaussians", 200_000, {}),
         (
-            "dxdp", "gmm25", 40_000,
+            "dxdp", "gmm25", 80_000,
             {
                 "n_trajectories": 64, "policy_steps": 8, "value_steps": 4, "kernel_steps": 4,
                 "policy.learning_rate": 2e-3,
