@@ -167,10 +167,11 @@ class Evaluate(Checkpoint):
 
         from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
         from dxmi_rl.evaluation import evaluate
+        from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
         from dxmi_rl.utils.storage import write_json
 
         agent = self.load()
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # the table says so itself
+        with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the table says so itself
             scores = evaluate(
                 agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories,
                 fit=self.fit,

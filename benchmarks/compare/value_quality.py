@@ -25,6 +25,7 @@ Keys of ``--json FILE``:
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ def gradient_cosines(agent: DxDP, states: int, continuations: int) -> tuple[list
             assert last is not None
             adjoints = adjoint_along_paths(agent.mdp, agent.policy, agent.values, goes_on, last, mixing=1.0)[t]
             adjoints = adjoints.view(continuations, states, -1)
-            slope = input_gradient(lambda x, t=t: agent.values(x, t), paths.x[t])  # type: ignore[misc]
+            slope = input_gradient(functools.partial(agent.values, t=t), paths.x[t])
             found.append(float(cosines(slope, adjoints.mean(0))))
             halves.append(float(cosines(adjoints[::2].mean(0), adjoints[1::2].mean(0))))
     return found, halves

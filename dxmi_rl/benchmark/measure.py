@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
+from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import seeded
@@ -81,7 +82,7 @@ def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str
 
 def _scores(agent: Agent[Any], run: Run, floors: bool) -> dict[str, float]:
     sizes = run.sizes
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # tables mark what it warns of
+    with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # tables mark what it warns of
         return evaluate(
             agent, seed=EVALUATION_SEED + 100 * run.seed, samples=sizes.samples, draws=sizes.draws,
             trajectories=sizes.trajectories, fit=run.fits, floors=floors,

@@ -25,6 +25,10 @@ MIN_ESS = 0.1
 """An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
 
 
+class UnreliableScoresWarning(UserWarning):
+    """Log-weights that rest on few trajectories."""
+
+
 def evaluate(
     model: Any,
     task: str | Task | None = None,
@@ -104,7 +108,8 @@ def evaluate(
     if scores.get("ess", 1.0) < MIN_ESS:
         warnings.warn(
             f"the log-weights rest on few trajectories: ess = {scores['ess']:.2g}. log_z is unreliable below "
-            f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.", stacklevel=2,
+            f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.",
+            UnreliableScoresWarning, stacklevel=2,
         )  # fmt: skip
     own = isinstance(model, Agent)
     scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
@@ -140,8 +145,8 @@ def _with_its_energy(model: object, task: Task) -> Task:
     """The task as it is scored: where ``mdp.set_energy`` has put another energy in place of the target's own, that one
     counts, as if the task had been made with it; a warning says so. A model with an energy of its own is DxMI.
     """
-    swapped = task.target.has_energy and task.mdp.energy.function not in (None, task.target.energy)
-    if task.energy_replaced or not swapped or hasattr(model, "score"):
+    aims = task.config.reward == "target" and not task.energy_replaced  # at the target's own energy
+    if not aims or hasattr(model, "score") or task.mdp.energy.function in (None, task.target.energy):
         return task
     warnings.warn(
         f"the energy of task {task.name!r} was swapped by mdp.set_energy: scores are those of the new one, and what "

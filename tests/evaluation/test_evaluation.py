@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -325,6 +326,14 @@ def test_an_energy_that_was_swapped_is_the_one_that_is_scored_and_a_warning_says
     assert scores == quick(Base(given))
     with pytest.warns(UserWarning, match="swapped"):
         assert "kl_bound" not in quick_scores(Base(swapped))
+
+
+def test_where_the_energy_is_learned_the_targets_own_is_scored() -> None:
+    """Nothing was swapped: the task never had the target's energy as its reward."""
+    task = make_task("8gaussians-data", pretraining={"iterations": 20, "width": 16, "depth": 1})
+    task.mdp.set_energy(round_bowl)
+    with warnings.catch_warnings(action="error"):
+        assert "kl_bound" in quick_scores(Base(task))
 
 
 def round_bowl(x: torch.Tensor) -> torch.Tensor:
