@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
 from dxmi_rl.utils.checks import check_integer, check_real
 
 
@@ -21,6 +23,8 @@ class Costs:
     """Evaluations of E on one x, with or without gradient."""
     energy_grad_evals: int = 0
     """The part of ``energy_evals`` that was differentiated in x."""
+    gradient_steps: int = 0
+    """Steps of optimizers: of policies, values, energies and learned kernels together."""
     denoiser_calls: int = 0
     """Evaluations of the base or fine-tuned denoiser on one x."""
     seconds: float = 0.0
@@ -52,11 +56,17 @@ def counting(costs: Costs) -> Iterator[None]:
 
     There is one stack for the whole process: agents that learn at the same time in several threads are not told apart.
     """
+    def count_step(*_: object) -> None:
+        if _COUNTERS[-1] is costs:
+            costs.gradient_steps += 1
+
+    hook = register_optimizer_step_post_hook(count_step)  # also sees the optimizers of other libraries
     _COUNTERS.append(costs)
     try:
         yield
     finally:
         _COUNTERS.pop()
+        hook.remove()
 
 
 def count_energy(rows: int, differentiated: bool = False) -> None:

@@ -27,7 +27,7 @@ from benchmarks.scripts import RESULTS, ROOT
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
-from dxmi_rl.benchmark.results import score_statistics
+from dxmi_rl.benchmark.results import counted_scores, diverged, score_statistics
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
@@ -47,12 +47,16 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 
 - Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md)).
 - *Normalised* is 0 for the base sampler and 1 for an exact sampler.
+- A run that diverged counts as the worst run of its task. Where runs diverged, or one run is far from all others, the
+  range of the runs stands in place of an interval.
 - Budgets and evaluations are the same for all rows of a table. An agent that lacks runs has no rank.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5
 """Agents in README's table."""
 ARROWS = {"lower": "↓", "higher": "↑"}
+COSTS = {"energy_evals": "energy evaluations", "gradient_steps": "gradient steps", "seconds": "seconds"}
+"""Columns of what training cost; results from before a cost was counted lack it."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,17 @@ class Entry:
     task: dict[str, Any]
     row: dict[str, Any]
     seeds: int
+    diverged: int
 
     @property
     def complete(self) -> bool:
-        """Whether all of its runs finished: runs that diverged are no reason to be ranked by the others."""
-        return bool(self.row["runs"] == self.seeds)
+        """Whether all of its runs finished or diverged, which counts as the worst run of the task."""
+        return bool(self.row["runs"] + self.diverged == self.seeds)
+
+    @property
+    def runs(self) -> str:
+        """How many runs of how many seeds finished, and how many diverged."""
+        return f"{self.row['runs']} of {self.seeds}" + (f", {self.diverged} diverged" if self.diverged else "")
 
     @property
     def score(self) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             own = {key: task[key] for key in SAME_TASK}
             _check_row(name, results, row)
             run = _run_of(results, row)
-            own |= {"sizes": run["sizes"], "fit": run.get("fit", True)}
+            own |= {"sizes": run["sizes"], "fit": run.get("fit", True)} if run else {}
             own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
             other, first = terms.setdefault(title, (name, own))
             different = [key for key in own if key in first and first[key] != own[key]]
@@ -138,31 +148,34 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             first |= own
             entries = tasks.setdefault(title, [])
             if not any((entry.row["agent"], entry.row["label"]) == (row["agent"], row["label"]) for entry in entries):
-                entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"]))))
+                lost = len(diverged(results["failed"], row["task"], row["label"]))
+                entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"])), lost))
     for entries in tasks.values():
         sign = 1 if entries[0].task["better"] == "lower" else -1
         entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
     return tasks
 
 
-def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(
-        run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])
-    )
-    return found
+def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:
+    """A finished run of the row; None where all of its runs diverged."""
+    own = (run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"]))
+    return next(own, None)
 
 
 def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
     """Raises ValueError for a row whose ranking score is not that of its runs, or not finite."""
-    key = results["tasks"][row["task"]]["score"]
+    task = results["tasks"][row["task"]]
+    key = task["score"]
     runs = [run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])]
-    values = [run["scores"][key] for run in runs if key in run["scores"]]
+    finished = [run["scores"][key] for run in runs if key in run["scores"]]
     where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
-    if len(values) != row["runs"] or not values:
-        raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(values)}.")
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in finished):
         raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
-    for statistic, found in score_statistics(values).items():
+    lost = len(diverged(results["failed"], row["task"], row["label"]))
+    values = counted_scores(results["runs"], results["failed"], row["task"], row["label"], key, task["better"])
+    if len(finished) != row["runs"] or not values:
+        raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(finished)}.")
+    for statistic, found in score_statistics(values, lost).items():
         given = row["scores"][key].get(statistic)
         if isinstance(found, float) and not (
             isinstance(given, (int, float)) and math.isclose(given, found, rel_tol=1e-9)
@@ -191,7 +204,7 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
         with_best = any(entry.row["best"] for entry in entries)  # where best checkpoints were scored
         header = ["rank", "agent", f"`{task['score']}` {ARROWS[task['better']]}"]
         header += ["best checkpoint"] if with_best else []
-        header += ["normalised", "runs", "budget", "energy evaluations", "seconds", "submission"]
+        header += ["normalised", "runs", "budget", *COSTS.values(), "submission"]
         lines += ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         for rank, entry in enumerate(entries, 1):
             lines.append(_line(rank if entry.complete else None, entry, with_best))
@@ -221,8 +234,8 @@ def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
     scores = [interval_text(statistics) for statistics in shown]
     cells = [
-        "" if rank is None else str(rank), plain(row["label"]), *scores, f"{row['runs']} of {entry.seeds}", budget,
-        compact(costs["energy_evals"]), compact(costs["seconds"]), plain(entry.submission),
+        "" if rank is None else str(rank), plain(row["label"]), *scores, entry.runs, budget,
+        *(compact(costs[cost]) if cost in costs else "" for cost in COSTS), plain(entry.submission),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
 
@@ -252,7 +265,6 @@ def by_mean_rank(tasks: dict[str, list[Entry]]) -> list[str]:
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
-    failed = {(run["label"], run["task"]) for results in submissions.values() for run in results["failed"]}
     labels = by_mean_rank(tasks)[:README_ROWS]
     names = []
     for title, entries in tasks.items():
@@ -265,10 +277,9 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
         cells = []
         for entries in tasks.values():
             own = next((entry for entry in entries if entry.row["label"] == label), None)
-            nothing = "no run finished" if (label, entries[0].row["task"]) in failed else ""
-            text = nothing if own is None else interval_text(own.score)
-            if own is not None and not own.complete:
-                text += f" ({own.row['runs']} of {own.seeds} runs)"
+            text = "" if own is None else interval_text(own.score)
+            if own is not None and own.row["runs"] < own.seeds:
+                text += f" ({own.runs} runs)"
             cells.append(f"**{text}**" if own is entries[0] else text)
         lines.append(f"| {plain(label)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

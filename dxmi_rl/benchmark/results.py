@@ -6,11 +6,12 @@ import datetime
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
+from statistics import median as middle
 
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.measure import first_score
 from dxmi_rl.benchmark.protocol import RANKED_BY, Row, exact_score, normalise
-from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median
+from dxmi_rl.benchmark.statistics import Interval, interquartile_mean, interval, median
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.storage import JSON
 
@@ -20,7 +21,15 @@ Summary = JSON
 SCHEMA = 2
 BASE = "base"
 """Name of the agent that normalised scores count from, in the first of its rows."""
-COSTS = ("timesteps", "energy_evals", "energy_grad_evals", "policy_draws", "denoiser_calls", "seconds")
+DIVERGED = ("DivergenceError", "NonFiniteError", "EnergyError")
+"""Exceptions that end a run that diverged; it counts as the worst run of its task."""
+RANGE = "range of the runs"
+"""In place of an interval's method where no interval says anything."""
+FAR = 100
+"""An interval says nothing when a run is this many times as far from the median as half of the runs are."""
+NOT_SUMMARISED = ("_floor", "_se", "_bias")
+"""Endings of scores that say something about another score."""
+COSTS = ("timesteps", "energy_evals", "energy_grad_evals", "gradient_steps", "policy_draws", "denoiser_calls", "seconds")
 
 
 def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -41,6 +50,7 @@ def assemble(
     ``command`` is the command line without a selection; the commands of rows and runs add one to it.
     """
     tasks = {task: _describe(own, results) for task, own in rows_by_task(rows).items()}
+    failures = [_failure(outcome) for outcome in failed]
     runs = []
     for row in rows:
         for result in results_of(row, results):
@@ -51,9 +61,9 @@ def assemble(
         **header,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "tasks": tasks,
-        "summary": [_summarise(row, runs, tasks[row.task], _row_command(command, row)) for row in rows],
+        "summary": [_summarise(row, runs, failures, tasks[row.task], _row_command(command, row)) for row in rows],
         "runs": runs,
-        "failed": [_failure(outcome) for outcome in failed],
+        "failed": failures,
     }
 
 
@@ -106,10 +116,31 @@ def _normalised(result: Result, task: JSON) -> float | None:
     return normalise(result["scores"][key], base, floor)
 
 
-def _summarise(row: Row, runs: Sequence[Result], task: JSON, command: str) -> Summary:
+def diverged(failed: Sequence[JSON], task: str, label: str) -> list[JSON]:
+    """The failed runs of one row that diverged, of the ``failed`` of a results file."""
+    own = [one for one in failed if (one["task"], one["label"]) == (task, label)]
+    return [one for one in own if str(one["error"]).startswith(DIVERGED)]
+
+
+def worst_score(runs: Sequence[Result], task: str, key: str, better: str) -> float | None:
+    """The worst finite score of all finished runs of a task; None where none has it."""
+    found = [run["scores"][key] for run in runs if run["task"] == task and key in run["scores"]]
+    return None if not found else max(found) if better == "lower" else min(found)
+
+
+def counted_scores(
+    runs: Sequence[Result], failed: Sequence[JSON], task: str, label: str, key: str, better: str
+) -> list[float]:  # fmt: skip
+    """A score of the finished runs of a row, and for each of its runs that diverged the worst of the task."""
+    own = [run["scores"] for run in runs if (run["task"], run["label"]) == (task, label)]
+    worst = worst_score(runs, task, key, better)
+    lost = [] if worst is None else [worst] * len(diverged(failed, task, label))
+    return [one[key] for one in own if key in one] + lost
+
+
+def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON, command: str) -> Summary:
     """One row of the tables."""
-    own = results_of(row, runs)
-    normalised = [run["normalised"] for run in own if run["normalised"] is not None]
+    own, lost = results_of(row, runs), diverged(failed, row.task, row.label)
     return {
         "task": row.task,
         "label": row.label,
@@ -119,18 +150,31 @@ def _summarise(row: Row, runs: Sequence[Result], task: JSON, command: str) -> Su
         "unit": row.unit,
         "seeds": list(row.seeds),
         "runs": len(own),
-        "scores": _score_statistics([run["scores"] for run in own]),
-        "best": _score_statistics([run["best"]["scores"] for run in own if run["best"]]),
-        "normalised": score_statistics(normalised) if normalised else None,
-        "costs": {key: fmean(run["costs"][key] for run in own) for key in COSTS if own},
+        "diverged": len(lost),
+        "scores": _score_statistics(row, runs, failed, task),
+        "best": _best_statistics([run["best"]["scores"] for run in own if run["best"]]),
+        "normalised": _normalised_statistics(own, runs, row.task, len(lost)),
+        "costs": {
+            key: fmean(run["costs"][key] for run in own) for key in COSTS if own and all(key in run["costs"] for run in own)
+        },
         "command": command,
     }
 
 
-def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
+def _score_statistics(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON) -> dict[str, JSON]:
+    """Of every score of the row; where runs diverged the ranking score alone counts them, as others have no worst."""
+    own = [run["scores"] for run in results_of(row, runs)]
+    entries = _best_statistics(own)
+    key, better, lost = task["score"], task["better"], len(diverged(failed, row.task, row.label))
+    if key is not None and lost and (values := counted_scores(runs, failed, row.task, row.label, key, better)):
+        entries[key] = score_statistics(values, lost) | {k: v for k, v in entries.get(key, {}).items() if k == "floor"}
+    return entries
+
+
+def _best_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
     entries: dict[str, JSON] = {}
     for key in scores[0] if scores else {}:
-        if key.endswith("_floor"):
+        if key.endswith(NOT_SUMMARISED):
             continue
         entries[key] = score_statistics([one[key] for one in scores if key in one])
         floor = scores[0].get(f"{key.removesuffix('_late')}_floor")
@@ -139,11 +183,30 @@ def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
     return entries
 
 
-def score_statistics(values: Sequence[float]) -> JSON:
-    """``{"iqm", "median"}`` of one score over runs, and with two or more its 95 % interval and how it was made."""
+def _normalised_statistics(own: Sequence[Result], runs: Sequence[Result], task: str, lost: int) -> JSON | None:
+    values = [run["normalised"] for run in own if run["normalised"] is not None]
+    every = [run["normalised"] for run in runs if run["task"] == task and run["normalised"] is not None]
+    values += [min(every)] * lost if every else []
+    return score_statistics(values, lost) if values else None
+
+
+def score_statistics(values: Sequence[float], diverged: int = 0) -> JSON:
+    """``{"iqm", "median"}`` of one score over runs, and with two or more its 95 % interval and how it was made.
+
+    ``diverged`` of the values stand for runs that diverged. Then, and where one run is far from all others, no interval
+    says anything, and the range of the runs takes its place.
+    """
     statistics: JSON = {"iqm": interquartile_mean(values), "median": median(values)}
     found = interval(values)
+    if found is not None and (diverged or _one_is_far(values)):
+        found = Interval(min(values), max(values), RANGE)
     return statistics if found is None else statistics | found._asdict()
+
+
+def _one_is_far(values: Sequence[float]) -> bool:
+    centre = middle(values)
+    distances = [abs(value - centre) for value in values]
+    return max(distances) > FAR * middle(distances) > 0
 
 
 def _failure(outcome: Outcome) -> JSON:

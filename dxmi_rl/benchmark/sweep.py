@@ -20,12 +20,11 @@ from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
 from dxmi_rl.tasks import ENERGIES, Task, make_task
 from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.storage import remove_abandoned
 
 DEATHS = 3
 """A run is given up after this many deaths of its worker: two beside other runs, one alone."""
 DIED = "its worker process died again and again (out of memory, or killed); start again to go on."
-STALE = 3600.0
-"""Seconds after which a half-written file belongs to no living process."""
 
 
 # Worker processes -----------------------------------------------------------------------------------------------------
@@ -177,10 +176,7 @@ def tidy(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for marker in folder.glob("*.running"):
         marker.unlink(missing_ok=True)
-    for part in folder.glob(".*.part"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - part.stat().st_mtime > STALE:
-                part.unlink()
+    remove_abandoned(folder)
 
 
 def _in_workers(

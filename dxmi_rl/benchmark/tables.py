@@ -17,13 +17,14 @@ from dxmi_rl.evaluation.evaluate import MIN_ESS
 from dxmi_rl.utils.storage import JSON
 
 SCORES = {
-    "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
+    "kl_marginal": "↓", "kl_marginal_forward": "↓", "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
     "mode_tv": "↓", "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
     "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
 COSTS = {
     "timesteps": "transi-\ntions", "energy_evals": "energy\nevals", "energy_grad_evals": "energy\ngrad evals",
+    "gradient_steps": "gradient\nsteps",
     "policy_draws": "policy\ndraws", "denoiser_calls": "denoiser\ncalls", "seconds": "train\nseconds",
 }  # fmt: skip
 """Columns of what training cost, with their headers."""
@@ -79,17 +80,19 @@ def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[Table
 
 def _line(summary: Summary, keys: list[str]) -> list[str]:
     label, seeds = summary["label"], len(summary["seeds"])
-    if summary["runs"] < seeds:
-        label += f"\n({summary['runs']} of {seeds} runs)"
-    if not summary["runs"]:
-        return [label, *("" for _ in keys), "", *("" for _ in COSTS)]
+    lost = summary["diverged"]
+    label += f"\n({lost} of {seeds} runs diverged)" if lost else ""
+    label += f"\n({summary['runs']} of {seeds} runs)" if summary["runs"] + lost < seeds else ""
     scores = summary["scores"]
+    if not summary["runs"]:
+        return [label, *(_cell(scores[key]) if key in scores else "" for key in keys), "", *("" for _ in COSTS)]
     cells = [_cell(scores[key]) if key in scores else "" for key in keys]
     if "log_z" in keys and "log_z" in scores and unreliable(scores["ess"]["iqm"]):
         index = keys.index("log_z")
         value, *interval = cells[index].split("\n")
         cells[index] = "\n".join([value + MARK, *interval])
-    costs = [compact(summary["costs"][key]) if summary["costs"][key] else "0" for key in COSTS]
+    spent = summary["costs"]  # results from before a cost was counted lack it
+    costs = [(compact(spent[key]) if spent[key] else "0") if key in spent else "" for key in COSTS]
     return [label, *cells, number(scores[CALLS]["iqm"]), *costs]
 
 

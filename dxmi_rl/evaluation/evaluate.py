@@ -14,6 +14,7 @@ from dxmi_rl.agents import Agent
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.evaluation.floors import floors_of
 from dxmi_rl.evaluation.log_weights import has_named_energy, log_weight_scores, quick_bound, tempered_log_z
+from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.mdp import Energy
@@ -42,7 +43,7 @@ def evaluate(
     fit: bool = True,
     floors: bool = True,
 ) -> dict[str, float]:
-    """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; nothing is trained or adapted.
+    """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; the model itself is left alone.
 
     Args:
         model: an agent of this package, an SB3 algorithm (PPO, A2C, SAC, TD3, ...) or a TorchRL ProbabilisticActor with
@@ -57,13 +58,16 @@ def evaluate(
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
         draws: number of draws that ``sliced_w2`` is averaged over.
         trajectories: number of trajectories of the log-weights.
-        fit: also fit a Learned kernel (seconds to minutes) and report ``kl_bound_fit``, ``elbo``, ``log_z`` and
-            ``ess``, ``eubo`` with it; otherwise these use the kernel of training.
+        fit: also train a Learned kernel of its own on the finished policy, for 4,000 steps (``fit_kernel``: a quarter of
+            a minute in the plane, minutes on images), and report ``kl_bound_fit``, ``elbo``, ``log_z``, ``ess`` and
+            ``eubo`` with it; otherwise these use the kernel of training.
         floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).
 
     Returns:
         A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
-        1), ``elbo``, ``eubo``, ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
+        1), ``kl_marginal`` and ``kl_marginal_forward`` (the divergences of x_T itself in the plane, both ways, with
+        their standard errors ``..._se`` and what is left of their bias, ``..._bias``: ``marginal_scores``), ``elbo``,
+        ``eubo`` (they measure chains: a policy with a high EUBO may cover every mode), ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
         of exp(-E / tau), which a task of another temperature than 1 asks for; with ``energy="fixed"`` its
         ``elbo_tau_floor`` is that density's log Z by annealed importance sampling, minutes, once), ``sliced_w2``,
         ``mmd``, ``modes``, ``mode_tv``, ``well_error`` (ManyWell.well_error), ``auc`` (of a learned energy, data
@@ -96,6 +100,9 @@ def evaluate(
             return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
 
         if not _aims_elsewhere(task):
+            if density is not None and getattr(density, "has_density", True) and has_marginal(target):
+                sizes = {"states": min(STATES, trajectories), "points": min(POINTS, samples)}
+                scores |= marginal_scores(mdp, density, target, seed=seed + 6, **sizes)
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)

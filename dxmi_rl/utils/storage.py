@@ -40,7 +40,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, f".{glob.escape(path.name)}.????????.part")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     temporary = Path(name)
     locked = _lock(handle)  # the lock goes with the process, however that ends
@@ -48,6 +48,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         os.close(handle)
     try:
         write(temporary)
+        _to_disk(temporary)
         mask = os.umask(0)  # mkstemp makes private files; give this one the permissions of any other
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -61,6 +62,12 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     return path
 
 
+def _to_disk(file: Path) -> None:
+    """Wait until the file's content is on the disk, so that after a power cut the name never stands for less."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
 def _lock(handle: int) -> bool:
     """Lock an open file; False when another process has it, or there are no locks (on Windows, some network disks)."""
     if sys.platform == "win32":
@@ -72,17 +79,17 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of ``path`` that no process is writing."""
+def remove_abandoned(folder: Path, pattern: str = ".*.????????.part") -> None:
+    """Remove temporary files of ``write_atomically`` in ``folder`` that no process is writing."""
     if sys.platform == "win32":
         return
-    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+    for part in folder.glob(pattern):
         try:
             handle = os.open(part, os.O_RDWR)
         except OSError:  # gone already, or another user's
             continue
         try:
-            fresh = time.time() - os.fstat(handle).st_mtime < LOCKING_SECONDS
+            fresh = abs(time.time() - os.fstat(handle).st_mtime) < LOCKING_SECONDS
             if not fresh and _lock(handle):
                 part.unlink(missing_ok=True)
         finally:
@@ -179,7 +186,9 @@ def cache_path(kind: str, key: Mapping[str, object]) -> Path:
         root = Path(os.environ.get("DXMI_RL_CACHE") or "~/.cache/dxmi_rl").expanduser()
     except RuntimeError as error:
         raise OSError(f"there is no place for the cache: set DXMI_RL_CACHE to a folder ({error}).") from error
-    digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:16]
+    dtype = torch.get_default_dtype()  # what is made under another one has other numbers
+    definition = dict(key) | ({} if dtype == torch.float32 else {"dtype": str(dtype)})
+    digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]
     return root / f"{kind}-{digest}.safetensors"
 
 

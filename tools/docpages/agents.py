@@ -166,7 +166,7 @@ def _result(row: dict[str, Any]) -> list[str]:
     others = [number(scores[other]["iqm"]) if other in scores else "" for other in ("modes", "eubo", "sliced_w2")]
     known = ["" if task[other] is None else number(task[other]) for other in ("floor", "base")]
     spent = [compact(costs[cost]) if cost in costs else "" for cost in COSTS]  # all runs failed
-    runs = f"{row['runs']} of {_seeds(row)}"
+    runs = f"{row['runs']} of {_seeds(row)}" + (f", {row['diverged']} diverged" if row["diverged"] else "")
     return [title, rank(row), score, *others, *known, compact(row["budget"]), *spent, runs]
 
 
@@ -176,11 +176,12 @@ def _seeds(row: dict[str, Any]) -> int:
 
 
 def rank(row: dict[str, Any]) -> str:
-    """Place of a row among the rows of its task all of whose runs finished: ``2 of 9``, or nothing."""
+    """Place of a row among the rows of its task all of whose runs finished or diverged: ``2 of 9``, or nothing."""
     task = standard()["tasks"][row["task"]]
     same = [
         other for other in standard()["summary"]
-        if other["task"] == row["task"] and task["score"] in other["scores"] and other["runs"] == _seeds(other)
+        if other["task"] == row["task"] and task["score"] in other["scores"]
+        and other["runs"] + other["diverged"] == _seeds(other)
     ]  # fmt: skip
     sign = 1 if task["better"] == "lower" else -1
     same.sort(key=lambda other: sign * other["scores"][task["score"]]["iqm"])

@@ -87,6 +87,29 @@ class ActionDensity:
         log_density = standard_log_prob((u - mean) * torch.exp(-log_std), log_std) - self._log_squash(u)
         return torch.where(inside, log_density - self._log_stretch(x, t), -math.inf)
 
+    def squashed_pairs(self, x: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+        """``log_prob`` of all pairs of a squashed policy: a function of points y ``[m, d]`` for states x ``[n, d]`` at
+        step t that returns ``[m, n]``; the network is asked once per state.
+        """
+        assert self.squashed is not None
+        mean, log_std = self.gaussian(observe(self.mdp, x, t))
+        centre, stretch = torch.zeros_like(x), torch.ones_like(x[0, 0])
+        if self.coordinates == "noise":
+            centre, stretch = self.mdp.base.mean(x, t), self.mdp.base.sigma[t]
+        low, high = self.squashed
+        half = (high - low) / 2
+        constant = -(log_std + (half * stretch).log() + math.log(2 * math.pi) / 2).sum(1)
+
+        def log_density(y: Tensor) -> Tensor:
+            unit = ((y[:, None] - centre) / stretch - (low + high) / 2) / half
+            inside = (unit.abs() < 1).all(2)
+            unit = torch.where(inside[..., None], unit, 0.0)
+            above, below = torch.log1p(unit), torch.log1p(-unit)  # their sum is log(1 - tanh^2 u), their difference 2 u
+            squares = (((above - below) / 2 - mean) * torch.exp(-log_std)).square()
+            return torch.where(inside, constant - (squares / 2 + above + below).sum(2), -math.inf)
+
+        return log_density
+
     def _log_squash(self, u: Tensor) -> Tensor:
         """log |da / du|, with log(1 - tanh^2 u) = 2 (log 2 - u - softplus(-2 u)) that never underflows."""
         assert self.squashed is not None

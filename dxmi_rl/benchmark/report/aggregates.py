@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dxmi_rl.benchmark.results import diverged
 from dxmi_rl.benchmark.statistics import (
     Interval,
     interquartile_mean,
@@ -46,10 +47,13 @@ class Aggregate:
     """``[label][statistic]``: value and interval or None."""
 
 
-def aggregate(track: str, tasks: dict[str, JSON], runs: list[JSON], labels: list[str]) -> Aggregate | None:
+def aggregate(
+    track: str, tasks: dict[str, JSON], runs: list[JSON], labels: list[str], failed: Sequence[JSON] = ()
+) -> Aggregate | None:
     """Normalised scores of the labels that finished every normalised task of the track; None without any.
 
-    ``tasks`` are all tasks of a comparison by name, ``runs`` its finished runs and ``labels`` its rows, in order.
+    ``tasks`` are all tasks of a comparison by name, ``runs`` its finished runs, ``labels`` its rows, in order, and
+    ``failed`` its failed runs: those that diverged count as the worst run of their task.
     """
     normalised: dict[tuple[str, str], dict[int, float]] = {}
     for run in runs:
@@ -57,6 +61,10 @@ def aggregate(track: str, tasks: dict[str, JSON], runs: list[JSON], labels: list
         if tasks[run["task"]]["track"] == track and value is not None and math.isfinite(value):
             normalised.setdefault((run["task"], run["label"]), {})[run["seed"]] = float(value)
     ranked = [task for task in tasks if any(task == key[0] for key in normalised)]
+    for task in ranked:
+        worst = min(min(cell.values()) for key, cell in normalised.items() if key[0] == task)
+        for one in (one for label in labels for one in diverged(failed, task, label)):
+            normalised.setdefault((task, one["label"]), {}).setdefault(one["seed"], worst)
     if not ranked:
         return None
     present = [label for label in labels if any(label == key[1] for key in normalised)]

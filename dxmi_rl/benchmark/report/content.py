@@ -11,6 +11,7 @@ import numpy as np
 
 from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggregate, improvements
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
+from dxmi_rl.benchmark.results import counted_scores, diverged
 from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
 from dxmi_rl.utils.storage import JSON
@@ -21,6 +22,7 @@ ENERGIES = {
     "learned": "learned from data together with the sampler (DxMI)",
 }
 MEANINGS = {
+    "kl_marginal": "KL divergence of the samples from the target itself, in nats",
     "kl_bound": "upper bound on the KL divergence from the target, in nats, with the kernel of training",
     "kl_bound_fit": "upper bound on the KL divergence from the target, in nats, with a kernel fitted after training",
     "elbo": "lower bound on log Z of exp(-E), in nats",
@@ -114,10 +116,10 @@ class Comparison:
         return [run for run in self.runs if run["task"] == task and run["label"] == label]
 
     def values(self, task: str, label: str) -> list[float]:
-        """The ranking score of every run of one row."""
-        score = self.tasks[task]["score"]
-        values = [run["scores"].get(score) for run in self.runs_of(task, label)]
-        return [float(value) for value in values if value is not None and math.isfinite(value)]
+        """The ranking score of every run of one row; a run that diverged has the worst of the task."""
+        score, better = self.tasks[task]["score"], self.tasks[task]["better"]
+        values = counted_scores(self.runs, self.failed, task, label, score, better)
+        return [float(value) for value in values if math.isfinite(value)]
 
     @cached_property
     def _lines(self) -> dict[str, list[Line]]:
@@ -167,9 +169,11 @@ class Comparison:
         return len(summary["seeds"] if "seeds" in summary else self.results["seeds"])
 
     def incomplete(self, line: Line) -> list[str]:
-        """``(3 of 5 runs)`` for a row that lacks some, else nothing."""
+        """``(3 of 5 runs)`` for a row that lacks some, ``(2 of 5 runs diverged)``, else nothing."""
         runs, seeds = line.summary["runs"], self.seeds_of(line.summary)
-        return [f"({runs} of {seeds} runs)"] if runs < seeds else []
+        lost = len(diverged(self.failed, line.task, line.label))
+        notes = [f"({lost} of {seeds} runs diverged)"] if lost else []
+        return notes + ([f"({runs} of {seeds} runs)"] if runs + lost < seeds else [])
 
     def best(self, task: str) -> Line | None:
         """The first by interquartile mean of the ranking score."""
@@ -276,7 +280,7 @@ class Comparison:
     @cached_property
     def aggregates(self) -> list[Aggregate]:
         """One aggregate per track that has normalised scores."""
-        every = [aggregate(track, self.tasks, self.runs, self.labels) for track in self.tracks]
+        every = [aggregate(track, self.tasks, self.runs, self.labels, self.failed) for track in self.tracks]
         return [found for found in every if found is not None]
 
     def improvements(self, task: str) -> Improvements:

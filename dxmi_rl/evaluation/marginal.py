@@ -1,0 +1,102 @@
+"""The divergence of the samples themselves, without a bound: the density of x_T as a mixture over states x_{T-1}."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.agents.wrapped.action_density import ActionDensity
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Policy
+from dxmi_rl.targets import Target
+
+STATES, POINTS = 20_000, 10_000
+"""States x_{T-1} that the density is a mean over, and points that the divergences are means over."""
+PAIRS = 4_000_000
+"""Pairs of points and states at a time, which bounds the memory."""
+NEGLIGIBLE = -80.0
+"""Terms of a mixture that are this much below the largest one, in nats, do not count."""
+
+
+def has_marginal(target: Target) -> bool:
+    """Whether ``marginal_scores`` are defined: in the plane, for a target with exact samples and a known log Z."""
+    return target.dim == 2 and target.has_sampler and target.has_energy and target.log_z is not None
+
+
+@torch.no_grad()
+def marginal_scores(
+    mdp: DenoisingMDP, policy: Policy, target: Target, *, seed: int = 0, states: int = STATES, points: int = POINTS
+) -> dict[str, float]:
+    """KL divergences of the samples' own density p(x_T) and the target's, in nats, both ways.
+
+    p(x_T) is the mean of pi(x_T | x_{T-1}) over ``states`` states x_{T-1} of the policy, so no backward kernel is
+    needed. The samples of the reverse divergence come from other episodes than these states.
+
+    Returns:
+        ``kl_marginal``, KL(samples || target), which ``kl_bound`` and ``kl_bound_fit`` bound from above, and
+        ``kl_marginal_forward``, KL(target || samples), which sees modes that are lost; each with ``..._se``, its
+        standard error over the points, and ``..._bias``, an estimate of the error that the finite number of states
+        leaves, the value with half of the states minus the value with all: the first is too low (negative), the second
+        too high. It is not taken off. Squashed policies get a quarter of the states, and no forward divergence where
+        they cannot reach every point.
+
+    Raises ValueError where ``has_marginal`` is False.
+    """
+    if not has_marginal(target):
+        raise ValueError(f"target must be in the plane, with samples and log Z, got {target.name!r}.")
+    if isinstance(policy, ActionDensity) and policy.squashed is not None:
+        states = max(2, states // 4)  # ten times the work per pair
+    last = mdp.horizon - 1
+    generator = torch.Generator(mdp.device).manual_seed(seed)
+    log_density = _last_step(mdp, policy, mdp.rollout(policy, states, generator).x[last], last)
+    samples = mdp.sample(policy, points, generator)
+    exact = target.sample(points, generator)
+    scores: dict[str, float] = {}
+    for name, x, sign in (("kl_marginal", samples, 1.0), ("kl_marginal_forward", exact, -1.0)):
+        log_target = -target.energy(x).double() - float(target.log_z or 0.0)
+        whole, halves = _mixture(log_density, x, states)
+        if not bool(whole.isfinite().all()):  # a squashed policy cannot reach all points
+            continue
+        ratio = sign * (whole - log_target)
+        by_halves = sign * (halves - log_target).mean()
+        scores[name] = float(ratio.mean())
+        scores[f"{name}_se"] = float(ratio.std()) / math.sqrt(points)
+        scores[f"{name}_bias"] = float(by_halves - ratio.mean())
+    return scores
+
+
+def _mixture(log_density: Callable[[Tensor], Tensor], x: Tensor, states: int) -> tuple[Tensor, Tensor]:
+    """log p at points ``[n]``: with all states, and with either half of them, ``[2, n]``; float64."""
+    half = states // 2
+    parts = []
+    for rows in x.split(max(1, PAIRS // states)):
+        pairs = log_density(rows)
+        largest = pairs.max(1).values
+        # In float32, and without the tiniest terms: exp of numbers that underflow takes ten times as long.
+        terms = pairs.sub_(largest[:, None]).float().clamp_(min=NEGLIGIBLE).exp_()
+        sums = torch.stack([terms[:, :half].sum(1), terms[:, half:].sum(1)]).double()
+        parts.append(sums.log() + largest)
+    sums = torch.cat(parts, 1)
+    counts = torch.tensor([half, states - half], dtype=torch.float64, device=x.device)
+    return sums.logsumexp(0) - math.log(states), sums - counts.log()[:, None]
+
+
+def _last_step(mdp: DenoisingMDP, policy: Any, states: Tensor, t: int) -> Callable[[Tensor], Tensor]:
+    """log pi(y | x) of every point y ``[m, d]`` and state x ``[n, d]``: ``[m, n]``, float64."""
+    if isinstance(policy, ActionDensity) and policy.squashed is not None:
+        pairs = policy.squashed_pairs(states, t)
+        return lambda y: pairs(y).double()
+    mean, log_std = (part.expand_as(states).flatten(1).double() for part in policy.moments(states, t))
+    precision = torch.exp(-2 * log_std)
+    constant = -0.5 * (mean.square() * precision).sum(1) - log_std.sum(1) - mean.shape[1] / 2 * math.log(2 * math.pi)
+    factors = torch.cat([-0.5 * precision, mean * precision, constant[:, None]], 1).T.contiguous()
+
+    def log_density(y: Tensor) -> Tensor:  # the square multiplied out: one matrix product for all pairs
+        points = y.flatten(1).double()
+        return torch.cat([points.square(), points, torch.ones_like(points[:, :1])], 1) @ factors
+
+    return log_density
