@@ -56,6 +56,7 @@ def counting(costs: Costs) -> Iterator[None]:
 
     There is one stack for the whole process: agents that learn at the same time in several threads are not told apart.
     """
+
     def count_step(*_: object) -> None:
         if _COUNTERS[-1] is costs:
             costs.gradient_steps += 1

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
+from dxmi_rl.agents.divergence import iterate, note_losses, save_good_state
 from dxmi_rl.agents.settings import check_changes
 from dxmi_rl.costs import Costs, check_budget, counting
 from dxmi_rl.envs.observations import parse_observation
@@ -22,7 +23,7 @@ from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Policy, Trajectory, draw
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
-from dxmi_rl.utils.checks import DivergenceError, check_integer, check_real
+from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
@@ -42,7 +43,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
     """A few-step sampler that learns on a task, with Stable-Baselines3's verbs.
 
     Args:
-        task: a task's name or a built Task.
+        task: a task's name or a built Task, of which the agent gets a copy with a learned kernel of its own
+            (``agent.task``).
         seed: the one seed of initialisation, rollouts and minibatches.
         device: torch device of a task given by name.
         config: all settings, ``Config()`` by default.
@@ -73,8 +75,10 @@ class Agent(abc.ABC, Generic[ConfigT]):
         **settings: Any,
     ) -> None:
         self.seed = check_integer("seed", seed, minimum=0)
-        with seeded(seed):  # a learned kernel is initialised with its task
+        with seeded(seed):
             self.task = make_task(task, device=device)
+        with seeded(seed):  # agents on one built task have a learned kernel each, and the seed decides its weights
+            self.task = self.task.with_own_kernel()
         self.mdp = self.task.mdp
         self.config = self._configure(config, settings)
         self.costs = Costs()
@@ -197,8 +201,10 @@ class Agent(abc.ABC, Generic[ConfigT]):
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
             checkpoint_minutes: also save when this many minutes have passed.
 
-        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive, DivergenceError
-        on a non-finite loss, before it reaches ``checkpoint``.
+        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive. Divergence is a
+        DivergenceError (losses, weights, or at a checkpoint the optimizers' state), a NonFiniteError (states) or an
+        EnergyError (rewards), and never reaches ``checkpoint``: a state is saved when all of these are finite and the
+        policy samples finite numbers.
         """
         unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
         check_integer("checkpoint_every", checkpoint_every)
@@ -219,7 +225,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 self.set_progress(before / end)
                 started = time.perf_counter()
                 with counting(self.costs):
-                    log = self.iterate()
+                    log = iterate(self)
                 self.costs.seconds += time.perf_counter() - started
                 if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
@@ -229,15 +235,15 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
-                    self._note(log)
+                    note_losses(self, log)
                 if save and checkpoint is not None:
-                    self.save(checkpoint)
+                    save_good_state(self, checkpoint)
                     saved_at = time.monotonic()
                 if callback is not None and callback(self) is False:
                     if not save:
-                        self._note(log)
+                        note_losses(self, log)
                         if checkpoint is not None:
-                            self.save(checkpoint)
+                            save_good_state(self, checkpoint)
                     break
         return self
 
@@ -335,16 +341,3 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if not getattr(self.config, "anneal", True):
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
-
-    def _note(self, log: Log) -> None:
-        self.log = {key: float(value.detach() if isinstance(value, Tensor) else value) for key, value in log.items()}
-        bad = [key for key, value in self.log.items() if not math.isfinite(value)]
-        # A loss is from before its update: the weights may have gone first.
-        if not all(bool(torch.isfinite(p).all()) for p in self.policy.parameters()):
-            self.log["policy weights"] = math.nan
-            bad.append("policy weights")
-        if bad:
-            raise DivergenceError(
-                f"{self.name} on {self.task.name!r} diverged at timestep {self.costs.timesteps}: {bad[0]} is "
-                f"{self.log[bad[0]]}. Lower the learning rates, or raise tau."
-            )

@@ -29,7 +29,9 @@ FAR = 100
 """An interval says nothing when a run is this many times as far from the median as half of the runs are."""
 NOT_SUMMARISED = ("_floor", "_se", "_bias")
 """Endings of scores that say something about another score."""
-COSTS = ("timesteps", "energy_evals", "energy_grad_evals", "gradient_steps", "policy_draws", "denoiser_calls", "seconds")
+COSTS = (
+    "timesteps", "energy_evals", "energy_grad_evals", "gradient_steps", "policy_draws", "denoiser_calls", "seconds",
+)  # fmt: skip
 
 
 def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -155,7 +157,9 @@ def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: J
         "best": _best_statistics([run["best"]["scores"] for run in own if run["best"]]),
         "normalised": _normalised_statistics(own, runs, row.task, len(lost)),
         "costs": {
-            key: fmean(run["costs"][key] for run in own) for key in COSTS if own and all(key in run["costs"] for run in own)
+            key: fmean(run["costs"][key] for run in own)
+            for key in COSTS
+            if own and all(key in run["costs"] for run in own)
         },
         "command": command,
     }

@@ -17,7 +17,8 @@ from dxmi_rl.evaluation.evaluate import MIN_ESS
 from dxmi_rl.utils.storage import JSON
 
 SCORES = {
-    "kl_marginal": "↓", "kl_marginal_forward": "↓", "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
+    "kl_marginal": "↓", "kl_marginal_forward": "↓",
+    "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
     "mode_tv": "↓", "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
     "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip

@@ -58,8 +58,8 @@ def evaluate(
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
         draws: number of draws that ``sliced_w2`` is averaged over.
         trajectories: number of trajectories of the log-weights.
-        fit: also train a Learned kernel of its own on the finished policy, for 4,000 steps (``fit_kernel``: a quarter of
-            a minute in the plane, minutes on images), and report ``kl_bound_fit``, ``elbo``, ``log_z``, ``ess`` and
+        fit: also train a Learned kernel of its own on the finished policy, for 4,000 steps (``fit_kernel``: a quarter
+            of a minute in the plane, minutes on images), and report ``kl_bound_fit``, ``elbo``, ``log_z``, ``ess`` and
             ``eubo`` with it; otherwise these use the kernel of training.
         floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).
 
@@ -67,7 +67,8 @@ def evaluate(
         A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
         1), ``kl_marginal`` and ``kl_marginal_forward`` (the divergences of x_T itself in the plane, both ways, with
         their standard errors ``..._se`` and what is left of their bias, ``..._bias``: ``marginal_scores``), ``elbo``,
-        ``eubo`` (they measure chains: a policy with a high EUBO may cover every mode), ``log_z``, ``ess`` (a fraction; below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
+        ``eubo`` (they measure chains: a policy with a high EUBO may cover every mode), ``log_z``, ``ess`` (a fraction;
+        below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
         of exp(-E / tau), which a task of another temperature than 1 asks for; with ``energy="fixed"`` its
         ``elbo_tau_floor`` is that density's log Z by annealed importance sampling, minutes, once), ``sliced_w2``,
         ``mmd``, ``modes``, ``mode_tv``, ``well_error`` (ManyWell.well_error), ``auc`` (of a learned energy, data

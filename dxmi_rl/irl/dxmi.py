@@ -80,8 +80,10 @@ class DxMI(Agent[DxMIConfig]):
         if self.data_noise is None:
             self.data_noise = round(float(self.mdp.base.sigma[-1]), 6)
         self.energy = make_energy(target, config.energy, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
-        self.mdp.set_energy(self.energy)
+        self.task = self.task.with_own_energy()
+        self.task.mdp.set_energy(self.energy)
         self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)
+        self.task, self.mdp = self.agent.task, self.agent.mdp
         self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)

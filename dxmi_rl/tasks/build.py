@@ -24,6 +24,7 @@ from dxmi_rl.diffusion import (
     mixture_sigma_last,
 )
 from dxmi_rl.diffusion.schedules import variance_exploding
+from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.targets import DataTarget, EnergyTarget, Target, TargetError
 from dxmi_rl.tasks.config import BASES, TRACKS, TaskConfig
@@ -59,6 +60,19 @@ class Task:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
         fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
+
+    def with_own_kernel(self) -> Task:
+        """The task for one agent: a kernel that learns is a fresh one, initialised from torch's present stream.
+
+        Everything else is shared, the energy too, so that ``mdp.set_energy`` still reaches the agent.
+        """
+        if self.mdp.kernel.optimizer is None:
+            return self
+        return replace(self, mdp=self.mdp.copy_with(kernel=_kernel(self.config, self.target, self.mdp.base)))
+
+    def with_own_energy(self) -> Task:
+        """The task for an agent that learns the energy: others on the same task do not see it."""
+        return replace(self, mdp=self.mdp.copy_with(energy=LiveEnergy(self.mdp.energy.function)))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -193,11 +207,14 @@ def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> Deno
         raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
     check_integer("horizon", config.horizon)
     base = _build_base(config, target, device)
-    schedule = base.schedule
-    kernel: BackwardKernel = make_kernel(
-        config.backward, schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
-    )
+    kernel = _kernel(config, target, base)
     return DenoisingMDP(base, kernel, target.event_shape, tau=config.tau, scale=target.scale, device=device)
+
+
+def _kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:
+    return make_kernel(
+        config.backward, base.schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
+    )
 
 
 def _build_base(config: TaskConfig, target: Target, device: torch.device) -> BaseSampler:

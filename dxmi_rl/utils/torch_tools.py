@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+_GLOBAL_STREAM = threading.RLock()
+
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Fix torch's generator of the CPU inside, leave it untouched outside (modules are initialised on the CPU)."""
-    with torch.random.fork_rng(devices=[]):
+    """Fix torch's generator of the CPU inside, leave it untouched outside (modules are initialised on the CPU).
+
+    The generator belongs to the whole process, so other threads that ask for a seed wait.
+    """
+    with _GLOBAL_STREAM, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def all_weights_finite(module: nn.Module) -> bool:
+    """Whether no parameter of the module is NaN or infinite; waits for the device."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
 
 
 @contextlib.contextmanager
