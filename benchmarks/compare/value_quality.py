@@ -229,6 +229,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for key, least in {"budget": POINTS, "states": 1, "continuations": 2, "jobs": 1}.items():
             check_integer(key, getattr(arguments, key), minimum=least)
+        for task in arguments.tasks:
+            if TASKS[task].reward is None:
+                raise ValueError(f"tasks must give an energy, and {task!r} has only data.")
         runs = run_all(run, wanted, arguments.jobs, "values")
         if arguments.json is not None:
             sizes = {key: getattr(arguments, key) for key in ("states", "continuations", "budget")}
