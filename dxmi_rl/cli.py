@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.checks import DivergenceError, require
 from dxmi_rl.utils.registry import UnknownNameError
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Checkpoint:
     """A checkpoint of ours (.safetensors) or of Stable-Baselines3 (.zip), or the name of an agent that does not train
     (base)."""
     task: str | None = None
-    """Name of the task; a .safetensors checkpoint knows its own."""
+    """Name of the task; a .safetensors checkpoint knows its own. Or one of your own, file.py:NAME, where NAME is an
+    energy (with dim=... in task_set), a Target or a built Task; the file's code is run."""
     task_set: tuple[str, ...] = ()
     """Settings of the task, such as horizon=10 backward=learned."""
     trust_checkpoint: bool = False
@@ -134,9 +135,9 @@ class Checkpoint:
         if self.agent.endswith(".safetensors"):
             if self.task is None and changes:
                 raise ValueError("task_set needs --task: the checkpoint's own task is as it was trained.")
-            task = None if self.task is None else make_task(self.task, device=self.device, **changes)
+            task = None if self.task is None else make_task(named_task(self.task), device=self.device, **changes)
             return load_agent(self.agent, task=task, device=self.device)
-        built = make_task(self.task or "8gaussians", device=self.device, **changes)
+        built = make_task(named_task(self.task or "8gaussians"), device=self.device, **changes)
         own = OwnAgent(self.agent, self.trust_checkpoint) if is_own_agent(self.agent) else None
         if own is not None and not own.trains:
             return own.build(built, self.seed)
@@ -268,6 +269,22 @@ def settings(name: str, words: Sequence[str]) -> JSON:
     return found
 
 
+def named_task(text: str) -> Any:
+    """What ``text`` names: a task's name stays as it is, ``file.py:NAME`` is the object of that name in the file.
+
+    Raises FileNotFoundError, UnknownNameError for a name that the file has not, and what its code raises.
+    """
+    source, _, name = text.rpartition(":")
+    if not source.endswith(".py"):
+        return text
+    from dxmi_rl.benchmark.own_agents import load_file
+
+    module = load_file(Path(source))
+    if not hasattr(module, name):
+        raise UnknownNameError(f"object of {source}", name, [key for key in vars(module) if not key.startswith("_")])
+    return getattr(module, name)
+
+
 def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
     import numpy as np
@@ -315,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = chosen(command)
         return status
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, DivergenceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

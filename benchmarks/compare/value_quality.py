@@ -53,6 +53,7 @@ from dxmi_rl.benchmark.pictures import COLOURS, MARKERS, save_figure
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.rollout import Trajectory
+from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import input_gradient

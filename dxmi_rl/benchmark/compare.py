@@ -95,8 +95,19 @@ A finished run is never repeated: after a kill or Ctrl-C the same command goes o
 
 
 def carry_out(plan: Plan, command: str) -> int:
-    """Execute the missing runs, write results, tables, pictures and report; the exit status, 1 when a run failed."""
-    failed = [outcome for outcome in _execute(plan) if outcome.error is not None]
+    """Execute the missing runs, write results, tables, pictures and report; the exit status, 1 when a run failed.
+
+    Ctrl-C ends the runs, and what is finished is written: 130.
+    """
+    outcomes: list[Outcome] = []
+    stopped = False
+    try:
+        for outcome in _execute(plan):
+            outcomes.append(outcome)
+    except KeyboardInterrupt:
+        stopped = True
+        print("\nstopped; the same command goes on from here. Writing what is finished.", file=sys.stderr)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
     folder, runs = plan.folder, plan.reported
     tidy(plan.results)
     seeds = sorted({run.seed for run in runs})
@@ -127,7 +138,7 @@ def carry_out(plan: Plan, command: str) -> int:
         print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
     finished = sum(run.load(plan.results) is not None for run in plan.selected)
     print(f"{finished} of {len(plan.selected)} runs are finished, {len(failed)} failed; see {folder / 'report.html'}")
-    return 1 if failed else 0
+    return 130 if stopped else 1 if failed else 0
 
 
 def _unselected(plan: Plan, command: str) -> str:
@@ -164,11 +175,10 @@ def _write_curves(runs: Sequence[JSON], file: Path) -> None:
     file.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _execute(plan: Plan) -> list[Outcome]:
+def _execute(plan: Plan) -> Iterator[Outcome]:
     """Execute the missing runs, with a line for each that ends."""
-    outcomes: list[Outcome] = []
     if not plan.missing:
-        return outcomes
+        return
     arguments = plan.arguments
     if arguments.ray is not None:
         stream = execute_on_ray(plan.missing, plan.results)
@@ -179,14 +189,13 @@ def _execute(plan: Plan) -> list[Outcome]:
         stream = execute_all(plan.missing, plan.results, plan.jobs, arguments.device, logging)
     started, before = time.perf_counter(), _seconds_spent(plan.folder)
     with _progress(len(plan.missing)) as advance:
-        for outcome in stream:
-            outcomes.append(outcome)
+        for number, outcome in enumerate(stream, 1):
             write_json(plan.folder / "seconds.json", before + time.perf_counter() - started)
             result = outcome.run.load(plan.results)
             text = f"FAILED: {outcome.error}" if outcome.error or result is None else main_scores(result)
-            print(f"[{len(outcomes)}/{len(plan.missing)}] {outcome.run.title}: {text}", flush=True)
+            print(f"[{number}/{len(plan.missing)}] {outcome.run.title}: {text}", flush=True)
             advance()
-    return outcomes
+            yield outcome
 
 
 @contextmanager
@@ -202,12 +211,30 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; raises ValueError while another process does. Nothing on Windows."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:  # the lock goes with the process, however that ends
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another process works on {folder}: wait for it, or give this one a --name.") from error
+        yield
+
+
 def compare(arguments: Arguments, command: str) -> int:
     """Compare. Exit status: 1 after failed runs, 2 for bad arguments, 130 after Ctrl-C."""
     try:
         with ExitStack() as stack:
             try:
                 plan = make_plan(arguments)
+                stack.enter_context(only_one(plan.folder))
                 if plan.missing:
                     if arguments.ray is not None:
                         stack.enter_context(ray_cluster(arguments.ray, plan.jobs))

@@ -250,21 +250,7 @@ class OwnAgent:
         return module
 
     def _file_module(self, path: str) -> ModuleType:
-        file = self._path(path)
-        # Under a name of its own: a file called random.py or agents.py must not stand for the module of that name.
-        name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
-        if name in sys.modules:
-            return sys.modules[name]
-        folder, spec = str(file.resolve().parent), importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        sys.path[:0] = [] if folder in sys.path else [folder]
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
+        return load_file(self._path(path))
 
     def _path(self, text: str) -> Path:
         file = Path(self.folder) / Path(text).expanduser()
@@ -296,6 +282,26 @@ class OwnAgent:
             return algorithm.load(self._path(self.reference), device=task.device)
         except Exception as error:  # whatever its pickles and its version of SB3 come upon
             raise CheckpointError(f"SB3 could not load {self.reference!r}: {type(error).__name__}: {error}") from error
+
+
+def load_file(file: Path) -> ModuleType:
+    """The module of a Python file, whose code is run once; raises FileNotFoundError, and what the code raises."""
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {str(file)!r}.")
+    # Under a name of its own: a file called random.py or agents.py must not stand for the module of that name.
+    name = f"{file.stem}_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    folder, spec = str(file.resolve().parent), importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    sys.path[:0] = [] if folder in sys.path else [folder]
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _complete(reference: str, cls: object) -> type[Agent[Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
-from dxmi_rl.benchmark.protocol import Row, Run, check_rows, make_runs
+from dxmi_rl.benchmark.protocol import Row, Run, Sizes, check_rows, make_runs
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 
@@ -155,6 +155,21 @@ class Plan:
         return sorted([*self.selected, *finished], key=lambda run: (self.rows.index(run.row), run.seed))
 
 
+def _sizes(arguments: Arguments, preset: Preset, chosen: Sequence[Row]) -> Sizes:
+    """The preset's sizes; a tenth of them, without fitted kernels, for a budget below a tenth of the preset's own."""
+    names = {(row.task, row.label) for row in chosen}
+    budgets = [row.budget for row in preset.rows if (row.task, row.label) in names and row.trains]
+    units = {row.unit for row in preset.rows if row.trains}
+    comparable = arguments.budget is not None and units == {arguments.unit or "timesteps"} and bool(budgets)
+    if not comparable or 10 * (arguments.budget or 0) >= min(budgets):
+        return preset.sizes
+    print("a budget below a tenth of the preset's: scores are of a tenth of its sizes, without fitted kernels")
+    sizes = preset.sizes
+    return replace(
+        sizes, fit=False, best=False, samples=max(1, sizes.samples // 10), trajectories=max(1, sizes.trajectories // 10)
+    )
+
+
 def make_plan(arguments: Arguments) -> Plan:
     """Check the command line and see what is done. Raises ValueError, TypeError, ImportError or OSError."""
     preset = load_preset(arguments.preset)
@@ -169,9 +184,10 @@ def make_plan(arguments: Arguments) -> Plan:
     device = arguments.device[0]
     if arguments.seeds:
         chosen = [replace(row, seeds=arguments.seeds) for row in chosen]
-    selected = make_runs(chosen, preset.seeds, device, preset.sizes)
+    sizes = _sizes(arguments, preset, chosen)
+    selected = make_runs(chosen, preset.seeds, device, sizes)
     rows = [replace(row, seeds=tuple(sorted({*(row.seeds or preset.seeds), *arguments.seeds}))) for row in rows]
-    every = make_runs(rows, preset.seeds, device, preset.sizes)
+    every = make_runs(rows, preset.seeds, device, sizes)
     default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
     jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
     if len(devices) > 1 and jobs > len(devices):
@@ -182,6 +198,9 @@ def make_plan(arguments: Arguments) -> Plan:
         raise ValueError(f"json must name a file to write, got {str(arguments.json)!r}.")
     keys = {run.key for run in selected}
     plan = Plan(arguments, name, jobs, rows, selected, [run for run in every if run.key not in keys], [])
+    for run in [*selected, *plan.others]:
+        for file in run.set_aside_damaged(plan.results):
+            print(f"{run.title}: its result cannot be read and is set aside as {file}")
     plan.missing.extend(run for run in selected if run.load(plan.results) is None)
     print(
         f"{len(selected)} runs in {plan.folder}: {len(selected) - len(plan.missing)} finished before, "

@@ -22,10 +22,10 @@ from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
-from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed, flat_settings
-from dxmi_rl.utils.storage import JSON
+from dxmi_rl.utils.storage import JSON, load_tensors
 
 SCORE_COST, FIT_COST = 100_000, 1_000_000
 """What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
@@ -248,12 +248,26 @@ class Run:
         return folder / f"{self.key}.failed.txt"
 
     def load(self, folder: Path) -> JSON | None:
-        """The finished result under this row's label, or None."""
+        """The finished result under this row's label, or None: it is not there, or damaged."""
         try:
-            result: JSON = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
+            result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
+        if not isinstance(result, dict) or result.get("key") != self.key:
             return None
         return result | {"label": self.row.label}
+
+    def set_aside_damaged(self, folder: Path) -> list[Path]:
+        """Rename the run's files where one cannot be read, so that the run is made again; the new names."""
+        result, samples = self.result_file(folder), self.samples_file(folder)
+        if not result.exists():
+            return []
+        try:
+            if self.load(folder) is not None and "x" in load_tensors(samples)[0]:
+                return []
+        except (CheckpointError, FileNotFoundError):
+            pass
+        return [file.replace(file.with_name(f"{file.name}.damaged")) for file in (result, samples) if file.exists()]
 
 
 def check_rows(rows: Sequence[Row]) -> None:

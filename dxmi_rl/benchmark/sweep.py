@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ DIED = "its worker process died again and again (out of memory, or killed); star
 
 
 def end_with_parent(parent: int) -> None:
-    """Start a thread that ends this process within a second of the death of its ``parent`` process."""
+    """Let this process end with its ``parent``, within a second of its death, and leave Ctrl-C to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

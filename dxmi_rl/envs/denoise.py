@@ -59,7 +59,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
       "fixed". Data-only targets need it. ``env.unwrapped.mdp.set_energy(module)`` swaps it at any time, and a module
       that is trained in place changes the rewards at once.
     - `fit_backward`: call the backward kernel's ``fit`` on every finished episode.
-    - `render_mode`: None or "rgb_array" (two-dimensional targets and images).
+    - `render_mode`: None or "rgb_array" (vectors of two coordinates or more, in pairs, and images).
     - `device`: where torch computes; "cpu" by default. Observations are numpy arrays in any case.
     - any field of ``TaskConfig``: `horizon`, `tau`, `backward`, `base`, `schedule`, ...
 
@@ -135,7 +135,9 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NumpyObservation, dict[str, Any]]:
-        """Start an episode: (observation, {}). ``options`` are not used."""
+        """Start an episode: (observation, {}). ``options`` are not used; raises TypeError unless a dict or None."""
+        if not (options is None or isinstance(options, dict)):
+            raise TypeError(f"options must be a dict or None, got {options!r}.")
         super().reset(seed=seed)
         self._episodes.reset(self.np_random)
         return _first_row(self._episodes.observe()), {}

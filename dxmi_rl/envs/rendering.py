@@ -1,4 +1,4 @@
-"""Pictures of samples: points on the contours of an energy, or a grid of images."""
+"""Pictures of samples: points on the contours of an energy, pairs of coordinates, or a grid of images."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DEPTH = 6.0
 """Contours are drawn up to this many nats above the lowest energy."""
 MAX_IMAGES = 64
+PAIRS = 4
+"""Pairs of coordinates in one picture."""
 GRID = 128
 
 
@@ -28,15 +30,15 @@ def is_image(event_shape: tuple[int, ...]) -> bool:
 
 
 def is_renderable(target: Target) -> bool:
-    """True for targets in the plane and images."""
-    return target.event_shape == (2,) or is_image(target.event_shape)
+    """True for vectors of two coordinates or more, and images."""
+    return (len(target.event_shape) == 1 and target.event_shape[0] >= 2) or is_image(target.event_shape)
 
 
 def check_renderable(target: Target) -> None:
-    """Raises ValueError unless the target lies in the plane or is an image."""
+    """Raises ValueError unless the target has vectors of two coordinates or more, or images."""
     if not is_renderable(target):
         raise ValueError(
-            f"only targets in the plane and images can be drawn; {target.name!r} has event shape "
+            f"only vectors of two coordinates or more and images can be drawn; {target.name!r} has event shape "
             f"{target.event_shape}: use render_mode=None."
         )
 
@@ -46,28 +48,37 @@ def render_samples(
 ) -> np.ndarray:
     """A picture of samples ``x`` [batch, *event_shape]: uint8 ``[size, size, 3]``.
 
-    With ``mdp`` the contours are those of its present energy; ``t`` is written above. Needs no display and leaves
-    matplotlib's global state alone. Raises ValueError when the target cannot be drawn.
+    With ``mdp`` the contours are those of its present energy; ``t`` is written above. Of more than two coordinates the
+    picture has up to four pairs. Needs no display and leaves matplotlib's global state alone. Raises ValueError when
+    the target cannot be drawn.
     """
     check_integer("size", size, minimum=100)
+    check_renderable(target)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(size / 100, size / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    draw_samples(axes, target, x, mdp.energy if mdp is not None and mdp.has_energy else None)
+    energy = mdp.energy if mdp is not None and mdp.has_energy else None
+    pairs = 1 if is_image(target.event_shape) else min(PAIRS, target.event_shape[0] // 2)
+    side = math.ceil(math.sqrt(pairs))
+    for pair, axes in enumerate(figure.subplots(side, side, squeeze=False).flatten()):
+        if pair < pairs:
+            draw_samples(axes, target, x, energy, pair=pair)
+        else:
+            axes.set_axis_off()
     horizon = "" if mdp is None else f" of {mdp.horizon}"
-    axes.set_title(target.name if t is None else f"{target.name}, t = {t}{horizon}", fontsize=10)
+    figure.suptitle(target.name if t is None else f"{target.name}, t = {t}{horizon}", fontsize=10)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = None) -> None:
+def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = None, *, pair: int = 0) -> None:
     """Draw samples ``x`` [batch, *event_shape] into matplotlib ``axes``.
 
     In the plane: points over filled contours of ``energy`` (the target's own by default, if it has one), blue where
-    the energy is low. Images: a grid of the first 64. Raises ValueError when the target cannot be drawn.
+    the energy is low. More coordinates: those with numbers 2 ``pair`` and 2 ``pair`` + 1, over exact samples in grey
+    where the target has them. Images: a grid of the first 64. Raises ValueError when the target cannot be drawn.
     """
     check_renderable(target)
     x = x.detach()
@@ -75,19 +86,23 @@ def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = 
         _draw_images(axes, x.cpu(), target.plot_range)
         return
     low, high = target.plot_range
-    if energy is None and target.has_energy:
-        energy = target.energy
-    if energy is not None:
-        _draw_energy(axes, energy, low, high, x)
+    if target.event_shape == (2,):
+        energy = target.energy if energy is None and target.has_energy else energy
+        if energy is not None:
+            _draw_energy(axes, energy, low, high, x)
+    elif target.has_samples:
+        exact = target.data(1000, torch.Generator(target.device).manual_seed(0)).cpu().numpy()
+        axes.plot(exact[:, 2 * pair], exact[:, 2 * pair + 1], "o", markersize=1.3, color="0.7", markeredgewidth=0.0)
     # One point alone is drawn large enough to be found at a glance.
     radius = 9.0 if len(x) == 1 else min(4.0, max(1.3, 90 / math.sqrt(max(1, len(x)))))
-    points = x.cpu().numpy()
+    points = x.cpu().numpy()[:, 2 * pair : 2 * pair + 2]
     # Vermilion on light blue: told apart by lightness and by hue in every common colour blindness.
     axes.plot(
         points[:, 0], points[:, 1], "o", markersize=radius, color="#D55E00", markeredgecolor="white",
         markeredgewidth=0.4 if radius > 3 else 0.0,
     )  # fmt: skip
-    axes.set(xlim=(low, high), ylim=(low, high), xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+    names = (f"$x_{{{2 * pair + 1}}}$", f"$x_{{{2 * pair + 2}}}$")
+    axes.set(xlim=(low, high), ylim=(low, high), xlabel=names[0], ylabel=names[1], aspect="equal")
 
 
 def _draw_energy(axes: Axes, energy: Energy, low: float, high: float, like: Tensor) -> None:

@@ -34,9 +34,8 @@ class DxMI(Agent[DxMIConfig]):
     equilibrium.
 
     With the contrastive loss and no anchor the energy stays within about +-1 / (2 gamma), so the temperature must be
-    well below 1: tau = 0.1 / d, the paper's, in the named tasks that have only data, 0.03 / d in tasks of image sets.
-    Say so for data of your own: ``DxMI(make_task(data, tau=0.1 / d))``. ``dxmi_rl.irl.equilibrium`` computes where the
-    game ends, and ``energy_quality`` scores the energy.
+    well below 1: tau = 0.1 / d, the paper's, in tasks that have only data, yours included, 0.03 / d in tasks of image
+    sets. ``dxmi_rl.irl.equilibrium`` computes where the game ends, and ``energy_quality`` scores the energy.
 
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """

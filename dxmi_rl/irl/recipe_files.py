@@ -25,7 +25,7 @@ FOLDER = Path(__file__).with_name("recipes")
 FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 """Tasks of the plane with finer structure than 8 Gaussians."""
 SMALL_IMAGES = ("digits",)
-"""Image tasks on which an energy that starts at random works."""
+"""Image tasks that take the recipe of small sets."""
 
 
 def list_recipes() -> list[str]:
@@ -72,9 +72,9 @@ def recipe_for(task: Task, agent: str = "dxdp", settings: Mapping[str, Any] | No
     denoiser = getattr(task.mdp.base, "denoiser", None)
     if isinstance(denoiser, DenoiserUNet):
         return "images-unet"
-    if denoiser is None or task.name in SMALL_IMAGES or _chooses_network(settings or {}):
+    if denoiser is None or _chooses_network(settings or {}):
         return "images-small"
-    return "images"
+    return "digits" if task.name in SMALL_IMAGES else "images"
 
 
 def _chooses_network(settings: Mapping[str, Any]) -> bool:

@@ -122,7 +122,10 @@ def make_task(
     unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
     if unknown:
         raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
+    changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
     config, label = _starting_point(name, dim, changes.get("target_options", {}))
+    if not isinstance(changes.get("pretraining", {}), (dict, PretrainingConfig)):
+        raise TypeError(f"pretraining must be a dict or a PretrainingConfig, got {changes['pretraining']!r}.")
     if isinstance(changes.get("pretraining"), dict):
         known = list(PretrainingConfig.__dataclass_fields__)
         for key in changes["pretraining"]:

@@ -11,6 +11,8 @@ from dxmi_rl.targets import TARGETS, Target, make_target, target_class
 from dxmi_rl.tasks.config import TaskConfig
 from dxmi_rl.utils.registry import Registry
 
+DATA_TAU = 0.1
+"""Temperature per dimension where the energy is learned from data: the paper's."""
 IMAGE_TAU = 0.03
 """Temperature per dimension of image sets, found on digits, where samples blur at 0.1."""
 LAST_NOISE = 0.01
@@ -30,7 +32,7 @@ TASKS.add(
         reward=None,
         sigma_last=0.15,
         backward="learned",
-        tau=0.05,
+        tau=DATA_TAU / 2,
     ),
 )
 # Found on a grid: the overlap with the data's histogram, and sliced W2, of the base sampler at T = 5 and 10.
@@ -49,7 +51,7 @@ for _name, _level_max, _level_min, _sigma_last in (
             reward=None,
             sigma_last=_sigma_last,
             backward="learned",
-            tau=0.05,
+            tau=DATA_TAU / 2,
             pretraining=PretrainingConfig(batch_size=512, learning_rate=2e-3, depth=2, fourier=4),
         ),
     )
@@ -62,7 +64,7 @@ TASKS.add(
         denoiser="learned",
         reward=None,
         backward="forward",
-        tau=0.1 / 64,
+        tau=DATA_TAU / 64,
         pretraining=PretrainingConfig(iterations=6000, batch_size=128, width=256),
     ),
 )
@@ -83,7 +85,8 @@ def _of_energy(target: str | Target) -> TaskConfig:
 
 
 def _of_data(target: str | Target) -> TaskConfig:
-    return TaskConfig(target, denoiser="learned", reward=None)
+    built = make_target(target) if isinstance(target, str) else target
+    return TaskConfig(target, denoiser="learned", reward=None, tau=DATA_TAU / built.dim)
 
 
 def _of_digits(target: str | Target) -> TaskConfig:

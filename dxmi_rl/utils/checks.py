@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import numbers
 import operator
 from types import ModuleType
 from typing import SupportsIndex, cast
@@ -43,7 +44,7 @@ def check_integer(name: str, value: object, minimum: int | None = 1) -> int:
 
 def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool = False) -> float:
     """Return ``value`` as a finite float >= ``minimum`` (> with ``strict``); raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
     number = float(value)
     relation = ">" if strict else ">="
@@ -62,11 +63,12 @@ def check_fraction(name: str, value: object) -> float:
 
 def check_open_fraction(name: str, value: object) -> float:
     """Return ``value`` as a float strictly between 0 and 1; raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must lie strictly between 0 and 1, got {value!r}.")
-    return float(value)
+    number = float(value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must lie strictly between 0 and 1, got {number!r}.")
+    return number
 
 
 def check_batch(

@@ -33,6 +33,16 @@ def sb3_arguments(agent: Agent[Any]) -> dict[str, Any]:
     }
 
 
+def require_sb3(agent: Agent[Any]) -> Any:
+    """The package; raises MissingExtraError without it, TypeError for a task in another dtype than float32."""
+    if agent.mdp.dtype != torch.float32 or torch.get_default_dtype() != torch.float32:
+        raise TypeError(
+            f"{agent.name} works in float32, as Stable-Baselines3's observations do, got {agent.mdp.dtype}: "
+            "torch.set_default_dtype(torch.float32)."
+        )
+    return require("stable_baselines3", "sb3")
+
+
 def without_logger(sb3: Any, model: Any) -> Any:
     """The model with an empty logger: without one of its own SB3 makes a folder in /tmp for every call of learn."""
     model.set_logger(sb3.common.logger.Logger(folder=None, output_formats=[]))
@@ -55,7 +65,7 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
     model: Any
 
     def _build(self) -> None:
-        sb3 = require("stable_baselines3", "sb3")
+        sb3 = require_sb3(self)
         from dxmi_rl.envs.sb3 import make_sb3_env
 
         self.random = OwnRandomness(self.seed, self.mdp.device)
@@ -113,7 +123,7 @@ class SB3ReplayAgent(Agent[ReplayT]):
     model: Any
 
     def _build(self) -> None:
-        sb3 = require("stable_baselines3", "sb3")
+        sb3 = require_sb3(self)
         from dxmi_rl.envs.sb3 import make_sb3_env
 
         config = self.config
