@@ -232,7 +232,7 @@ def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     best = row["best"].get(entry.task["score"])
     budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
     shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
-    scores = [interval_text(statistics) for statistics in shown]
+    scores = [interval_text(statistics) if row["runs"] else "" for statistics in shown]
     cells = [
         "" if rank is None else str(rank), plain(row["label"]), *scores, entry.runs, budget,
         *(compact(costs[cost]) if cost in costs else "" for cost in COSTS), plain(entry.submission),
@@ -277,8 +277,8 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
         cells = []
         for entries in tasks.values():
             own = next((entry for entry in entries if entry.row["label"] == label), None)
-            text = "" if own is None else interval_text(own.score)
-            if own is not None and own.row["runs"] < own.seeds:
+            text = "" if own is None else interval_text(own.score) if own.row["runs"] else "all runs diverged"
+            if own is not None and 0 < own.row["runs"] < own.seeds:
                 text += f" ({own.runs} runs)"
             cells.append(f"**{text}**" if own is entries[0] else text)
         lines.append(f"| {plain(label)} | " + " | ".join(cells) + " |")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.checkpoint import save_agent
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
 from dxmi_rl.utils.torch_tools import all_weights_finite
@@ -45,7 +44,7 @@ def note_losses(agent: Agent[Any], log: Mapping[str, float | Tensor]) -> None:
 
 
 def save_good_state(agent: Agent[Any], path: str | os.PathLike[str]) -> Path:
-    """``save_agent`` for a state that can go on: finite weights and optimizers, and samples that are finite.
+    """``agent.save`` for a state that can go on: finite weights and optimizers, and samples that are finite.
 
     Raises DivergenceError, or NonFiniteError for samples, and then leaves the file alone.
     """
@@ -57,7 +56,7 @@ def save_good_state(agent: Agent[Any], path: str | os.PathLike[str]) -> Path:
         if not all(bool(torch.isfinite(value).all()) for value in numbers):
             raise _divergence(agent, f"the state of optimizer {name}", math.inf)
     agent.sample(16, seed=0)
-    return save_agent(agent, path)
+    return agent.save(path)
 
 
 def _divergence(agent: Agent[Any], name: str, value: float) -> DivergenceError:

@@ -29,8 +29,10 @@ Keys of ``results.json`` (also written to ``--json FILE``):
       summary.task, summary.label, summary.agent, summary.track, summary.budget, summary.unit     which row
       summary.seeds      its seeds: those of the preset or its group, and of the command line
       summary.runs       number of finished runs
+      summary.diverged   number of runs that diverged: in the score that ranks the task each counts as the worst run
       summary.scores     {score: {iqm, median, low, high, method, floor}} over seeds: 95 % interval and how it was made
-                         (from two runs on), the score of exact samples where there is one
+                         (from two runs on; "range of the runs" where no interval says anything), the score of exact
+                         samples where there is one
       summary.best       the same of the best checkpoints; empty where runs.best is
       summary.normalised   {iqm, median, low, high, method} of normalised scores, or null
       summary.costs      {cost: mean over seeds}
@@ -234,12 +236,12 @@ def compare(arguments: Arguments, command: str) -> int:
         with ExitStack() as stack:
             try:
                 plan = make_plan(arguments)
-                stack.enter_context(only_one(plan.folder))
                 if plan.missing:
                     if arguments.ray is not None:
                         stack.enter_context(ray_cluster(arguments.ray, plan.jobs))
                     print("preparing: denoisers, energies, floors, a look at every agent", flush=True)
                     prepare(plan.missing, plan.jobs)  # so that bad settings end here, before anything is trained
+                stack.enter_context(only_one(plan.folder))
             except (ValueError, TypeError, ImportError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2

@@ -25,7 +25,7 @@ DIVERGED = ("DivergenceError", "NonFiniteError", "EnergyError")
 """Exceptions that end a run that diverged; it counts as the worst run of its task."""
 RANGE = "range of the runs"
 """In place of an interval's method where no interval says anything."""
-FAR = 100
+FAR = 1000
 """An interval says nothing when a run is this many times as far from the median as half of the runs are."""
 NOT_SUMMARISED = ("_floor", "_se", "_bias")
 """Endings of scores that say something about another score."""

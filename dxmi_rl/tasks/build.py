@@ -62,11 +62,11 @@ class Task:
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     def with_own_kernel(self) -> Task:
-        """The task for one agent: a kernel that learns is a fresh one, initialised from torch's present stream.
+        """The task for one agent: a kernel that adapts is a fresh one, initialised from torch's present stream.
 
         Everything else is shared, the energy too, so that ``mdp.set_energy`` still reaches the agent.
         """
-        if self.mdp.kernel.optimizer is None:
+        if not self.mdp.kernel.adapts:
             return self
         return replace(self, mdp=self.mdp.copy_with(kernel=_kernel(self.config, self.target, self.mdp.base)))
 

@@ -34,8 +34,12 @@ def paper(task: Any = None, *, moved: bool = False, **settings: Any) -> DxDPPape
     return agent
 
 
-def play(agent: DxDPPaper) -> Trajectory:
-    return collect(agent, agent.policy, agent.config.n_trajectories)
+def play(agent: DxDPPaper, *others: DxDPPaper) -> Trajectory:
+    """A rollout, to which the agent's kernel is fitted; the others get that kernel."""
+    trajectory = collect(agent, agent.policy, agent.config.n_trajectories)
+    for other in others:
+        other.mdp.kernel.load_state_dict(agent.mdp.kernel.state_dict())
+    return trajectory
 
 
 def entropy_of(agent: DxDPPaper, trajectory: Trajectory) -> Tensor:
@@ -159,14 +163,14 @@ def test_the_two_coefficients_are_per_dimension() -> None:
     """tau1 = tau2 = tau d is the task's own tau; alone, each weighs its own term."""
     task = task_for("dxdp-paper", tau=0.3)
     plain, given = paper(task, moved=True), paper(task, moved=True, tau1=0.6, tau2=0.6)
-    trajectory = play(plain)
-    assert torch.allclose(plain.value_targets(trajectory), given.value_targets(trajectory), rtol=1e-5, atol=1e-5)
     entropy, running = paper(task, moved=True, tau1=0.5, tau2=0.0), paper(task, moved=True, tau1=0.0, tau2=0.5)
+    trajectory = play(plain, given, entropy, running)
+    assert torch.allclose(plain.value_targets(trajectory), given.value_targets(trajectory), rtol=1e-5, atol=1e-5)
     x, x_next, t = trajectory.transitions()
     _, log_std = plain.policy.moments_along(trajectory)
     assert torch.allclose(entropy.entropy_cost(log_std), -0.25 * entropy_of(plain, trajectory), atol=1e-5)
     assert bool((running.entropy_cost(log_std) == 0).all()) and bool((entropy.running_cost(x, x_next, t) == 0).all())
-    backward = task.mdp.kernel.log_prob(x, x_next, t)
+    backward = plain.mdp.kernel.log_prob(x, x_next, t)
     assert torch.allclose(running.running_cost(x, x_next, t), -0.25 * backward)
 
 
@@ -175,9 +179,9 @@ def test_terms_may_leave_the_value_target(switch: str) -> None:
     """Targets lose just that term; the policy step keeps it."""
     task = task_for("dxdp-paper", tau=0.6)
     full, less = (paper(task, moved=True, **{switch: on}) for on in (True, False))
-    trajectory = play(full)
+    trajectory = play(full, less)
     if switch == "cost_in_value":
-        term = -0.6 * task.mdp.kernel.log_prob(*trajectory.transitions())
+        term = -0.6 * full.mdp.kernel.log_prob(*trajectory.transitions())
     else:
         term = -0.6 * entropy_of(full, trajectory)
     found = full.value_targets(trajectory) - less.value_targets(trajectory)
@@ -190,7 +194,7 @@ def test_terms_may_leave_the_value_target(switch: str) -> None:
 def test_the_time_cost_is_the_releases(horizon: int) -> None:
     task = task_for("dxdp-paper", horizon=horizon)
     plain, agent = (paper(task, time_cost=c) for c in (0.0, 3.0))
-    trajectory = play(plain)
+    trajectory = play(plain, agent)
     added = agent.value_targets(trajectory) - plain.value_targets(trajectory)
     half = horizon // 2
     for t in range(horizon):

@@ -175,7 +175,7 @@ def test_divergence_is_a_failed_run(
     assert failure["label"] == "wild" and re.match(r".*(Divergence|NonFinite|Energy)Error: .+", failure["error"])
     trace = (tmp_path / "runs" / "tiny" / "results" / f"{failure['key']}.failed.txt").read_text(encoding="utf-8")
     assert trace.count("Traceback") == 1, "the same seed would diverge again"
-    assert "(0 of 1 runs)" in capsys.readouterr().out
+    assert "(1 of 1 runs diverged)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_unreliable_log_z_is_flagged() -> None:
     )
     costs = dict.fromkeys(tables.COSTS, 1.0)
     lines = [
-        tables._line({"label": "a", "runs": 3, "seeds": [0, 1, 2], "scores": scores, "costs": costs}, ["log_z", "ess"])
+        tables._line({"label": "a", "runs": 3, "diverged": 0, "seeds": [0, 1, 2], "scores": scores, "costs": costs}, ["log_z", "ess"])
         for scores in (poor, good)
     ]
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]

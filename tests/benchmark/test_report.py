@@ -277,15 +277,32 @@ def test_failed_run_and_unequal_seeds() -> None:
     results = make_results(seeds=4)
     gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))
     results["runs"].remove(gone)
-    results["failed"] = [{key: gone[key] for key in ("key", "label", "task", "seed")} | {"error": "NonFiniteError: x"}]
+    results["failed"] = [{key: gone[key] for key in ("key", "label", "task", "seed")} | {"error": "OSError: x"}]
     comparison = Comparison(summarise(results))
     text = Reader(page(comparison)).text
     assert text.index("1 failed run") < text.index("Summary", text.index("1 failed run"))
-    assert "NonFiniteError: x" in text
+    assert "OSError: x" in text
     assert "ppo (3 of 4 runs)gmm25" in text
     assert "ppo (3 of 4 runs)" in markdown(comparison)
     assert comparison.aggregates[0].seeds == [0, 1, 3]
     assert "only the 3 common ones are used (0, 1, 3)" in text
+
+
+def test_a_run_that_diverged_counts_as_the_worst() -> None:
+    results = make_results(seeds=4)
+    gone = next(run for run in results["runs"] if (run["task"], run["label"], run["seed"]) == ("gmm25", "ppo", 2))
+    results["runs"].remove(gone)
+    results["failed"] = [{key: gone[key] for key in ("key", "label", "task", "seed")} | {"error": "NonFiniteError: x"}]
+    comparison = Comparison(summarise(results))
+    key, sign = comparison.tasks["gmm25"]["score"], -1 if comparison.tasks["gmm25"]["better"] == "lower" else 1
+    every = [run["scores"][key] for run in results["runs"] if run["task"] == "gmm25"]
+    worst = min(every, key=lambda value: sign * value)
+    assert sorted(comparison.values("gmm25", "ppo"))[0 if sign > 0 else -1] == worst
+    assert len(comparison.values("gmm25", "ppo")) == 4
+    assert "ppo (1 of 4 runs diverged)" in markdown(comparison) and comparison.aggregates[0].seeds == [0, 1, 2, 3]
+    column = comparison.aggregates[0].tasks.index("gmm25")
+    found = comparison.aggregates[0].scores
+    assert found["ppo"][2, column] == min(scores[:, column].min() for scores in found.values())
 
 
 @pytest.mark.slow

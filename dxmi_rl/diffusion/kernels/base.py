@@ -20,6 +20,11 @@ class BackwardKernel(nn.Module):
     horizon: int
     optimizer: torch.optim.Optimizer | None = None
 
+    @property
+    def adapts(self) -> bool:
+        """Whether ``fit`` changes it."""
+        return type(self).fit is not BackwardKernel.fit
+
     @classmethod
     def build(
         cls, schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any
