@@ -173,6 +173,45 @@ def test_errors_are_one_line_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+OWN = """
+import torch
+
+
+def bowl(x):
+    return x.square().sum(1) / 2
+"""
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_task_of_ones_own_is_a_file_and_a_name(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    options = ["--out", "x.png", "--n", "50"] if command == "sample" else list(QUICK)
+    task = ["--task", "mine.py:bowl", "--task-set", "dim=16"]
+    assert main([command, "base", *task, *options]) == 0
+    if command == "sample":
+        with Image.open("x.png") as picture:
+            assert picture.size == (400, 400)
+    else:
+        assert "elbo" in capsys.readouterr().out
+    for wrong, message in (("mine.py:bowll", "Did you mean 'bowl'"), ("none.py:bowl", "no file 'none.py'")):
+        assert main([command, "base", "--task", wrong]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.strip().splitlines()) == 1
+
+
+def test_divergence_is_one_line_that_names_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = ["--set", "policy.learning_rate=1e30", "n_trajectories=16", "anneal=false"]
+    assert main(["train", "ppo", "--budget", "2000", "--no-tensorboard", *wild]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ") and not any("Traceback" in line for line in error)
+
+
 def test_settings_are_json_or_text() -> None:
     words = ["width=128", "loss=nce", "anneal=false", "sizes=[1, 2]", "text=a=b"]
     assert settings("set", words) == {"width": 128, "loss": "nce", "anneal": False, "sizes": [1, 2], "text": "a=b"}

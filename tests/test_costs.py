@@ -207,3 +207,25 @@ def test_a_game_and_its_agent_have_one_account() -> None:
     alone.learn(2 * alone.timesteps_per_iteration)
     assert game.costs.energy_evals == alone.costs.energy_evals + data_and_samples
     assert game.costs.denoiser_calls == alone.costs.denoiser_calls
+
+
+def test_steps_of_optimizers_are_counted_whoever_owns_them() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizers = [torch.optim.Adam([weight]), torch.optim.SGD([weight], lr=0.1)]
+    weight.grad = torch.ones(2)
+    outer, inner = Costs(), Costs()
+    optimizers[0].step()
+    with counting(outer):
+        optimizers[0].step()
+        with counting(inner):
+            optimizers[1].step()
+            optimizers[1].step()
+        optimizers[1].step()
+    optimizers[0].step()
+    assert (outer.gradient_steps, inner.gradient_steps) == (2, 2)
+
+
+def test_an_agents_steps_are_those_of_its_settings() -> None:
+    agent = make_agent("ppo", "8gaussians", n_trajectories=16, n_epochs=3, n_minibatches=2)
+    agent.learn(2 * agent.timesteps_per_iteration)
+    assert agent.costs.gradient_steps == 2 * 3 * 2 * 2, "a step of the policy and one of the value"

@@ -377,3 +377,14 @@ def test_torchrls_advantages_are_soft_ones_without_the_present_entropy() -> None
         value = agent.value.module(data["observation"])
     torch.testing.assert_close(data["value_target"], returns, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(data["advantage"], returns - value + 0.7 * log_prob, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-sac"])
+def test_sb3_says_that_it_needs_float32(name: str) -> None:
+    skip_without_extra(name)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(TypeError, match="works in float32"):
+            make_agent(name, "8gaussians")
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main
 
 from dxmi_rl import make_agent
 from dxmi_rl.agents import AGENTS, AdjointSampling, DxDPConfig, DxDPPaperConfig
-from dxmi_rl.benchmark import compare, measure, pictures, presets, protocol, tables
+from dxmi_rl.benchmark import compare, measure, pictures, plan, presets, protocol, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
+from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.utils.settings import changed
 
 
@@ -441,7 +443,10 @@ def test_unreliable_log_z_is_flagged() -> None:
     )
     costs = dict.fromkeys(tables.COSTS, 1.0)
     lines = [
-        tables._line({"label": "a", "runs": 3, "diverged": 0, "seeds": [0, 1, 2], "scores": scores, "costs": costs}, ["log_z", "ess"])
+        tables._line(
+            {"label": "a", "runs": 3, "diverged": 0, "seeds": [0, 1, 2], "scores": scores, "costs": costs},
+            ["log_z", "ess"],
+        )
         for scores in (poor, good)
     ]
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]
@@ -478,3 +483,99 @@ def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
     assert not axes.lines
     assert pictures._draw_row(axes, [{"curve": curve}], "timesteps", "sliced_w2", "o", style) == 1.0
     assert len(axes.lines) == 1
+
+
+# What gets in the way of a sweep ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["result", "samples", "missing samples", "foreign"])
+def test_a_damaged_result_is_set_aside_and_made_again(
+    damage: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(undisturbed, tmp_path / "runs" / "tiny")
+    before = results(tmp_path / "runs" / "tiny")
+    key = next(key for key, run in before.items() if run["agent"] == "base")
+    result, samples = (tmp_path / "runs" / "tiny" / "results" / f"{key}{end}" for end in (".json", ".safetensors"))
+    if damage == "missing samples":
+        samples.unlink()
+    else:
+        file = samples if damage == "samples" else result
+        file.write_bytes({"foreign": b'{"key": "other"}'}.get(damage, b"\xff\x00" + file.read_bytes()[:20]))
+    assert tiny_main() == 0
+    printed = capsys.readouterr().out
+    assert "cannot be read and is set aside" in printed and "7 finished before, 1 to do" in printed
+    assert results(tmp_path / "runs" / "tiny") == before
+    assert list((tmp_path / "runs" / "tiny" / "results").glob("*.damaged"))
+
+
+def test_two_comparisons_of_one_name_are_one_line(
+    undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(undisturbed.parents[1])
+    with compare.only_one(undisturbed):
+        assert tiny_main() == 2
+    error = capsys.readouterr().err
+    assert "another process works on" in error and len(error.strip().splitlines()) == 1
+    assert tiny_main() == 0
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_reported_after_ctrl_c(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DXMI_RL_CACHE", str(undisturbed.parents[1] / "cache"))
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        stream = execute_all(*arguments, **options)
+        yield next(stream)
+        stream.close()
+        raise KeyboardInterrupt
+
+    execute_all = compare.execute_all
+    monkeypatch.setattr(compare, "execute_all", stopped)
+    selection = ("--jobs", "1", "--tasks", "8gaussians", "--seeds", "0")
+    assert tiny_main(*selection) == 130
+    everything = read(tmp_path / "runs" / "tiny" / "results.json")
+    assert len(everything["runs"]) == 1 and (tmp_path / "runs" / "tiny" / "report.html").is_file()
+    monkeypatch.setattr(compare, "execute_all", execute_all)
+    capsys.readouterr()
+    assert tiny_main(*selection) == 0
+    assert "1 finished before, 2 to do" in capsys.readouterr().out
+
+
+def test_small_budgets_have_small_scores() -> None:
+    preset = load_preset("standard")
+    usual = plan._sizes(Arguments("standard"), preset, preset.rows)
+    assert usual == preset.sizes == plan._sizes(Arguments("standard", budget=20_000), preset, preset.rows)
+    small = plan._sizes(Arguments("standard", budget=1000), preset, preset.rows)
+    assert not small.fit and not small.best and small.trajectories == preset.sizes.trajectories // 10
+    assert plan._sizes(Arguments("standard", budget=1000, unit="energy_evals"), preset, preset.rows) == preset.sizes
+
+
+# Diverged runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_intervals_that_say_nothing_are_ranges() -> None:
+    found = results_module.score_statistics([1.33, 1.36, 1.44, 7.5e7])
+    assert (found["low"], found["high"], found["method"]) == (1.33, 7.5e7, results_module.RANGE)
+    usual = results_module.score_statistics([1.33, 1.36, 1.44, 1.5])
+    assert usual["method"] != results_module.RANGE and usual["low"] < 1.33
+    lost = results_module.score_statistics([1.33, 1.36, 9.0], diverged=1)
+    assert (lost["low"], lost["high"], lost["method"]) == (1.33, 9.0, results_module.RANGE)
+
+
+def test_diverged_runs_have_the_worst_score_of_their_task() -> None:
+    runs = [
+        {"task": "t", "label": label, "seed": seed, "scores": {"kl": score}}
+        for label, seed, score in (("a", 0, 1.0), ("a", 1, 2.0), ("b", 0, 5.0))
+    ]
+    failed = [
+        {"task": "t", "label": "a", "seed": seed, "error": error}
+        for seed, error in ((2, "DivergenceError: x"), (3, "NonFiniteError: y"), (4, "OSError: full"))
+    ]
+    assert results_module.counted_scores(runs, failed, "t", "a", "kl", "lower") == [1.0, 2.0, 5.0, 5.0]
+    assert results_module.counted_scores(runs, failed, "t", "a", "kl", "higher") == [1.0, 2.0, 1.0, 1.0]
+    assert results_module.counted_scores(runs, failed, "t", "b", "kl", "lower") == [5.0]

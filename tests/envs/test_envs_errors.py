@@ -139,3 +139,10 @@ def test_steps_do_not_wait_for_the_gpu() -> None:
     with pytest.raises(ResetNeeded):
         venv.step(action)
     assert gym.make_vec(ID, num_envs=2, device="cuda", to_numpy=True).reset()[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [3, "seed", [1]])
+def test_options_are_a_dict(options: object) -> None:
+    for env in (DenoiseEnv(), DenoiseVectorEnv(num_envs=2)):
+        with pytest.raises(TypeError, match="options must be a dict or None"):
+            env.reset(options=options)

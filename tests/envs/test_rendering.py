@@ -98,11 +98,25 @@ def test_sb3_renders_one_picture_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("make", [DenoiseEnv, DenoiseVectorEnv])
-def test_more_than_two_dimensions_cannot_be_drawn(make: Any) -> None:
-    target = GaussianMixture(torch.zeros(1, 3), 1.0, plot_range=(-2.0, 2.0))
+def test_one_coordinate_cannot_be_drawn(make: Any) -> None:
+    target = GaussianMixture(torch.zeros(1, 1), 1.0, plot_range=(-2.0, 2.0))
     with pytest.raises(ValueError, match="render_mode=None"):
         make(target, render_mode="rgb_array")
-    with pytest.raises(ValueError, match="plane and images"):
-        render_samples(target, torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="two coordinates or more"):
+        render_samples(target, torch.zeros(1, 1))
     assert make(target).metadata["render_modes"] == []
     assert isinstance(make(target).task.config, TaskConfig)
+
+
+@pytest.mark.parametrize("dim", [3, 16])
+def test_more_coordinates_are_drawn_in_pairs(dim: int) -> None:
+    """Every pair of the first eight coordinates that the picture has shows its own points."""
+    target = GaussianMixture(torch.zeros(1, dim), 1.0, plot_range=(-4.0, 4.0))
+    x = torch.zeros(50, dim)
+    before = render_samples(target, x)
+    assert before.shape == (400, 400, 3)
+    for pair in range(min(4, dim // 2)):
+        moved = x.clone()
+        moved[:, 2 * pair] = 3.0
+        assert (render_samples(target, moved) != before).any()
+    assert "rgb_array" in DenoiseEnv(target).metadata["render_modes"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -275,3 +277,18 @@ def test_importing_the_package_is_light() -> None:
     code = f"import dxmi_rl, sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_numbers_of_numpy_are_numbers_and_pretraining_is_settings() -> None:
+    task = make_task("8gaussians", tau=np.float32(0.5), horizon=np.int64(3))
+    assert (task.mdp.tau, task.mdp.horizon, type(task.config.tau)) == (0.5, 3, float)
+    assert task.spec is not None and make_task(**task.spec).mdp.tau == 0.5
+    with pytest.raises(TypeError, match="pretraining must be a dict or a PretrainingConfig, got 3"):
+        make_task("8gaussians", pretraining=3)
+
+
+@pytest.mark.parametrize("shape", [(2,), (7,)])
+def test_data_of_your_own_have_the_temperature_of_named_data(shape: tuple[int, ...]) -> None:
+    task = make_task(torch.randn(50, *shape), pretraining=QUICK)
+    assert task.mdp.tau == pytest.approx(0.1 / math.prod(shape))
+    assert make_task("8gaussians-data", pretraining=QUICK).mdp.tau == pytest.approx(0.1 / 2)

@@ -6,8 +6,10 @@ import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,6 +33,7 @@ from dxmi_rl.utils.storage import (
     cached_tensors,
     flatten_optimizer,
     load_tensors,
+    remove_abandoned,
     restore_optimizer,
     save_tensors,
     write_atomically,
@@ -328,3 +331,45 @@ def test_batches_devices_and_extras() -> None:
             resolve_device("cuda")
     with pytest.raises(MissingExtraError, match=r"no_such_package is needed here.*dxmi_rl\[sb3\]"):
         require("no_such_package.part", "sb3")
+
+
+def test_reals_of_numpy_are_reals() -> None:
+    assert check_real("r", np.float32(0.5)) == 0.5 and type(check_real("r", np.float32(0.5))) is float
+    assert check_real("r", np.int64(3)) == 3.0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fcntl")
+def test_a_living_writers_file_survives_a_jump_of_the_clock(tmp_path: Path) -> None:
+    """A writer holds its lock however old or new the file looks; what nobody holds goes."""
+
+    def write(file: Path) -> None:
+        for when in (0.0, time.time() + 10 * 365 * 86_400):
+            os.utime(file, (when, when))
+            remove_abandoned(tmp_path)
+            assert file.exists()
+        file.write_text("whole")
+
+    write_atomically(tmp_path / "file", write)
+    abandoned = tmp_path / ".file.abcdefgh.part"
+    abandoned.touch()
+    os.utime(abandoned, (0, 0))
+    remove_abandoned(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    flush = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (order.append(f"sync {(tmp_path / 'f').exists()}"), flush(handle)))
+    write_atomically(tmp_path / "f", lambda file: file.write_text("x"))
+    assert order == ["sync False"] and (tmp_path / "f").read_text() == "x"
+
+
+def test_keys_of_the_cache_know_the_dtype() -> None:
+    single = cache_path("thing", {"target": "t"})
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert cache_path("thing", {"target": "t"}) != single
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cache_path("thing", {"target": "t"}) == single

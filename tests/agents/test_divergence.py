@@ -1,0 +1,62 @@
+"""What diverges is one of three exceptions, and the last good checkpoint stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from agent_cases import skip_without_extra, small
+
+from dxmi_rl import load_agent
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.mdp import EnergyError
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
+
+TRAINED = [name for name in AGENTS if AGENTS[name].trains and name != "dxmi"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) -> None:
+    """At learning rates of 1,000 training ends in one of three exceptions, or what it saves can go on."""
+    skip_without_extra(name)
+    agent = small(name)
+    file = agent.learn(agent.timesteps_per_iteration).save(tmp_path / "agent.safetensors")
+    good = file.read_bytes()
+    for optimizer in agent.optimizers().values():
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"] = 1e3
+    try:
+        agent.set_progress = lambda progress: None  # type: ignore[method-assign]  # keeps those rates
+        agent.learn(6 * agent.timesteps_per_iteration, checkpoint=file, checkpoint_every=1)
+    except (DivergenceError, NonFiniteError, EnergyError):
+        pass
+    again = load_agent(file, task=None if agent.task.spec else agent.task)
+    assert bool(again.sample(16, seed=1).isfinite().all())
+    states = [
+        value for one in again.all_optimizers().values() for entry in one.state.values() for value in entry.values()
+    ]
+    assert all(bool(value.isfinite().all()) for value in states if isinstance(value, torch.Tensor))
+    assert good
+
+
+def test_a_state_that_cannot_go_on_is_not_saved(tmp_path: Path) -> None:
+    agent = small("ppo")
+    file = tmp_path / "agent.safetensors"
+    agent.learn(agent.timesteps_per_iteration, checkpoint=file)
+    good = file.read_bytes()
+    state = next(iter(agent.optimizers()["policy"].state.values()))
+    state["exp_avg_sq"].fill_(torch.inf)  # Adam stands still from here on
+    with pytest.raises(DivergenceError, match="state of optimizer policy is inf"):
+        agent.learn(agent.timesteps_per_iteration, checkpoint=file)
+    assert file.read_bytes() == good
+
+
+def test_what_a_library_raises_when_the_weights_are_gone_is_divergence() -> None:
+    skip_without_extra("sb3-ppo")
+    agent = small("sb3-ppo")
+    with torch.no_grad():
+        next(agent.policy.parameters()).fill_(torch.nan)
+    with pytest.raises((DivergenceError, NonFiniteError)):
+        agent.learn(2 * agent.timesteps_per_iteration)
