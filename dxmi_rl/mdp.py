@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 
@@ -62,13 +61,6 @@ class DenoisingMDP:
         self._start: Draw | None = None
         if energy is not None:
             self.set_energy(energy)
-
-    def copy_with(self, *, kernel: BackwardKernel | None = None, energy: LiveEnergy | None = None) -> DenoisingMDP:
-        """The same MDP with another kernel or another holder of the energy; all else is shared."""
-        copied = copy.copy(self)
-        copied.kernel = self.kernel if kernel is None else kernel.to(self.device)
-        copied.energy = self.energy if energy is None else energy
-        return copied
 
     @property
     def dim(self) -> int:

@@ -62,17 +62,30 @@ class Task:
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     def with_own_kernel(self) -> Task:
-        """The task for one agent: a kernel that adapts is a fresh one, initialised from torch's present stream.
+        """The task for one agent, with a kernel that no other fits: a network is a fresh one, initialised from torch's
+        present stream, and another kernel that adapts a copy.
 
         Everything else is shared, the energy too, so that ``mdp.set_energy`` still reaches the agent.
         """
-        if not self.mdp.kernel.adapts:
+        kernel = self.mdp.kernel
+        if not kernel.adapts:
             return self
-        return replace(self, mdp=self.mdp.copy_with(kernel=_kernel(self.config, self.target, self.mdp.base)))
+        own = (
+            copy.deepcopy(kernel)
+            if kernel.optimizer is None
+            else _kernel(self.config, self.target, self.mdp.base).to(self.device)
+        )
+        return self._with(kernel=own)
 
     def with_own_energy(self) -> Task:
         """The task for an agent that learns the energy: others on the same task do not see it."""
-        return replace(self, mdp=self.mdp.copy_with(energy=LiveEnergy(self.mdp.energy.function)))
+        return self._with(energy=LiveEnergy(self.mdp.energy.function))
+
+    def _with(self, **parts: Any) -> Task:
+        """The task on a copy of its MDP that has other parts and shares the rest."""
+        mdp = copy.copy(self.mdp)
+        vars(mdp).update(parts)
+        return replace(self, mdp=mdp)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -23,7 +23,6 @@ def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) 
     skip_without_extra(name)
     agent = small(name)
     file = agent.learn(agent.timesteps_per_iteration).save(tmp_path / "agent.safetensors")
-    good = file.read_bytes()
     for optimizer in agent.optimizers().values():
         for group in optimizer.param_groups:
             group["peak"] = group["lr"] = 1e3
@@ -34,11 +33,9 @@ def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) 
         pass
     again = load_agent(file, task=None if agent.task.spec else agent.task)
     assert bool(again.sample(16, seed=1).isfinite().all())
-    states = [
-        value for one in again.all_optimizers().values() for entry in one.state.values() for value in entry.values()
-    ]
-    assert all(bool(value.isfinite().all()) for value in states if isinstance(value, torch.Tensor))
-    assert good
+    entries = [entry for one in again.all_optimizers().values() for entry in one.state.values()]
+    numbers = [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
+    assert all(bool(value.isfinite().all()) for value in numbers)
 
 
 def test_a_state_that_cannot_go_on_is_not_saved(tmp_path: Path) -> None:

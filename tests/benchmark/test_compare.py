@@ -441,12 +441,10 @@ def test_unreliable_log_z_is_flagged() -> None:
         {"log_z": statistics, "ess": {"iqm": ess, "low": 0, "high": 1}, "denoiser_calls": statistics}
         for ess in (0.09, 0.11)
     )
-    costs = dict.fromkeys(tables.COSTS, 1.0)
+    row, costs = {"runs": 3, "diverged": 0, "seeds": [0, 1, 2]}, dict.fromkeys(tables.COSTS, 1.0)
     lines = [
-        tables._line(
-            {"label": "a", "runs": 3, "diverged": 0, "seeds": [0, 1, 2], "scores": scores, "costs": costs},
-            ["log_z", "ess"],
-        )
+        tables._line(row | {"label": "a", "scores": scores, "costs": costs}, ["log_z", "ess"])
+        for scores in (poor, good)
         for scores in (poor, good)
     ]
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]
@@ -485,7 +483,7 @@ def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
     assert len(axes.lines) == 1
 
 
-# What gets in the way of a sweep ---------------------------------------------------------------------------------------
+# What gets in the way of a sweep --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -555,7 +553,7 @@ def test_small_budgets_have_small_scores() -> None:
     assert plan._sizes(Arguments("standard", budget=1000, unit="energy_evals"), preset, preset.rows) == preset.sizes
 
 
-# Diverged runs ---------------------------------------------------------------------------------------------------------
+# Diverged runs --------------------------------------------------------------------------------------------------------
 
 
 def test_intervals_that_say_nothing_are_ranges() -> None:

@@ -97,9 +97,10 @@ def digest(tensors: Iterable[Tensor]) -> list[Any]:
 def run(case: Case) -> dict[str, Any]:
     """The digests of one case, by module, and of four samples."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # networks of learned kernels start with their task
+    torch.manual_seed(0)  # the task's learned kernel, which the agent's own one starts as
     task = build_task(case.task)
     agent = make_agent(case.agent, task, seed=3, config=config_of(case))
+    agent.mdp.kernel.load_state_dict(task.mdp.kernel.state_dict())
     before = {name: [one.detach().clone() for one in parts] for name, parts in parameters_of(agent).items()}
     agent.learn(2 * agent.timesteps_per_iteration)
     found: dict[str, Any] = {}

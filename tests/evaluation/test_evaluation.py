@@ -25,6 +25,7 @@ from dxmi_rl.utils.torch_tools import seeded
 NETWORK = {"width": 16, "depth": 2}
 SMALL = {"n_trajectories": 64, "policy": NETWORK, "value": NETWORK}
 WEIGHTS = {"elbo", "log_z", "ess"}
+MARGINAL = {f"{key}{end}" for key in ("kl_marginal", "kl_marginal_forward") for end in ("", "_se", "_bias")}
 SAMPLES = {"sliced_w2", "mmd", "modes", "mode_tv"}
 
 
@@ -51,12 +52,12 @@ def short_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_of_a_density() -> None:
     scores = quick(Base("8gaussians"), fit=True, floors=True)
     wanted = SAMPLES | {f"{key}_floor" for key in SAMPLES}
-    assert scores.keys() == {"kl_bound", "kl_bound_fit", "eubo", "denoiser_calls"} | WEIGHTS | wanted
+    assert scores.keys() == {"kl_bound", "kl_bound_fit", "eubo", "denoiser_calls"} | WEIGHTS | MARGINAL | wanted
     assert all(type(value) in (int, float) and math.isfinite(value) for value in scores.values())
     assert scores["denoiser_calls"] == 5
     assert scores["kl_bound_fit"] == pytest.approx(-scores["elbo"])
     without = quick(Base("8gaussians"))
-    assert without.keys() == {"kl_bound", "eubo", "denoiser_calls"} | WEIGHTS | SAMPLES
+    assert without.keys() == {"kl_bound", "eubo", "denoiser_calls"} | WEIGHTS | MARGINAL | SAMPLES
     assert without["kl_bound"] == pytest.approx(scores["kl_bound"]) == pytest.approx(-without["elbo"])
 
 

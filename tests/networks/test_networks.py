@@ -79,7 +79,7 @@ def test_an_agent_with_it_trains_both_parts_and_resumes(name: str, tmp_path) -> 
     agent = small(name, task, policy={"coordinate_width": 8})
     for _ in range(2):
         agent.iterate()
-    for network in (agent.policy.net, task.mdp.kernel.net):
+    for network in (agent.policy.net, agent.mdp.kernel.net):
         assert network.coordinates.last.weight.abs().max() > 0
         assert network.mlp.layers[-1].weight.abs().max() > 0
     agent.save(tmp_path / "agent")
