@@ -20,6 +20,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
+from dxmi_rl.evaluation.images import scored_images
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
@@ -37,8 +38,8 @@ GUIDANCE = 0.1
 """Weight of the guided score."""
 SHOWN = 64
 EVALUATION_SEED = 900_000
-SAMPLES, DIGITS_SAMPLES = 2000, 5000
-"""Samples that are scored, and those of digits."""
+SAMPLES = 2000
+"""At most this many samples are scored."""
 CODE = code_of(sys.modules[__name__])
 """Digest of this file."""
 
@@ -159,8 +160,8 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
 
 
 def samples_of(target: ImageSet) -> int:
-    """Number of samples that are scored."""
-    return DIGITS_SAMPLES if target.features == "digits" else SAMPLES
+    """Number of samples that are scored: 2,000, or as many as there are training images."""
+    return scored_images(target, SAMPLES)
 
 
 def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, float]:

@@ -7,12 +7,21 @@ from torch import Tensor
 from dxmi_rl.evaluation import feature_metrics
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet
+from dxmi_rl.utils.checks import check_integer
 
 FD_SAMPLES = 5000
-"""Images that ``evaluate`` draws."""
+"""At most this many images are scored."""
 PAIRED = 10_000
 """At most this many images of either kind enter the scores that look at all pairs."""
 _kept_features: dict[tuple[str, str, int, str], Tensor] = {}
+
+
+def scored_images(target: ImageSet, most: int = FD_SAMPLES) -> int:
+    """Number of samples that are scored: ``most``, or as many as there are training images where these are fewer.
+
+    Floors, the scores of training images, then come from as many images as the scores of samplers.
+    """
+    return min(check_integer("most", most), len(target.train_bytes))
 
 
 def image_distance(target: ImageSet, x: Tensor) -> float:

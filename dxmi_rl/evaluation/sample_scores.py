@@ -143,7 +143,7 @@ class _Own(Metric):
 
 
 class _Images(Metric):
-    """Of 5,000 images of an ImageSet, once; training images give the floor."""
+    """Of 5,000 images of an ImageSet, or as many as its training set has, once; training images give the floor."""
 
     cached = False
 
@@ -152,10 +152,12 @@ class _Images(Metric):
         return images.FD_SAMPLES
 
     def score(self, sets: SampleSets) -> dict[str, float]:
-        return images.image_scores(cast(ImageSet, sets.target), sets.draw(images.FD_SAMPLES))
+        known = cast(ImageSet, sets.target)
+        return images.image_scores(known, sets.draw(images.scored_images(known)))
 
     def quick(self, target: Target, x: Tensor, seed: int) -> dict[str, float]:
-        return {"fd": images.image_distance(cast(ImageSet, target), x)}
+        known = cast(ImageSet, target)
+        return {"fd": images.image_distance(known, x[: images.scored_images(known)])}
 
     def floor(self, target: Target, samples: int, pairs: int, generator: torch.Generator) -> dict[str, float]:
         known = cast(ImageSet, target)

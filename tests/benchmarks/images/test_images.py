@@ -22,7 +22,7 @@ from dxmi_rl.irl import DxMI
 @pytest.fixture(name="quick")
 def small_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few samples, hardly pretrained denoisers, small networks."""
-    monkeypatch.setattr(play_module, "DIGITS_SAMPLES", 64)
+    monkeypatch.setattr(play_module, "SAMPLES", 64)
 
     def task(play: Play, device: str) -> Any:
         changes = play_module.changes_of(play, "task.") | ({} if play.tau is None else {"tau": play.tau})
