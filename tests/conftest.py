@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +17,48 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 
+SESSION = "DXMI_RL_TESTS"
+"""Environment variable that every process of a test session inherits: its folder of temporary files."""
+OF_OTHERS = ("pytest-of-", "ray", "SB3-", "torchinductor", ".org.chromium", "org.chromium", "matplotlib-", "cache")
+"""Names of temporary files that libraries leave, and the cache of the session."""
+PATIENCE = 20.0
+"""Seconds that processes have to end after the last test."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache for this run, shared by the workers of xdist, so that tests neither use nor fill the user's own."""
-    if "DXMI_RL_CACHE" in os.environ:  # the user's choice, or the controller's, inherited by its workers
+    """Temporary files and a cache of this run, shared by the workers of xdist: tests do not fill the user's own."""
+    if SESSION in os.environ:  # a worker
         return
-    folder = tempfile.TemporaryDirectory(prefix="dxmi_rl-tests-")
-    os.environ["DXMI_RL_CACHE"] = folder.name
-    config.add_cleanup(folder.cleanup)
-    config.add_cleanup(lambda: os.environ.pop("DXMI_RL_CACHE", None))
+    folder = tempfile.mkdtemp(prefix="dxmi-")
+    os.environ |= {SESSION: folder, "TMPDIR": folder}
+    tempfile.tempdir = None
+    os.environ.setdefault("DXMI_RL_CACHE", os.path.join(folder, "cache"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session when a process or a temporary file of ours is left, after the last test of the last worker."""
+    if hasattr(session.config, "workerinput"):
+        return
+    deadline = time.monotonic() + PATIENCE
+    while (processes := left_processes()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    files = [path.name for path in Path(os.environ[SESSION]).iterdir() if not path.name.startswith(OF_OTHERS)]
+    if processes or files:
+        print(f"\nleft by the tests: processes {processes}, temporary files {files}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def left_processes() -> list[str]:
+    """Command lines of other processes that this test session has started."""
+    found, marker = [], f"{SESSION}={os.environ[SESSION]}\0".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int(folder.name) != os.getpid() and marker in (folder / "environ").read_bytes():
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [command] if command else []  # an empty one has ended, and waits for its parent
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -54,6 +54,8 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5
 """Agents in README's table."""
+SLACK = 0.05
+"""Error of an estimate that is still believed: in nats of a divergence, as a fraction of log Z."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 COSTS = {"energy_evals": "energy evaluations", "gradient_steps": "gradient steps", "seconds": "seconds"}
 """Columns of what training cost; results from before a cost was counted lack it."""
@@ -171,6 +173,8 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
     where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
     if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in finished):
         raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
+    if any(_impossible(value, key, task) for value in finished):
+        raise ValueError(f"{where}: runs.scores.{key} is better than an exact sampler can be.")
     lost = len(diverged(results["failed"], row["task"], row["label"]))
     values = counted_scores(results["runs"], results["failed"], row["task"], row["label"], key, task["better"])
     if len(finished) != row["runs"] or not values:
@@ -181,6 +185,15 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
             isinstance(given, (int, float)) and math.isclose(given, found, rel_tol=1e-9)
         ):
             raise ValueError(f"{where}: summary.scores.{key}.{statistic} is {given!r}, and its runs give {found!r}.")
+
+
+def _impossible(value: float, key: str, task: dict[str, Any]) -> bool:
+    """Whether a score is beyond what can be: a divergence or distance below 0, an ELBO above log Z, by more than the
+    errors of their estimates.
+    """
+    if task["better"] == "lower":
+        return value < -SLACK
+    return key.startswith("elbo") and task["floor"] is not None and value > task["floor"] + SLACK * abs(task["floor"])
 
 
 def plain(text: str) -> str:

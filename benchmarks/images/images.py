@@ -20,8 +20,9 @@ finished runs are kept. Rows:
 ``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
 kernel, whose variances follow the sampler (adaptive velocity) or do not.
 
-Scores: Frechet and kernel distance, precision, recall, density and coverage of 2,000 samples (digits: 1,437, as many as there are training images) against
-the test images, on the features that the set names: a classifier of digits, or EfficientNet-Lite0 ("FD-Lite0").
+Scores: Frechet and kernel distance, precision, recall, density and coverage of 2,000 samples, or as many as there are
+training images (digits: 1,437), against the test images, on the features that the set names: a classifier of digits, or
+EfficientNet-Lite0 ("FD-Lite0").
 Distances compare within one set only. Games are scored with the averaged policy; ``fd_last`` is the last iterate's,
 ``fd_guided`` has value guidance (``GUIDANCE``) and ``fd_train`` is against as many training images. The floor is the
 score of training images.

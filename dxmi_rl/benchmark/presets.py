@@ -46,6 +46,9 @@ def load_preset(name: str | Path) -> Preset:
     that train), ``seeds`` (where they are not the file's), ``fit`` (false: no fitted kernel, as in Sizes), ``label``
     (the agent's name by default; "{agent}" is replaced), ``task_settings`` and ``agent_settings``.
 
+    An agent of your own ("file.py:Class", "module:Class") is imported here, to check it: loading a preset runs the code
+    of the files that it names.
+
     Raises UnknownNameError for unknown names and keys, FileNotFoundError, ValueError for a file that is not sound.
     """
     if Path(name).suffix != ".toml":

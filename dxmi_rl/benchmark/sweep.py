@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,13 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
 
 
 def _try_to_build(row: Row, task: Task) -> None:
+    """Build the agent, and where it is your own and trains also save and load it, which ends every run."""
     try:
-        row.build(task, 0)
+        agent = row.build(task, 0)
+        if row.own is not None and row.trains:
+            with tempfile.TemporaryDirectory() as folder:
+                file = agent.save(Path(folder) / "agent.safetensors")
+                type(agent).load(file, task=task)
     except (ValueError, TypeError, ImportError, OSError):
         raise
     except Exception as error:  # whatever an agent of the user's does

@@ -19,7 +19,8 @@ def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
     """What exact samples score by all metrics of the target, such as ``sliced_w2``, ``mmd`` and ``modes``.
 
     Means over 20 pairs of independent exact sets of ``samples``, or of training batches against test rows, cached on
-    disk; of images, training images against test images, as many as there are samples. Empty for a target without samples and data.
+    disk; of images, training images against test images, as many as there are samples. Empty for a target without
+    samples and data.
     """
     if not target.has_samples:
         return {}

@@ -139,7 +139,7 @@ def test_malformed_submissions_are_one_line(place: Path, capsys: pytest.CaptureF
     """A field at random is removed or replaced: the page is written, or one line says which file is wrong."""
     text, chance, refused = json.dumps(make_results()), random.Random(0), 0
     paths = [path for path in places(json.loads(text)) if path and not {"curve", "paths"} & set(path)]
-    for _ in range(20):
+    for _ in range(30):
         results, depth = json.loads(text), chance.randint(1, 5)
         path = chance.choice([path for path in paths if len(path) == depth])
         parent = functools.reduce(lambda part, key: part[key], path[:-1], results)
@@ -198,3 +198,15 @@ def test_bad_input(place: Path, text: str | None, capsys: pytest.CaptureFixture[
     else:
         (place / "README.md").write_text(text, encoding="utf-8")
     assert run(place) == 2 and capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("value", [-1e308, -0.2, float("nan"), float("inf")])
+def test_a_score_that_cannot_be_is_refused(value: float, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = make_results()
+    key = results["tasks"]["gmm25"]["score"]
+    run_ = next(one for one in results["runs"] if one["task"] == "gmm25" and one["label"] == "ppo")
+    run_["scores"][key] = value
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and f"runs.scores.{key}" in error and "'ppo'" in error
