@@ -16,7 +16,6 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
-
 SESSION = "DXMI_RL_TESTS"
 """Environment variable that every process of a test session inherits: its folder of temporary files."""
 OF_OTHERS = ("pytest-of-", "ray", "SB3-", "torchinductor", ".org.chromium", "org.chromium", "matplotlib-", "cache")

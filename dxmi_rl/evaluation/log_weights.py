@@ -23,8 +23,10 @@ FIT_TRANSITIONS = 1280
 """Transitions per step of ``fit_kernel``."""
 
 
-def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0) -> Learned:
-    """A Learned kernel fitted to a finished policy by one recipe for all:
+def fit_kernel(
+    mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0, kind: type[Learned] = Learned
+) -> Learned:
+    """A Learned kernel, or another ``kind`` of one, fitted to a finished policy by one recipe for all:
     ``steps`` Adam steps of fresh rollouts of 1,280 transitions each, cosine from 2e-3; the MDP's own
     kernel is left alone. Every policy gets the same ruler: the same network, seed and number of steps.
     """
@@ -33,7 +35,7 @@ def fit_kernel(mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, see
     generator = torch.Generator(mdp.device).manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # networks are initialised on the CPU
         torch.default_generator.manual_seed(seed)
-        kernel = Learned(mdp.base.schedule, mdp.event_shape, mdp.scale).to(mdp.device)
+        kernel = kind(mdp.base.schedule, mdp.event_shape, mdp.scale).to(mdp.device)
     at_once = 16  # rollouts are cheaper in large batches
     for step in range(steps):
         kernel.set_progress(step / steps)

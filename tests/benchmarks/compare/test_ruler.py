@@ -1,0 +1,57 @@
+"""benchmarks/compare/ruler.py: a small run has all keys, and a mixture is a density."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.compare import ruler
+from dxmi_rl import make_task
+from dxmi_rl.evaluation import fit_kernel
+
+
+@pytest.mark.slow
+def test_a_small_run_writes_what_its_docstring_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = {name: lambda mdp, policy: fit_kernel(mdp, policy, steps=5) for name in ruler.RULERS}
+    monkeypatch.setattr(ruler, "RULERS", quick)
+    monkeypatch.setattr(ruler, "TRAJECTORIES", 500)
+    file = tmp_path / "r.json"
+    arguments = ["--tasks", "8gaussians", "--agents", "base", "--seeds", "0", "--budget", "100"]
+    assert ruler.main([*arguments, "--folder", str(tmp_path), "--json", str(file)]) == 0
+    everything = json.loads(file.read_text(encoding="utf-8"))
+    text = ruler.__doc__.split("Keys of", 1)[1]
+    listed = {key for line in re.findall(r"^    ([a-z][a-z_, ]*?)  ", text, re.M) for key in line.split(", ")}
+    assert listed == set(everything)
+    (run,) = everything["runs"]
+    assert set(re.findall(r"\.(\w+)(?=,| {2})", text)) == set(run)
+    assert all(0 < run["kl_marginal"] < one["bound"] for one in run["rulers"].values())
+    assert "base" in capsys.readouterr().out
+
+
+def test_a_mixture_is_a_density() -> None:
+    """It integrates to one over x_t, and with equal components it is the Gaussian that Learned starts as."""
+    mdp = make_task("8gaussians", backward="learned").mdp
+    kernel = ruler.Mixture(mdp.base.schedule, mdp.event_shape, mdp.scale)
+    x_next, t = torch.tensor([[0.5, -1.0]]), 2
+    mean, log_std = kernel.start.moments(x_next, t)
+    line = torch.linspace(-12, 12, 481)
+    steps = torch.cartesian_prod(line, line) * float(log_std.exp().max())
+    with torch.no_grad():
+        log_prob = kernel.log_prob(mean + steps, x_next.expand(len(steps), -1), t)
+    cell = (float(line[1] - line[0]) * float(log_std.exp().max())) ** 2
+    assert float(log_prob.double().exp().sum()) * cell == pytest.approx(1, abs=1e-3)
+    with torch.no_grad():
+        kernel.net.last.weight.zero_(), kernel.net.last.bias.zero_()
+    torch.testing.assert_close(kernel.log_prob(mean + 1, x_next, t), mdp.kernel.log_prob(mean + 1, x_next, t))
+
+
+@pytest.mark.parametrize("arguments", [["--budget", "0"], ["--tasks", "8gaussian"], ["--tasks", "manywell32"]])
+def test_bad_arguments(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ruler.main([*arguments, "--folder", str(tmp_path), "--seeds", "0"]) == 2
+    assert "\nerror: " in "\n" + capsys.readouterr().err
