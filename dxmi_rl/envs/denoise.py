@@ -58,7 +58,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     - `energy`: reward model, a module or function ``[batch, *event_shape] -> [batch]``, or a registered name such as
       "fixed". Data-only targets need it. ``env.unwrapped.mdp.set_energy(module)`` swaps it at any time, and a module
       that is trained in place changes the rewards at once.
-    - `fit_backward`: call the backward kernel's ``fit`` on every finished episode.
+    - `fit_backward`: call the backward kernel's ``fit`` on every finished episode; a number: that many times.
     - `render_mode`: None or "rgb_array" (vectors of two coordinates or more, in pairs, and images).
     - `device`: where torch computes; "cpu" by default. Observations are numpy arrays in any case.
     - any field of ``TaskConfig``: `horizon`, `tau`, `backward`, `base`, `schedule`, ...
@@ -87,7 +87,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
         observation: str = "flat",
         action_bound: float = 25.0,
         energy: Energy | str | None = None,
-        fit_backward: bool = False,
+        fit_backward: bool | int = False,
         render_mode: str | None = None,
         device: str | torch.device | None = None,
         **task_changes: Any,

@@ -54,7 +54,7 @@ class Episodes:
         observation: str = "flat",
         action_bound: float = 25.0,
         energy: Energy | str | None = None,
-        fit_backward: bool = False,
+        fit_backward: bool | int = False,
         render_mode: str | None = None,
         device: str | torch.device | None = None,
         **task_changes: Any,
@@ -67,7 +67,7 @@ class Episodes:
         if not 1e-30 <= check_real("action_bound", action_bound, strict=True) <= 1e30:
             raise ValueError(f"action_bound must lie in [1e-30, 1e30], within float32, got {action_bound!r}.")
         if not isinstance(fit_backward, bool):
-            raise TypeError(f"fit_backward must be True or False, got {fit_backward!r}.")
+            check_integer("fit_backward", fit_backward, minimum=0)
         self.task = build_task(task, target, dim, energy, device, task_changes)
         self.mdp = self.task.mdp
         self.mdp.check_coordinates(coordinates)
@@ -149,7 +149,8 @@ class Episodes:
             self._raise_noted()
             if self.fit_backward:
                 visited = torch.stack([*self._visited, x_next])
-                self.mdp.kernel.fit(*Trajectory(visited, torch.empty(0)).transitions())
+                for _ in range(self.fit_backward):
+                    self.mdp.kernel.fit(*Trajectory(visited, torch.empty(0)).transitions())
             self.energy = -terminal
         elif self.fit_backward:
             self._visited.append(x_next)

@@ -245,7 +245,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if last == self.mdp.horizon - 1:
             before, after = (torch.cat(states) for states in zip(*transitions, strict=True))
             t = torch.arange(self.mdp.horizon, device=self.device).repeat_interleave(len(x))
-            self.mdp.kernel.fit(before, after, t)
+            for _ in range(self._setup.fit_backward):
+                self.mdp.kernel.fit(before, after, t)
             transitions = []
         self._transitions = transitions
 

@@ -388,3 +388,16 @@ def test_sb3_says_that_it_needs_float32(name: str) -> None:
             make_agent(name, "8gaussians")
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-sac", "torchrl-ppo", "torchrl-sac"])
+def test_the_kernel_is_fitted_as_often_as_the_settings_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_extra(name)
+    agent = small(name, kernel_steps=3)
+    fits: list[int] = []
+    fit = agent.mdp.kernel.fit
+    monkeypatch.setattr(
+        agent.mdp.kernel, "fit", lambda *transitions: (fits.append(len(transitions[0])), fit(*transitions))
+    )
+    agent.learn(2 * agent.timesteps_per_iteration)
+    assert fits == [agent.timesteps_per_iteration] * 6

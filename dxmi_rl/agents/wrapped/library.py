@@ -124,7 +124,8 @@ class OffPolicyData:
         agent.costs.timesteps += agent.timesteps_per_iteration
         if on_final is not None:
             on_final(trajectory.final)
-        agent.mdp.kernel.fit(*trajectory.transitions())
+        for _ in range(agent.config.kernel_steps):
+            agent.mdp.kernel.fit(*trajectory.transitions())
         self.replay.add(trajectory.x, torch.stack(explorer.actions))
 
     def draw(self) -> Transitions:

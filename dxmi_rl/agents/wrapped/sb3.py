@@ -69,7 +69,7 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
         from dxmi_rl.envs.sb3 import make_sb3_env
 
         self.random = OwnRandomness(self.seed, self.mdp.device)
-        self.env = make_sb3_env(self.task, num_envs=self.config.n_trajectories, fit_backward=True)
+        self.env = make_sb3_env(self.task, num_envs=self.config.n_trajectories, fit_backward=self.config.kernel_steps)
         with self.random.lent(self.seed):
             self.model = self.make_model(sb3)
         self.policy = without_logger(sb3, self.model).policy

@@ -17,13 +17,15 @@ class OnPolicyConfig:
     """Peak rate of the library's optimizers."""
     gae_lambda: float = 0.95
     """Mixing of n-step advantages; the discount is 1."""
+    kernel_steps: int = 1
+    """Fits of a learned kernel per iteration."""
     width: int = 64
     """Units of each of the two hidden layers of actor and critics."""
     anneal: bool = True
     """Cosine learning rate over ``learn``'s budget."""
 
     def __post_init__(self) -> None:
-        for key in ("n_trajectories", "width"):
+        for key in ("n_trajectories", "width", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_real("learning_rate", self.learning_rate)
         check_fraction("gae_lambda", self.gae_lambda)
@@ -43,6 +45,8 @@ class ReplayConfig:
     """Transitions per gradient step, rounded up to a multiple of T: every step t has as many."""
     buffer_size: int = 50_000
     """Transitions that are kept, rounded down to whole iterations, but at least one iteration."""
+    kernel_steps: int = 1
+    """Fits of a learned kernel per iteration."""
     target_rate: float = 0.03
     """Rate at which target networks follow (the libraries' ``tau``, which is no temperature)."""
     action_bound: float = 5.0
@@ -53,7 +57,7 @@ class ReplayConfig:
     """Cosine learning rate over ``learn``'s budget."""
 
     def __post_init__(self) -> None:
-        for key in ("n_trajectories", "width", "gradient_steps", "batch_size", "buffer_size"):
+        for key in ("n_trajectories", "width", "gradient_steps", "batch_size", "buffer_size", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_real("learning_rate", self.learning_rate)
         check_real("action_bound", self.action_bound, 2.0)  # less has no room for the base sampler

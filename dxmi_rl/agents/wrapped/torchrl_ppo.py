@@ -70,7 +70,7 @@ class TorchRLPPO(Agent[TorchRLPPOConfig]):
         from dxmi_rl.envs.torchrl import TorchRLEnv
 
         config, mdp = self.config, self.mdp
-        self.env: Any = TorchRLEnv(self.task, num_envs=config.n_trajectories, fit_backward=True)
+        self.env: Any = TorchRLEnv(self.task, num_envs=config.n_trajectories, fit_backward=config.kernel_steps)
         self.policy: Any = make_actor(self.env, mdp, config.width, IndependentNormal, std=1.0)
         value = perceptron(mdp.dim + 1, 1, config.width).to(mdp.device)
         self.value: Any = ValueOperator(value, in_keys=["observation"])
