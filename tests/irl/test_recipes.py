@@ -139,6 +139,21 @@ def test_the_digits_have_a_recipe_of_their_own() -> None:
     assert isinstance(game.energy, EnergyDenoiser) and float(game.mdp.base.sigma[-1]) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
+def test_the_energy_of_digits_puts_noise_above_data_from_the_start() -> None:
+    """Uniform noise, and digits with their pixels shuffled or inverted: as the recipe starts, and as it goes on."""
+    task = make_task("digits", pretraining={"iterations": 300, "batch_size": 64, "width": 64})
+    game, target, generator = DxMI(task, seed=0, agent_settings={"n_trajectories": 32}), task.target, torch.Generator()
+    low, high = target.plot_range
+    data = target.test_data(300)
+    noise = low + (high - low) * torch.rand(data.shape, generator=generator.manual_seed(0))
+    shuffled = data.flatten(1)[:, torch.randperm(64, generator=generator)].view_as(data)
+    for _ in range(2):
+        for other in (noise, shuffled, low + high - data):
+            assert float((game.score(other)[:, None] > game.score(data)).float().mean()) >= 0.99
+        game.learn(5 * game.timesteps_per_iteration)
+
+
 def test_other_images_start_from_their_denoiser(pictures: Task) -> None:
     game = DxMI(pictures, seed=0, agent_settings={"n_trajectories": 8})
     assert game.config.recipe == "images" and isinstance(game.energy, EnergyDenoiser)
