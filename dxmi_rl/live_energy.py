@@ -34,18 +34,15 @@ class LiveEnergy:
     def __call__(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
 
-        Raises EnergyError when there is none, it changes x in place, or it returns another shape, device or kind of
-        numbers.
+        The function gets a copy of x, so that one that works in place, by whatever means, changes nothing of ours.
+        Raises EnergyError when there is none, or it returns another shape, device or kind of numbers.
         """
         if self.function is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
         wanted = x.requires_grad and torch.is_grad_enabled()
         count_energy(len(x), differentiated=wanted and self.differentiable is not False)
-        version = None if x.is_inference() else x._version
         with evaluation_mode(self.function):
-            value = self.function(x)
-        if version is not None and x._version != version:
-            raise EnergyError("the energy must leave its argument as it is: it changed x in place; use x.clone().")
+            value = self.function(x.clone())
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
@@ -78,12 +75,19 @@ class LiveEnergy:
     def gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
         """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps the graph of x.
 
-        One differentiated evaluation of E per row, whatever autograd's mode. Raises EnergyError.
+        One differentiated evaluation of E per row, whatever autograd's mode. Raises EnergyError, also for a function
+        that has no gradient.
         """
         with torch.enable_grad():
             create_graph = create_graph and x.requires_grad
             point = x if create_graph else x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self(point).sum(), point, create_graph=create_graph)
+            energy = self(point)
+            if not energy.requires_grad:
+                raise EnergyError(
+                    "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "
+                    "such as policy={'energy_gradient': False}."
+                )
+            (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph)
         return gradient
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -104,15 +108,19 @@ class LiveEnergy:
         return energy.detach(), gradient
 
     def _has_gradient(self, x: Tensor) -> bool:
-        """Try it on x, uncounted; a function that fails there has none."""
+        """Try it on x, uncounted; a function that fails there twice, and not without gradients, has none."""
         assert self.function is not None
-        with torch.enable_grad(), evaluation_mode(self.function):
-            point = x.detach().requires_grad_()
-            try:
-                (gradient,) = torch.autograd.grad(self.function(point).sum(), point, allow_unused=True)
-            except Exception:  # whatever a black box raises; what is wrong with it shows when it is asked without
-                return False
-        return gradient is not None
+        for _ in range(2):  # a failure that does not come again is no property of the function
+            with torch.enable_grad(), evaluation_mode(self.function):
+                point = x.detach().clone().requires_grad_()
+                try:
+                    (gradient,) = torch.autograd.grad(self.function(point.clone()).sum(), point, allow_unused=True)
+                except Exception:  # whatever a black box raises
+                    continue
+                return gradient is not None
+        with torch.no_grad(), evaluation_mode(self.function):
+            self.function(x.clone())  # what is wrong with it without gradients, too, is raised
+        return False
 
     def parameters(self) -> list[nn.Parameter]:
         """Parameters of the reward model; empty for a function."""

@@ -21,6 +21,7 @@ from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
 from dxmi_rl.evaluation.images import scored_images
+from dxmi_rl.evaluation.sample_scores import auc
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
@@ -170,6 +171,7 @@ def score(agent: Agent, seed: int, samples: int | None = None) -> dict[str, floa
     n = samples or samples_of(target)
     scores = evaluation.image_scores(target, agent.sample(n, seed=EVALUATION_SEED + 100 + seed), train=True)
     if isinstance(agent, DxMI):
+        scores["auc"] = auc(agent.score, target, n, seed)
         generator = torch.Generator(agent.mdp.device).manual_seed(EVALUATION_SEED + 200 + seed)
         last = agent.mdp.sample(agent.density(agent.agent.policy), n, generator)
         scores["fd_last"] = evaluation.image_distance(target, last)

@@ -23,7 +23,7 @@ from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Policy, Trajectory, draw
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
-from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.checks import check_integer, check_real, check_seed
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
@@ -74,7 +74,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         config: ConfigT | None = None,
         **settings: Any,
     ) -> None:
-        self.seed = check_integer("seed", seed, minimum=0)
+        self.seed = seed = check_seed(seed)
         with seeded(seed):
             self.task = make_task(task, device=device)
         with seeded(seed):  # agents on one built task have a learned kernel each, and the seed decides its weights
@@ -133,17 +133,6 @@ class Agent(abc.ABC, Generic[ConfigT]):
     def modules(self) -> dict[str, nn.Module]:
         """Modules by name; saved in checkpoints."""
         return {"policy": self.policy, "kernel": self.mdp.kernel}
-
-    def all_modules(self) -> dict[str, nn.Module]:
-        """``modules``, and the backward kernel, which an agent of one's own may have left out.
-
-        Raises TypeError where ``modules`` gives anything else than modules by name.
-        """
-        found = self.modules()
-        if not isinstance(found, dict) or not all(isinstance(module, nn.Module) for module in found.values()):
-            raise TypeError(f"modules of agent {self.name!r} must return a dict of name: torch module, got {found!r}.")
-        kernel = self.mdp.kernel
-        return found if any(module is kernel for module in found.values()) else found | {"kernel": kernel}
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """Further tensors of the training state; saved in checkpoints."""

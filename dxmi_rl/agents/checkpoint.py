@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.costs import Costs
 from dxmi_rl.tasks import Task, make_task
@@ -21,10 +21,44 @@ if TYPE_CHECKING:
 AnyPath = str | os.PathLike[str]
 
 
+KEYS: dict[str, type | tuple[type, ...]] = {
+    "agent": str, "task": (dict, type(None)), "task_name": str, "task_config": dict, "seed": int, "config": dict,
+    "costs": dict, "progress": (int, float),
+}  # fmt: skip
+"""Metadata of a checkpoint, and their types."""
+
+
+def saved_modules(agent: Agent[Any]) -> dict[str, nn.Module]:
+    """``agent.modules()``, and the backward kernel, which an agent of one's own may have left out.
+
+    Raises TypeError where ``modules`` or ``optimizers`` gives anything else than a dict by name, names that cannot be
+    told apart in a file, or parameters that an optimizer trains and no module holds: loading would lose them.
+    """
+    found, optimizers = agent.modules(), agent.optimizers()
+    for name, parts, kind in (("modules", found, nn.Module), ("optimizers", optimizers, torch.optim.Optimizer)):
+        if not isinstance(parts, dict) or not all(isinstance(part, kind) for part in parts.values()):
+            raise TypeError(
+                f"{name} of agent {agent.name!r} must return a dict of name: {kind.__name__}, got {parts!r}."
+            )
+    if not any(module is agent.mdp.kernel for module in found.values()):
+        found = found | {"kernel": agent.mdp.kernel}
+    for name in found:
+        if clash := next((other for other in found if other.startswith(f"{name}.")), None):
+            raise TypeError(f"names of modules of agent {agent.name!r} must not begin with another's: {clash!r}.")
+    held = {id(part) for module in found.values() for part in module.parameters()}
+    for name, optimizer in optimizers.items():
+        if any(id(part) not in held for group in optimizer.param_groups for part in group["params"]):
+            raise TypeError(
+                f"modules of {agent.name!r} must hold all that is trained: optimizer {name!r} has parameters that "
+                "none of them holds, and checkpoints would lose them."
+            )
+    return found
+
+
 def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
     """Write the agent's modules, optimizers, generator, costs, settings and task, atomically."""
     tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
-    for name, module in agent.all_modules().items():
+    for name, module in saved_modules(agent).items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in agent.all_optimizers().items():
         tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
@@ -49,10 +83,15 @@ def read_checkpoint(path: AnyPath, kind: type[Agent[Any]]) -> tuple[dict[str, Te
     Raises FileNotFoundError, or CheckpointError for a damaged file or one of another agent.
     """
     tensors, metadata = load_tensors(path)
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{str(path)!r} has a damaged header: its metadata are no dict.")
     if metadata.get("agent") != kind.name:
         raise CheckpointError(
             f"{str(path)!r} holds agent {metadata.get('agent')!r}, not {kind.name!r}: load it with that class."
         )
+    for key, wanted in KEYS.items():
+        if not isinstance(metadata.get(key, ...), wanted):
+            raise CheckpointError(f"{str(path)!r} has a damaged header: {key} is {metadata.get(key, 'missing')!r}.")
     return tensors, metadata
 
 
@@ -95,9 +134,9 @@ def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]
 
 def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
-    agent.costs = Costs(**metadata["costs"])
     try:
-        for name, module in agent.all_modules().items():
+        agent.costs = Costs(**metadata["costs"])
+        for name, module in saved_modules(agent).items():
             part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
             module.load_state_dict(part)
         for name, optimizer in agent.all_optimizers().items():
@@ -106,6 +145,6 @@ def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metada
         # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
         if tensors["generator"].numel() == agent.generator.get_state().numel():
             agent.generator.set_state(tensors["generator"])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error
     agent.progress = metadata["progress"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents.checkpoint import saved_modules
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
 from dxmi_rl.utils.torch_tools import all_weights_finite
@@ -48,7 +49,7 @@ def save_good_state(agent: Agent[Any], path: str | os.PathLike[str]) -> Path:
 
     Raises DivergenceError, or NonFiniteError for samples, and then leaves the file alone.
     """
-    for name, module in agent.all_modules().items():
+    for name, module in saved_modules(agent).items():
         if not all_weights_finite(module):
             raise _divergence(agent, f"a weight of {name}", math.nan)
     for name, optimizer in agent.all_optimizers().items():

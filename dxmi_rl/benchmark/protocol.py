@@ -22,7 +22,7 @@ from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
-from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, resolve_device
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, check_seed, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed, flat_settings
 from dxmi_rl.utils.storage import JSON, load_tensors
@@ -297,7 +297,7 @@ def make_runs(rows: Sequence[Row], seeds: Sequence[int], device: str, sizes: Siz
 
 def check_seeds(seeds: Sequence[int]) -> list[int]:
     """The seeds; raises TypeError or ValueError unless they are distinct integers >= 0, and at least one."""
-    numbers = [check_integer("seed", seed, minimum=0) for seed in seeds]
+    numbers = [check_seed(seed) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be distinct and at least one, got {list(seeds)}.")
     return numbers

@@ -20,7 +20,7 @@ from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.mdp import Energy
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
-from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.checks import check_integer, check_seed
 
 MIN_ESS = 0.1
 """An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
@@ -81,8 +81,8 @@ def evaluate(
     Raises TypeError for another model, ValueError for a missing task or bad sizes. Warns where ``ess`` is below 0.1,
     and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
     """
-    for name, value in {"samples": samples, "draws": draws, "trajectories": trajectories}.items():
-        check_integer(name, value)
+    samples, draws = check_integer("samples", samples), check_integer("draws", draws)
+    trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
     task, density = resolve(model, task, policy, coordinates)
     task = _with_its_energy(model, task)
     mdp, target = task.mdp, _scoring_target(task)
@@ -102,7 +102,7 @@ def evaluate(
 
         if not _aims_elsewhere(task):
             if density is not None and getattr(density, "has_density", True) and has_marginal(target):
-                sizes = {"states": min(STATES, trajectories), "points": min(POINTS, samples)}
+                sizes = {"states": max(2, min(STATES, trajectories)), "points": min(POINTS, samples)}
                 scores |= marginal_scores(mdp, density, target, seed=seed + 6, **sizes)
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):

@@ -42,6 +42,14 @@ def check_integer(name: str, value: object, minimum: int | None = 1) -> int:
     return number
 
 
+def check_seed(value: object, name: str = "seed") -> int:
+    """Return ``value`` as an int from 0 to 2^32 - 1, as larger ones repeat these. Raises TypeError, ValueError."""
+    number = check_integer(name, value, minimum=0)
+    if number >= 2**32:
+        raise ValueError(f"{name} must be < 2^32, got {number}.")
+    return number
+
+
 def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool = False) -> float:
     """Return ``value`` as a finite float >= ``minimum`` (> with ``strict``); raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
