@@ -11,7 +11,7 @@ that rank nobody, and have a page each. This script trains nothing.
 from __future__ import annotations
 
 import html
-import math
+import itertools
 import re
 import sys
 from collections import Counter
@@ -23,17 +23,19 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[2])
 
+from benchmarks.compare.submissions import agree, check_row, run_of, trains
 from benchmarks.scripts import RESULTS, ROOT
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
-from dxmi_rl.benchmark.results import counted_scores, diverged, score_statistics
+from dxmi_rl.benchmark.results import diverged
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
 
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
-SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
+SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better", "floor")
 """What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
@@ -54,8 +56,6 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5
 """Agents in README's table."""
-SLACK = 0.05
-"""Error of an estimate that is still believed: in nats of a divergence, as a fraction of log Z."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 COSTS = {"energy_evals": "energy evaluations", "gradient_steps": "gradient steps", "seconds": "seconds"}
 """Columns of what training cost; results from before a cost was counted lack it."""
@@ -86,11 +86,13 @@ class Entry:
     row: dict[str, Any]
     seeds: int
     diverged: int
+    label: str
+    """The row's label, with the submission's name where another row has it."""
 
     @property
     def complete(self) -> bool:
-        """Whether all of its runs finished or diverged, which counts as the worst run of the task."""
-        return bool(self.row["runs"] + self.diverged == self.seeds)
+        """Whether it has two runs or more, and all of them finished or diverged: then it counts as the worst."""
+        return self.seeds > 1 and bool(self.row["runs"] + self.diverged == self.seeds)
 
     @property
     def runs(self) -> str:
@@ -119,16 +121,20 @@ def load_whole(file: Path) -> dict[str, Any]:
     try:
         page({file.stem: results})
         readme_table({file.stem: results})
-    except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError) as error:
         raise ValueError(f"{str(file)!r} is malformed: {type(error).__name__}: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r}: {error}") from error
     return results
 
 
 def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
     """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only.
 
-    A row that an earlier submission has, too, by agent and label, is not repeated: the luckier of the two would win.
-    Raises ValueError for submissions that differ on a task in what it is, in budgets or in sizes of the evaluation.
+    A row of one of our agents that an earlier submission has, too, is not repeated: the luckier of the two would win.
+    Other rows with a label that is taken have the submission's name in theirs. Raises ValueError for submissions that
+    differ on a task in what it is, in budgets or in sizes of the evaluation, and for rows that are not what their runs
+    say.
     """
     tasks: dict[str, list[Entry]] = {}
     terms: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -139,61 +145,26 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
             own = {key: task[key] for key in SAME_TASK}
-            _check_row(name, results, row)
-            run = _run_of(results, row)
+            check_row(name, results, row)
+            run = run_of(results, row)
             own |= {"sizes": run["sizes"], "fit": run.get("fit", True)} if run else {}
-            own |= {"budget": (row["budget"], row["unit"])} if row["budget"] else {}
+            own |= {"budget": (row["budget"], row["unit"])} if trains(row) else {}
             other, first = terms.setdefault(title, (name, own))
-            different = [key for key in own if key in first and first[key] != own[key]]
+            different = [key for key in own if key in first and not agree(key, first[key], own[key])]
             if different:
                 raise ValueError(f"{name!r} and {other!r} differ on {title!r} in {', '.join(different)}.")
             first |= own
             entries = tasks.setdefault(title, [])
-            if not any((entry.row["agent"], entry.row["label"]) == (row["agent"], row["label"]) for entry in entries):
-                lost = len(diverged(results["failed"], row["task"], row["label"]))
-                entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"])), lost))
+            same = [entry for entry in entries if entry.row["label"] == row["label"]]
+            if row["agent"] in AGENTS and any(entry.row["agent"] == row["agent"] for entry in same):
+                continue
+            label = f"{row['label']} ({name})" if same else row["label"]
+            lost = len(diverged(results["failed"], row["task"], row["label"]))
+            entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"])), lost, label))
     for entries in tasks.values():
         sign = 1 if entries[0].task["better"] == "lower" else -1
         entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
     return tasks
-
-
-def _run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:
-    """A finished run of the row; None where all of its runs diverged."""
-    own = (run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"]))
-    return next(own, None)
-
-
-def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
-    """Raises ValueError for a row whose ranking score is not that of its runs, or not finite."""
-    task = results["tasks"][row["task"]]
-    key = task["score"]
-    runs = [run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])]
-    finished = [run["scores"][key] for run in runs if key in run["scores"]]
-    where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in finished):
-        raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
-    if any(_impossible(value, key, task) for value in finished):
-        raise ValueError(f"{where}: runs.scores.{key} is better than an exact sampler can be.")
-    lost = len(diverged(results["failed"], row["task"], row["label"]))
-    values = counted_scores(results["runs"], results["failed"], row["task"], row["label"], key, task["better"])
-    if len(finished) != row["runs"] or not values:
-        raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(finished)}.")
-    for statistic, found in score_statistics(values, lost).items():
-        given = row["scores"][key].get(statistic)
-        if isinstance(found, float) and not (
-            isinstance(given, (int, float)) and math.isclose(given, found, rel_tol=1e-9)
-        ):
-            raise ValueError(f"{where}: summary.scores.{key}.{statistic} is {given!r}, and its runs give {found!r}.")
-
-
-def _impossible(value: float, key: str, task: dict[str, Any]) -> bool:
-    """Whether a score is beyond what can be: a divergence or distance below 0, an ELBO above log Z, by more than the
-    errors of their estimates.
-    """
-    if task["better"] == "lower":
-        return value < -SLACK
-    return key.startswith("elbo") and task["floor"] is not None and value > task["floor"] + SLACK * abs(task["floor"])
 
 
 def plain(text: str) -> str:
@@ -206,11 +177,12 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
     lines = ["# Leaderboard", "", INTRODUCTION, ""]
     for title, entries in ranked(submissions).items():
         task = entries[0].task
+        shown = {key: plain(str(task[key])) for key in ("track", "dim", "horizon")}
         floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
         lines += [
             f"## {plain(title)}",
             "",
-            f"Track {task['track']}, dimension {task['dim']}, T = {task['horizon']}, tau = {number(task['tau'])}; "
+            f"Track {shown['track']}, dimension {shown['dim']}, T = {shown['horizon']}, tau = {number(task['tau'])}; "
             f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
             "",
         ]
@@ -230,8 +202,8 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
 
 def _origin(results: dict[str, Any], file: str) -> str:
     found = Counter(run["machine"]["processor"] for run in results["runs"])
-    processors = ", ".join(f"{name} ({count} runs)" for name, count in found.most_common())
-    return f"Written on {results['date']} from `benchmarks/results/{file}`. Processors: {processors}."
+    processors = ", ".join(f"{plain(str(name))} ({count} runs)" for name, count in found.most_common())
+    return f"Written on {plain(str(results['date']))} from `benchmarks/results/{file}`. Processors: {processors}."
 
 
 def experiment_page(name: str, results: dict[str, Any]) -> str:
@@ -247,7 +219,7 @@ def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
     scores = [interval_text(statistics) if row["runs"] else "" for statistics in shown]
     cells = [
-        "" if rank is None else str(rank), plain(row["label"]), *scores, entry.runs, budget,
+        "" if rank is None else str(rank), plain(entry.label), *scores, entry.runs, budget,
         *(compact(costs[cost]) if cost in costs else "" for cost in COSTS), plain(entry.submission),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
@@ -267,17 +239,19 @@ def by_mean_rank(tasks: dict[str, list[Entry]]) -> list[str]:
     def mean_rank(label: str) -> float:
         ranks = []
         for entries in tasks.values():
-            own = [rank for rank, entry in enumerate(entries) if entry.row["label"] == label]
+            own = [rank for rank, entry in enumerate(entries) if entry.label == label]
             ranks.append(own[0] if own and entries[own[0]].complete else len(entries))
         return sum(ranks) / len(ranks)
 
-    labels = dict.fromkeys(entry.row["label"] for entries in tasks.values() for entry in entries)
+    labels = dict.fromkeys(entry.label for entries in tasks.values() for entry in entries)
     return sorted(labels, key=mean_rank)
 
 
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
+    ours = {entry.row["task"] for entry in itertools.chain(*ranked(dict(list(submissions.items())[:1])).values())}
+    tasks = {title: entries for title, entries in tasks.items() if entries[0].row["task"] in ours}
     labels = by_mean_rank(tasks)[:README_ROWS]
     names = []
     for title, entries in tasks.items():
@@ -289,7 +263,7 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     for label in labels:
         cells = []
         for entries in tasks.values():
-            own = next((entry for entry in entries if entry.row["label"] == label), None)
+            own = next((entry for entry in entries if entry.label == label), None)
             text = "" if own is None else interval_text(own.score) if own.row["runs"] else "all runs diverged"
             if own is not None and 0 < own.row["runs"] < own.seeds:
                 text += f" ({own.runs} runs)"
@@ -319,8 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for file in sorted((arguments.results / "experiments").glob("*.json")):
             wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_whole(file))
+        for text in wanted.values():
+            text.encode("utf-8")  # before anything is written
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     stale = [file for file, text in wanted.items() if not file.is_file() or file.read_text(encoding="utf-8") != text]
     for file in stale:

@@ -142,37 +142,46 @@ def counted_scores(
 
 def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON, command: str) -> Summary:
     """One row of the tables."""
-    own, lost = results_of(row, runs), diverged(failed, row.task, row.label)
+    own = results_of(row, runs)
+    name = {"task": row.task, "label": row.label}
     return {
-        "task": row.task,
-        "label": row.label,
+        **name,
         "agent": row.agent,
         "track": task["track"],
         "budget": row.budget,
         "unit": row.unit,
         "seeds": list(row.seeds),
         "runs": len(own),
-        "diverged": len(lost),
-        "scores": _score_statistics(row, runs, failed, task),
+        "diverged": len(diverged(failed, row.task, row.label)),
+        **summarise_runs(name, runs, failed, task),
         "best": _best_statistics([run["best"]["scores"] for run in own if run["best"]]),
-        "normalised": _normalised_statistics(own, runs, row.task, len(lost)),
-        "costs": {
-            key: fmean(run["costs"][key] for run in own)
-            for key in COSTS
-            if own and all(key in run["costs"] for run in own)
-        },
         "command": command,
     }
 
 
-def _score_statistics(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON) -> dict[str, JSON]:
-    """Of every score of the row; where runs diverged the ranking score alone counts them, as others have no worst."""
-    own = [run["scores"] for run in results_of(row, runs)]
-    entries = _best_statistics(own)
-    key, better, lost = task["score"], task["better"], len(diverged(failed, row.task, row.label))
-    if key is not None and lost and (values := counted_scores(runs, failed, row.task, row.label, key, better)):
-        entries[key] = score_statistics(values, lost) | {k: v for k, v in entries.get(key, {}).items() if k == "floor"}
-    return entries
+def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], task: JSON) -> JSON:
+    """``scores``, ``normalised`` and ``costs`` of the row with this ``task`` and ``label``, from the ``runs`` and
+    ``failed`` of a results file and its entry of the task.
+
+    Runs that diverged count in the ranking score alone, as other scores have no worst.
+    """
+    name, label = row["task"], row["label"]
+    own = [run for run in runs if (run["task"], run["label"]) == (name, label)]
+    lost = len(diverged(failed, name, label))
+    scores = _best_statistics([run["scores"] for run in own])
+    key = task["score"]
+    if key is not None and lost and (values := counted_scores(runs, failed, name, label, key, task["better"])):
+        scores[key] = score_statistics(values, lost) | {k: v for k, v in scores.get(key, {}).items() if k == "floor"}
+    normalised = {
+        (run["label"], run["seed"]): value for run in runs if run["task"] == name
+        if (value := _normalised(run, task)) is not None
+    }  # fmt: skip
+    values = [value for (other, _), value in normalised.items() if other == label]
+    values += [min(normalised.values())] * lost if normalised else []
+    costs = {
+        key: fmean(run["costs"][key] for run in own) for key in COSTS if own and all(key in run["costs"] for run in own)
+    }
+    return {"scores": scores, "normalised": score_statistics(values, lost) if values else None, "costs": costs}
 
 
 def _best_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
@@ -185,13 +194,6 @@ def _best_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
         if floor is not None:
             entries[key]["floor"] = floor
     return entries
-
-
-def _normalised_statistics(own: Sequence[Result], runs: Sequence[Result], task: str, lost: int) -> JSON | None:
-    values = [run["normalised"] for run in own if run["normalised"] is not None]
-    every = [run["normalised"] for run in runs if run["task"] == task and run["normalised"] is not None]
-    values += [min(every)] * lost if every else []
-    return score_statistics(values, lost) if values else None
 
 
 def score_statistics(values: Sequence[float], diverged: int = 0) -> JSON:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from typing import Any
 
 import numpy as np
 
-from dxmi_rl.benchmark.statistics import interquartile_mean, interval
+from dxmi_rl.benchmark.results import score_statistics, summarise_runs
 
 TASKS: dict[str, dict[str, Any]] = {
     "8gaussians": dict(dim=2, horizon=5, tau=1.0, event_shape=[2], track="fine-tune", energy="target",
@@ -71,8 +72,8 @@ def _run(
     costs = {"timesteps": 4e6, "seconds": 128.0 + seed, "policy_draws": 4e6, "energy_evals": 8e5,
              "energy_grad_evals": 0.0, "denoiser_calls": 2e7}  # fmt: skip
     return {
-        "key": f"{task}{label}{seed}".encode().hex()[:16], "code": "c0de", "label": label, "task": task,
-        "agent": label, "budget": 4_000_000 * trains, "unit": "timesteps", "task_settings": {},
+        "key": hashlib.sha256(f"{task} {label} {seed}".encode()).hexdigest()[:16],
+        "code": "c0de", "label": label, "task": task, "agent": label, "budget": 4_000_000 * trains, "unit": "timesteps", "task_settings": {},
         "agent_settings": {"iterations": 4} if trains else {}, "seed": seed, "device": "cpu", "sizes": {},
         "scores": scores, "best": {"timesteps": 3_000_000, "scores": {entry["quick"]: value}} if trains else {},
         "unaveraged": {}, "normalised": normalised, "sigma_ratios": [1.0] * entry["horizon"],
@@ -109,21 +110,12 @@ def _paths(task: str, skill: float, generator: np.random.Generator) -> dict[str,
 
 def _summary(results: dict[str, Any], task: str, label: str) -> dict[str, Any]:
     runs = [run for run in results["runs"] if (run["task"], run["label"]) == (task, label)]
-    keys = [key for key in runs[0]["scores"] if not key.endswith("_floor")]
-    scores = {key: _statistics([run["scores"][key] for run in runs]) for key in keys}
+    row = {"task": task, "label": label}
+    found = summarise_runs(row, results["runs"], results["failed"], results["tasks"][task])
     best = [run["best"]["scores"] for run in runs if run["best"]]
-    normalised = [run["normalised"] for run in runs]
     return {
-        "task": task, "label": label, "agent": runs[0]["agent"], "track": results["tasks"][task]["track"],
-        "runs": len(runs), "budget": runs[0]["budget"], "unit": "timesteps", "scores": scores,
-        "best": {key: _statistics([entry[key] for entry in best]) for key in best[0]} if best else {},
-        "normalised": None if None in normalised else _statistics(normalised),
-        "costs": {key: float(np.mean([run["costs"][key] for run in runs])) for key in runs[0]["costs"]},
+        **row, **found, "agent": runs[0]["agent"], "track": results["tasks"][task]["track"],
+        "runs": len(runs), "diverged": 0, "budget": runs[0]["budget"], "unit": "timesteps",
+        "best": {key: score_statistics([entry[key] for entry in best]) for key in best[0]} if best else {},
         "command": f"dxmi-rl compare --tasks {task} --agents {label}",
     }  # fmt: skip
-
-
-def _statistics(values: list[float]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"iqm": interquartile_mean(values), "median": float(np.median(values))}
-    bounds = interval(values)
-    return entry if bounds is None else entry | {"low": bounds.low, "high": bounds.high, "method": bounds.method}

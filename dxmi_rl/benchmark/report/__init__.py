@@ -35,7 +35,7 @@ def load_results(path: str | os.PathLike[str]) -> JSON:
         raise FileNotFoundError(f"no results at {str(file)!r}: give the folder of a comparison or its results.json.")
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON: {error}.") from error
     try:
         check_results(results)
@@ -48,9 +48,9 @@ def _with_paths(run: JSON, folder: Path) -> JSON:
     """The run with the denoising paths of its own file, if that is there."""
     try:
         own = json.loads((folder / f"{run['key']}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return run
-    return run | {"paths": own.get("paths")}
+    return run | {"paths": own.get("paths") if isinstance(own, dict) else None}
 
 
 def check_results(results: object) -> None:
@@ -70,7 +70,9 @@ def check_results(results: object) -> None:
     for kind, keys in (("summary", SUMMARY), ("runs", RUN)):
         for index, entry in enumerate(results[kind]):
             _check_keys(f"{kind}[{index}]", entry, keys)
-            if entry["task"] not in results["tasks"]:
+            if not isinstance(entry["scores"], dict):
+                raise ValueError(f"scores of {kind}[{index}] must be a dict, got {entry['scores']!r}.")
+            if not isinstance(entry["task"], str) or entry["task"] not in results["tasks"]:
                 raise ValueError(f"task {entry['task']!r} of {kind}[{index}] is missing in tasks.")
 
 

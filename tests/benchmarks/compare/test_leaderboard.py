@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_cases import make_results
+from report_cases import make_results, summarise
 
 from benchmarks.compare import leaderboard
-from dxmi_rl.benchmark.results import score_statistics
 
 
 @pytest.fixture
@@ -96,8 +95,7 @@ def test_an_agent_that_lacks_runs_has_no_rank(place: Path) -> None:
     rows = [row for row in results["summary"] if row["task"] == "gmm25"]
     best = min(rows, key=lambda row: row["scores"]["kl_bound_fit"]["iqm"])
     results["runs"].remove(next(one for one in results["runs"] if is_of(best, one)))
-    values = [one["scores"]["kl_bound_fit"] for one in results["runs"] if is_of(best, one)]
-    best["runs"], best["scores"]["kl_bound_fit"] = 4, score_statistics(values)
+    summarise(results)
     (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
     assert run(place) == 0
     page = (place / "page.md").read_text(encoding="utf-8")
@@ -180,7 +178,7 @@ def test_submissions_that_do_not_compare_are_refused(
     second = make_results()
     if what == "horizon":
         second["tasks"]["gmm25"]["horizon"] = 10
-    for entry in second["summary"]:
+    for entry in [*second["summary"], *second["runs"]]:
         if what == "budget" and entry["task"] == "gmm25" and entry["budget"]:
             entry["budget"] += 1
     for entry in second["runs"]:
@@ -210,3 +208,82 @@ def test_a_score_that_cannot_be_is_refused(value: float, place: Path, capsys: py
     assert run(place) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and f"runs.scores.{key}" in error and "'ppo'" in error
+
+
+def other_rows(results: dict[str, Any], label: str) -> dict[str, Any]:
+    """Our ppo rows under another label, alone."""
+    for part in ("summary", "runs"):
+        results[part] = [entry | {"label": label} for entry in results[part] if entry["label"] == "ppo"]
+    return results
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("the floor", "differ on"), ("one run ten times", "must be another in every run"), ("no budget", "budget"),
+        ("another budget", "budget"), ("another horizon", "horizon"), ("normalised", "normalised"), ("costs", "costs"),
+        ("a number beyond floats", "malformed"), ("a task that is a list", "is missing in tasks"), ("half a character", "utf-8"),
+    ],
+)  # fmt: skip
+def test_a_hostile_submission_is_refused(
+    attack: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (place / "results" / "first.json").unlink(missing_ok=True)
+    evil = other_rows(make_results(), "evil")
+    row = next(entry for entry in evil["summary"] if entry["task"] == "gmm25")
+    runs = [run for run in evil["runs"] if run["task"] == "gmm25"]
+    key = evil["tasks"]["gmm25"]["score"]
+    if attack == "the floor":
+        evil["tasks"]["gmm25"]["floor"] = -1e12
+        summarise(evil)
+    elif attack == "one run ten times":
+        for run_ in runs:
+            run_ |= {"seed": 0, "key": "same", "scores": runs[0]["scores"]}
+    elif attack == "no budget":
+        row["budget"] = 0
+    elif attack == "another budget":
+        runs[0]["budget"] = 10 * runs[0]["budget"]
+    elif attack == "another horizon":
+        runs[0]["task_settings"] = {"horizon": 1000}
+    elif attack == "normalised":
+        row["normalised"] = {"iqm": 1.0, "median": 1.0, "low": 1.0, "high": 1.0, "method": "x"}
+    elif attack == "costs":
+        row["costs"] = row["costs"] | {"seconds": 0.001}
+    elif attack == "a number beyond floats":
+        runs[0]["scores"][key] = 10**400
+    elif attack == "a task that is a list":
+        runs[0]["task"] = ["a"]
+    else:
+        evil["date"] = "\ud800"
+    before = {name: (place / name).read_bytes() for name in ("README.md", "page.md") if (place / name).exists()}
+    (place / "results" / "evil.json").write_text(json.dumps(evil), encoding="utf-8")
+    assert run(place) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 1
+    assert all((place / name).read_bytes() == content for name, content in before.items())
+
+
+def test_names_that_are_taken_and_tasks_of_ones_own(place: Path) -> None:
+    """A label of ours gets the submission's name beside it; a private task is no column of README."""
+    (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (place / "results" / "first.json").unlink(missing_ok=True)
+    evil = other_rows(make_results(), "dxdp")
+    for entry in [*evil["summary"], *evil["runs"]]:
+        entry["agent"] = "mine:Mine"
+        if entry["task"] == "8gaussians":
+            entry["task"] = "private"
+    evil["tasks"]["private"] = evil["tasks"].pop("8gaussians")
+    (place / "results" / "evil.json").write_text(json.dumps(evil), encoding="utf-8")
+    assert run(place) == 0
+    readme, page = ((place / name).read_text(encoding="utf-8") for name in ("README.md", "page.md"))
+    assert "private" not in readme and "## private" in page
+    assert "dxdp (evil)" in page
+
+
+def test_one_run_has_no_rank(place: Path) -> None:
+    results = make_results(seeds=1)
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 0
+    section = (place / "page.md").read_text(encoding="utf-8").split("## gmm25\n", 1)[1].split("\n## ")[0]
+    assert not [line for line in section.splitlines() if re.match(r"\| \d", line)]
