@@ -285,6 +285,11 @@ def named_task(text: str) -> Any:
     return getattr(module, name)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
     import numpy as np
@@ -333,7 +338,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = chosen(command)
         return status
     except (ValueError, TypeError, ImportError, OSError, DivergenceError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {first_line(error)}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error) and "memory" not in str(error).lower():
+            raise  # nothing that a user asked for explains it
+        print(f"error: a size is too large for this machine: {first_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)

@@ -50,14 +50,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def left_processes() -> list[str]:
-    """Command lines of other processes that this test session has started."""
-    found, marker = [], f"{SESSION}={os.environ[SESSION]}\0".encode()
+    """Command lines of processes that this test session has started and that are no longer below its own."""
+    found, marker = {}, f"{SESSION}={os.environ[SESSION]}\0".encode()
+    parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if int(folder.name) != os.getpid() and marker in (folder / "environ").read_bytes():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if marker in (folder / "environ").read_bytes():
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                found += [command] if command else []  # an empty one has ended, and waits for its parent
-    return found
+                if command:  # an empty one has ended, and waits for its parent
+                    found[int(folder.name)] = command
+    return [command for process, command in found.items() if not is_below(process, os.getpid(), parents)]
+
+
+def is_below(process: int, ancestor: int, parents: dict[int, int]) -> bool:
+    """Whether a process is the other one or descends from it."""
+    while process not in (0, 1, ancestor):
+        process = parents.get(process, 0)
+    return process == ancestor
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -222,3 +222,13 @@ def test_shell_completion(shell: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--tyro-write-completion", shell, str(tmp_path / "completion")])
     assert stop.value.code in (0, None) and "dxmi" in (tmp_path / "completion").read_text(encoding="utf-8")
+
+
+def test_sizes_beyond_the_machine_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n in ("1000000000000000", str(10**30)):
+        assert main(["sample", "base", "--n", n]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and len(error.strip().splitlines()) == 1

@@ -67,6 +67,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import shlex
 import sys
 import time
@@ -162,9 +163,10 @@ def _unselected(plan: Plan, command: str) -> str:
 def _seconds_spent(folder: Path) -> float:
     """Wall-clock seconds of all calls that executed runs for this folder, up to the last run that each saw end."""
     try:
-        return float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
+        seconds = float(json.loads((folder / "seconds.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _write_curves(runs: Sequence[JSON], file: Path) -> None:

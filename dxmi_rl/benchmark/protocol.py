@@ -251,11 +251,19 @@ class Run:
         """The finished result under this row's label, or None: it is not there, or damaged."""
         try:
             result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
-        if not isinstance(result, dict) or result.get("key") != self.key:
-            return None
-        return result | {"label": self.row.label}
+        return result | {"label": self.row.label} if self._is_sound(result) else None
+
+    def _is_sound(self, result: object) -> bool:
+        """Whether this is a result of this run: all parts are there, and scores are finite numbers."""
+        if not isinstance(result, dict) or (result.get("key"), result.get("seed")) != (self.key, self.seed):
+            return False
+        kinds: dict[str, type] = {"scores": dict, "best": dict, "costs": dict, "curve": list, "sizes": dict}
+        if not all(isinstance(result.get(key), kind) for key, kind in kinds.items()):
+            return False
+        numbers = [*result["scores"].values(), *result["best"].get("scores", {}).values(), *result["costs"].values()]
+        return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
 
     def set_aside_damaged(self, folder: Path) -> list[Path]:
         """Rename the run's files where one cannot be read, so that the run is made again; the new names."""
@@ -263,7 +271,8 @@ class Run:
         if not result.exists():
             return []
         try:
-            if self.load(folder) is not None and "x" in load_tensors(samples)[0]:
+            tensors, metadata = load_tensors(samples)
+            if self.load(folder) is not None and "x" in tensors and metadata == {"key": self.key}:
                 return []
         except (CheckpointError, FileNotFoundError):
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from agent_cases import BATCH, small, task_for
@@ -77,3 +78,12 @@ def test_an_agent_of_a_named_task_and_of_a_built_one_start_alike() -> None:
     named, built = DxDP("8gaussians", seed=2), DxDP(make_task("8gaussians"), seed=2)
     assert torch.equal(named.sample(4, seed=0), built.sample(4, seed=0))
     assert make_agent("ppo", task_for("ppo")).task.name == "8gaussians"
+
+
+def test_seeds_that_would_repeat_others_are_refused() -> None:
+    for seed in (2**32, 10**20, -1):
+        with pytest.raises(ValueError, match="seed must be"):
+            PPO("8gaussians", seed=seed)
+    assert torch.equal(
+        PPO("8gaussians", seed=np.int64(3)).sample(2, seed=0), PPO("8gaussians", seed=3).sample(2, seed=0)
+    )

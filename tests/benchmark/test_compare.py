@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -487,7 +488,9 @@ def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["result", "samples", "missing samples", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["result", "samples", "missing samples", "foreign", "no curve", "a score", "swapped"]
+)
 def test_a_damaged_result_is_set_aside_and_made_again(
     damage: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -498,9 +501,17 @@ def test_a_damaged_result_is_set_aside_and_made_again(
     result, samples = (tmp_path / "runs" / "tiny" / "results" / f"{key}{end}" for end in (".json", ".safetensors"))
     if damage == "missing samples":
         samples.unlink()
+    elif damage == "swapped":
+        shutil.copy(next(file for file in samples.parent.glob("*.safetensors") if file != samples), samples)
+    elif damage in ("no curve", "a score"):
+        content = read(result)
+        if damage == "no curve":
+            del content["curve"]
+        else:
+            content["scores"]["kl_bound"] = None
+        result.write_text(json.dumps(content), encoding="utf-8")
     else:
-        file = samples if damage == "samples" else result
-        file.write_bytes({"foreign": b'{"key": "other"}'}.get(damage, b"\xff\x00" + file.read_bytes()[:20]))
+        result.write_bytes(b"\xff\x00" + result.read_bytes()[:20])
     assert tiny_main() == 0
     printed = capsys.readouterr().out
     assert "cannot be read and is set aside" in printed and "7 finished before, 1 to do" in printed

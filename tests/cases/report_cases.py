@@ -73,7 +73,8 @@ def _run(
              "energy_grad_evals": 0.0, "denoiser_calls": 2e7}  # fmt: skip
     return {
         "key": hashlib.sha256(f"{task} {label} {seed}".encode()).hexdigest()[:16],
-        "code": "c0de", "label": label, "task": task, "agent": label, "budget": 4_000_000 * trains, "unit": "timesteps", "task_settings": {},
+        "code": "c0de", "label": label, "task": task,
+        "agent": label, "budget": 4_000_000 * trains, "unit": "timesteps", "task_settings": {},
         "agent_settings": {"iterations": 4} if trains else {}, "seed": seed, "device": "cpu", "sizes": {},
         "scores": scores, "best": {"timesteps": 3_000_000, "scores": {entry["quick"]: value}} if trains else {},
         "unaveraged": {}, "normalised": normalised, "sigma_ratios": [1.0] * entry["horizon"],

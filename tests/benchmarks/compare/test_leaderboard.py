@@ -222,7 +222,8 @@ def other_rows(results: dict[str, Any], label: str) -> dict[str, Any]:
     [
         ("the floor", "differ on"), ("one run ten times", "must be another in every run"), ("no budget", "budget"),
         ("another budget", "budget"), ("another horizon", "horizon"), ("normalised", "normalised"), ("costs", "costs"),
-        ("a number beyond floats", "malformed"), ("a task that is a list", "is missing in tasks"), ("half a character", "utf-8"),
+        ("a number beyond floats", "malformed"), ("a task that is a list", "is missing in tasks"),
+        ("half a character", "utf-8"),
     ],
 )  # fmt: skip
 def test_a_hostile_submission_is_refused(
