@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 import warnings
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dxmi_rl.utils.checks import DivergenceError, require
+from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.registry import UnknownNameError
 
 if TYPE_CHECKING:
@@ -285,11 +286,6 @@ def named_task(text: str) -> Any:
     return getattr(module, name)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
     import numpy as np
@@ -337,13 +333,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = chosen(command)
         return status
-    except (ValueError, TypeError, ImportError, OSError, DivergenceError) as error:
-        print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, MemoryError, OverflowError) as error:
-        if isinstance(error, RuntimeError) and "alloc" not in str(error) and "memory" not in str(error).lower():
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError, OverflowError) as error:
+        if type(error) is RuntimeError and not re.search("alloc|memory", str(error)):
             raise  # nothing that a user asked for explains it
-        print(f"error: a size is too large for this machine: {first_line(error)}", file=sys.stderr)
+        print(f"error: {(str(error).strip() or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped.", file=sys.stderr)
