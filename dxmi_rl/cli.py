@@ -172,6 +172,8 @@ class Evaluate(Checkpoint):
         from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
         from dxmi_rl.utils.storage import write_json
 
+        if self.json is not None and self.json.is_dir():
+            raise ValueError(f"json must name a file to write, got {str(self.json)!r}.")
         agent = self.load()
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the table says so itself
             scores = evaluate(

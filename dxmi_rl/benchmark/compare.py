@@ -68,6 +68,7 @@ import csv
 import io
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -120,6 +121,8 @@ def carry_out(plan: Plan, command: str) -> int:
         if any(run.row == row for run in runs)
     ]
     results = [result for run in runs if (result := run.load(plan.results)) is not None]
+    if stopped and not results:
+        return 130
     header = {
         "name": plan.name,
         "preset": plan.arguments.preset,
@@ -216,6 +219,13 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises PermissionError where the folder, or the first of its parents that is there, takes no files."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"results would go to {folder}, and {there} cannot be written.")
+
+
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; raises ValueError while another process does. Nothing on Windows."""
@@ -239,6 +249,7 @@ def compare(arguments: Arguments, command: str) -> int:
         with ExitStack() as stack:
             try:
                 plan = make_plan(arguments)
+                check_writable(plan.folder)
                 if plan.missing:
                     if arguments.ray is not None:
                         stack.enter_context(ray_cluster(arguments.ray, plan.jobs))

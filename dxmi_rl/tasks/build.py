@@ -238,7 +238,8 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
     if base not in [*BASES, "none"]:
         raise UnknownNameError("base sampler", base, [*BASES, "None"])
-    check_real("eta", config.eta)
+    if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm"):
+        raise ValueError(f"eta belongs to base 'ddim' and 'edm': it must be {TaskConfig.eta} with {base!r}.")
     if base == "none" or config.track == "sample":
         if base != "none":
             raise ValueError(

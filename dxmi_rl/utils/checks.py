@@ -54,7 +54,10 @@ def check_real(name: str, value: object, minimum: float = 0.0, *, strict: bool =
     """Return ``value`` as a finite float >= ``minimum`` (> with ``strict``); raises TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond floats
+        number = math.inf
     relation = ">" if strict else ">="
     if not math.isfinite(number) or number < minimum or (strict and number == minimum):
         raise ValueError(f"{name} must be finite and {relation} {minimum:g}, got {number!r}.")

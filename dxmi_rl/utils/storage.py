@@ -36,9 +36,13 @@ LOCKING_SECONDS = 1.0
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
     """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one.
 
-    What a writer left there that was killed is removed by the next one.
+    What a writer left there that was killed is removed by the next one. A link stays, and the file that it names is
+    written; a device such as /dev/stdout is written to as it is.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        write(path)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f".{glob.escape(path.name)}.????????.part")
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

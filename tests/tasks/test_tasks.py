@@ -292,3 +292,9 @@ def test_data_of_your_own_have_the_temperature_of_named_data(shape: tuple[int, .
     task = make_task(torch.randn(50, *shape), pretraining=QUICK)
     assert task.mdp.tau == pytest.approx(0.1 / math.prod(shape))
     assert make_task("8gaussians-data", pretraining=QUICK).mdp.tau == pytest.approx(0.1 / 2)
+
+
+def test_eta_belongs_to_ddim_and_edm() -> None:
+    for base in ("ddpm", None):
+        with pytest.raises(ValueError, match="eta belongs to base 'ddim' and 'edm'"):
+            make_task("8gaussians", base=base, eta=0.5)

@@ -373,3 +373,17 @@ def test_keys_of_the_cache_know_the_dtype() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert cache_path("thing", {"target": "t"}) == single
+
+
+def test_links_stay_and_devices_are_written_to(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_atomically(tmp_path / "link", lambda file: file.write_text("new"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    write_atomically(os.devnull, lambda file: file.write_text("gone"))
+    assert not Path(os.devnull).is_file()
+
+
+def test_an_integer_beyond_floats_is_no_real() -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        check_real("r", 10**400)
