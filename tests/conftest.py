@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -95,12 +96,31 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of a sweep that nothing happened to; later sweeps of the module share its caches."""
-    from sweep_cases import tiny_main
+    """The folder of a sweep that nothing happened to; later sweeps of the module share its caches.
 
+    It is made once per session, by the first worker that needs it; every module has a copy.
+    """
     root = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
+        shutil.copytree(undisturbed_sweep(patch), root, dirs_exist_ok=True)
         patch.chdir(root)
         patch.setenv("DXMI_RL_CACHE", str(root / "cache"))
-        assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
         yield root / "runs" / "tiny"
+
+
+def undisturbed_sweep(patch: pytest.MonkeyPatch) -> Path:
+    """The folder that ``undisturbed`` is a copy of."""
+    from sweep_cases import tiny_main
+
+    folder = Path(os.environ[SESSION]) / "cache-undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "runs" / "tiny" / "report.html").exists():
+            patch.chdir(folder)
+            patch.setenv("DXMI_RL_CACHE", str(folder / "cache"))
+            assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
+    return folder

@@ -57,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_small_run_of_everything_it_prints(quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "results.json"
-    arguments = ["--experiments", "energies", "guidance", "--seeds", "0", "1", "--budget", "1500"]
+    arguments = ["--experiments", "energies", "guidance", "--seeds", "0", "--budget", "1500"]
     arguments += ["--jobs", "1", "--folder", str(quick), "--json", str(file)]
     assert dxmi_2d.main(arguments) == 0
     results = json.loads(file.read_text(encoding="utf-8"))
