@@ -19,8 +19,8 @@ import torch
 
 SESSION = "DXMI_RL_TESTS"
 """Environment variable that every process of a test session inherits: its folder of temporary files."""
-OF_OTHERS = ("pytest-of-", "ray", "SB3-", "torchinductor", ".org.chromium", "org.chromium", "matplotlib-", "cache")
-"""Names of temporary files that libraries leave, and the cache of the session."""
+OF_OTHERS = ("pytest-of-", "ray", "SB3-", "torchinductor", "org.chromium", "matplotlib-", "wandb-", "cache")
+"""Parts of the names of temporary files that libraries leave, and the cache of the session."""
 PATIENCE = 20.0
 """Seconds that processes have to end after the last test."""
 
@@ -44,7 +44,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     deadline = time.monotonic() + PATIENCE
     while (processes := left_processes()) and time.monotonic() < deadline:
         time.sleep(0.2)
-    files = [path.name for path in Path(os.environ[SESSION]).iterdir() if not path.name.startswith(OF_OTHERS)]
+    names = [path.name for path in Path(os.environ[SESSION]).iterdir()]
+    files = [name for name in names if not any(part in name for part in OF_OTHERS)]
     if processes or files:
         print(f"\nleft by the tests: processes {processes}, temporary files {files}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
