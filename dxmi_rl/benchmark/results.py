@@ -6,7 +6,6 @@ import datetime
 import shlex
 from collections.abc import Sequence
 from statistics import fmean
-from statistics import median as middle
 
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.measure import first_score
@@ -154,7 +153,7 @@ def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: J
         "runs": len(own),
         "diverged": len(diverged(failed, row.task, row.label)),
         **summarise_runs(name, runs, failed, task),
-        "best": _best_statistics([run["best"]["scores"] for run in own if run["best"]]),
+        "best": _score_statistics([run["best"]["scores"] for run in own if run["best"]]),
         "command": command,
     }
 
@@ -168,7 +167,7 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
     name, label = row["task"], row["label"]
     own = [run for run in runs if (run["task"], run["label"]) == (name, label)]
     lost = len(diverged(failed, name, label))
-    scores = _best_statistics([run["scores"] for run in own])
+    scores = _score_statistics([run["scores"] for run in own])
     key = task["score"]
     if key is not None and lost and (values := counted_scores(runs, failed, name, label, key, task["better"])):
         scores[key] = score_statistics(values, lost) | {k: v for k, v in scores.get(key, {}).items() if k == "floor"}
@@ -184,7 +183,7 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
     return {"scores": scores, "normalised": score_statistics(values, lost) if values else None, "costs": costs}
 
 
-def _best_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
+def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
     entries: dict[str, JSON] = {}
     for key in scores[0] if scores else {}:
         if key.endswith(NOT_SUMMARISED):
@@ -210,9 +209,9 @@ def score_statistics(values: Sequence[float], diverged: int = 0) -> JSON:
 
 
 def _one_is_far(values: Sequence[float]) -> bool:
-    centre = middle(values)
+    centre = median(values)
     distances = [abs(value - centre) for value in values]
-    return max(distances) > FAR * middle(distances) > 0
+    return max(distances) > FAR * median(distances) > 0
 
 
 def _failure(outcome: Outcome) -> JSON:
