@@ -16,7 +16,7 @@ finished runs are kept. Rows:
                                           games of "mlp" on images that are no digits have a schedule of their own
     dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
-    dxmi, the task's recipe               digits at T = 4: an energy that starts as the denoiser; in the other games on
+    dxmi, recipe                          digits at T = 4: an energy that starts as the denoiser; in the other games on
                                           digits it starts at random
 
 ``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
@@ -153,7 +153,7 @@ def all_plays(
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
         if data == "digits":
-            rows.append(game | {"row": "dxmi, the task's recipe, T = 4", "changes": {}})
+            rows.append(game | {"row": "dxmi, recipe, T = 4", "changes": {}})
     return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
 
 
