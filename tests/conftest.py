@@ -19,7 +19,9 @@ import torch
 
 SESSION = "DXMI_RL_TESTS"
 """Environment variable that every process of a test session inherits: its folder of temporary files."""
-OF_OTHERS = ("pytest-of-", "ray", "SB3-", "torchinductor", "org.chromium", "matplotlib-", "wandb-", "torchelastic", "cache")
+OF_OTHERS = (
+    "pytest-of-", "ray", "SB3-", "torchinductor", "torchelastic", "org.chromium", "matplotlib-", "wandb-", "cache",
+)  # fmt: skip
 """Parts of the names of temporary files that libraries leave, and the cache of the session."""
 PATIENCE = 20.0
 """Seconds that processes have to end after the last test."""
