@@ -488,35 +488,48 @@ def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage", ["result", "samples", "missing samples", "foreign", "no curve", "a score", "swapped"]
-)
 def test_a_damaged_result_is_set_aside_and_made_again(
-    damage: str, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(undisturbed, tmp_path / "runs" / "tiny")
-    before = results(tmp_path / "runs" / "tiny")
-    key = next(key for key, run in before.items() if run["agent"] == "base")
-    result, samples = (tmp_path / "runs" / "tiny" / "results" / f"{key}{end}" for end in (".json", ".safetensors"))
-    if damage == "missing samples":
-        samples.unlink()
-    elif damage == "swapped":
-        shutil.copy(next(file for file in samples.parent.glob("*.safetensors") if file != samples), samples)
-    elif damage in ("no curve", "a score"):
-        content = read(result)
-        if damage == "no curve":
-            del content["curve"]
-        else:
-            content["scores"]["kl_bound"] = None
-        result.write_text(json.dumps(content), encoding="utf-8")
-    else:
-        result.write_bytes(b"\xff\x00" + result.read_bytes()[:20])
+    folder = tmp_path / "runs" / "tiny" / "results"
+    before = results(folder.parent)
+    first, second = (folder / f"{key}.json" for key, run in before.items() if run["agent"] == "base")
+    first.write_bytes(b"\xff\x00" + first.read_bytes()[:20])
+    second.with_suffix(".safetensors").unlink()
     assert tiny_main() == 0
     printed = capsys.readouterr().out
-    assert "cannot be read and is set aside" in printed and "7 finished before, 1 to do" in printed
-    assert results(tmp_path / "runs" / "tiny") == before
-    assert list((tmp_path / "runs" / "tiny" / "results").glob("*.damaged"))
+    assert printed.count("cannot be read and is set aside") == 3, "two results, and the samples of one"
+    assert "6 finished before, 2 to do" in printed
+    assert results(folder.parent) == before
+    assert len(list(folder.glob("*.damaged"))) == 3
+
+
+CHANGES = {
+    "foreign": {"key": "other"}, "another seed": {"seed": 5}, "a score": {"scores": {"kl_bound": None}},
+    "no curve": {"curve": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["samples", "swapped", "nested", *CHANGES])
+def test_what_is_no_result_of_a_run_is_set_aside(damage: str, undisturbed: Path, tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    preset = load_preset(tmp_path / "tiny.toml")
+    run, other = protocol.make_runs(preset.rows[:1], preset.seeds, "cpu", preset.sizes)
+    folder = tmp_path / "results"
+    shutil.copytree(undisturbed / "results", folder)
+    assert run.set_aside_damaged(folder) == [] and run.load(folder) is not None
+    if damage == "samples":
+        run.samples_file(folder).write_bytes(b"\x00" * 30)
+    elif damage == "swapped":
+        shutil.copy(other.samples_file(folder), run.samples_file(folder))
+    elif damage == "nested":
+        run.result_file(folder).write_text("[" * 100_000, encoding="utf-8")
+    else:
+        content = read(run.result_file(folder)) | CHANGES[damage]
+        run.result_file(folder).write_text(json.dumps(content), encoding="utf-8")
+    assert len(run.set_aside_damaged(folder)) == 2 and run.load(folder) is None
 
 
 def test_two_comparisons_of_one_name_are_one_line(
@@ -527,7 +540,6 @@ def test_two_comparisons_of_one_name_are_one_line(
         assert tiny_main() == 2
     error = capsys.readouterr().err
     assert "another process works on" in error and len(error.strip().splitlines()) == 1
-    assert tiny_main() == 0
 
 
 @pytest.mark.slow
