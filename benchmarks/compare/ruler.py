@@ -126,12 +126,16 @@ def measure(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, 
     return {"task": task, "agent": name, "seed": seed, **known, "rulers": rulers}
 
 
+CODE = code_of(measure, Mixture)
+"""Digest of what is measured here: workers, which get functions without their source, cannot make it."""
+
+
 def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "agent": name, "seed": seed, "budget": arguments.budget, "device": arguments.device}
     uses = [AGENTS[name], type(make_task(task).target), Learned, fit_kernel, marginal_scores]
     with one_thread():
-        file = run_file(arguments.folder, settings, uses, code_of(measure, Mixture))
+        file = run_file(arguments.folder, settings, uses, CODE)
         return kept_result(file, lambda: measure(task, name, seed, arguments))
 
 
