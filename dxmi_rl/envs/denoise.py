@@ -59,7 +59,8 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
       "fixed". Data-only targets need it. ``env.unwrapped.mdp.set_energy(module)`` swaps it at any time, and a module
       that is trained in place changes the rewards at once.
     - `fit_backward`: call the backward kernel's ``fit`` on every finished episode; a number: that many times.
-    - `render_mode`: None or "rgb_array" (vectors of two coordinates or more, in pairs, and images).
+    - `render_mode`: None or "rgb_array" (vectors of two coordinates or more, in pairs, and images). Gymnasium's
+      ``RecordVideo`` also needs MoviePy: the extra `video`.
     - `device`: where torch computes; "cpu" by default. Observations are numpy arrays in any case.
     - any field of ``TaskConfig``: `horizon`, `tau`, `backward`, `base`, `schedule`, ...
 
