@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from agent_cases import skip_without_extra, small
 from dxmi_rl import load_agent
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.mdp import EnergyError
-from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError, NonFiniteError
+from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 TRAINED = [name for name in AGENTS if AGENTS[name].trains and name != "dxmi"]
 
@@ -57,3 +59,39 @@ def test_what_a_library_raises_when_the_weights_are_gone_is_divergence() -> None
         next(agent.policy.parameters()).fill_(torch.nan)
     with pytest.raises((DivergenceError, NonFiniteError)):
         agent.learn(2 * agent.timesteps_per_iteration)
+
+
+# What a checkpoint must hold ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("modules", lambda agent: {"policy": agent.policy}, "must hold all that is trained"),
+        ("modules", lambda agent: {"policy": agent.policy, "policy.v": agent.value}, "begin with another's"),
+        ("modules", lambda agent: [agent.policy], "must return a dict"),
+        ("optimizers", lambda agent: None, "must return a dict"),
+    ],
+)
+def test_what_a_checkpoint_would_lose_is_refused(part: str, value: Any, message: str, tmp_path: Path) -> None:
+    agent = small("ppo")
+    setattr(agent, part, lambda: value(agent))
+    with pytest.raises(TypeError, match=message):
+        agent.save(tmp_path / "agent.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["task", "task_name", "task_config", "seed", "config", "costs", "progress"])
+@pytest.mark.parametrize("value", ["gone", "x", [1]])
+def test_forged_metadata_are_a_checkpoint_error(key: str, value: Any, tmp_path: Path) -> None:
+    file = small("ppo").save(tmp_path / "agent.safetensors")
+    tensors, metadata = load_tensors(file)
+    if value == "gone":
+        del metadata[key]
+    elif (key, value) == ("task_name", "x"):
+        metadata[key] = 5
+    else:
+        metadata[key] = value
+    save_tensors(file, tensors, metadata)
+    with pytest.raises(CheckpointError):
+        load_agent(file)
