@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.checks import DivergenceError, require
 from dxmi_rl.utils.registry import UnknownNameError
 
 if TYPE_CHECKING:
@@ -336,7 +336,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = chosen(command)
         return status
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError, OverflowError) as error:
-        if type(error) is RuntimeError and not re.search("alloc|memory", str(error)):
+        known = isinstance(error, DivergenceError) or re.search("alloc|memory", str(error))
+        if isinstance(error, RuntimeError) and not known:
             raise  # nothing that a user asked for explains it
         print(f"error: {(str(error).strip() or type(error).__name__).splitlines()[0]}", file=sys.stderr)
         return 2
