@@ -186,13 +186,16 @@ class DxDP(GuidedAgent[DxDPConfig]):
         policy_steps = 0 if warming else config.policy_steps
         targets = self.value_targets(kept) if config.correction or value_steps else torch.zeros_like(kept.log_prob)
         steps = max(value_steps, policy_steps)
+        fixed = [parameter for name, part in self.modules().items() if name != "policy" for parameter in part.parameters()]
+        fixed += self.mdp.energy.parameters()
         for step in range(steps):
             if ops.due(step, value_steps, steps):
                 part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)
                 log["value_loss"] = self.update_value(part, wanted)
             if ops.due(step, policy_steps, steps):
                 part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)
-                log["policy_loss"] = self.update_policy(part, wanted)
+                with frozen(fixed):
+                    log["policy_loss"] = self.update_policy(part, wanted)
         return log
 
     def ask(self, latest: Trajectory, energy_moved: bool = False) -> None:
@@ -317,10 +320,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def update_policy(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
         first = self.policy.frozen_steps
-        others = [module for name, module in self.modules().items() if name != "policy"]
-        with frozen([*self.mdp.energy.parameters(), *(p for module in others for p in module.parameters())]):
-            loss = self.policy_loss(trajectory.from_step(first), returns[first:])
-            return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
+        loss = self.policy_loss(trajectory.from_step(first), returns[first:])
+        return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         model = {} if self.energy_model is None else self.energy_model.tensors()

@@ -71,10 +71,15 @@ def average_towards(average: nn.Module, current: nn.Module, decay: float) -> Non
 def gradient_step(
     optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, max_grad_norm: float
 ) -> Tensor:  # fmt: skip
-    """One step of ``optimizer`` on a scalar loss, the gradient of ``module`` clipped; returns the loss, detached."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+    """One step of ``optimizer`` on a scalar loss, the gradient of ``module`` clipped; returns the loss, detached.
+
+    Only the module's own gradients are computed, whatever else the loss depends on.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     return loss.detach()
 
