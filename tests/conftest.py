@@ -125,5 +125,5 @@ def undisturbed_sweep(patch: pytest.MonkeyPatch) -> Path:
         if not (folder / "runs" / "tiny" / "report.html").exists():
             patch.chdir(folder)
             patch.setenv("DXMI_RL_CACHE", str(folder / "cache"))
-            assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json") == 0
+            assert tiny_main("--jobs", "1", "--json", "elsewhere/copy.json", whole=True) == 0
     return folder

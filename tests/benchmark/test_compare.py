@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sweep_cases import BATCH, ROOT, RUNS, TINY, read, results, state, tiny_main, write_tiny
+from sweep_cases import BATCH, ROOT, RUNS, TINY, in_this_process, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
 from dxmi_rl.agents import AGENTS, AdjointSampling, DxDPConfig, DxDPPaperConfig
@@ -145,9 +145,9 @@ def test_commands_of_rows_and_runs_make_them_again(
     before = read(undisturbed / "results.json")
     for entry, number in ((before["summary"][1], 2), (before["runs"][-1], 1)):
         words = shlex.split(entry["command"])
-        assert (
-            words[:2] == ["python", "benchmarks/compare/compare.py"] and compare.main([*words[2:], "--jobs", "1"]) == 0
-        )
+        assert words[:2] == ["python", "benchmarks/compare/compare.py"]
+        with in_this_process():
+            assert compare.main([*words[2:], "--jobs", "1"]) == 0
         assert f"{number} runs in runs/tiny-again: 0 finished before, {number} to do" in capsys.readouterr().out
     again, first = results(undisturbed.with_name("tiny-again")), results(undisturbed)
     assert len(again) == 3 and again.items() <= first.items()
@@ -557,13 +557,13 @@ def test_what_is_finished_is_reported_after_ctrl_c(
 
     execute_all = compare.execute_all
     monkeypatch.setattr(compare, "execute_all", stopped)
-    selection = ("--jobs", "1", "--tasks", "8gaussians", "--seeds", "0")
-    assert tiny_main(*selection) == 130
+    selection = ("--jobs", "1", "--agents", "base", "--tasks", "8gaussians", "--seeds", "0", "1", "2")
+    assert tiny_main(*selection, whole=True) == 130
     everything = read(tmp_path / "runs" / "tiny" / "results.json")
     assert len(everything["runs"]) == 1 and (tmp_path / "runs" / "tiny" / "report.html").is_file()
     monkeypatch.setattr(compare, "execute_all", execute_all)
     capsys.readouterr()
-    assert tiny_main(*selection) == 0
+    assert tiny_main(*selection, whole=True) == 0
     assert "1 finished before, 2 to do" in capsys.readouterr().out
 
 

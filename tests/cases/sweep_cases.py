@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from dxmi_rl.benchmark import compare
+import pytest
+
+from dxmi_rl.benchmark import compare, sweep
 
 ROOT = Path(__file__).parents[2]
 BATCH = {"n_trajectories": 32}
@@ -35,10 +40,36 @@ TINY = {
 RUNS = 8
 
 
-def tiny_main(*arguments: str, content: dict[str, Any] | None = None) -> int:
-    """Compare with a preset of its own in the current folder; its status."""
+def tiny_main(*arguments: str, content: dict[str, Any] | None = None, whole: bool = False) -> int:
+    """Compare with a preset of its own in the current folder; its status. ``whole``: not ``in_this_process``."""
     write_tiny(content=content)
-    return compare.main(["--preset", "tiny.toml", *arguments])
+    with contextlib.nullcontext() if whole else in_this_process():
+        return compare.main(["--preset", "tiny.toml", *arguments])
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """Sweeps without worker processes, whose start takes longer than their runs, and without pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "worker_processes", lambda jobs: Inline())
+        patch.setattr(compare, "draw_pictures", lambda *_: [])
+        yield
+
+
+class Inline:
+    """An executor that does at once what is submitted."""
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        """Its result, or its exception."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, *, kill_workers: bool = False) -> None:
+        """There is nothing to end."""
 
 
 def write_tiny(folder: Path = Path(), content: dict[str, Any] | None = None) -> Path:
