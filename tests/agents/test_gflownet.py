@@ -88,7 +88,7 @@ def test_they_find_the_optimal_policy_of_the_lqg(name: str, source: str) -> None
     balanced = name == "detailed-balance"
     own: dict[str, Any] = {**FLOWS, "detach_next": False} if balanced else {"n_trajectories": 128}
     agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **SMALL_VALUE, **RATES, **own, **SOURCES[source]})
-    steps = 90_000 if balanced else 250_000
+    steps = 90_000 if balanced else 160_000
     error = errors(agent.learn(steps), value_sign=-1.0 if balanced else None)
     assert error["mean"] < (0.03 if balanced else 0.02), error
     assert error["sigma"] < (0.02 if balanced else 0.01), error
