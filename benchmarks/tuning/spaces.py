@@ -56,44 +56,50 @@ class Steps:
 Space = Range | Steps
 
 SHARED: dict[str, Space] = {
-    "n_trajectories": Steps((32, 64, 128, 256, 512)),
-    "kernel_steps": Steps((1, 2, 4)),
+    "n_trajectories": Steps((16, 32, 64, 128, 256, 512)),
+    "kernel_steps": Steps((1, 2, 4, 8, 16)),
     "policy.learning_rate": Range(1e-4, 1e-2),
     "policy.sigma_learning_rate": Range(3e-4, 3e-2),
     "value.learning_rate": Range(3e-4, 2e-2),
     "learning_rate": Range(1e-4, 1e-2),
     "max_grad_norm": Range(0.1, 10),
-    "gae_lambda": Steps((0.8, 0.9, 0.95, 0.98, 1.0)),
-    "n_epochs": Steps((1, 2, 4, 8, 16)),
-    "n_minibatches": Steps((1, 2, 4, 8)),
+    "gae_lambda": Steps((0.6, 0.8, 0.9, 0.95, 0.98, 1.0)),
+    "n_epochs": Steps((1, 2, 4, 8, 16, 32)),
+    "n_minibatches": Steps((1, 2, 4, 8, 16)),
     "clip_range": Range(0.05, 0.5),
 }
 """What every agent is searched in whose Config has the setting. What the optimum is, and how large networks are, is not
 searched."""
+ONE_STEP: dict[str, Space | None] = {"n_trajectories": Steps((2, 4, 8, 16, 32, 64, 128, 256, 512))}
+"""Agents with one policy step per rollout make as many as dxdp with batches of 2."""
 OFF_POLICY: dict[str, Space | None] = {
-    "gradient_steps": Steps((5, 10, 20)),
-    "batch_size": Steps((256, 512, 1024)),
+    "gradient_steps": Steps((5, 10, 20, 40)),
+    "batch_size": Steps((128, 256, 512, 1024, 2048)),
     "target_rate": Range(0.005, 0.1),
 }
 GFLOWNET: dict[str, Space | None] = {
-    "gradient_steps": Steps((1, 2, 4)),
+    "gradient_steps": Steps((1, 2, 4, 8)),
     "exploration": Steps((0.0, 0.2, 0.5, 1.0, 2.0)),
     "exploration_fraction": Steps((0.25, 0.5, 0.75, 1.0)),
     "buffer_size": Steps((0, 2_000, 10_000)),
 }
 SPACES: dict[str, dict[str, Space | None]] = {
-    "a2c": {"value_steps": Steps((1, 2, 4, 8))},
+    "a2c": ONE_STEP | {"value_steps": Steps((1, 2, 4, 8, 16))},
+    "adjoint-matching": ONE_STEP,
     "detailed-balance": GFLOWNET | {"log_z_learning_rate": Range(0.01, 1)},
     "dxdp": {
         "clip_range": None,
         "td_lambda": Steps((0.0, 0.5, 0.8, 0.9, 0.95, 1.0)),
         "value_steps": Steps((2, 4, 8, 16)),
-        "policy_steps": Steps((2, 4, 8, 16)),
-        "warmup_value_steps": Steps((10, 30, 60)),
+        "policy_steps": Steps((4, 8, 16, 32)),
+        "warmup_value_steps": Steps((10, 30, 60, 120)),
         "replay": Steps((1, 2, 4, 8)),
     },
-    "grpo": {"group_size": Steps((8, 16, 32))},
+    "grpo": {"n_trajectories": Steps((32, 64, 128, 256, 512)), "group_size": Steps((4, 8, 16, 32))},
+    "path-wise": ONE_STEP,
     "path-wise-vargrad": GFLOWNET | {"path_wise_fraction": Steps((0.05, 0.1, 0.2, 0.4))},
+    "reinforce": ONE_STEP,
+    "sb3-a2c": ONE_STEP,
     "sb3-sac": OFF_POLICY,
     "sb3-td3": OFF_POLICY | {"exploration_noise": Range(0.3, 2), "target_noise": Range(0.3, 2)},
     "sft-pg": {"policy.sigma_learning_rate": None},

@@ -186,8 +186,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
         policy_steps = 0 if warming else config.policy_steps
         targets = self.value_targets(kept) if config.correction or value_steps else torch.zeros_like(kept.log_prob)
         steps = max(value_steps, policy_steps)
-        fixed = [parameter for name, part in self.modules().items() if name != "policy" for parameter in part.parameters()]
-        fixed += self.mdp.energy.parameters()
+        others = [module for name, module in self.modules().items() if name != "policy"]
+        fixed = [*self.mdp.energy.parameters(), *(p for module in others for p in module.parameters())]
         for step in range(steps):
             if ops.due(step, value_steps, steps):
                 part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)

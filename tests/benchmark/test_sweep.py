@@ -182,7 +182,8 @@ def test_a_run_that_kills_its_worker_fails_alone(
     """It is tried twice and reported; the others finish."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
-    assert tiny_main("--jobs", "2", "--agent", "killer:Killer", "--tasks", "8gaussians", "--seeds", "0", whole=True) == 1
+    selection = ("--tasks", "8gaussians", "--seeds", "0")
+    assert tiny_main("--jobs", "2", "--agent", "killer:Killer", *selection, whole=True) == 1
     everything = read(tmp_path / "runs" / "tiny" / "results.json")
     assert len(everything["runs"]) == 3
     assert [(run["label"], run["error"]) for run in everything["failed"]] == [("killer", sweep.DIED)]
