@@ -86,7 +86,7 @@ def test_actions(kind: str, coordinates: str) -> None:
     """Any action at any step of any task: taken exactly, or refused with the episode where it was."""
     seen: Counter[Any] = Counter()
 
-    @fuzz(200)
+    @fuzz(120)
     @given(name=TASK_NAMES, layout=LAYOUTS, free=st.booleans(), start=st.integers(0, 9), data=st.data())
     def check(name: str, layout: str, free: bool, start: int, data: st.DataObject) -> None:
         env = face(kind, name, coordinates, layout, free)
@@ -346,7 +346,7 @@ def test_tensordicts(coordinates: str, num_envs: int | None) -> None:
 
     seen: Counter[Any] = Counter()
 
-    @fuzz(150)
+    @fuzz(100)
     @given(name=TASK_NAMES, t=STEPS, mask=MASKS, data=st.data())
     def check(name: str, t: Tensor, mask: list[bool] | None, data: st.DataObject) -> None:
         env = torchrl_env(TorchRLEnv, name, coordinates, num_envs)
