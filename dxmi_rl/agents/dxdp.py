@@ -27,8 +27,6 @@ from dxmi_rl.utils.torch_tools import frozen, gradient_step, input_gradient
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
-ENERGY_MODEL_STEPS, WARMUP_ENERGY_MODEL_STEPS = 8, 32
-"""Steps of the energy model per rollout, and while warming up."""
 TEMPERING_START = 0.1
 """Weight of the energy at the start of ``tempering``."""
 
@@ -37,12 +35,13 @@ TEMPERING_START = 0.1
 class DxDPConfig:
     """Settings of DxDP."""
 
-    n_trajectories: int = 32
+    n_trajectories: int = 128
     """Trajectories per iteration, and per value or policy step."""
     td_lambda: float = 0.5
     """Mixing of n-step soft returns in the value target."""
-    value_steps: int = 4
-    """Value regressions per rollout; 0, for ``lookahead_value`` only: V is the look-ahead alone."""
+    value_steps: int = 16
+    """Regressions of the value, and of the energy model, per rollout; 0, for ``lookahead_value`` without an energy
+    model only: V is the look-ahead alone."""
     policy_steps: int = 16
     """Policy steps per rollout, each with fresh next states."""
     replay: int = 4
@@ -72,18 +71,20 @@ class DxDPConfig:
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60
-    """Value regressions per warm-up rollout."""
+    """Regressions of the value, and of the energy model, per warm-up rollout."""
     max_grad_norm: float = 1.11
     """Largest norm of a policy gradient."""
-    kernel_steps: int = 4
+    kernel_steps: int = 16
     """Fits of the backward kernel per rollout; one that lags behind its policy loosens the bound."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     policy: PolicyConfig = field(
-        default_factory=lambda: PolicyConfig(learning_rate=0.00663, sigma_learning_rate=0.00392)
+        default_factory=lambda: PolicyConfig(
+            learning_rate=0.01, sigma_learning_rate=0.006, fine_tuning_rate=1e-4, sigma_fine_tuning_rate=1e-3
+        )
     )
     """The policy."""
-    value: ValueConfig = field(default_factory=lambda: ValueConfig(fourier=None, learning_rate=0.00159))
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(fourier=None, learning_rate=0.0024))
     """The value network."""
 
     def __post_init__(self) -> None:
@@ -100,6 +101,8 @@ class DxDPConfig:
             check_real(key, getattr(self, key), strict=True)
         if self.lookahead_value and self.gradient_weight:
             raise ValueError(f"gradient_weight must be 0 with lookahead_value, got {self.gradient_weight}.")
+        if self.energy_model and not self.value_steps:
+            raise ValueError("energy_model must be False with value_steps=0: nothing would fit it.")
 
 
 class DxDP(GuidedAgent[DxDPConfig]):
@@ -175,14 +178,13 @@ class DxDP(GuidedAgent[DxDPConfig]):
         latest = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
+        value_steps = config.warmup_value_steps if warming else config.value_steps
         if on_final is not None:
             self.renew()
         self.ask(latest, energy_moved=on_final is not None)
         if self.energy_model is not None:
-            fits = WARMUP_ENERGY_MODEL_STEPS if warming else ENERGY_MODEL_STEPS
-            log["energy_model_loss"] = self.energy_model.fit(fits, self.generator)
+            log["energy_model_loss"] = self.energy_model.fit(value_steps, self.generator)
         kept = self.memory.add(latest)
-        value_steps = config.warmup_value_steps if warming else config.value_steps
         policy_steps = 0 if warming else config.policy_steps
         targets = self.value_targets(kept) if config.correction or value_steps else torch.zeros_like(kept.log_prob)
         steps = max(value_steps, policy_steps)
