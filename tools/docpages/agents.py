@@ -115,6 +115,10 @@ def settings(name: str) -> str:
             "every agent ([tuning](../tuning.md)): "
             f"`{found['score']}` {before} before the search, {after} after it."
         )
+        defaults = flat_settings(AGENTS[name].Config())
+        if changed := [key for key, value in found["settings"].items() if defaults[key] != value]:
+            names = ", ".join(f"`{key}`" for key in changed)
+            text += f" Since then {names} were changed by hand."
     return f"{text}\n\n{settings_table(settings_that_run(name), left_out=('agent_settings',))}"
 
 
