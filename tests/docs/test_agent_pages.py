@@ -83,13 +83,14 @@ def test_results_are_those_of_the_standard_preset() -> None:
 
 
 def test_the_search_is_on_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = {
+    entry: dict[str, Any] = {
         "task": {"name": "gmm9"}, "trials": 9, "budget": 1000, "seeds": 3, "score": "kl_bound", "default": None,
-        "best": 0.25,
+        "best": 0.25, "settings": {"clip_range": 0.9, "n_epochs": AGENTS["ppo"].Config().n_epochs},
     }  # fmt: skip
     monkeypatch.setattr(pages, "search_record", lambda: {"ppo": entry})
     assert "best of 9 trials of 1,000 transitions on 3 seeds of gmm9" in pages.settings("ppo")
     assert "`kl_bound` diverged before the search, 0.25 after it" in pages.settings("ppo")
+    assert "Changed by hand since: `clip_range`.\n" in pages.settings("ppo")
     assert "not tuned" in pages.settings("dxdp")
 
 

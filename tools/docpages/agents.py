@@ -118,7 +118,7 @@ def settings(name: str) -> str:
         defaults = flat_settings(AGENTS[name].Config())
         if changed := [key for key, value in found["settings"].items() if defaults[key] != value]:
             names = ", ".join(f"`{key}`" for key in changed)
-            text += f" Since then {names} were changed by hand."
+            text += f" Changed by hand since: {names}."
     return f"{text}\n\n{settings_table(settings_that_run(name), left_out=('agent_settings',))}"
 
 
