@@ -1,4 +1,4 @@
-"""Thirty iterations of a game in double precision, alone or on several processes; writes its losses as JSON."""
+"""Ten iterations of a game in double precision, alone or on several processes; writes its losses as JSON."""
 
 import json
 import sys
@@ -28,7 +28,7 @@ def main(file: Path, agent: str) -> None:
         return log
 
     game.iterate = noted  # type: ignore[method-assign]
-    game.learn(30 * game.timesteps_per_iteration)
+    game.learn(10 * game.timesteps_per_iteration)
     content = {"processes": execution.processes, "losses": losses, "x": game.sample(3, seed=0).flatten().tolist()}
     if is_main_process():
         file.write_text(json.dumps(content), encoding="utf-8")
