@@ -110,15 +110,6 @@ SPACES: dict[str, dict[str, Space | None]] = {
 """Settings of one agent beside the shared ones; None: a shared one that is not searched in it."""
 
 
-CHANGED_SINCE = {
-    "dxdp": (
-        "n_trajectories", "kernel_steps", "policy.learning_rate", "policy.sigma_learning_rate", "value.learning_rate",
-        "value_steps",
-    ),
-}  # fmt: skip
-"""Settings whose defaults are no longer those that the search found (docs/tuning.md says why)."""
-
-
 MANY_UPDATES: dict[str, Any] = {
     "n_trajectories": 64, "kernel_steps": 4, "n_epochs": 16, "policy_steps": 16, "value_steps": 8,
     "policy.learning_rate": 2e-3, "learning_rate": 2e-3,

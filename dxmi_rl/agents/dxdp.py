@@ -102,7 +102,7 @@ class DxDPConfig:
         if self.lookahead_value and self.gradient_weight:
             raise ValueError(f"gradient_weight must be 0 with lookahead_value, got {self.gradient_weight}.")
         if self.energy_model and not self.value_steps:
-            raise ValueError("energy_model must be False with value_steps=0: nothing would fit it.")
+            raise ValueError("energy_model must be False with value_steps=0, as nothing would fit it, got True.")
 
 
 class DxDP(GuidedAgent[DxDPConfig]):
@@ -196,7 +196,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
                 log["value_loss"] = self.update_value(part, wanted)
             if ops.due(step, policy_steps, steps):
                 part, wanted = self.memory.pick(config.n_trajectories, targets, self.generator)
-                with frozen(fixed):
+                with frozen(fixed):  # calls that are run again in parts would compute their weights' gradients
                     log["policy_loss"] = self.update_policy(part, wanted)
         return log
 

@@ -217,6 +217,13 @@ def test_bad_settings_are_named(setting: str, value: Any, error: type[Exception]
         dxdp(**{setting: value})
 
 
+def test_an_energy_model_that_nothing_fits_is_refused() -> None:
+    alone = {"lookahead_value": True, "gradient_weight": 0.0, "value_steps": 0}
+    with pytest.raises(ValueError, match="energy_model must be False with value_steps=0"):
+        dxdp(**alone, energy_model=True)
+    assert dxdp(**alone, energy_model=False).energy_model is None
+
+
 def test_one_trajectory_is_enough_without_the_correction() -> None:
     agent = dxdp(n_trajectories=1, correction=False)
     agent.learn(2 * agent.timesteps_per_iteration)

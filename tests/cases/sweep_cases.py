@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.tuning.tune import Inline
 from dxmi_rl.benchmark import compare, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -54,22 +54,6 @@ def in_this_process() -> Iterator[None]:
         patch.setattr(sweep, "worker_processes", lambda jobs: Inline())
         patch.setattr(compare, "draw_pictures", lambda *_: [])
         yield
-
-
-class Inline:
-    """An executor that does at once what is submitted."""
-
-    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
-        """Its result, or its exception."""
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, wait: bool = True, *, kill_workers: bool = False) -> None:
-        """There is nothing to end."""
 
 
 def write_tiny(folder: Path = Path(), content: dict[str, Any] | None = None) -> Path:
