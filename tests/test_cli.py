@@ -147,6 +147,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["train", "pppo"], "Did you mean 'ppo'"),
         (["train", "ppo", "--task", "8gausians"], "Did you mean '8gaussians'"),
         (["train", "ppo", "--set", "widht=3"], "Did you mean 'policy.width' or 'value.width'"),
+        (["train", "ppo", "--set", "seed=3"], "'seed' must not be among the settings of 'ppo'"),
         (["train", "ppo", "--set", "width"], "set must hold name=value, got 'width'"),
         (["train", "ppo", "--task-set", "horizn=3"], "Did you mean 'horizon'"),
         (["train", "ppo", "--unit", "hours"], "unknown budget unit 'hours'"),

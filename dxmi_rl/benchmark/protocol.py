@@ -287,6 +287,8 @@ def check_rows(rows: Sequence[Row]) -> None:
             row.own.check()
         if row.unit not in BUDGET_UNITS:
             raise UnknownNameError("budget unit", row.unit, list(BUDGET_UNITS))
+        for key in {"task", "seed", "device", "config"} & row.agent_settings.keys():
+            raise ValueError(f"{key!r} must not be among the settings of {row.label!r}: it has an argument of its own.")
         name = f"budget of {row.label!r}"
         if not row.trains and row.budget:
             raise ValueError(f"agent {row.agent!r} does not train: {name} must be 0, got {row.budget}.")
