@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -116,7 +117,8 @@ def make_task(
     Args:
         name: a task's or target's name; a Target of your own; an energy of your own, a function or module
             ``[batch, dim] -> [batch]`` (sampled from scratch; ``target_options={"scale": ...}`` says how wide it is);
-            a data tensor ``[rows, *event_shape]``; or a built Task (returned as it is; no other arguments).
+            a data tensor ``[rows, *event_shape]``, best of mean 0 and standard deviation 1; or a built Task (returned
+            as it is; no other arguments).
         dim: dimension (or event shape) of an energy of your own.
         energy: reward model of a data-only task: a module or function ``[batch, *event_shape] -> [batch]``, or the
             name of a registered one; it also replaces the energy of a target that has one.
@@ -249,6 +251,8 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
         options = config.schedule_options if named else _ladder(target)
         return IdentitySampler(make_schedule("geometric", config.horizon, **options).to(device))
     schedule = make_schedule(config.schedule, config.horizon, **config.schedule_options)
+    if isinstance(target, DataTarget):
+        _warn_of_misfit(target, schedule.levels)
     denoiser = task_denoiser(config, target, device)
     sigma_last = config.sigma_last
     if sigma_last is None:
@@ -259,6 +263,19 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
     eta = 1.0 if base == "ddpm" else config.eta
     sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
+
+
+def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
+    """Warn of data that the highest noise level does not hide, or the lowest one blurs."""
+    highest, lowest = float(levels[0]), float(levels[-2])
+    size = float(target.train_rows.double().square().mean().sqrt())
+    if size > highest / 2 or target.scale < 2 * lowest:
+        warnings.warn(
+            f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
+            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or set "
+            "level_max and level_min in schedule_options.",
+            stacklevel=4,
+        )
 
 
 def _ladder(target: Target) -> dict[str, float]:

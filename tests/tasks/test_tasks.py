@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -298,3 +299,13 @@ def test_eta_belongs_to_ddim_and_edm() -> None:
     for base in ("ddpm", None):
         with pytest.raises(ValueError, match="eta belongs to base 'ddim' and 'edm'"):
             make_task("8gaussians", base=base, eta=0.5)
+
+
+@pytest.mark.parametrize(("shift", "factor"), [(50.0, 1.0), (0.0, 30.0), (0.0, 0.01)])
+def test_data_that_the_noise_levels_do_not_fit_are_warned_of(shift: float, factor: float) -> None:
+    rows = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="do not fit noise levels from 10 to 0.15: subtract the mean"):
+        make_task(shift + factor * rows, pretraining=QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_task(rows, pretraining=QUICK)
