@@ -269,7 +269,7 @@ def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
     """Warn of data that the highest noise level does not hide, or the lowest one blurs."""
     highest, lowest = float(levels[0]), float(levels[-2])
     size = float(target.train_rows.double().square().mean().sqrt())
-    if size > highest / 2 or target.scale < 2 * lowest:
+    if size > highest or target.scale < 2 * lowest:
         warnings.warn(
             f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
             f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or set "
