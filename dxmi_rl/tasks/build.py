@@ -272,9 +272,9 @@ def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
     if size > highest or target.scale < 2 * lowest:
         warnings.warn(
             f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
-            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or set "
-            "level_max and level_min in schedule_options.",
-            stacklevel=4,
+            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or "
+            "change schedule_options.",
+            stacklevel=5,  # the caller of make_task
         )
 
 

@@ -304,8 +304,9 @@ def test_eta_belongs_to_ddim_and_edm() -> None:
 @pytest.mark.parametrize(("shift", "factor"), [(50.0, 1.0), (0.0, 30.0), (0.0, 0.01)])
 def test_data_that_the_noise_levels_do_not_fit_are_warned_of(shift: float, factor: float) -> None:
     rows = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="do not fit noise levels from 10 to 0.15: subtract the mean"):
+    with pytest.warns(UserWarning, match="do not fit noise levels from 10 to 0.15: subtract the mean") as found:
         make_task(shift + factor * rows, pretraining=QUICK)
+    assert found[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_task(rows, pretraining=QUICK)
