@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         SB3SAC,
         SB3TD3,
         SFTPG,
+        VGS,
         AdjointMatching,
         AdjointSampling,
         Agent,
@@ -56,8 +57,8 @@ _HOMES = {
     "dxmi_rl.agents": (
         "A2C", "AdjointMatching", "AdjointSampling", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK",
         "DetailedBalance", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise", "PathWiseVarGrad", "REINFORCE",
-        "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad",
-        "list_agents", "load_agent", "make_agent",
+        "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VGS",
+        "VarGrad", "list_agents", "load_agent", "make_agent",
     ),
     "dxmi_rl.evaluation": ("evaluate",),
     "dxmi_rl.irl": ("DxMI",),
@@ -68,7 +69,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG",
+    "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "VGS",
     "AdjointMatching", "AdjointSampling", "Agent", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance", "DxDP",
     "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC",
     "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",

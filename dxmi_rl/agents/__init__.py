@@ -25,6 +25,7 @@ from dxmi_rl.agents.sft_pg import SFTPG, SFTPGConfig
 from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
 from dxmi_rl.agents.untrained import DDIM, DDPM, Base, DPMSolver, EDMHeun
 from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
+from dxmi_rl.agents.vgs import VGS, VGSConfig
 from dxmi_rl.agents.wrapped.sb3_a2c import SB3A2C, SB3A2CConfig
 from dxmi_rl.agents.wrapped.sb3_ppo import SB3PPO, SB3PPOConfig
 from dxmi_rl.agents.wrapped.sb3_sac import SB3SAC, SB3SACConfig
@@ -52,6 +53,7 @@ __all__ = [
     "SB3SAC",
     "SB3TD3",
     "SFTPG",
+    "VGS",
     "A2CConfig",
     "AdjointMatching",
     "AdjointMatchingConfig",
@@ -90,6 +92,7 @@ __all__ = [
     "TorchRLSACConfig",
     "TrajectoryBalance",
     "TrajectoryBalanceConfig",
+    "VGSConfig",
     "ValueConfig",
     "VarGrad",
     "VarGradConfig",
@@ -103,7 +106,7 @@ for _agent in (
     Base, DDPM, DDIM, EDMHeun, DPMSolver,
     DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, SFTPG,
     SB3PPO, SB3A2C, SB3SAC, SB3TD3, TorchRLPPO, TorchRLSAC,
-    PathWise, AdjointMatching, AdjointSampling, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
+    PathWise, AdjointMatching, AdjointSampling, VGS, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
 ):  # fmt: skip
     AGENTS.add(_agent.name, _agent)
 AGENTS.add_entry_point("dxmi", "dxmi_rl.irl.dxmi:DxMI")  # which needs the others

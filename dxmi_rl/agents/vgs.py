@@ -1,0 +1,203 @@
+"""VGS: the value gradient sampler (Yoon et al. 2025, arXiv 2502.13280), a policy that is a learned value's gradient."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dxmi_rl.agents.base import Agent, FinalStateHook, Log
+from dxmi_rl.agents.policies import EnergyGradient
+from dxmi_rl.agents.settings import ValueConfig
+from dxmi_rl.agents.values import FADE, MAX_VALUE_GRAD_NORM, ValueFunction, value_network
+from dxmi_rl.costs import count_draws
+from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
+from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_gradient
+
+LARGEST_SHIFT = 5.0
+"""Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
+the next one further."""
+
+
+@dataclass(frozen=True)
+class VGSConfig:
+    """Settings of VGS."""
+
+    n_trajectories: int = 256
+    """Trajectories per iteration."""
+    n_epochs: int = 3
+    """Passes over each rollout, each with fresh next states."""
+    n_minibatches: int = 10
+    """Minibatches per pass."""
+    noise_scale: float = 1.2
+    """The rollout's noise over the policy's: states around those that the policy visits are learned, too."""
+    ema: float = 0.9
+    """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
+    kernel_steps: int = 4
+    """Fits of a learned backward kernel per rollout; the method does not use it, but evaluation does."""
+    anneal: bool = True
+    """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128, fourier=None, learning_rate=5e-4))
+    """The value network."""
+
+    def __post_init__(self) -> None:
+        for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
+            check_integer(key, getattr(self, key))
+        check_real("noise_scale", self.noise_scale, strict=True)
+        check_fraction("ema", self.ema)
+
+
+class ValueGradientPolicy(nn.Module):
+    """pi(x' | x) = N(a x - (s^2 a^2 / tau) grad V_{t+1}(a x), s^2 a^2 I), with V_T = E.
+
+    It is the optimal policy to first order in V around a x, where the schedule's noising kernel N(x' / a, s^2 I) leads
+    back to x.
+
+    Attributes:
+        a, std: a_t and s_t a_t, ``[T]``.
+        spread: S_t, the variance of x_t when x_T ~ N(0, c^2 I) is noised, c the MDP's scale, ``[T + 1]``.
+        network: the averaged value network (x, t) -> ``[batch, 1]``, in units of ``unit`` nats.
+    """
+
+    a: Tensor
+    std: Tensor
+    spread: Tensor
+
+    def __init__(self, mdp: DenoisingMDP, value: ValueFunction) -> None:
+        super().__init__()
+        self.horizon, self.tau, self.unit = mdp.horizon, mdp.tau, value.unit
+        gain, variance = mdp.base.schedule.forward_kernel()
+        self.register_buffer("a", 1 / gain)
+        self.register_buffer("std", variance.sqrt() / gain)
+        spread = [torch.full_like(gain[0], mdp.scale**2)]
+        for t in reversed(range(mdp.horizon)):
+            spread.insert(0, gain[t] ** 2 * spread[0] + variance[t])
+        self.register_buffer("spread", torch.stack(spread))
+        self.network = copy.deepcopy(value.network).requires_grad_(False)
+        self.pull = EnergyGradient(mdp.energy, constant=True)
+
+    def start(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """tau |x|^2 / (2 S_t), the soft value of a Gaussian of the MDP's scale, which V starts from: ``[batch]``."""
+        return self.tau * (x.square() / per_step(self.spread, t, x)).flatten(1).sum(1) / 2
+
+    def value(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """V_t(x) of the averaged network, t = 0..T-1: ``[batch]``."""
+        learned: Tensor = self.network(x, t)
+        return self.start(x, t) + self.unit * learned.squeeze(1)
+
+    def value_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """grad V_t(x) for t = 1..T, in the shape of x; one differentiated evaluation of E per row with t = T."""
+        if isinstance(t, int):
+            return -self.pull(x) if t == self.horizon else input_gradient(lambda point: self.value(point, t), x)
+        gradient, last = torch.empty_like(x), t == self.horizon
+        earlier = t[~last]
+        gradient[last] = -self.pull(x[last])
+        gradient[~last] = input_gradient(lambda point: self.value(point, earlier), x[~last])
+        return gradient
+
+    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}."""
+        std, point = per_step(self.std, t, x), per_step(self.a, t, x) * x
+        shift = (std / self.tau * self.value_gradient(point, t + 1)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
+        return point - std * shift, std.log()
+
+
+class Exploration:
+    """The policy with more noise, for rollouts; it keeps the means of the steps."""
+
+    def __init__(self, policy: ValueGradientPolicy, noise_scale: float) -> None:
+        self.policy, self.noise_scale = policy, noise_scale
+        self.means: list[Tensor] = []
+
+    def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """The policy's mean, and its log sigma plus that of the noise scale."""
+        mean, log_std = self.policy.moments(x, t)
+        self.means.append(mean)
+        return mean, log_std + self.noise_scale.log()
+
+
+class VGS(Agent[VGSConfig]):
+    """Soft value iteration without a policy network, for a noising kernel qb(x | x') = N(x' / a_t, s_t^2 I):
+
+        pi_t(x' | x) = N(mu_t(x), s_t^2 a_t^2 I),   mu_t(x) = a_t x - (s_t^2 a_t^2 / tau) grad V_{t+1}(a_t x)
+        V_t(x) = E[V_{t+1}(x') + tau (|mu_t(x) - a_t x|^2 / (2 s_t^2 a_t^2) - d log a_t)],   V_T = E
+
+    which is the soft value of docs/method.md of this policy. V is fitted to one-step targets with fresh next states, on
+    rollouts with ``noise_scale`` times the noise; an average of it gives policy and targets. The loss is square where
+    errors are small and grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel and
+    denoiser of the task are not used: a_t and s_t are those of its schedule.
+
+    V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
+    """
+
+    name: ClassVar[str] = "vgs"
+    Config = VGSConfig
+    policy: ValueGradientPolicy
+
+    def _build(self) -> None:
+        self.require_energy()
+        if self.mdp.tau == 0:
+            raise ValueError("tau must be > 0 for vgs, whose policy is the gradient of the value over tau, got 0.")
+        network = value_network(self.mdp, self.config.value, fade=FADE)
+        self.value = ValueFunction(self.mdp, self.config.value, network=network)
+        self.policy = ValueGradientPolicy(self.mdp, self.value)
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"value": self.value.optimizer}
+
+    def modules(self) -> dict[str, nn.Module]:
+        return super().modules() | {"value": self.value}
+
+    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
+        config, mdp, log = self.config, self.mdp, Log()
+        wide = torch.rand(config.n_trajectories, generator=self.generator, device=mdp.device)
+        wide = (1 + (config.noise_scale - 1) * wide).view(-1, *[1] * len(mdp.event_shape))
+        explorer = Exploration(self.policy, wide)
+        with torch.no_grad():
+            start = wide * mdp.reset(config.n_trajectories, self.generator)
+            trajectory = mdp.rollout(explorer, config.n_trajectories, self.generator, start=start)
+        self.costs.timesteps += config.n_trajectories * mdp.horizon
+        if on_final is not None:
+            on_final(trajectory.final)
+            with torch.no_grad():  # the last mean follows the energy
+                explorer.means[-1] = self.policy.moments(trajectory.x[-2], mdp.horizon - 1)[0]
+        for _ in range(config.kernel_steps):
+            mdp.kernel.fit(*trajectory.transitions())
+        means = torch.stack(explorer.means)
+        for _ in range(config.n_epochs):
+            order = torch.randperm(trajectory.n, generator=self.generator, device=means.device)
+            for rows in order.chunk(config.n_minibatches):
+                log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows])
+        average_towards(self.policy.network, self.value.network, config.ema)
+        return log
+
+    @torch.no_grad()
+    def value_targets(self, trajectory: Trajectory, means: Tensor) -> Tensor:
+        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a) with fresh x' at every state: ``[T n]``.
+
+        ``means`` are mu_t(x_t), ``[T, n, *event_shape]``. Raises EnergyError for energies that are not finite.
+        """
+        x, _, t = trajectory.transitions()
+        policy, n, mean = self.policy, trajectory.n, means.flatten(0, 1)
+        a, std = per_step(policy.a, t, x), per_step(policy.std, t, x)
+        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        x_next = mean + std * noise
+        count_draws(len(x_next))
+        future = torch.cat([policy.value(x_next[:-n], t[:-n] + 1), self.mdp.finite_energy(x_next[-n:])])
+        velocity = ((mean - a * x) / std).square().flatten(1).sum(1) / 2
+        return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t])
+
+    def update_value(self, trajectory: Trajectory, means: Tensor) -> Tensor:
+        """One regression of V on ``value_targets``; returns the loss."""
+        x, _, t = trajectory.transitions()
+        targets = self.value_targets(trajectory, means) - self.policy.start(x, t)
+        found = self.value.network(x, t).squeeze(1)
+        loss = nn.functional.smooth_l1_loss(found, targets / self.value.unit)
+        return gradient_step(self.value.optimizer, self.value.network, loss, MAX_VALUE_GRAD_NORM)

@@ -1,0 +1,151 @@
+"""The value gradient sampler: one step and one target against hand-written algebra, its values in closed form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from lqg_cases import START_STD, B, P, Quadratic
+from torch import Tensor
+
+from dxmi_rl import VGS, make_task
+from dxmi_rl.tasks import Task
+
+SMALL = {"n_trajectories": 32, "value.width": 16, "value.depth": 2}
+
+
+def noising(task: Task) -> tuple[list[float], list[float]]:
+    """a_t and s_t of the kernel N(x' / a_t, s_t^2 I), from the schedule's alpha and s."""
+    alpha, s = (part.double().tolist() for part in (task.mdp.base.schedule.alpha, task.mdp.base.schedule.s))
+    a = [after / before for before, after in itertools.pairwise(alpha)]
+    return a, [math.sqrt(s[t] ** 2 - (s[t + 1] / a[t]) ** 2) for t in range(len(a))]
+
+
+def value(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
+    """V_t(x) by hand, V_T = E."""
+    if t == agent.mdp.horizon:
+        return agent.mdp.energy(x)
+    gaussian = agent.mdp.tau * x.square().sum(1) / (2 * spread[t])
+    return gaussian + agent.mdp.tau * 2 * agent.policy.network(x, t)[:, 0]
+
+
+def slope(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
+    """grad V_t at x by central differences."""
+    found = torch.zeros_like(x)
+    for i in range(x.shape[1]):
+        step = torch.zeros_like(x)
+        step[:, i] = 1e-5
+        found[:, i] = (value(agent, x + step, t, spread) - value(agent, x - step, t, spread)) / 2e-5
+    return found
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+@pytest.mark.parametrize("schedule", ["cosine", "karras"])
+def test_a_step_and_a_target_by_hand(schedule: str, tau: float) -> None:
+    task = make_task("8gaussians", schedule=schedule, tau=tau, horizon=4, base=None)
+    agent = VGS(task, seed=0, **SMALL)
+    torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)
+    a, s = noising(task)
+    spread = [task.mdp.scale**2]
+    for t in reversed(range(4)):
+        spread.insert(0, spread[0] / a[t] ** 2 + s[t] ** 2)
+    trajectory = agent.sample_trajectory(6, seed=1)
+    means, wanted = torch.zeros_like(trajectory.x[:-1]), []
+    state = agent.generator.get_state()
+    noise = torch.randn(24, 2, generator=agent.generator).view(4, 6, 2)
+    agent.generator.set_state(state)
+    with torch.no_grad():
+        for t in range(4):
+            x = trajectory.x[t]
+            std = s[t] * a[t]
+            shift = std / tau * slope(agent, a[t] * x, t + 1, spread)
+            means[t] = a[t] * x - std * shift.clamp(-5, 5)
+            mean, log_std = agent.policy.moments(x, t)
+            assert torch.allclose(mean, means[t], atol=1e-6)
+            assert float(log_std.exp()) == pytest.approx(std)
+            by_row = agent.policy.moments(trajectory.x[:-1].flatten(0, 1), trajectory.t)[0].view(4, 6, 2)
+            assert torch.allclose(by_row[t], mean, atol=1e-12)
+            cost = (means[t] - a[t] * x).square().sum(1) / (2 * std**2) - 2 * math.log(a[t])
+            wanted.append(value(agent, means[t] + std * noise[t], t + 1, spread) + tau * cost)
+    assert torch.allclose(agent.value_targets(trajectory, means), torch.cat(wanted), atol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_running_cost_is_that_of_the_mdp() -> None:
+    """tau E[log pi - log qb] over next states is the velocity term, for the kernel that the policy reverses."""
+    task = make_task("8gaussians", horizon=3, backward="forward")
+    agent = VGS(task, seed=0, **SMALL)
+    x = torch.randn(1, 2).expand(200_000, 2)
+    generator = torch.Generator().manual_seed(0)
+    for t in range(3):
+        mean, log_std = agent.policy.moments(x[:1], t)
+        noise = torch.randn(x.shape, generator=generator)
+        log_pi = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(1)
+        sampled = log_pi - task.mdp.kernel.log_prob(x, mean + log_std.exp() * noise, t)
+        velocity = (mean - agent.policy.a[t] * x[:1]).square().sum() / (2 * agent.policy.std[t] ** 2)
+        error = float(sampled.std()) / math.sqrt(len(x))
+        assert abs(float(sampled.mean() - velocity + 2 * agent.policy.a[t].log())) < 4 * error + 1e-9
+
+
+def quadratic_task() -> Task:
+    """Small steps: the sampler diverges where s_t^2 exceeds 2 / curvature."""
+    options = {"level_max": START_STD, "level_min": 0.2}
+    return make_task(Quadratic(), base=None, horizon=20, schedule="geometric", schedule_options=options, tau=1.0)
+
+
+def closed_form(task: Task, *, linearised: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(p, b, c) of V_t = sum p x^2 / 2 + b x + c for t = 0..T, of the sampler or of the best policy.
+
+    The sampler's next state is N(x - v (p x + b), v), the best policy's N((x - v b) / (1 + v p), v / (1 + v p)).
+    """
+    p, b, c = torch.tensor(P).double(), torch.tensor(B).double(), torch.zeros(2).double()
+    found = [(p, b, c)]
+    for v in reversed([s * s for s in noising(task)[1]]):
+        if linearised:
+            gain, shift = 1 - v * p, -v * b
+            c = c + p * (v + shift**2) / 2 + b * shift + v * b**2 / 2
+            p, b = p * gain**2 + v * p**2, p * gain * shift + b * gain + v * p * b
+        else:  # -log of the integral of exp(-V_{t+1}(x')) N(x'; x, v)
+            total = 1 + v * p
+            c = c + total.log() / 2 - v * b**2 / total / 2
+            p, b = p / total, b / total
+        found.insert(0, (p, b, c))
+    return found
+
+
+@pytest.mark.slow
+def test_its_values_on_the_linear_quadratic_task_are_the_closed_form() -> None:
+    """Within 5 % of the spread of V on its own states, at every step."""
+    task = quadratic_task()
+    agent = VGS(task, seed=0, **{"value.width": 64, "value.fourier": 0, "value.learning_rate": 2e-3})
+    agent.learn(800_000)
+    trajectory = agent.sample_trajectory(20_000, seed=1)
+    for t, (p, b, c) in enumerate(closed_form(task, linearised=True)[:-1]):
+        x = trajectory.x[t]
+        wanted = (p * x.double() ** 2 / 2 + b * x + c).sum(1)
+        with torch.no_grad():
+            error = (agent.policy.value(x, t) - wanted).square().mean().sqrt()
+        print(t, float(error / wanted.std()))
+        assert float(error / wanted.std()) < 0.05
+
+
+def test_its_own_value_bounds_the_soft_value_from_above() -> None:
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None].expand(-1, 2)
+    own, best = (closed_form(quadratic_task(), linearised=linearised) for linearised in (True, False))
+    for (p, b, c), (q, d, e) in zip(own, best, strict=True):
+        assert float(((p - q) * x**2 / 2 + (b - d) * x + c - e).sum(1).min()) > -1e-9
+
+
+def test_it_learns_and_counts() -> None:
+    agent = VGS(make_task("8gaussians", horizon=10), seed=0)
+    agent.learn(2560)
+    assert agent.costs.energy_grad_evals == 256 and agent.costs.energy_evals == 256 * 4
+    assert agent.costs.policy_draws == 2560 * 4 and agent.costs.timesteps == 2560
+
+
+def test_tau_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="tau must be > 0 for vgs"):
+        VGS(make_task("8gaussians", tau=0.0))
