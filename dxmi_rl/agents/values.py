@@ -29,11 +29,12 @@ LOW_DIMENSIONS = 3
 
 
 def value_network(
-    mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None, *, fade: float | None = None
+    mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None, *, fade: float | None = None,
+    blur: Tensor | None = None,
 ) -> StepMLP | StepConv:  # fmt: skip
     """A network (x, t) -> ``[batch, 1]`` with a step for every entry of ``scale`` (None: the T steps of the MDP).
 
-    ``fade`` is that of FourierFeatures.
+    ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures.
     """
     scale = mdp.state_scale[:-1] if scale is None else scale
     if config.convolutional:
@@ -44,7 +45,7 @@ def value_network(
         fourier = 4 if mdp.dim <= LOW_DIMENSIONS else 0
     return StepMLP(
         mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=fourier, residual=config.residual,
-        dim=mdp.dim, pooled=True, coordinate_width=config.coordinate_width, fade=fade,
+        dim=mdp.dim, pooled=True, coordinate_width=config.coordinate_width, fade=fade, blur=blur,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,6 +23,8 @@ from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_grad
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
+REACH = 2.0
+"""Largest coordinate of what a value expects in the end, in units of the MDP's scale."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class VGSConfig:
     """Passes over each rollout, each with fresh next states."""
     n_minibatches: int = 10
     """Minibatches per pass."""
-    noise_scale: float = 1.2
-    """The rollout's noise over the policy's: states around those that the policy visits are learned, too."""
+    noise_scale: float = 2.0
+    """Largest ratio of a rollout's noise to the policy's; every trajectory draws its own between 1 and this. States
+    around those that the policy visits are learned, too."""
     ema: float = 0.9
     """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
     kernel_steps: int = 4
@@ -62,19 +64,26 @@ class ValueGradientPolicy(nn.Module):
 
     Attributes:
         a, std: a_t and s_t a_t, ``[T]``.
+        alpha, variance: the schedule's alpha_t and variance of the noise, ``[T + 1]``.
         spread: S_t, the variance of x_t when x_T ~ N(0, c^2 I) is noised, c the MDP's scale, ``[T + 1]``.
         network: the averaged value network (x, t) -> ``[batch, 1]``, in units of ``unit`` nats.
     """
 
     a: Tensor
     std: Tensor
+    alpha: Tensor
+    variance: Tensor
     spread: Tensor
 
     def __init__(self, mdp: DenoisingMDP, value: ValueFunction) -> None:
         super().__init__()
         self.horizon, self.tau, self.unit = mdp.horizon, mdp.tau, value.unit
-        gain, variance = mdp.base.schedule.forward_kernel()
+        schedule = mdp.base.schedule
+        gain, variance = schedule.forward_kernel()
         self.register_buffer("a", 1 / gain)
+        self.register_buffer("alpha", schedule.alpha.clone())
+        self.register_buffer("variance", schedule.s.square())
+        self.reach = REACH * mdp.scale
         self.register_buffer("std", variance.sqrt() / gain)
         spread = [torch.full_like(gain[0], mdp.scale**2)]
         for t in reversed(range(mdp.horizon)):
@@ -95,12 +104,21 @@ class ValueGradientPolicy(nn.Module):
     def value_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
         """grad V_t(x) for t = 1..T, in the shape of x; one differentiated evaluation of E per row with t = T."""
         if isinstance(t, int):
-            return -self.pull(x) if t == self.horizon else input_gradient(lambda point: self.value(point, t), x)
+            return -self.pull(x) if t == self.horizon else self.learned_gradient(x, t)
         gradient, last = torch.empty_like(x), t == self.horizon
-        earlier = t[~last]
         gradient[last] = -self.pull(x[last])
-        gradient[~last] = input_gradient(lambda point: self.value(point, earlier), x[~last])
+        gradient[~last] = self.learned_gradient(x[~last], t[~last])
         return gradient
+
+    def learned_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """grad V_t(x) of the averaged network for t < T, limited: D = (x - s_t^2 grad V_t(x) / tau) / alpha_t, the x_T
+        that V expects where pi is the best policy, stays within REACH scales of 0. The next mean then lies between a x
+        and a point that samples can reach, so that rollouts stay bounded whatever the network says.
+        """
+        gradient = input_gradient(lambda point: self.value(point, t), x)
+        alpha, variance = per_step(self.alpha, t, x), per_step(self.variance, t, x) / self.tau
+        expected = ((x - variance * gradient) / alpha).clamp(-self.reach, self.reach)
+        return (x - alpha * expected) / variance
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}."""
@@ -110,9 +128,9 @@ class ValueGradientPolicy(nn.Module):
 
 
 class Exploration:
-    """The policy with more noise, for rollouts; it keeps the means of the steps."""
+    """The policy with more noise, ``noise_scale`` ``[n, 1, ...]``, for rollouts; it keeps the means of the steps."""
 
-    def __init__(self, policy: ValueGradientPolicy, noise_scale: float) -> None:
+    def __init__(self, policy: ValueGradientPolicy, noise_scale: Tensor) -> None:
         self.policy, self.noise_scale = policy, noise_scale
         self.means: list[Tensor] = []
 
@@ -145,7 +163,8 @@ class VGS(Agent[VGSConfig]):
         self.require_energy()
         if self.mdp.tau == 0:
             raise ValueError("tau must be > 0 for vgs, whose policy is the gradient of the value over tau, got 0.")
-        network = value_network(self.mdp, self.config.value, fade=FADE)
+        blur = self.mdp.base.schedule.s[:-1] / self.mdp.state_scale[:-1]
+        network = value_network(self.mdp, self.config.value, fade=FADE, blur=blur)
         self.value = ValueFunction(self.mdp, self.config.value, network=network)
         self.policy = ValueGradientPolicy(self.mdp, self.value)
 
@@ -157,11 +176,12 @@ class VGS(Agent[VGSConfig]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, mdp, log = self.config, self.mdp, Log()
-        wide = torch.rand(config.n_trajectories, generator=self.generator, device=mdp.device)
-        wide = (1 + (config.noise_scale - 1) * wide).view(-1, *[1] * len(mdp.event_shape))
-        explorer = Exploration(self.policy, wide)
+        ratio = torch.rand(config.n_trajectories, generator=self.generator, device=mdp.device)
+        explorer = Exploration(
+            self.policy, (1 + (config.noise_scale - 1) * ratio).view(-1, *[1] * len(mdp.event_shape))
+        )
         with torch.no_grad():
-            start = wide * mdp.reset(config.n_trajectories, self.generator)
+            start = ratio * mdp.reset(config.n_trajectories, self.generator)
             trajectory = mdp.rollout(explorer, config.n_trajectories, self.generator, start=start)
         self.costs.timesteps += config.n_trajectories * mdp.horizon
         if on_final is not None:

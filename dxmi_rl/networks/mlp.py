@@ -12,7 +12,8 @@ class FourierFeatures(nn.Module):
     """``[batch, d] -> [batch, d (1 + 2 F)]``: x with sin and cos of pi 2^k x / 2, k = 0..F-1 (Tancik et al. 2020).
 
     With ``fade`` the sines vanish where the mean square of x is well beyond ``fade``: far from the data, where nothing
-    trains it, a network should extrapolate as a plain perceptron does, not repeat itself.
+    trains it, a network should extrapolate as a plain perceptron does, not repeat itself. Sines may be blurred: made as
+    small as noise of standard deviation ``blur`` ``[batch, 1]`` on x makes their mean.
     """
 
     frequencies: Tensor
@@ -22,9 +23,11 @@ class FourierFeatures(nn.Module):
         self.fade = fade
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(count))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, blur: Tensor | None = None) -> Tensor:
         angles = (x[..., None] * self.frequencies).flatten(-2)
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        if blur is not None:
+            waves = waves * torch.exp(-0.5 * (blur * self.frequencies).square()).repeat(1, 2 * x.shape[-1])
         if self.fade is not None:
             waves = waves / (1 + (x.square().mean(-1, keepdim=True) / self.fade) ** 6)
         return torch.cat([x, waves], dim=-1)
@@ -71,7 +74,7 @@ class MLP(nn.Module):
         zero: bool = False,
     ) -> None:
         super().__init__()
-        self.features: nn.Module = FourierFeatures(fourier, fade) if fourier else nn.Identity()
+        self.features = FourierFeatures(fourier, fade) if fourier else None
         size = inputs * (1 + 2 * fourier) + condition
         layers: list[nn.Module] = [nn.Linear(size, width)]
         if residual:
@@ -86,9 +89,9 @@ class MLP(nn.Module):
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``[batch, inputs], [batch, condition] -> [batch, outputs]``."""
-        hidden: Tensor = self.features(x)
+    def forward(self, x: Tensor, condition: Tensor | None = None, blur: Tensor | None = None) -> Tensor:
+        """``[batch, inputs], [batch, condition] -> [batch, outputs]``; ``blur`` as in FourierFeatures."""
+        hidden: Tensor = x if self.features is None else self.features(x, blur)
         if condition is not None:
             hidden = torch.cat([hidden, condition], dim=-1)
         out: Tensor = self.layers(hidden)
@@ -136,11 +139,12 @@ class StepMLP(nn.Module):
 
     input_scale: Tensor
     codes: Tensor
+    blur: Tensor | None
 
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
         residual: bool = False, zero: bool = False, dim: int | None = None, coordinate_width: int = 0,
-        pooled: bool = False, fade: float | None = None,
+        pooled: bool = False, fade: float | None = None, blur: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = len(input_scale)
@@ -156,6 +160,7 @@ class StepMLP(nn.Module):
             zero=zero,
         )  # fmt: skip
         self.register_buffer("input_scale", input_scale.clone())
+        self.register_buffer("blur", blur)
         self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
 
     @property
@@ -168,7 +173,8 @@ class StepMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         code = self.codes[t]
         x = x.flatten(1) / (self.input_scale[t] if isinstance(t, int) else self.input_scale[t, None])
-        out: Tensor = self.mlp(x, code.expand(len(x), -1))
+        blur = None if self.blur is None else self.blur[t].expand(len(x))[:, None]
+        out: Tensor = self.mlp(x, code.expand(len(x), -1), blur)
         if self.coordinates is None:
             return out
         parts: Tensor = self.coordinates(x, code)
