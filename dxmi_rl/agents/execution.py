@@ -17,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.diffusion import DenoiserMLP, DenoiserUNet
-from dxmi_rl.networks import EnergyNetwork, StepConv, StepMLP
+from dxmi_rl.networks import EnergyNetwork, ParticleMLP, StepConv, StepMLP
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-NETWORKS = (DenoiserUNet, DenoiserMLP, EnergyNetwork, StepMLP, StepConv)
+NETWORKS = (DenoiserUNet, DenoiserMLP, EnergyNetwork, StepMLP, StepConv, ParticleMLP)
 """Networks that ``set_execution`` applies to; everything else of an agent (other libraries' networks, sigmas, kernels)
 runs in full on every process."""
 

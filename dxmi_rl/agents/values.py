@@ -14,7 +14,7 @@ from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import Energy
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.networks import StepConv, StepMLP
+from dxmi_rl.networks import ParticleMLP, StepConv, StepMLP, check_without_coordinates
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam, frozen, gradient_step, input_gradient
 
@@ -31,12 +31,15 @@ LOW_DIMENSIONS = 3
 def value_network(
     mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None, *, fade: float | None = None,
     blur: Tensor | None = None,
-) -> StepMLP | StepConv:  # fmt: skip
+) -> StepMLP | StepConv | ParticleMLP:  # fmt: skip
     """A network (x, t) -> ``[batch, 1]`` with a step for every entry of ``scale`` (None: the T steps of the MDP).
 
-    ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures.
+    ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures. Particles have a ParticleMLP.
     """
     scale = mdp.state_scale[:-1] if scale is None else scale
+    if mdp.particles is not None:
+        check_without_coordinates("value.coordinate_width", config.coordinate_width)
+        return ParticleMLP(mdp.particles, 1, 1, scale, width=config.width, pooled=True)
     if config.convolutional:
         return StepConv(mdp.event_shape, 1, scale, width=config.width, depth=config.depth)
     fourier = config.fourier

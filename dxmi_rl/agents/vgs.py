@@ -23,8 +23,6 @@ from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_grad
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
-REACH = 2.0
-"""Largest coordinate of what a value expects in the end, in units of the MDP's scale."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +36,29 @@ class VGSConfig:
     n_minibatches: int = 10
     """Minibatches per pass."""
     noise_scale: float = 2.0
-    """Largest ratio of a rollout's noise to the policy's; every trajectory draws its own between 1 and this. States
-    around those that the policy visits are learned, too."""
+    """Largest ratio of a rollout's noise to the policy's; every trajectory draws its own between 1 and this."""
+    exploration: float = 0.3
+    """Share of the trajectories that follow the policy in part only: their shifts are multiplied by a number between 0
+    and 1 of their own. Where V is wrong enough to lead away from a mode, nothing else visits that mode again."""
+    reach: float = 2.0
+    """Largest coordinate of the x_T that V expects at a state, in units of the MDP's scale: where V is wrong, rollouts
+    must not run away. Larger for heavy tails, where 2 cuts them off."""
     ema: float = 0.9
     """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
     kernel_steps: int = 4
     """Fits of a learned backward kernel per rollout; the method does not use it, but evaluation does."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
-    value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128, fourier=None, learning_rate=5e-4))
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128))
     """The value network."""
 
     def __post_init__(self) -> None:
         for key in ("n_trajectories", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
-        check_real("noise_scale", self.noise_scale, strict=True)
+        if check_real("noise_scale", self.noise_scale) < 1:
+            raise ValueError(f"noise_scale must be >= 1, got {self.noise_scale!r}.")
+        check_fraction("exploration", self.exploration)
+        check_real("reach", self.reach, strict=True)
         check_fraction("ema", self.ema)
 
 
@@ -67,6 +73,7 @@ class ValueGradientPolicy(nn.Module):
         alpha, variance: the schedule's alpha_t and variance of the noise, ``[T + 1]``.
         spread: S_t, the variance of x_t when x_T ~ N(0, c^2 I) is noised, c the MDP's scale, ``[T + 1]``.
         network: the averaged value network (x, t) -> ``[batch, 1]``, in units of ``unit`` nats.
+        reach: largest coordinate of the x_T that V expects.
     """
 
     a: Tensor
@@ -75,7 +82,7 @@ class ValueGradientPolicy(nn.Module):
     variance: Tensor
     spread: Tensor
 
-    def __init__(self, mdp: DenoisingMDP, value: ValueFunction) -> None:
+    def __init__(self, mdp: DenoisingMDP, value: ValueFunction, reach: float) -> None:
         super().__init__()
         self.horizon, self.tau, self.unit = mdp.horizon, mdp.tau, value.unit
         schedule = mdp.base.schedule
@@ -83,7 +90,7 @@ class ValueGradientPolicy(nn.Module):
         self.register_buffer("a", 1 / gain)
         self.register_buffer("alpha", schedule.alpha.clone())
         self.register_buffer("variance", schedule.s.square())
-        self.reach = REACH * mdp.scale
+        self.reach = reach * mdp.scale
         self.register_buffer("std", variance.sqrt() / gain)
         spread = [torch.full_like(gain[0], mdp.scale**2)]
         for t in reversed(range(mdp.horizon)):
@@ -112,7 +119,7 @@ class ValueGradientPolicy(nn.Module):
 
     def learned_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
         """grad V_t(x) of the averaged network for t < T, limited: D = (x - s_t^2 grad V_t(x) / tau) / alpha_t, the x_T
-        that V expects where pi is the best policy, stays within REACH scales of 0. The next mean then lies between a x
+        that V expects where pi is the best policy, stays within ``reach`` scales of 0. The next mean then lies between a x
         and a point that samples can reach, so that rollouts stay bounded whatever the network says.
         """
         gradient = input_gradient(lambda point: self.value(point, t), x)
@@ -128,17 +135,20 @@ class ValueGradientPolicy(nn.Module):
 
 
 class Exploration:
-    """The policy with more noise, ``noise_scale`` ``[n, 1, ...]``, for rollouts; it keeps the means of the steps."""
+    """The policy of rollouts, whose states surround those of the policy; it keeps the policy's means of the steps.
 
-    def __init__(self, policy: ValueGradientPolicy, noise_scale: Tensor) -> None:
-        self.policy, self.noise_scale = policy, noise_scale
+    Per trajectory, ``[n, 1, ...]``, the shift of the mean is multiplied by ``control`` and the noise by ``noise_scale``.
+    """
+
+    def __init__(self, policy: ValueGradientPolicy, control: Tensor, noise_scale: Tensor) -> None:
+        self.policy, self.control, self.noise_scale = policy, control, noise_scale
         self.means: list[Tensor] = []
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """The policy's mean, and its log sigma plus that of the noise scale."""
+        """Mean between a x and the policy's, and the policy's log sigma plus that of the noise scale."""
         mean, log_std = self.policy.moments(x, t)
         self.means.append(mean)
-        return mean, log_std + self.noise_scale.log()
+        return torch.lerp(per_step(self.policy.a, t, x) * x, mean, self.control), log_std + self.noise_scale.log()
 
 
 class VGS(Agent[VGSConfig]):
@@ -148,7 +158,7 @@ class VGS(Agent[VGSConfig]):
         V_t(x) = E[V_{t+1}(x') + tau (|mu_t(x) - a_t x|^2 / (2 s_t^2 a_t^2) - d log a_t)],   V_T = E
 
     which is the soft value of docs/method.md of this policy. V is fitted to one-step targets with fresh next states, on
-    rollouts with ``noise_scale`` times the noise; an average of it gives policy and targets. The loss is square where
+    rollouts that explore; an average of it gives policy and targets. The loss is square where
     errors are small and grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel and
     denoiser of the task are not used: a_t and s_t are those of its schedule.
 
@@ -166,7 +176,7 @@ class VGS(Agent[VGSConfig]):
         blur = self.mdp.base.schedule.s[:-1] / self.mdp.state_scale[:-1]
         network = value_network(self.mdp, self.config.value, fade=FADE, blur=blur)
         self.value = ValueFunction(self.mdp, self.config.value, network=network)
-        self.policy = ValueGradientPolicy(self.mdp, self.value)
+        self.policy = ValueGradientPolicy(self.mdp, self.value, self.config.reach)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"value": self.value.optimizer}
@@ -176,13 +186,9 @@ class VGS(Agent[VGSConfig]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, mdp, log = self.config, self.mdp, Log()
-        ratio = torch.rand(config.n_trajectories, generator=self.generator, device=mdp.device)
-        explorer = Exploration(
-            self.policy, (1 + (config.noise_scale - 1) * ratio).view(-1, *[1] * len(mdp.event_shape))
-        )
+        explorer = self._explorer()
         with torch.no_grad():
-            start = ratio * mdp.reset(config.n_trajectories, self.generator)
-            trajectory = mdp.rollout(explorer, config.n_trajectories, self.generator, start=start)
+            trajectory = mdp.rollout(explorer, config.n_trajectories, self.generator)
         self.costs.timesteps += config.n_trajectories * mdp.horizon
         if on_final is not None:
             on_final(trajectory.final)
@@ -198,19 +204,28 @@ class VGS(Agent[VGSConfig]):
         average_towards(self.policy.network, self.value.network, config.ema)
         return log
 
+    def _explorer(self) -> Exploration:
+        config, shape = self.config, (self.config.n_trajectories, *[1] * len(self.mdp.event_shape))
+        chosen, control, noise = torch.rand(3, *shape, generator=self.generator, device=self.mdp.device).unbind()
+        control = torch.where(chosen < config.exploration, control, torch.ones_like(control))
+        return Exploration(self.policy, control, 1 + (config.noise_scale - 1) * noise)
+
     @torch.no_grad()
     def value_targets(self, trajectory: Trajectory, means: Tensor) -> Tensor:
-        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a) with fresh x' at every state: ``[T n]``.
+        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``: the mean over two fresh x' at every state,
+        mu + s a z and mu - s a z, as V is nearly linear over one sigma.
 
         ``means`` are mu_t(x_t), ``[T, n, *event_shape]``. Raises EnergyError for energies that are not finite.
         """
         x, _, t = trajectory.transitions()
         policy, n, mean = self.policy, trajectory.n, means.flatten(0, 1)
         a, std = per_step(policy.a, t, x), per_step(policy.std, t, x)
-        noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        x_next = mean + std * noise
-        count_draws(len(x_next))
-        future = torch.cat([policy.value(x_next[:-n], t[:-n] + 1), self.mdp.finite_energy(x_next[-n:])])
+        shift = std * torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+        ahead, behind = mean + shift, mean - shift
+        count_draws(2 * len(x))
+        learned = policy.value(torch.cat([ahead[:-n], behind[:-n]]), torch.cat([t[:-n], t[:-n]]) + 1)
+        last = self.mdp.finite_energy(torch.cat([ahead[-n:], behind[-n:]]))
+        future = torch.cat([learned.view(2, -1).mean(0), last.view(2, -1).mean(0)])
         velocity = ((mean - a * x) / std).square().flatten(1).sum(1) / 2
         return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t])
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dxmi_rl.networks import zero_mean_basis
 from dxmi_rl.targets.base import Target
 from dxmi_rl.utils.checks import check_batch, check_integer, check_real
 
@@ -35,11 +35,7 @@ class ParticleTarget(Target):
         self.particles = check_integer("particles", particles, minimum=2)
         self.space = check_integer("space", space)
         super().__init__(((particles - 1) * space,), scale=scale, smallest_scale=smallest_scale, plot_range=plot_range)
-        basis = torch.zeros(particles, particles - 1, dtype=torch.float64)
-        for k in range(1, particles):  # column k: the first k particles against particle k + 1
-            basis[:k, k - 1], basis[k, k - 1] = 1, -k
-            basis[:, k - 1] /= math.sqrt(k * (k + 1))
-        self.register_buffer("basis", basis.to(torch.get_default_dtype()))
+        self.register_buffer("basis", zero_mean_basis(particles))
         self.register_buffer("pairs", torch.triu_indices(particles, particles, offset=1))
 
     def positions(self, y: Tensor) -> Tensor:

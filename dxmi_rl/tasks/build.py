@@ -27,7 +27,7 @@ from dxmi_rl.diffusion import (
 from dxmi_rl.diffusion.schedules import variance_exploding
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP, Energy
-from dxmi_rl.targets import DataTarget, EnergyTarget, Target, TargetError
+from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError
 from dxmi_rl.tasks.config import BASES, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target, task_denoiser
 from dxmi_rl.tasks.table import TASKS, default_config
@@ -226,7 +226,20 @@ def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> Deno
     check_integer("horizon", config.horizon)
     base = _build_base(config, target, device)
     kernel = _kernel(config, target, base)
-    return DenoisingMDP(base, kernel, target.event_shape, tau=config.tau, scale=target.scale, device=device)
+    return DenoisingMDP(
+        base,
+        kernel,
+        target.event_shape,
+        tau=config.tau,
+        scale=target.scale,
+        particles=_particles(target),
+        device=device,
+    )
+
+
+def _particles(target: Target) -> tuple[int, int] | None:
+    """(N, d) where states are those of N particles in d dimensions."""
+    return (target.particles, target.space) if isinstance(target, ParticleTarget) else None
 
 
 def _kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:

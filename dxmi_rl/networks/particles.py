@@ -1,0 +1,123 @@
+"""Networks for identical particles: invariant numbers and equivariant vectors of a configuration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+RADII = 16
+"""Radial features of a distance."""
+FARTHEST = 4.0
+"""Largest distance that radial features tell apart, in units of the input's scale."""
+
+
+def zero_mean_basis(particles: int) -> Tensor:
+    """The Helmert matrix ``[N, N - 1]``: orthonormal columns that sum to zero. Positions with mean zero are B y."""
+    basis = torch.zeros(particles, particles - 1, dtype=torch.float64)
+    for k in range(1, particles):  # column k: the first k particles against particle k + 1
+        basis[:k, k - 1], basis[k, k - 1] = 1, -k
+        basis[:, k - 1] /= math.sqrt(k * (k + 1))
+    return basis.to(torch.get_default_dtype())
+
+
+def check_without_coordinates(name: str, coordinate_width: int) -> None:
+    """Raise ValueError for coordinate-wise networks of particles, which would tell directions in space apart."""
+    if coordinate_width:
+        raise ValueError(f"{name} must be 0 for particles, whose network has none, got {coordinate_width}.")
+
+
+class ParticleMLP(nn.Module):
+    """A network of (x, t) for N identical particles in d dimensions, in the place of a StepMLP.
+
+    Every pair of particles has features: its distance, as a smooth histogram (Schuett et al. 2017, arXiv 1706.08566),
+    and for every further input vector the component along the pair and the length of the difference. A perceptron of
+    them, the same for all pairs, is averaged over the pairs of each particle, then another over the particles. Sums of
+    pair differences, weighted by numbers that depend on the pair and its two particles, are the vectors it gives. So
+    numbers do not change under translations, rotations, reflections and permutations, and vectors turn along.
+
+    Args:
+        particles: (N, d).
+        inputs: vectors c per state: x, and c - 1 others. All are coordinates in the zero-mean subspace (``targets``).
+        outputs: numbers o per coordinate, or numbers of a value.
+        input_scale: x is divided by ``input_scale[t]`` first, ``[steps]``.
+        width: units per layer.
+        pooled: all outputs are invariant numbers, ``[batch, o]``; else the first is a vector, the others numbers that
+            are the same for every coordinate, ``[batch, o (N - 1) d]`` with the coordinate running fastest.
+        zero: start at output zero.
+    """
+
+    basis: Tensor
+    pairs: Tensor
+    gather: Tensor
+    radii: Tensor
+    input_scale: Tensor
+    codes: Tensor
+
+    def __init__(
+        self, particles: tuple[int, int], inputs: int, outputs: int, input_scale: Tensor, *, width: int,
+        pooled: bool = False, zero: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        count, self.space = particles
+        steps, self.inputs, self.pooled = len(input_scale), inputs, pooled
+        numbers = outputs if pooled else outputs - 1
+        self.register_buffer("basis", zero_mean_basis(count))
+        self.register_buffer("pairs", torch.triu_indices(count, count, offset=1))
+        members = nn.functional.one_hot(self.pairs, count).to(self.basis.dtype).transpose(1, 2) / (count - 1)
+        self.register_buffer("gather", torch.stack([members[0] + members[1], members[0] - members[1]]))
+        self.register_buffer("radii", torch.linspace(0, FARTHEST, RADII))
+        self.register_buffer("input_scale", input_scale.clone())
+        self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
+        self.pair = nn.Linear(1 + RADII + 2 * (inputs - 1), width)
+        self.pair_step = nn.Linear(steps, width, bias=False)
+        self.pair_hidden = nn.Linear(width, width)
+        self.particle = nn.Linear(width, width)
+        self.particle_step = nn.Linear(steps, width, bias=False)
+        self.particle_hidden = nn.Linear(width, width)
+        self.last = nn.Linear(width, numbers) if numbers else None
+        self.weight = None if pooled else nn.Linear(width, width)
+        self.weight_last = None if pooled else nn.Linear(width, inputs)
+        for layer in (self.last, self.weight_last):
+            if zero and layer is not None:
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
+        """x is ``[batch, c (N - 1) d]``, t a LongTensor ``[batch]`` or an int; see ``pooled`` for what it returns."""
+        code = self.codes[t].unsqueeze(-2)
+        vectors = x.view(len(x), self.inputs, len(self.basis) - 1, self.space)
+        vectors = vectors / self.input_scale[t].view(-1, 1, 1, 1)
+        left, right = self.pairs
+        positions = self.basis @ vectors  # [batch, c, N, d]
+        differences = positions[:, :, left] - positions[:, :, right]
+        lengths = differences.square().sum(-1).clamp_min(1e-12).sqrt()  # [batch, c, pairs]
+        distance = lengths[:, 0, :, None]
+        spacing = FARTHEST / (RADII - 1)
+        features = [distance, torch.exp(-0.5 * ((distance - self.radii) / spacing).square())]
+        if self.inputs > 1:
+            along = (differences[:, 1:] * (differences[:, :1] / distance[:, None])).sum(-1)
+            features += [along.transpose(1, 2), lengths[:, 1:].transpose(1, 2)]
+        act = nn.functional.silu
+        pair = act(self.pair_hidden(act(self.pair(torch.cat(features, -1)) + self.pair_step(code))))
+        particle = act(self.particle(self.gather[0] @ pair) + self.particle_step(code))
+        particle = act(self.particle_hidden(particle))
+        numbers = None if self.last is None else self.last(particle.mean(1))  # [batch, numbers]
+        if self.weight is None or self.weight_last is None:
+            assert numbers is not None
+            return numbers
+        weights = self.weight_last(act(self.weight(pair + particle[:, left] + particle[:, right])))
+        shifts = (weights.transpose(1, 2)[..., None] * differences).sum(1)  # [batch, pairs, d]
+        vector = (self.basis.T @ self.gather[1] @ shifts).flatten(1)
+        if numbers is None:
+            return vector
+        return torch.cat([vector, numbers.repeat_interleave(vector.shape[1], dim=1)], dim=1)
+
+    def soft_clip(self, x: Tensor, limit: float) -> Tensor:
+        """Coordinates ``[batch, (N - 1) d]`` of x with the vector v of every particle made v / sqrt(1 + |v|^2 / limit^2);
+        their mean is taken away.
+        """
+        vectors = self.basis @ x.view(len(x), -1, self.space)
+        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+        return (self.basis.T @ (vectors / torch.hypot(torch.ones_like(length), length / limit))).flatten(1)
