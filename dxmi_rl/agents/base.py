@@ -96,7 +96,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
             if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
                 raise TypeError(f"{key!r} belongs to the task: pass task=make_task({self.task.name!r}, {key}=...).")
         result: ConfigT = changed(config, settings, f"setting of {self.name!r}")
-        check_changes(config, result, self.mdp.event_shape)
+        check_changes(config, result, self.mdp.event_shape, particles=self.mdp.particles is not None)
         return result
 
     def default_config(self, settings: Mapping[str, Any]) -> ConfigT:

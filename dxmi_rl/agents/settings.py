@@ -14,11 +14,13 @@ CORRECTION_ONLY = {
     "width", "depth", "fourier", "coordinate_width", "state_dependent_sigma", "learning_rate", "sigma_learning_rate",
 }  # fmt: skip
 FINE_TUNING_ONLY = {"fine_tuning_rate", "sigma_fine_tuning_rate"}
+NOT_OF_PARTICLES = {"depth", "fourier", "residual", "coordinate_width"}
+"""Settings of perceptrons that a ParticleMLP does not have."""
 
 
 @dataclass(frozen=True)
 class MeanConfig:
-    """Settings of a policy whose sigma is the base sampler's."""
+    """Settings of a policy whose sigma is the base sampler's. Of a network for particles only the width is set."""
 
     kind: str = "auto"
     """"correction" (a network on top of the fixed base mean), "fine-tuned" (the pretrained network itself), or "auto":
@@ -77,29 +79,35 @@ def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
     return "fine-tuned" if len(event_shape) == 3 else "correction"
 
 
-def check_changes(before: Any, after: Any, event_shape: tuple[int, ...]) -> None:
-    """Raise ValueError for a changed setting, such as "policy.width", that changes nothing in this kind of policy.
+def check_changes(before: Any, after: Any, event_shape: tuple[int, ...], *, particles: bool = False) -> None:
+    """Raise ValueError for a changed setting, such as "policy.width", that changes nothing in this kind of policy, or
+    in the networks that ``particles`` have.
 
     For settings that are given one by one; a whole config, as of a recipe or a checkpoint, may hold such values.
     ``before`` and ``after`` are settings of an agent, or of a game with an agent inside (``agent_settings``).
     """
     inner = getattr(after, "agent_settings", after)
+    old = flat_settings(getattr(before, "agent_settings", before))
+    moved = {name for name, value in flat_settings(inner).items() if value != old.get(name, value)}
+    for name in sorted(moved if particles else ()):
+        group, _, setting = name.rpartition(".")
+        if group in ("", "policy", "value") and setting in NOT_OF_PARTICLES:
+            raise ValueError(f"{name} changes nothing for particles, whose networks have a width only (ParticleMLP).")
     if not isinstance(config := getattr(inner, "policy", None), MeanConfig):
         return
     kind, other = policy_kind(config, event_shape), "correction"
     idle = CORRECTION_ONLY
     if kind == other:
         idle, other = FINE_TUNING_ONLY, "fine-tuned"
-    old = flat_settings(getattr(before, "agent_settings", before))
-    for name, value in flat_settings(inner).items():
+    for name in sorted(moved):
         group, _, setting = name.partition(".")
-        if group == "policy" and setting in idle and value != old.get(name, value):
+        if group == "policy" and setting in idle:
             raise ValueError(f"{name} belongs to a policy of kind {other!r}, and changes nothing in a {kind!r} one.")
 
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """Settings of a value network."""
+    """Settings of a value network. Of one for particles only the width is set."""
 
     width: int = 64
     """Units per layer, or channels of a convolutional network."""

@@ -119,8 +119,8 @@ class ValueGradientPolicy(nn.Module):
 
     def learned_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
         """grad V_t(x) of the averaged network for t < T, limited: D = (x - s_t^2 grad V_t(x) / tau) / alpha_t, the x_T
-        that V expects where pi is the best policy, stays within ``reach`` scales of 0. The next mean then lies between a x
-        and a point that samples can reach, so that rollouts stay bounded whatever the network says.
+        that V expects where pi is the best policy, stays within ``reach`` scales of 0. The next mean then lies between
+        a x and a point that samples can reach, so that rollouts stay bounded whatever the network says.
         """
         gradient = input_gradient(lambda point: self.value(point, t), x)
         alpha, variance = per_step(self.alpha, t, x), per_step(self.variance, t, x) / self.tau
@@ -137,7 +137,7 @@ class ValueGradientPolicy(nn.Module):
 class Exploration:
     """The policy of rollouts, whose states surround those of the policy; it keeps the policy's means of the steps.
 
-    Per trajectory, ``[n, 1, ...]``, the shift of the mean is multiplied by ``control`` and the noise by ``noise_scale``.
+    The shift of the mean is multiplied by ``control`` and the noise by ``noise_scale``, ``[n, 1, ...]`` each.
     """
 
     def __init__(self, policy: ValueGradientPolicy, control: Tensor, noise_scale: Tensor) -> None:
@@ -158,9 +158,9 @@ class VGS(Agent[VGSConfig]):
         V_t(x) = E[V_{t+1}(x') + tau (|mu_t(x) - a_t x|^2 / (2 s_t^2 a_t^2) - d log a_t)],   V_T = E
 
     which is the soft value of docs/method.md of this policy. V is fitted to one-step targets with fresh next states, on
-    rollouts that explore; an average of it gives policy and targets. The loss is square where
-    errors are small and grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel and
-    denoiser of the task are not used: a_t and s_t are those of its schedule.
+    rollouts that explore; an average of it gives policy and targets. The loss is square where errors are small and
+    grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel and denoiser of the task
+    are not used: a_t and s_t are those of its schedule.
 
     V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
     """
@@ -212,8 +212,8 @@ class VGS(Agent[VGSConfig]):
 
     @torch.no_grad()
     def value_targets(self, trajectory: Trajectory, means: Tensor) -> Tensor:
-        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``: the mean over two fresh x' at every state,
-        mu + s a z and mu - s a z, as V is nearly linear over one sigma.
+        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``: the mean over two fresh x' at every
+        state, mu + s a z and mu - s a z, as V is nearly linear over one sigma.
 
         ``means`` are mu_t(x_t), ``[T, n, *event_shape]``. Raises EnergyError for energies that are not finite.
         """

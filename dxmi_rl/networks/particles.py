@@ -62,7 +62,7 @@ class ParticleMLP(nn.Module):
         super().__init__()
         count, self.space = particles
         steps, self.inputs, self.pooled = len(input_scale), inputs, pooled
-        numbers = outputs if pooled else outputs - 1
+        self.numbers = outputs if pooled else outputs - 1
         self.register_buffer("basis", zero_mean_basis(count))
         self.register_buffer("pairs", torch.triu_indices(count, count, offset=1))
         members = nn.functional.one_hot(self.pairs, count).to(self.basis.dtype).transpose(1, 2) / (count - 1)
@@ -76,13 +76,16 @@ class ParticleMLP(nn.Module):
         self.particle = nn.Linear(width, width)
         self.particle_step = nn.Linear(steps, width, bias=False)
         self.particle_hidden = nn.Linear(width, width)
-        self.last = nn.Linear(width, numbers) if numbers else None
-        self.weight = None if pooled else nn.Linear(width, width)
-        self.weight_last = None if pooled else nn.Linear(width, inputs)
-        for layer in (self.last, self.weight_last):
-            if zero and layer is not None:
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        ends = []
+        if self.numbers:
+            self.last = nn.Linear(width, self.numbers)
+            ends.append(self.last)
+        if not pooled:
+            self.weight, self.weight_last = nn.Linear(width, width), nn.Linear(width, inputs)
+            ends.append(self.weight_last)
+        for layer in ends if zero else ():
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         """x is ``[batch, c (N - 1) d]``, t a LongTensor ``[batch]`` or an int; see ``pooled`` for what it returns."""
@@ -103,21 +106,18 @@ class ParticleMLP(nn.Module):
         pair = act(self.pair_hidden(act(self.pair(torch.cat(features, -1)) + self.pair_step(code))))
         particle = act(self.particle(self.gather[0] @ pair) + self.particle_step(code))
         particle = act(self.particle_hidden(particle))
-        numbers = None if self.last is None else self.last(particle.mean(1))  # [batch, numbers]
-        if self.weight is None or self.weight_last is None:
-            assert numbers is not None
-            return numbers
-        weights = self.weight_last(act(self.weight(pair + particle[:, left] + particle[:, right])))
-        shifts = (weights.transpose(1, 2)[..., None] * differences).sum(1)  # [batch, pairs, d]
-        vector = (self.basis.T @ self.gather[1] @ shifts).flatten(1)
-        if numbers is None:
-            return vector
-        return torch.cat([vector, numbers.repeat_interleave(vector.shape[1], dim=1)], dim=1)
+        parts = []
+        if not self.pooled:
+            weights = self.weight_last(act(self.weight(pair + particle[:, left] + particle[:, right])))
+            shifts = (weights.transpose(1, 2)[..., None] * differences).sum(1)  # [batch, pairs, d]
+            parts.append((self.basis.T @ (self.gather[1] @ shifts)).flatten(1))
+        if self.numbers:
+            numbers = self.last(particle.mean(1))
+            parts.append(numbers if self.pooled else numbers.repeat_interleave(x.shape[1] // self.inputs, dim=1))
+        return torch.cat(parts, dim=1)
 
     def soft_clip(self, x: Tensor, limit: float) -> Tensor:
-        """Coordinates ``[batch, (N - 1) d]`` of x with the vector v of every particle made v / sqrt(1 + |v|^2 / limit^2);
-        their mean is taken away.
-        """
+        """x ``[batch, (N - 1) d]`` with each particle's v made v / sqrt(1 + |v|^2 / limit^2), and their mean 0."""
         vectors = self.basis @ x.view(len(x), -1, self.space)
         length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         return (self.basis.T @ (vectors / torch.hypot(torch.ones_like(length), length / limit))).flatten(1)

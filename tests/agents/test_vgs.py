@@ -10,7 +10,7 @@ import torch
 from lqg_cases import START_STD, B, P, Quadratic
 from torch import Tensor
 
-from dxmi_rl import VGS, make_task
+from dxmi_rl import VGS, evaluate, make_task
 from dxmi_rl.tasks import Task
 
 SMALL = {"n_trajectories": 32, "value.width": 16, "value.depth": 2}
@@ -43,9 +43,10 @@ def slope(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-@pytest.mark.parametrize("schedule", ["cosine", "karras"])
-def test_a_step_and_a_target_by_hand(schedule: str, tau: float) -> None:
-    task = make_task("8gaussians", schedule=schedule, tau=tau, horizon=4, base=None)
+@pytest.mark.parametrize("name", ["cosine", "karras"])
+def test_a_step_and_a_target_by_hand(name: str, tau: float) -> None:
+    task = make_task("8gaussians", schedule=name, tau=tau, horizon=4, base=None)
+    schedule = task.mdp.base.schedule
     agent = VGS(task, seed=0, **SMALL)
     torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)
     a, s = noising(task)
@@ -62,6 +63,12 @@ def test_a_step_and_a_target_by_hand(schedule: str, tau: float) -> None:
             x = trajectory.x[t]
             std = s[t] * a[t]
             shift = std / tau * slope(agent, a[t] * x, t + 1, spread)
+            if t < 3:  # what V expects of x_T stays within two scales
+                alpha, variance = (float(part[t + 1]) for part in (schedule.alpha, schedule.s.square()))
+                expected = (a[t] * x - variance / std * shift) / alpha
+                reach = 2 * task.mdp.scale
+                expected = expected.clamp(-reach, reach)
+                shift = (a[t] * x - alpha * expected) * std / variance
             means[t] = a[t] * x - std * shift.clamp(-5, 5)
             mean, log_std = agent.policy.moments(x, t)
             assert torch.allclose(mean, means[t], atol=1e-6)
@@ -69,7 +76,8 @@ def test_a_step_and_a_target_by_hand(schedule: str, tau: float) -> None:
             by_row = agent.policy.moments(trajectory.x[:-1].flatten(0, 1), trajectory.t)[0].view(4, 6, 2)
             assert torch.allclose(by_row[t], mean, atol=1e-12)
             cost = (means[t] - a[t] * x).square().sum(1) / (2 * std**2) - 2 * math.log(a[t])
-            wanted.append(value(agent, means[t] + std * noise[t], t + 1, spread) + tau * cost)
+            future = [value(agent, means[t] + sign * std * noise[t], t + 1, spread) for sign in (1, -1)]
+            wanted.append((future[0] + future[1]) / 2 + tau * cost)
     assert torch.allclose(agent.value_targets(trajectory, means), torch.cat(wanted), atol=1e-6)
 
 
@@ -120,7 +128,8 @@ def closed_form(task: Task, *, linearised: bool) -> list[tuple[Tensor, Tensor, T
 def test_its_values_on_the_linear_quadratic_task_are_the_closed_form() -> None:
     """Within 5 % of the spread of V on its own states, at every step."""
     task = quadratic_task()
-    agent = VGS(task, seed=0, **{"value.width": 64, "value.fourier": 0, "value.learning_rate": 2e-3})
+    settings = {"value.width": 64, "value.fourier": 0, "n_trajectories": 128, "ema": 0.8, "exploration": 0.0}
+    agent = VGS(task, seed=0, reach=10.0, **settings)
     agent.learn(800_000)
     trajectory = agent.sample_trajectory(20_000, seed=1)
     for t, (p, b, c) in enumerate(closed_form(task, linearised=True)[:-1]):
@@ -128,7 +137,6 @@ def test_its_values_on_the_linear_quadratic_task_are_the_closed_form() -> None:
         wanted = (p * x.double() ** 2 / 2 + b * x + c).sum(1)
         with torch.no_grad():
             error = (agent.policy.value(x, t) - wanted).square().mean().sqrt()
-        print(t, float(error / wanted.std()))
         assert float(error / wanted.std()) < 0.05
 
 
@@ -142,8 +150,48 @@ def test_its_own_value_bounds_the_soft_value_from_above() -> None:
 def test_it_learns_and_counts() -> None:
     agent = VGS(make_task("8gaussians", horizon=10), seed=0)
     agent.learn(2560)
-    assert agent.costs.energy_grad_evals == 256 and agent.costs.energy_evals == 256 * 4
-    assert agent.costs.policy_draws == 2560 * 4 and agent.costs.timesteps == 2560
+    assert agent.costs.energy_grad_evals == 256 and agent.costs.energy_evals == 256 * 7
+    assert agent.costs.policy_draws == 2560 * 7 and agent.costs.timesteps == 2560
+
+
+def test_rollouts_explore_between_the_free_process_and_the_policy_and_beyond_its_noise() -> None:
+    agent = VGS(make_task("8gaussians", horizon=10), seed=0, n_trajectories=2000)
+    torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)
+    explorer = agent._explorer()
+    followed = explorer.control == 1
+    assert float(followed.double().mean()) == pytest.approx(0.7, abs=0.05)
+    assert float(explorer.control[~followed].mean()) == pytest.approx(0.5, abs=0.05)
+    assert 1 <= float(explorer.noise_scale.min()) < 1.01 and 1.99 < float(explorer.noise_scale.max()) <= 2
+    x = torch.randn(2000, 2)
+    mean, log_std = explorer.moments(x, 3)
+    own_mean, own_log_std = agent.policy.moments(x, 3)
+    assert torch.equal(explorer.means[0], own_mean)
+    free = agent.policy.a[3] * x
+    torch.testing.assert_close(mean - free, explorer.control * (own_mean - free))
+    torch.testing.assert_close(log_std, own_log_std + explorer.noise_scale.log())
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"noise_scale": 0.5}, "noise_scale must be >= 1"),
+        ({"reach": 0.0}, "reach"),
+        ({"exploration": 2}, "exploration"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VGS(make_task("8gaussians"), **setting)
+
+
+@pytest.mark.slow
+def test_it_finds_all_modes_from_the_energy_alone() -> None:
+    task = make_task("gmm9", track="sample", horizon=20)
+    agent = VGS(task, seed=0)
+    agent.learn(400_000)
+    scores = evaluate(agent, samples=4000, trajectories=1000, fit=False, floors=False)
+    assert scores["modes"] == 9
+    assert scores["kl_marginal"] < 0.3
 
 
 def test_tau_zero_is_refused() -> None:
