@@ -43,13 +43,13 @@ class VGSConfig:
     reach: float = 2.0
     """Largest coordinate of the x_T that V expects at a state, in units of the MDP's scale: where V is wrong, rollouts
     must not run away. Larger for heavy tails, where 2 cuts them off."""
-    ema: float = 0.9
+    ema: float = 0.95
     """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
     kernel_steps: int = 4
     """Fits of a learned backward kernel per rollout; the method does not use it, but evaluation does."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
-    value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128))
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128, learning_rate=1e-3))
     """The value network."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ class Arguments:
 
     preset: str = "quick"
     """What to compare: quick (minutes), standard (many hours: the leaderboard), full (days: everything), ablations,
-    digits, kernels, paper-2d, samplers, or a TOML file of yours."""
+    digits, kernels, paper-2d, samplers, small-steps, or a TOML file of yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
