@@ -123,11 +123,6 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
     return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
 
 
-def soft_clip(x: Tensor, limit: float) -> Tensor:
-    """x / sqrt(1 + (x / limit)^2): x where it is small, never beyond ``limit``."""
-    return x / torch.hypot(torch.ones_like(x), x / limit)
-
-
 def due(step: int, count: int, steps: int) -> bool:
     """Whether an event falls on this step, when ``count`` events are spread evenly over ``steps`` steps.
 

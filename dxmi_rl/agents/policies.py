@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents import ops
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, policy_kind
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.networks import ParticleMLP, StepMLP, check_without_coordinates
+from dxmi_rl.networks import step_network
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam, input_gradient
 
@@ -162,16 +161,10 @@ class CorrectionPolicy(GaussianPolicy):
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
         self.register_buffer("base_scale", mdp.state_scale[1:].clone())
         parts = 1 + self.state_dependent_sigma + self.sees_gradient
-        inputs, ones = 2 + self.sees_gradient, torch.ones(mdp.horizon)
-        self.net: StepMLP | ParticleMLP
-        if mdp.particles is not None:
-            check_without_coordinates("policy.coordinate_width", config.coordinate_width)
-            self.net = ParticleMLP(mdp.particles, inputs, parts, ones, width=config.width, zero=True)
-        else:
-            self.net = StepMLP(
-                inputs * self.dim, parts * self.dim, ones, width=config.width, depth=config.depth,
-                fourier=config.fourier, zero=True, dim=self.dim, coordinate_width=config.coordinate_width,
-            )  # fmt: skip
+        self.net = step_network(
+            mdp.particles, self.dim, 2 + self.sees_gradient, parts, torch.ones(mdp.horizon), width=config.width,
+            depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width,
+        )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
         self.log_sigma = nn.Parameter(sigma.log().clone())
@@ -195,13 +188,7 @@ class CorrectionPolicy(GaussianPolicy):
         else:
             pull, limit = per_step(self.step_scale, t, x) * self.gradient(mean, t), VALUE_GRADIENT_LIMIT
         pull = pull.clamp(-1e30, 1e30)  # an infinite one is a wall
-        return torch.stack([mean, self._soft_clip(pull, limit)], dim=1)
-
-    def _soft_clip(self, x: Tensor, limit: float) -> Tensor:
-        """Every coordinate within ``limit``, or every particle, whose direction must not depend on the axes."""
-        if isinstance(self.net, ParticleMLP):
-            return self.net.soft_clip(x, limit)
-        return ops.soft_clip(x, limit)
+        return torch.stack([mean, self.net.soft_clip(pull, limit)], dim=1)
 
     def differentiable_base_mean(self, x: Tensor, t: int, recorded: Tensor | None) -> Tensor | None:
         mean = self.base.mean(x, t)
@@ -220,7 +207,7 @@ class CorrectionPolicy(GaussianPolicy):
         if pulls:
             out = out + rest[-1] * pulls[0]
         if isinstance(self.gradient, ValueGradient):
-            out = self._soft_clip(out, SHIFT_LIMIT)
+            out = self.net.soft_clip(out, SHIFT_LIMIT)
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 

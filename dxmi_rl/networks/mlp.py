@@ -179,3 +179,8 @@ class StepMLP(nn.Module):
             return out
         parts: Tensor = self.coordinates(x, code)
         return out + (parts if self.pool is None else parts.view(-1, *self.pool).mean(2))
+
+    @staticmethod
+    def soft_clip(x: Tensor, limit: float) -> Tensor:
+        """x / sqrt(1 + (x / limit)^2): x where it is small, never beyond ``limit``."""
+        return x / torch.hypot(torch.ones_like(x), x / limit)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.networks.mlp import StepMLP
+
 RADII = 16
 """Radial features of a distance."""
 FARTHEST = 4.0
@@ -121,3 +123,19 @@ class ParticleMLP(nn.Module):
         vectors = self.basis @ x.view(len(x), -1, self.space)
         length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         return (self.basis.T @ (vectors / torch.hypot(torch.ones_like(length), length / limit))).flatten(1)
+
+
+def step_network(
+    particles: tuple[int, int] | None, dim: int, inputs: int, outputs: int, input_scale: Tensor, *, width: int,
+    depth: int, fourier: int, coordinate_width: int,
+) -> StepMLP | ParticleMLP:  # fmt: skip
+    """A network with ``inputs`` and ``outputs`` numbers per coordinate that starts at zero: a ParticleMLP for
+    ``particles``, else a StepMLP. Raises ValueError for a coordinate_width with particles.
+    """
+    if particles is not None:
+        check_without_coordinates("policy.coordinate_width", coordinate_width)
+        return ParticleMLP(particles, inputs, outputs, input_scale, width=width, zero=True)
+    return StepMLP(
+        inputs * dim, outputs * dim, input_scale, width=width, depth=depth, fourier=fourier, zero=True, dim=dim,
+        coordinate_width=coordinate_width,
+    )  # fmt: skip

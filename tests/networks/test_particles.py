@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dxmi_rl import make_agent, make_target, make_task
 from dxmi_rl.agents.policies import CorrectionPolicy
-from dxmi_rl.networks import ParticleMLP
+from dxmi_rl.networks import ParticleMLP, StepMLP
 from dxmi_rl.targets import TARGETS, ParticleTarget
 from dxmi_rl.tasks import Task
 
@@ -148,3 +148,16 @@ def test_settings_of_perceptrons_are_refused(settings: dict[str, object]) -> Non
             make_agent("adjoint-sampling", "dw4", fourier=2)
     make_agent("ppo", "manywell32", **settings)
     make_agent("ppo", "dw4", **{"policy.width": 8, "value.width": 8})
+
+
+def test_a_soft_clip_keeps_what_is_small_and_never_passes_its_limit() -> None:
+    x = torch.tensor([0.0, 0.01, -3.0, 4.0, 1e30, -1e30])
+    wanted = torch.tensor([0.0, 0.01, -3 / 2**0.5, 12 / 5, 3.0, -3.0])
+    assert torch.allclose(StepMLP.soft_clip(x, 3.0), wanted, rtol=1e-4)
+    target = make_target("dw4")
+    assert isinstance(target, ParticleTarget)
+    network = ParticleMLP((4, 2), 1, 1, torch.ones(1), width=8, pooled=True)
+    small = 1e-3 * drawn(target, 5)
+    torch.testing.assert_close(network.soft_clip(small, 3.0), small)
+    large = target.positions(network.soft_clip(1e6 * drawn(target, 5), 3.0))
+    assert float(large.norm(dim=-1).max()) < 6, "taking the mean away moves each by less than the limit"
