@@ -25,7 +25,7 @@ from agent_cases import (
 from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
-from dxmi_rl.agents import AGENTS, PPO, AdjointSampling, Agent, Base
+from dxmi_rl.agents import AGENTS, PPO, VGS, AdjointSampling, Agent, Base
 from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
@@ -107,6 +107,8 @@ def test_untrained_it_is_near_the_base_sampler(name: str) -> None:
     agent = small(name)
     if not agent.has_density:
         pytest.skip("a deterministic sampler: without the base sampler's noise")
+    if isinstance(agent, VGS):
+        pytest.skip("it starts as the sampler of a Gaussian")
     x = agent.sample(4000, seed=0)
     start = agent.reference if isinstance(agent, AdjointSampling) else agent.mdp.base
     base = sample_base(start, 4000, (2,), torch.Generator().manual_seed(0))

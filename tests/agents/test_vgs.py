@@ -154,6 +154,21 @@ def test_it_learns_and_counts() -> None:
     assert agent.costs.policy_draws == 2560 * 7 and agent.costs.timesteps == 2560
 
 
+def test_untrained_it_is_the_sampler_of_a_gaussian() -> None:
+    """x_T given x_0 is the posterior of a Gaussian of scale c and noise s_0. The last step follows the energy, which
+    is tau |x|^2 / (2 c^2) here."""
+    task = make_task("8gaussians", track="sample", horizon=100)
+    c, s = task.mdp.scale, float(task.mdp.base.schedule.s[0])
+    task.mdp.set_energy(lambda x: x.square().sum(1) / (2 * c**2))
+    agent = VGS(task, seed=0)
+    torch.nn.init.zeros_(agent.policy.network.last.weight)
+    torch.nn.init.zeros_(agent.policy.network.last.bias)
+    share = c**2 / (c**2 + s**2)
+    x = agent.sample(20_000, seed=0)
+    assert float(x.std()) == pytest.approx(math.sqrt(share * s**2 + (share * task.mdp.start_std) ** 2), rel=0.03)
+    assert float(x.mean().abs()) < 0.05 * c
+
+
 def test_rollouts_explore_between_the_free_process_and_the_policy_and_beyond_its_noise() -> None:
     agent = VGS(make_task("8gaussians", horizon=10), seed=0, n_trajectories=2000)
     torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)

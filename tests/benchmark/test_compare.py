@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from sweep_cases import BATCH, ROOT, RUNS, TINY, in_this_process, read, results, state, tiny_main, write_tiny
 
 from dxmi_rl import make_agent
-from dxmi_rl.agents import AGENTS, AdjointSampling, DxDPConfig, DxDPPaperConfig
+from dxmi_rl.agents import AGENTS, VGS, AdjointSampling, DxDPConfig, DxDPPaperConfig
 from dxmi_rl.benchmark import compare, measure, pictures, plan, presets, protocol, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.benchmark.attempt import Outcome
@@ -468,6 +468,8 @@ def test_sigma_ratios_of_every_agent(name: str) -> None:
     wanted = [1.0] * 5 if gaussian else []
     if isinstance(agent, AdjointSampling):  # which starts elsewhere
         wanted = (agent.reference.sigma / agent.mdp.base.sigma).tolist()
+    if isinstance(agent, VGS):  # whose noise is that of the schedule's kernel
+        wanted = (agent.policy.std / agent.mdp.base.sigma).tolist()
     assert measure.sigma_ratios(agent, seed=0, n=50) == pytest.approx(wanted, rel=0.01), "untrained: the base sampler's"
 
 
