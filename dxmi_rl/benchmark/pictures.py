@@ -79,11 +79,11 @@ def _samples_figure(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[
         own = results_of(row, results)
         if own:
             panels.append(_median_panel(row, own, runs, folder))
-    number_drawn = max(len(x) for _, x in panels)
-    name = "test data" if target.has_data else "exact samples"
-    panels.insert(
-        0, (name, target.test_data(number_drawn, generator)[: MAX_IMAGES if is_image(target.event_shape) else None])
-    )
+    if target.has_samples:
+        number_drawn = max(len(x) for _, x in panels)
+        name = "test data" if target.has_data else "exact samples"
+        exact = target.test_data(number_drawn, generator)
+        panels.insert(0, (name, exact[: MAX_IMAGES if is_image(target.event_shape) else None]))
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(2.5 * columns + 0.3, 3.1 * lines), layout="compressed")

@@ -473,6 +473,14 @@ def test_sigma_ratios_of_every_agent(name: str) -> None:
     assert measure.sigma_ratios(agent, seed=0, n=50) == pytest.approx(wanted, rel=0.01), "untrained: the base sampler's"
 
 
+@pytest.mark.slow
+def test_targets_without_samples_have_pictures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    group = {"tasks": ["dw4"], "agents": ["base"], "task_settings": {"horizon": 3}}
+    assert tiny_main("--jobs", "1", "--seeds", "0", content=TINY | {"group": [group]}, whole=True) == 0
+    assert {"samples_dw4.png", "report.html"} <= {file.name for file in (tmp_path / "runs" / "tiny").iterdir()}
+
+
 def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:
     """An agent without a density among others: its curve has sample metrics only."""
     from matplotlib.figure import Figure
