@@ -14,8 +14,8 @@ CORRECTION_ONLY = {
     "width", "depth", "fourier", "coordinate_width", "state_dependent_sigma", "learning_rate", "sigma_learning_rate",
 }  # fmt: skip
 FINE_TUNING_ONLY = {"fine_tuning_rate", "sigma_fine_tuning_rate"}
-NOT_OF_PARTICLES = {"depth", "fourier", "residual", "coordinate_width"}
-"""Settings of perceptrons that a ParticleMLP does not have."""
+NOT_OF_PARTICLES = {"depth", "fourier", "residual", "coordinate_width", "convolutional"}
+"""Settings of other networks that a ParticleMLP does not have."""
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,8 @@ class VGS(Agent[VGSConfig]):
 
     def _explorer(self) -> Exploration:
         config, shape = self.config, (self.config.n_trajectories, *[1] * len(self.mdp.event_shape))
-        chosen, control, noise = torch.rand(3, *shape, generator=self.generator, device=self.mdp.device).unbind()
+        uniform = torch.rand(3, *shape, generator=self.generator, device=self.mdp.device, dtype=self.mdp.dtype)
+        chosen, control, noise = uniform.unbind()
         control = torch.where(chosen < config.exploration, control, torch.ones_like(control))
         return Exploration(self.policy, control, 1 + (config.noise_scale - 1) * noise)
 

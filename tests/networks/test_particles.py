@@ -148,6 +148,8 @@ def test_settings_of_perceptrons_are_refused(settings: dict[str, object]) -> Non
             make_agent("adjoint-sampling", "dw4", fourier=2)
     make_agent("ppo", "manywell32", **settings)
     make_agent("ppo", "dw4", **{"policy.width": 8, "value.width": 8})
+    with pytest.raises(ValueError, match=r"value\.convolutional changes nothing for particles"):
+        make_agent("ppo", "dw4", **{"value.convolutional": True, "value.fourier": 0})
 
 
 def test_a_soft_clip_keeps_what_is_small_and_never_passes_its_limit() -> None:
