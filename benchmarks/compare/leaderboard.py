@@ -29,7 +29,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
-from dxmi_rl.benchmark.results import diverged
+from dxmi_rl.benchmark.results import RULERS, diverged
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
@@ -144,7 +144,7 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             if task["score"] not in row["scores"]:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
-            own = {key: task[key] for key in SAME_TASK}
+            own = {key: task[key] for key in SAME_TASK} | {"schema": results["schema"]}
             check_row(name, results, row)
             run = run_of(results, row)
             own |= {"sizes": run["sizes"], "fit": run.get("fit", True)} if run else {}
@@ -179,11 +179,13 @@ def page(submissions: dict[str, dict[str, Any]]) -> str:
         task = entries[0].task
         shown = {key: plain(str(task[key])) for key in ("track", "dim", "horizon")}
         floor = "" if task["floor"] is None else f", an exact sampler {number(task['floor'])}"
+        ruler = RULERS[submissions[entries[0].submission]["schema"]]
+        fitted = f" The fitted kernel is {ruler}." if task["score"] == "kl_bound_fit" else ""
         lines += [
             f"## {plain(title)}",
             "",
             f"Track {shown['track']}, dimension {shown['dim']}, T = {shown['horizon']}, tau = {number(task['tau'])}; "
-            f"ranked by `{task['score']}` ({task['better']} is better{floor}).",
+            f"ranked by `{task['score']}` ({task['better']} is better{floor}).{fitted}",
             "",
         ]
         with_best = any(entry.row["best"] for entry in entries)  # where best checkpoints were scored

@@ -10,7 +10,7 @@ in ``results/<key>.failed.txt``. What is compared is said by the preset, a TOML 
 
 Keys of ``results.json`` (also written to ``--json FILE``):
 
-    schema           version of this format
+    schema           version of this format, and of the kernel that is fitted after training
     name             name of the comparison
     preset           name or path of the preset
     command          the command line

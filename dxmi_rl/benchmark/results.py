@@ -17,7 +17,9 @@ from dxmi_rl.utils.storage import JSON
 Result = JSON
 Summary = JSON
 
-SCHEMA = 2
+SCHEMA = 3
+RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of eight Gaussians per step"}
+"""The kernel that is fitted after training, by schema: bounds of different schemas cannot be compared."""
 BASE = "base"
 """Name of the agent that normalised scores count from, in the first of its rows."""
 DIVERGED = ("DivergenceError", "NonFiniteError", "EnergyError")
@@ -41,6 +43,11 @@ def rows_by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     """Finished runs of one row."""
     return [result for result in results if (result["task"], result["label"]) == (row.task, row.label)]
+
+
+def is_fitted(result: Result) -> bool:
+    """Whether a kernel was fitted to the policy after training."""
+    return bool(result["sizes"].get("fit", True) and result.get("fit", True))
 
 
 def assemble(
@@ -85,7 +92,7 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     scores: list[dict[str, float]] = [result["scores"] for result in own]
     # With a kernel that was trained beside it a bound says as much about the kernel as about the policy.
     given = {other.energy for other in rows} == {row.energy} and row.energy_given
-    fits = {bool(result["sizes"]["fit"] and result.get("fit", True)) for result in own}
+    fits = {is_fitted(result) for result in own}
     same_ruler = fits == {True} or (fits == {False} and {other.backward for other in rows} == {"forward"})
     given = given and same_ruler
     # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.

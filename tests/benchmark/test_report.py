@@ -422,7 +422,7 @@ def test_missing_parts_are_named(results: dict[str, Any], kind: str, tmp_path: P
 
 
 def test_other_schemas_are_refused(results: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="schema 2, got schema 1"):
+    with pytest.raises(ValueError, match="schema 2 or 3, got schema 1"):
         write_report(results | {"schema": 1}, tmp_path)
     with pytest.raises(ValueError, match="must be a dict, got list"):
         write_report([], tmp_path)  # type: ignore[arg-type]
@@ -441,7 +441,7 @@ def test_load_results(results: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not JSON"):
         load_results(file)
     file.write_text(json.dumps({"schema": 1}), encoding="utf-8")
-    with pytest.raises(ValueError, match="schema 2"):
+    with pytest.raises(ValueError, match="schema 2 or 3"):
         load_results(tmp_path)
     file.write_text(json.dumps(results), encoding="utf-8")
     assert load_results(tmp_path) == load_results(file) == json.loads(json.dumps(results))

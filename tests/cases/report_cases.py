@@ -39,7 +39,7 @@ def make_results(
             runs += [_run(task, label, skill, seed, generator, paths) for seed in range(seeds)]
     entries = {name: {k: v for k, v in TASKS[name].items() if k != "quick"} for name in tasks}
     results = {
-        "schema": 2, "name": "synthetic", "preset": "standard", "command": "dxmi-rl compare --preset standard",
+        "schema": 3, "name": "synthetic", "preset": "standard", "command": "dxmi-rl compare --preset standard",
         "devices": ["cpu"], "seeds": list(range(seeds)), "seconds": 5400.0, "date": "2026-01-31T12:00:00+00:00",
         "tasks": entries, "summary": [], "runs": runs, "failed": [],
     }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
+from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Normal
 
 from dxmi_rl.diffusion import (
     KERNELS,
@@ -18,6 +18,7 @@ from dxmi_rl.diffusion import (
     Brownian,
     Forward,
     Learned,
+    Mixture,
     Schedule,
     make_kernel,
     make_schedule,
@@ -57,13 +58,23 @@ def transitions(shape: tuple[int, ...], n: int, seed: int = 0) -> tuple[Tensor, 
 # The interface --------------------------------------------------------------------------------------------------------
 
 
-def test_log_prob_is_torchs(kernel: BackwardKernel, shape: tuple[int, ...]) -> None:
-    x, x_next, t = transitions(shape, 8)
+def torchs(kernel: BackwardKernel, x_next: Tensor, t: Tensor) -> Distribution:
+    """Torch's own distribution of x_t given x_{t+1}, over flattened events."""
+    if isinstance(kernel, Mixture):
+        log_weight, mean, log_std = kernel.parts(x_next, t)
+        return MixtureSameFamily(Categorical(logits=log_weight), Independent(Normal(mean, log_std.exp()), 1))
     mean, log_std = kernel.moments(x_next, t)
-    wanted = Independent(Normal(mean, log_std.exp().expand_as(mean)), len(shape)).log_prob(x)
+    return Independent(Normal(mean.flatten(1), log_std.exp().expand_as(mean).flatten(1)), 1)
+
+
+def test_log_prob_and_moments_are_torchs(kernel: BackwardKernel, shape: tuple[int, ...]) -> None:
+    x, x_next, t = transitions(shape, 8)
+    wanted, (mean, log_std) = torchs(kernel, x_next, t), kernel.moments(x_next, t)
+    assert torch.allclose(mean.flatten(1), wanted.mean, atol=1e-6)
+    assert torch.allclose(log_std.exp().expand_as(mean).flatten(1), wanted.stddev, rtol=1e-5)
     got = kernel.log_prob(x, x_next, t)
     assert got.shape == (len(x),)
-    assert torch.allclose(got, wanted, rtol=1e-5, atol=1e-4)
+    assert torch.allclose(got, wanted.log_prob(x.flatten(1)), rtol=1e-5, atol=1e-4)
 
 
 def test_an_int_step_is_a_tensor_of_it(kernel: BackwardKernel, shape: tuple[int, ...]) -> None:
@@ -178,6 +189,7 @@ def test_unknown_options_are_refused(schedule: Schedule, name: str) -> None:
         ("brownian", {"rate": "fast"}, TypeError, "rate must be a real number"),
         ("learned", {"steps": 0}, ValueError, "steps must be >= 1"),
         ("learned", {"steps": 1.5}, TypeError, "steps must be an integer"),
+        ("mixture", {"components": 1}, ValueError, "components must be >= 2"),
     ],
 )
 def test_bad_options_are_refused(
@@ -317,15 +329,45 @@ def test_learned_recovers_a_linear_gaussian_posterior() -> None:
     assert float((log_std.exp() / wanted_std - 1).square().mean().sqrt()) < 0.07
 
 
-def test_learned_cannot_be_blown_up_by_an_outlier(schedule: Schedule) -> None:
-    kernel = Learned(schedule, (2,), 1.0)
+@pytest.mark.slow
+def test_a_mixture_recovers_a_posterior_with_two_modes() -> None:
+    """x_t = +-1 with noise 0.2, x_{t+1} = x_t + noise of 1: two modes, which no single Gaussian can have."""
+    schedule, inner, outer = make_schedule("karras", 1), 0.2, 1.0
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        sign = torch.randint(2, (n, 1), generator=generator) * 2.0 - 1
+        first, second = torch.randn(2, n, 1, generator=generator)
+        x = sign + inner * first
+        return x, x + outer * second, torch.zeros(n, dtype=torch.long)
+
+    def fitted(kind: type[Learned]) -> float:
+        torch.manual_seed(0)
+        kernel, steps = kind(schedule, (1,), 1.0, width=32, learning_rate=5e-3), 500
+        for step in range(steps):
+            kernel.set_progress(step / steps)
+            kernel.fit(*batch(256))
+        return float(kernel.log_prob(x, x_next, t).detach().mean())
+
+    x, x_next, t = batch(20_000)
+    signs, total = torch.tensor([-1.0, 1.0]), inner**2 + outer**2
+    means = (inner**2 * x_next + outer**2 * signs) / total  # of x_t given its sign and x_{t+1}
+    evidence = Categorical(logits=-((x_next - signs) ** 2) / (2 * total))
+    exact = MixtureSameFamily(evidence, Normal(means, inner * outer / math.sqrt(total))).log_prob(x[:, 0]).mean()
+    assert float(exact) - 0.02 < fitted(Mixture) < float(exact) + 0.005
+    assert fitted(Learned) < float(exact) - 0.3
+
+
+@pytest.mark.parametrize("kind", [Learned, Mixture])
+def test_learned_cannot_be_blown_up_by_an_outlier(schedule: Schedule, kind: type[Learned]) -> None:
+    kernel = kind(schedule, (2,), 1.0)
     x, x_next, t = transitions((2,), 16)
     x[0] = 1e6
     for _ in range(20):
         kernel.fit(x, x_next, t)
     assert all(bool(torch.isfinite(p).all()) for p in kernel.parameters())
-    _, log_std = kernel.moments(x_next, t)
-    assert float((log_std.detach() - kernel.start.moments(x_next, t)[1]).abs().max()) <= 4
+    log_std = kernel.parts(x_next, t)[2] if isinstance(kernel, Mixture) else kernel.moments(x_next, t)[1][:, None]
+    assert float((log_std.detach() - kernel.start.moments(x_next, t)[1][:, None]).abs().max()) <= 4
 
 
 def test_learned_anneals_its_rate(schedule: Schedule) -> None:

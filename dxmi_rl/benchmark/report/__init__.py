@@ -6,11 +6,11 @@ import json
 import os
 from pathlib import Path
 
+from dxmi_rl.benchmark.results import RULERS
 from dxmi_rl.utils.storage import JSON, write_atomically
 
 __all__ = ["check_results", "load_results", "write_report"]
 
-SCHEMA = 2
 TOP = ("name", "preset", "command", "devices", "seeds", "seconds", "date", "tasks", "summary", "runs", "failed")
 TASK = ("dim", "horizon", "tau", "event_shape", "track", "energy", "score", "better", "base", "floor")
 SUMMARY = (
@@ -26,7 +26,8 @@ def load_results(path: str | os.PathLike[str]) -> JSON:
     """Read the results of a comparison: a folder with ``results.json`` inside, or the JSON file itself.
 
     Denoising paths, which the report draws, come from the files of the runs in ``results/`` beside it, as far as these
-    are there. Raises FileNotFoundError when there is none and ValueError when it is not JSON or not of schema 2.
+    are there. Raises FileNotFoundError when there is none and ValueError when it is not JSON or of another schema than
+    those in RULERS.
     """
     file = Path(path)
     if file.is_dir():
@@ -54,11 +55,12 @@ def _with_paths(run: JSON, folder: Path) -> JSON:
 
 
 def check_results(results: object) -> None:
-    """Raises ValueError, naming what is missing, unless ``results`` has the form of schema 2."""
+    """Raises ValueError, naming what is missing, unless ``results`` has the form of a schema in RULERS."""
     if not isinstance(results, dict):
         raise ValueError(f"results must be a dict, got {type(results).__name__}.")
-    if results.get("schema") != SCHEMA:
-        raise ValueError(f"results must be of schema {SCHEMA}, got schema {results.get('schema')!r}.")
+    if results.get("schema") not in list(RULERS):  # a list: what is read may not be hashable
+        known = " or ".join(map(str, RULERS))
+        raise ValueError(f"results must be of schema {known}, got schema {results.get('schema')!r}.")
     _check_keys("results", results, TOP)
     for kind in ("summary", "runs", "failed"):
         if not isinstance(results[kind], list):
@@ -88,10 +90,10 @@ def write_report(results: JSON, folder: str | os.PathLike[str]) -> list[Path]:
     """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
 
     Args:
-        results: results of one comparison (schema 2), as ``load_results`` returns them.
+        results: results of one comparison, as ``load_results`` returns them.
         folder: made if need be. Every file is replaced as a whole or not at all.
 
-    Raises ValueError, naming what is missing, when ``results`` is not of schema 2.
+    Raises ValueError, naming what is missing, when ``results`` is of another schema.
     """
     check_results(results)
     from dxmi_rl.benchmark.report.content import Comparison

@@ -11,7 +11,7 @@ import numpy as np
 
 from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggregate, improvements
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
-from dxmi_rl.benchmark.results import counted_scores, diverged
+from dxmi_rl.benchmark.results import RULERS, counted_scores, diverged, is_fitted
 from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, unreliable
 from dxmi_rl.utils.storage import JSON
@@ -221,12 +221,14 @@ class Comparison:
         score = task["score"]
         meaning = f" ({MEANINGS[score]})" if score in MEANINGS else ""
         ranked = f"{score}{meaning}, {task['better']} is better" if score else "nothing that all runs share"
+        fitted = any(is_fitted(run) for run in self.runs if run["task"] == name)
         return [
             ("dimension", f"{task['dim']}{f' ({shape})' * bool(shape)}"),
             ("horizon T", str(task["horizon"])),
             ("tau", f"{show(task['tau'])} nats"),
             ("track", f"{task['track']} ({TRACKS.get(task['track'], 'see DESIGN.md')})"),
             ("energy", ENERGIES.get(task["energy"], str(task["energy"]))),
+            *([("fitted kernel", RULERS[self.results["schema"]])] if fitted else []),
             ("ranked by", ranked),
             ("base sampler (0)", show(task["base"])),
             ("exact sampler (1)", show(task["floor"])),

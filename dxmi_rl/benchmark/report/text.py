@@ -146,7 +146,7 @@ def _task_table(comparison: Comparison, task: str) -> TextTable:
     if entry["floor"] is not None:
         body.append(["exact sampler", show(entry["floor"]), *[MISSING] * (len(header) - 2)])
         bold.append([False] * len(header))
-    facts = "; ".join(f"{name} {value}" for name, value in comparison.facts(task)[:5])
+    facts = "; ".join(f"{name} {value}" for name, value in comparison.facts(task)[:-3])  # without the ranking
     caption = f"{facts}. {LEGEND}" if "log_z" in others else f"{facts}."
     return TextTable(task, _name(task), header, body, bold, caption)
 
