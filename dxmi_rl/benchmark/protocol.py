@@ -27,7 +27,7 @@ from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed, flat_settings
 from dxmi_rl.utils.storage import JSON, load_tensors
 
-SCORE_COST, FIT_COST = 100_000, 1_000_000
+SCORE_COST, FIT_COST = 100_000, 1_300_000
 """What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
 TRANSITIONS_PER_SECOND = 30_000
 """Rough speed of training in 2-D; it only orders the runs."""
@@ -170,7 +170,7 @@ class Sizes:
     trajectories: int = 100_000
     """Trajectories of the log-weights."""
     fit: bool = True
-    """Fit a Learned kernel for ``kl_bound_fit`` where the energy is given; it takes longest."""
+    """Fit a Mixture kernel for ``kl_bound_fit`` where the energy is given; it takes longest."""
     best: bool = True
     """Score the best checkpoint of the learning curve, too, which takes as long as the last iterate's scores."""
     floors: bool = True

@@ -15,6 +15,7 @@ from torch import Tensor
 from dxmi_rl import evaluate, evaluation, make_agent, make_task, tasks
 from dxmi_rl.agents import AGENTS, Base
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
+from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation import METRICS, exact_floors, fit_kernel, floors, log_weights, quick_scores
 from dxmi_rl.targets import GaussianMixture, Modes, Target, list_targets, make_target
 from dxmi_rl.targets.manywell import ManyWell
@@ -95,7 +96,7 @@ def test_keys_of_a_reward_without_normaliser_or_sampler() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backward", ["brownian", "forward", "learned"])
+@pytest.mark.parametrize("backward", KERNELS.names())
 @pytest.mark.parametrize("fit", [False, True])
 def test_elbo_and_eubo_bracket_log_z(backward: str, fit: bool) -> None:
     """ELBO <= log Z + 3 s.e., EUBO >= log Z - 3 s.e.; log Z = 0. Standard errors by repeating with other seeds."""

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 import dxmi_rl
 from dxmi_rl import list_tasks, make_task
-from dxmi_rl.diffusion import Brownian, Forward, IdentitySampler, Learned, PretrainingConfig, ReverseSampler
+from dxmi_rl.diffusion import (
+    Brownian,
+    Forward,
+    IdentitySampler,
+    Learned,
+    Mixture,
+    PretrainingConfig,
+    ReverseSampler,
+)
 from dxmi_rl.mdp import DenoisingMDP, EnergyError
 from dxmi_rl.targets import TARGETS, GaussianMixture, TargetError, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig
@@ -72,7 +80,9 @@ def test_arguments_change_the_task() -> None:
     assert TASKS["8gaussians"].horizon == 5, "the default is untouched"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("forward", Forward), ("learned", Learned), ("brownian", Brownian)])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("forward", Forward), ("learned", Learned), ("mixture", Mixture), ("brownian", Brownian)]
+)
 def test_the_kernel_is_the_one_named(name: str, kind: type) -> None:
     assert type(make_task("8gaussians", backward=name).mdp.kernel) is kind
 
