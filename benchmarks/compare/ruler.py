@@ -1,18 +1,18 @@
-"""How much of kl_bound_fit is the slack of its ruler? Other kernels and more steps, beside the divergence itself.
+"""How much of kl_bound_fit is the slack of its ruler? Two kernels, beside the divergence itself.
 
     python benchmarks/compare/ruler.py --seeds 0 1 2 --json ruler.json
 
-Every agent is trained once per task and seed, with the Learned kernel. Then kernels are fitted to the finished policy
-by the recipe of ``dxmi_rl.evaluation.fit_kernel``: the mixture of eight Gaussians per step that ``kl_bound_fit`` uses,
-one Gaussian per step, and the latter for four times the steps. ``kl_marginal``, the divergence of x_T itself, is what
-every one of these bounds is above; it is known in the plane only.
+Every agent is trained once per task, kernel of training and seed. Then kernels are fitted to the finished policy by the
+recipe of ``dxmi_rl.evaluation.fit_kernel``: the mixture of eight Gaussians per step that ``kl_bound_fit`` uses, and one
+Gaussian per step. ``kl_marginal``, the divergence of x_T itself, is what both bounds are above; it is known in the
+plane only.
 
 Keys of ``--json FILE``:
 
     command, machine, versions  as in all studies
     budget                      transitions per run
-    runs                        one entry per task, agent and seed
-      .task, .agent, .seed      of the run
+    runs                        one entry per task, kernel of training, agent and seed
+      .task, .backward, .agent, .seed   of the run
       .kl_marginal              the divergence itself [nats], and
       .kl_marginal_se           its standard error; null beyond the plane
       .rulers                   {ruler: {bound, seconds}}: log Z - ELBO [nats], and seconds of the fit
@@ -20,6 +20,7 @@ Keys of ``--json FILE``:
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -40,8 +41,8 @@ from benchmarks.scripts import command_line, header
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.diffusion import BackwardKernel, Learned
-from dxmi_rl.evaluation import fit_kernel, log_weights, marginal_scores
+from dxmi_rl.diffusion import KERNELS, BackwardKernel, Learned
+from dxmi_rl.evaluation import fit_kernel, marginal_scores
 from dxmi_rl.evaluation.marginal import has_marginal
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Policy
@@ -57,7 +58,6 @@ Ruler = Callable[[DenoisingMDP, Policy], BackwardKernel]
 RULERS: dict[str, Ruler] = {
     "mixture of eight": fit_kernel,
     "one Gaussian": lambda mdp, policy: fit_kernel(mdp, policy, kind=Learned),
-    "four times the steps": lambda mdp, policy: fit_kernel(mdp, policy, kind=Learned, steps=4 * log_weights.FIT_STEPS),
 }
 
 
@@ -69,7 +69,9 @@ class Arguments:
     """Seeds of every agent."""
     tasks: tuple[str, ...] = ("8gaussians", "gmm25")
     """Tasks with an energy and its exact log Z."""
-    agents: tuple[str, ...] = ("base", "ppo", "dxdp")
+    backward: tuple[str, ...] = ("learned", "mixture")
+    """Kernels of training."""
+    agents: tuple[str, ...] = ("ppo", "dxdp")
     """Agents that have a density."""
     budget: int = 100_000
     """Transitions per run."""
@@ -83,9 +85,9 @@ class Arguments:
     """Write everything to this file."""
 
 
-def measure(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+def measure(task: str, backward: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Train one agent, and measure it by every ruler."""
-    agent = make_agent(name, make_task(task, backward="learned", device=arguments.device), seed=seed)
+    agent = make_agent(name, make_task(task, backward=backward, device=arguments.device), seed=seed)
     agent.learn(arguments.budget)
     mdp, policy, target = agent.mdp, agent.density(), reference_target(agent.task.config)
     paths = mdp.rollout(policy, TRAJECTORIES, torch.Generator(mdp.device).manual_seed(seed + 10_000))
@@ -99,32 +101,41 @@ def measure(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, 
         rulers[ruler] = {"bound": float(target.log_z or 0.0) - float(log_weights_.double().mean()), "seconds": seconds}
     scores = marginal_scores(mdp, policy, target, seed=seed + 20_000) if has_marginal(target) else {}
     known = {key: scores.get(key) for key in ("kl_marginal", "kl_marginal_se")}
-    return {"task": task, "agent": name, "seed": seed, **known, "rulers": rulers}
+    return {"task": task, "backward": backward, "agent": name, "seed": seed, **known, "rulers": rulers}
 
 
 CODE = code_of(measure)
 """Digest of what is measured here: workers, which get functions without their source, cannot make it."""
 
 
-def run(task: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+def run(task: str, backward: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
-    settings = {"task": task, "agent": name, "seed": seed, "budget": arguments.budget, "device": arguments.device}
-    uses = [AGENTS[name], type(make_task(task).target), Learned, fit_kernel, marginal_scores]
+    settings = {"task": task, "backward": backward, "agent": name, "seed": seed, "budget": arguments.budget,
+                "device": arguments.device}  # fmt: skip
+    uses = [AGENTS[name], type(make_task(task).target), KERNELS[backward], fit_kernel, marginal_scores]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
-        return kept_result(file, lambda: measure(task, name, seed, arguments))
+        return kept_result(file, lambda: measure(task, backward, name, seed, arguments))
 
 
 def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
-    """A line per task and agent: means over seeds."""
-    table = Table("task", "agent", "kl_marginal", *RULERS, "seconds of each", title="bounds and the divergence [nats]")
-    for task, agent in dict.fromkeys((one["task"], one["agent"]) for one in runs):
-        own = [one for one in runs if (one["task"], one["agent"]) == (task, agent)]
+    """A line per task, kernel of training and agent: means over seeds."""
+    table = Table(
+        "task",
+        "trained with",
+        "agent",
+        "kl_marginal",
+        *RULERS,
+        "seconds of each",
+        title="bounds and the divergence [nats]",
+    )
+    for row in dict.fromkeys((one["task"], one["backward"], one["agent"]) for one in runs):
+        own = [one for one in runs if (one["task"], one["backward"], one["agent"]) == row]
         itself = [one["kl_marginal"] for one in own]
         cells = ["-" if None in itself else f"{statistics.fmean(itself):.3f}"]
         cells += [f"{statistics.fmean(one['rulers'][ruler]['bound'] for one in own):.3f}" for ruler in RULERS]
         seconds = [f"{statistics.fmean(one['rulers'][ruler]['seconds'] for one in own):.0f}" for ruler in RULERS]
-        table.add_row(task, agent, *cells, ", ".join(seconds))
+        table.add_row(*row, *cells, ", ".join(seconds))
     console.print(table)
 
 
@@ -133,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tyro = require("tyro", "bench")
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
-    wanted = [(task, name, seed, arguments) for task in arguments.tasks for name in arguments.agents
-              for seed in arguments.seeds]  # fmt: skip
+    chosen = itertools.product(arguments.tasks, arguments.backward, arguments.agents, arguments.seeds)
+    wanted = [(*one, arguments) for one in chosen]
     try:
         for key in ("budget", "jobs"):
             check_integer(key, getattr(arguments, key))

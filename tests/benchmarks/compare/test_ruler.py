@@ -20,7 +20,18 @@ def test_a_small_run_writes_what_its_docstring_lists(
     monkeypatch.setattr(ruler, "RULERS", quick)
     monkeypatch.setattr(ruler, "TRAJECTORIES", 500)
     file = tmp_path / "r.json"
-    arguments = ["--tasks", "8gaussians", "--agents", "base", "--seeds", "0", "--budget", "100"]
+    arguments = [
+        "--tasks",
+        "8gaussians",
+        "--agents",
+        "base",
+        "--seeds",
+        "0",
+        "--budget",
+        "100",
+        "--backward",
+        "learned",
+    ]
     assert ruler.main([*arguments, "--folder", str(tmp_path), "--json", str(file)]) == 0
     everything = json.loads(file.read_text(encoding="utf-8"))
     text = ruler.__doc__.split("Keys of", 1)[1]
@@ -32,7 +43,9 @@ def test_a_small_run_writes_what_its_docstring_lists(
     assert "base" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["--budget", "0"], ["--tasks", "8gaussian"], ["--tasks", "dw4"]])
+@pytest.mark.parametrize(
+    "arguments", [["--budget", "0"], ["--tasks", "8gaussian"], ["--tasks", "dw4"], ["--backward", "learnd"]]
+)
 def test_bad_arguments(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ruler.main([*arguments, "--folder", str(tmp_path), "--seeds", "0"]) == 2
     assert "\nerror: " in "\n" + capsys.readouterr().err
