@@ -3,7 +3,7 @@
     python benchmarks/compare/ruler.py --seeds 0 1 2 --json ruler.json
 
 Every agent is trained once per task, kernel of training and seed. Then kernels are fitted to the finished policy by the
-recipe of ``dxmi_rl.evaluation.fit_kernel``: the mixture of eight Gaussians per step that ``kl_bound_fit`` uses, and one
+recipe of ``dxmi_rl.evaluation.fit_kernel``: the mixture of Gaussians per step that ``kl_bound_fit`` uses, and one
 Gaussian per step. ``kl_marginal``, the divergence of x_T itself, is what both bounds are above; it is known in the
 plane only.
 
@@ -56,7 +56,7 @@ TRAJECTORIES = 100_000
 
 Ruler = Callable[[DenoisingMDP, Policy], BackwardKernel]
 RULERS: dict[str, Ruler] = {
-    "mixture of eight": fit_kernel,
+    "mixture": fit_kernel,
     "one Gaussian": lambda mdp, policy: fit_kernel(mdp, policy, kind=Learned),
 }
 

@@ -18,7 +18,7 @@ Result = JSON
 Summary = JSON
 
 SCHEMA = 3
-RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of eight Gaussians per step"}
+RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of Gaussians per step"}
 """The kernel that is fitted after training, by schema: bounds of different schemas cannot be compared."""
 BASE = "base"
 """Name of the agent that normalised scores count from, in the first of its rows."""

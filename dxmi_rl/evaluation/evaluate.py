@@ -58,7 +58,7 @@ def evaluate(
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
         draws: number of draws that ``sliced_w2`` is averaged over.
         trajectories: number of trajectories of the log-weights.
-        fit: also train a kernel of its own on the finished policy, a mixture of eight Gaussians per step, for 4,000
+        fit: also train a kernel of its own on the finished policy, a mixture of Gaussians per step, for 4,000
             steps (``fit_kernel``: half a minute in the plane, minutes on images), and report ``kl_bound_fit``,
             ``elbo``, ``log_z``, ``ess`` and ``eubo`` with it; otherwise these use the kernel of training.
         floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).

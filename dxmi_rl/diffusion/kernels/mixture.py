@@ -14,22 +14,25 @@ from dxmi_rl.utils.checks import check_integer
 
 
 class Mixture(Learned):
-    """A mixture of ``components`` Gaussians, fitted as Learned is: for states where chains from several modes meet.
+    """A mixture of Gaussians, fitted as Learned is: for states where chains from several modes meet.
 
-    Component k has mean a_t x' + sqrt(v_t) m_k(x', t) and log std log v_t / 2 + l_k(x', t), per dimension; its weight
-    is the softmax of w_k(x', t). All come from one network, which starts at random, as equal components stay equal.
+    There are ``components`` of them; None: eight in up to 16 dimensions, then 128 / d, and two at least, as their cost
+    grows with both numbers. Component k has mean a_t x' + sqrt(v_t) m_k(x', t) and log std log v_t / 2 + l_k(x', t),
+    per dimension; its weight is the softmax of w_k(x', t). All come from one network, which starts at random, as equal
+    components stay equal.
     """
 
     def __init__(
-        self, schedule: Schedule, event_shape: tuple[int, ...], scale: float, *, components: int = 8, width: int = 64,
-        depth: int = 3, learning_rate: float = 2e-3, steps: int = 1,
+        self, schedule: Schedule, event_shape: tuple[int, ...], scale: float, *, components: int | None = None,
+        width: int = 64, depth: int = 3, learning_rate: float = 2e-3, steps: int = 1,
     ) -> None:  # fmt: skip
         super().__init__(
             schedule, event_shape, scale, width=width, depth=depth, learning_rate=learning_rate, steps=steps
         )
-        check_integer("components", components, minimum=2)
-        self.components, self.dim = components, math.prod(event_shape)
-        outputs = components * (2 * self.dim + 1)
+        self.dim = math.prod(event_shape)
+        self.components = max(2, min(8, 128 // self.dim)) if components is None else components
+        check_integer("components", self.components, minimum=2)
+        outputs = self.components * (2 * self.dim + 1)
         self.net = StepMLP(self.dim, outputs, self.net.input_scale, width=width, depth=depth)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
 
