@@ -29,7 +29,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
-from dxmi_rl.benchmark.results import RULERS, diverged
+from dxmi_rl.benchmark.results import RULERS, SCHEMA, diverged, is_fitted
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
@@ -144,10 +144,11 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             if task["score"] not in row["scores"]:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
-            own = {key: task[key] for key in SAME_TASK} | {"schema": results["schema"]}
+            own = {key: task[key] for key in SAME_TASK}
             check_row(name, results, row)
             run = run_of(results, row)
             own |= {"sizes": run["sizes"], "fit": run.get("fit", True)} if run else {}
+            own |= {"fitted kernel": RULERS[results["schema"]]} if run and is_fitted(run) else {}
             own |= {"budget": (row["budget"], row["unit"])} if trains(row) else {}
             other, first = terms.setdefault(title, (name, own))
             different = [key for key in own if key in first and not agree(key, first[key], own[key])]
@@ -175,6 +176,12 @@ def plain(text: str) -> str:
 def page(submissions: dict[str, dict[str, Any]]) -> str:
     """The leaderboard: a table per task over all submissions, then every submission's own tables."""
     lines = ["# Leaderboard", "", INTRODUCTION, ""]
+    if (old := next(iter(submissions.values()))["schema"]) != SCHEMA:
+        lines += [
+            f"**The fitted kernel of these runs is {RULERS[old]}.** That of new runs is {RULERS[SCHEMA]}, which is "
+            f"tighter. Until `{OURS}` has been run again they cannot be compared, and are refused where bounds rank.",
+            "",
+        ]
     for title, entries in ranked(submissions).items():
         task = entries[0].task
         shown = {key: plain(str(task[key])) for key in ("track", "dim", "horizon")}

@@ -54,8 +54,8 @@ TRAJECTORIES = 100_000
 """Trajectories of every bound."""
 
 
-Ruler = Callable[[DenoisingMDP, Policy], BackwardKernel]
-RULERS: dict[str, Ruler] = {
+Fit = Callable[[DenoisingMDP, Policy], BackwardKernel]
+FITS: dict[str, Fit] = {
     "mixture": fit_kernel,
     "one Gaussian": lambda mdp, policy: fit_kernel(mdp, policy, kind=Learned),
 }
@@ -92,7 +92,7 @@ def measure(task: str, backward: str, name: str, seed: int, arguments: Arguments
     mdp, policy, target = agent.mdp, agent.density(), reference_target(agent.task.config)
     paths = mdp.rollout(policy, TRAJECTORIES, torch.Generator(mdp.device).manual_seed(seed + 10_000))
     rulers = {}
-    for ruler, fit in RULERS.items():
+    for ruler, fit in FITS.items():
         started = time.perf_counter()
         kernel = fit(mdp, policy)
         seconds = time.perf_counter() - started
@@ -111,7 +111,7 @@ CODE = code_of(measure)
 def run(task: str, backward: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "backward": backward, "agent": name, "seed": seed, "budget": arguments.budget,
-                "device": arguments.device}  # fmt: skip
+                "device": arguments.device, "trajectories": TRAJECTORIES, "fits": list(FITS)}  # fmt: skip
     uses = [AGENTS[name], type(make_task(task).target), KERNELS[backward], fit_kernel, marginal_scores]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
@@ -125,7 +125,7 @@ def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
         "trained with",
         "agent",
         "kl_marginal",
-        *RULERS,
+        *FITS,
         "seconds of each",
         title="bounds and the divergence [nats]",
     )
@@ -133,8 +133,8 @@ def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
         own = [one for one in runs if (one["task"], one["backward"], one["agent"]) == row]
         itself = [one["kl_marginal"] for one in own]
         cells = ["-" if None in itself else f"{statistics.fmean(itself):.3f}"]
-        cells += [f"{statistics.fmean(one['rulers'][ruler]['bound'] for one in own):.3f}" for ruler in RULERS]
-        seconds = [f"{statistics.fmean(one['rulers'][ruler]['seconds'] for one in own):.0f}" for ruler in RULERS]
+        cells += [f"{statistics.fmean(one['rulers'][ruler]['bound'] for one in own):.3f}" for ruler in FITS]
+        seconds = [f"{statistics.fmean(one['rulers'][ruler]['seconds'] for one in own):.0f}" for ruler in FITS]
         table.add_row(*row, *cells, ", ".join(seconds))
     console.print(table)
 

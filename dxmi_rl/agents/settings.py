@@ -34,7 +34,7 @@ class MeanConfig:
     coordinate_width: int = 0
     """Units per layer of a second network of the correction, which sees one coordinate at a time and is shared between
     all; 0: none. Where the energy is nearly a sum over coordinates, in many dimensions, it learns far faster (give the
-    learned kernel one, too: ``backward_options={"coordinate_width": 32}``)."""
+    kernel "learned" one, too: ``backward_options={"coordinate_width": 32}``)."""
     energy_gradient: bool | None = None
     """A correction is given grad E at the current state, one more evaluation per transition; None: where the base
     sampler is None, as only the energy says there where to go (`dxdp` with ``value_input``: grad V instead)."""

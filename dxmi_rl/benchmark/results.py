@@ -47,7 +47,7 @@ def results_of(row: Row, results: Sequence[Result]) -> list[Result]:
 
 def is_fitted(result: Result) -> bool:
     """Whether a kernel was fitted to the policy after training."""
-    return bool(result["sizes"].get("fit", True) and result.get("fit", True))
+    return bool(result.get("sizes", {}).get("fit", True) and result.get("fit", True))
 
 
 def assemble(

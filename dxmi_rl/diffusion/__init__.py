@@ -1,7 +1,16 @@
 """Schedules, denoisers, base samplers and backward kernels."""
 
 from dxmi_rl.diffusion.denoisers import DenoiserMLP, MixtureDenoiser
-from dxmi_rl.diffusion.kernels import KERNELS, BackwardKernel, Brownian, Forward, Learned, Mixture, make_kernel
+from dxmi_rl.diffusion.kernels import (
+    KERNELS,
+    BackwardKernel,
+    Brownian,
+    FittedKernel,
+    Forward,
+    Learned,
+    Mixture,
+    make_kernel,
+)
 from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser, train_denoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
 from dxmi_rl.diffusion.schedules import SCHEDULES, Schedule, make_schedule
@@ -15,6 +24,7 @@ __all__ = [
     "Brownian",
     "DenoiserMLP",
     "DenoiserUNet",
+    "FittedKernel",
     "Forward",
     "IdentitySampler",
     "Learned",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
-from dxmi_rl.diffusion import BackwardKernel, Learned, Mixture
+from dxmi_rl.diffusion import BackwardKernel, FittedKernel, Learned, Mixture
 from dxmi_rl.evaluation import metrics
 from dxmi_rl.evaluation.annealing import annealed_importance_sampling
 from dxmi_rl.mdp import DenoisingMDP, Energy
@@ -24,8 +24,8 @@ FIT_TRANSITIONS = 1280
 
 
 def fit_kernel(
-    mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0, kind: type[Learned] = Mixture
-) -> Learned:
+    mdp: DenoisingMDP, policy: Policy, *, steps: int = FIT_STEPS, seed: int = 0, kind: type[Mixture | Learned] = Mixture
+) -> FittedKernel:
     """A Mixture, or another ``kind`` of learned kernel, fitted to a finished policy by one recipe for all:
     ``steps`` Adam steps of fresh rollouts of 1,280 transitions each, cosine from 2e-3; the MDP's own
     kernel is left alone. Every policy gets the same ruler: the same network, seed and number of steps.

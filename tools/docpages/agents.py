@@ -12,6 +12,7 @@ from typing import Any
 from docpages.docstrings import markdown, settings_table, table
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.benchmark.report import load_results
+from dxmi_rl.benchmark.results import RULERS
 from dxmi_rl.benchmark.tables import compact, count_seeds, number
 from dxmi_rl.irl import DxMIConfig, list_recipes
 from dxmi_rl.irl.recipe_files import recipe
@@ -155,7 +156,8 @@ def results(name: str) -> str:
     at = again.index("--tasks")
     return "\n\n".join([
         "Interquartile means over seeds with 95 % intervals; costs of training are means. Rank, exact sampler and base "
-        "sampler refer to the score. All agents side by side: [leaderboard](../leaderboard.md).",
+        f"sampler refer to the score. The fitted kernel is {RULERS[standard()['schema']]}. All agents side by side: "
+        "[leaderboard](../leaderboard.md).",
         table(header, [_result(row) for row in rows]),
         f"Command: `{standard()['command']}`. This agent alone: `{shlex.join(again[:at] + again[at + 2 :])}`.",
     ])  # fmt: skip

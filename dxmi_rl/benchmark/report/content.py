@@ -221,7 +221,8 @@ class Comparison:
         score = task["score"]
         meaning = f" ({MEANINGS[score]})" if score in MEANINGS else ""
         ranked = f"{score}{meaning}, {task['better']} is better" if score else "nothing that all runs share"
-        fitted = any(is_fitted(run) for run in self.runs if run["task"] == name)
+        given = task["energy"] != "learned"
+        fitted = given and any(is_fitted(run) for run in self.runs if run["task"] == name)
         return [
             ("dimension", f"{task['dim']}{f' ({shape})' * bool(shape)}"),
             ("horizon T", str(task["horizon"])),

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from dxmi_rl.diffusion.kernels.base import BackwardKernel
 from dxmi_rl.diffusion.kernels.brownian import Brownian
+from dxmi_rl.diffusion.kernels.fitted import FittedKernel
 from dxmi_rl.diffusion.kernels.forward import Forward
 from dxmi_rl.diffusion.kernels.learned import Learned
 from dxmi_rl.diffusion.kernels.mixture import Mixture
 from dxmi_rl.diffusion.schedules import Schedule
 from dxmi_rl.utils.registry import Registry
 
-__all__ = ["KERNELS", "BackwardKernel", "Brownian", "Forward", "Learned", "Mixture", "make_kernel"]
+__all__ = ["KERNELS", "BackwardKernel", "Brownian", "FittedKernel", "Forward", "Learned", "Mixture", "make_kernel"]
 
 KERNELS: Registry[type[BackwardKernel]] = Registry("backward kernel")
 KERNELS.add("brownian", Brownian)

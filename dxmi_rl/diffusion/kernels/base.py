@@ -15,7 +15,10 @@ LOST = "the backward kernel cannot be fitted to these transitions, which are too
 
 
 class BackwardKernel(nn.Module):
-    """qb(x_t | x_{t+1}) = N(mean, diag std^2); subclasses give ``moments`` and, when they adapt, ``fit``."""
+    """qb(x_t | x_{t+1}); subclasses give ``moments`` and, when they adapt, ``fit``.
+
+    It is N(mean, diag std^2), unless they give ``log_prob`` and ``sample``, too.
+    """
 
     horizon: int
     optimizer: torch.optim.Optimizer | None = None

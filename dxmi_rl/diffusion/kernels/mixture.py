@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dxmi_rl.diffusion.kernels.learned import Learned
+from dxmi_rl.diffusion.kernels.fitted import FittedKernel, input_scale
 from dxmi_rl.diffusion.schedules import Schedule
 from dxmi_rl.networks import StepMLP
 from dxmi_rl.utils.checks import check_integer
 
 
-class Mixture(Learned):
+class Mixture(FittedKernel):
     """A mixture of Gaussians, fitted as Learned is: for states where chains from several modes meet.
 
     There are ``components`` of them; None: eight in up to 16 dimensions, then 128 / d, and two at least, as their cost
@@ -26,15 +27,18 @@ class Mixture(Learned):
         self, schedule: Schedule, event_shape: tuple[int, ...], scale: float, *, components: int | None = None,
         width: int = 64, depth: int = 3, learning_rate: float = 2e-3, steps: int = 1,
     ) -> None:  # fmt: skip
-        super().__init__(
-            schedule, event_shape, scale, width=width, depth=depth, learning_rate=learning_rate, steps=steps
-        )
-        self.dim = math.prod(event_shape)
-        self.components = max(2, min(8, 128 // self.dim)) if components is None else components
-        check_integer("components", self.components, minimum=2)
-        outputs = self.components * (2 * self.dim + 1)
-        self.net = StepMLP(self.dim, outputs, self.net.input_scale, width=width, depth=depth)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
+        dim = math.prod(event_shape)
+        components = max(2, min(8, 128 // dim)) if components is None else components
+        check_integer("components", components, minimum=2)
+        net = StepMLP(dim, components * (2 * dim + 1), input_scale(schedule, scale), width=width, depth=depth)
+        super().__init__(schedule, net, learning_rate=learning_rate, steps=steps)
+        self.components, self.dim = components, dim
+
+    @classmethod
+    def build(
+        cls, schedule: Schedule, event_shape: tuple[int, ...], scale: float, sigma: Tensor, **options: Any
+    ) -> Mixture:
+        return cls(schedule, event_shape, scale, **options)
 
     def parts(self, x_next: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
         """Log weights ``[batch, K]``, and means and log standard deviations ``[batch, K, d]``, of the components."""
@@ -67,6 +71,8 @@ class Mixture(Learned):
     def sample(self, x_next: Tensor, t: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
         log_weight, mean, log_std = self.parts(x_next, t)
         noise = torch.randn(x_next.shape, generator=generator, device=x_next.device, dtype=x_next.dtype)
-        chosen = torch.multinomial(log_weight.exp(), 1, generator=generator)[..., None].expand(-1, 1, self.dim)
+        # By Gumbel's maximum: torch.multinomial raises for states that are not finite.
+        race = log_weight - torch.empty_like(log_weight).exponential_(generator=generator).log()
+        chosen = race.argmax(1)[:, None, None].expand(-1, 1, self.dim)
         mean, log_std = mean.gather(1, chosen)[:, 0], log_std.gather(1, chosen)[:, 0]
         return mean.view_as(x_next) + log_std.exp().view_as(x_next) * noise

@@ -172,12 +172,12 @@ def test_a_name_cannot_write_into_the_page(place: Path) -> None:
     assert len({len(cells) for cells in rows}) == 1, "as many cells in every row"
 
 
-@pytest.mark.parametrize("what", ["schema", "horizon", "budget", "sizes"])
+@pytest.mark.parametrize("what", ["fitted kernel", "horizon", "budget", "sizes"])
 def test_submissions_that_do_not_compare_are_refused(
     what: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     second = make_results()
-    if what == "schema":  # another kernel is fitted after training
+    if what == "fitted kernel":
         second["schema"] = min(RULERS)
     if what == "horizon":
         second["tasks"]["gmm25"]["horizon"] = 10
@@ -189,7 +189,7 @@ def test_submissions_that_do_not_compare_are_refused(
             entry["sizes"] = entry["sizes"] | {"draws": 99}
     (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
     assert run(place) == 2
-    task = "8gaussians" if what == "schema" else "gmm25"  # the first that differs
+    task = "8gaussians" if what == "fitted kernel" else "gmm25"  # the first that differs
     assert f"differ on '{task}' in {what}" in capsys.readouterr().err
 
 

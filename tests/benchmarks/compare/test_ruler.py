@@ -16,8 +16,8 @@ from dxmi_rl.evaluation import fit_kernel
 def test_a_small_run_writes_what_its_docstring_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = {name: lambda mdp, policy: fit_kernel(mdp, policy, steps=5) for name in ruler.RULERS}
-    monkeypatch.setattr(ruler, "RULERS", quick)
+    quick = {name: lambda mdp, policy: fit_kernel(mdp, policy, steps=5) for name in ruler.FITS}
+    monkeypatch.setattr(ruler, "FITS", quick)
     monkeypatch.setattr(ruler, "TRAJECTORIES", 500)
     file = tmp_path / "r.json"
     arguments = [
