@@ -140,7 +140,8 @@ def compare(found: dict[str, Any], entry: dict[str, Any], exactly: bool) -> list
     wrong = [] if found["costs"] == entry["costs"] else [f"costs: {found['costs']} instead of {entry['costs']}"]
     for name, (digest_, norm, change) in entry["modules"].items():
         here = found["modules"].get(name, ("none", math.nan, math.nan))
-        near = math.isclose(here[1], norm, rel_tol=1e-3) and math.isclose(here[2], change, rel_tol=2e-2, abs_tol=1e-6)
+        loose = 1e-2 if name == "sample" else 1e-3  # sampling amplifies what rounding does to the weights
+        near = math.isclose(here[1], norm, rel_tol=loose) and math.isclose(here[2], change, rel_tol=2e-2, abs_tol=1e-6)
         if here[0] != digest_ if exactly else not near:
             wrong.append(f"{name}: {here}, instead of {(digest_, norm, change)}")
     return wrong
