@@ -120,15 +120,8 @@ def run(task: str, backward: str, name: str, seed: int, arguments: Arguments) ->
 
 def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
     """A line per task, kernel of training and agent: means over seeds."""
-    table = Table(
-        "task",
-        "trained with",
-        "agent",
-        "kl_marginal",
-        *FITS,
-        "seconds of each",
-        title="bounds and the divergence [nats]",
-    )
+    columns = ["task", "trained with", "agent", "kl_marginal", *FITS, "seconds of each"]
+    table = Table(*columns, title="bounds and the divergence [nats]")
     for row in dict.fromkeys((one["task"], one["backward"], one["agent"]) for one in runs):
         own = [one for one in runs if (one["task"], one["backward"], one["agent"]) == row]
         itself = [one["kl_marginal"] for one in own]

@@ -20,19 +20,8 @@ def test_a_small_run_writes_what_its_docstring_lists(
     monkeypatch.setattr(ruler, "FITS", quick)
     monkeypatch.setattr(ruler, "TRAJECTORIES", 500)
     file = tmp_path / "r.json"
-    arguments = [
-        "--tasks",
-        "8gaussians",
-        "--agents",
-        "base",
-        "--seeds",
-        "0",
-        "--budget",
-        "100",
-        "--backward",
-        "learned",
-    ]
-    assert ruler.main([*arguments, "--folder", str(tmp_path), "--json", str(file)]) == 0
+    sizes = ["--seeds", "0", "--budget", "100", "--folder", str(tmp_path), "--json", str(file)]
+    assert ruler.main(["--tasks", "8gaussians", "--backward", "learned", "--agents", "base", *sizes]) == 0
     everything = json.loads(file.read_text(encoding="utf-8"))
     text = ruler.__doc__.split("Keys of", 1)[1]
     listed = {key for line in re.findall(r"^    ([a-z][a-z_, ]*?)  ", text, re.M) for key in line.split(", ")}
