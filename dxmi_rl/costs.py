@@ -29,6 +29,8 @@ class Costs:
     """Evaluations of the base or fine-tuned denoiser on one x."""
     seconds: float = 0.0
     """Wall-clock seconds inside ``learn``."""
+    setbacks: int = 0
+    """Times that training diverged and went on from its last good state, with half the learning rates."""
 
 
 BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
-from dxmi_rl.agents.divergence import iterate, note_losses, save_good_state
+from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate, note_losses, require_good
 from dxmi_rl.agents.settings import check_changes
 from dxmi_rl.costs import Costs, check_budget, counting
 from dxmi_rl.envs.observations import parse_observation
@@ -23,7 +23,7 @@ from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Policy, Trajectory, draw
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
-from dxmi_rl.utils.checks import check_integer, check_real, check_seed
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, check_real, check_seed
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
@@ -190,10 +190,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.
             checkpoint_minutes: also save when this many minutes have passed.
 
-        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive. Divergence is a
-        DivergenceError (losses, weights, or at a checkpoint the optimizers' state), a NonFiniteError (states) or an
-        EnergyError (rewards), and never reaches ``checkpoint``: a state is saved when all of these are finite and the
-        policy samples finite numbers.
+        Divergence is states, losses, weights or optimizers' states that are not finite. Training then goes on from the
+        last state in which all of them were, 50 iterations old at most, with half the learning rates;
+        ``costs.setbacks`` counts how often. Only a good state reaches ``checkpoint``, and one whose samples are finite.
+
+        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive; DivergenceError or
+        NonFiniteError when training diverges for the sixth time; EnergyError for an energy that fails.
         """
         unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
         check_integer("checkpoint_every", checkpoint_every)
@@ -209,13 +211,18 @@ class Agent(abc.ABC, Generic[ConfigT]):
             return self
         title = f"{self.name} on {self.task.name}"
         with progress(title, end, completed=self.spent(unit), show=progress_bar) as advance:
-            iteration, saved_at = 0, time.monotonic()
+            good, iteration, saved_at = GoodState(self), 0, time.monotonic()
             while (before := self.spent(unit)) < end:
                 self.set_progress(before / end)
                 started = time.perf_counter()
-                with counting(self.costs):
-                    log = iterate(self)
-                self.costs.seconds += time.perf_counter() - started
+                try:
+                    with counting(self.costs):
+                        log = iterate(self)
+                except (NonFiniteError, DivergenceError) as error:
+                    good.step_back(error)
+                    continue
+                finally:
+                    self.costs.seconds += time.perf_counter() - started
                 if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
@@ -224,17 +231,27 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
-                    note_losses(self, log)
+                    self._look(log, good, save)
                 if save and checkpoint is not None:
-                    save_good_state(self, checkpoint)
+                    self.save(checkpoint)
                     saved_at = time.monotonic()
                 if callback is not None and callback(self) is False:
                     if not save:
-                        note_losses(self, log)
+                        self._look(log, good, checkpoint is not None)
                         if checkpoint is not None:
-                            save_good_state(self, checkpoint)
+                            self.save(checkpoint)
                     break
         return self
+
+    def _look(self, log: Log, good: GoodState, saving: bool) -> None:
+        """Note the losses, and keep a state that can go on; step back from one that cannot."""
+        try:
+            note_losses(self, log)
+            require_good(self, samples=saving)
+        except (NonFiniteError, DivergenceError) as error:
+            good.step_back(error)
+        else:
+            good.keep()
 
     def spent(self, unit: str) -> float:
         """What has been spent so far of one of BUDGET_UNITS."""
@@ -319,14 +336,18 @@ class Agent(abc.ABC, Generic[ConfigT]):
     def set_progress(self, progress: float) -> None:
         """Move every learning rate along its schedule to this part of the budget: cosine from its peak to zero."""
         self.progress = progress
-        self.mdp.kernel.set_progress(progress if getattr(self.config, "anneal", True) else 0.0)
+        kernel, caution = self.mdp.kernel, SETBACK_FACTOR**self.costs.setbacks
+        kernel.set_progress(progress if getattr(self.config, "anneal", True) else 0.0)
+        for group in [] if kernel.optimizer is None else kernel.optimizer.param_groups:
+            group["lr"] *= caution
         factor = self.rate_factor()
         for optimizer in self.optimizers().values():
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
+                group["lr"] = group.setdefault("peak", group["lr"]) * factor
 
     def rate_factor(self) -> float:
         """Learning rate over its peak, now."""
+        caution: float = SETBACK_FACTOR**self.costs.setbacks
         if not getattr(self.config, "anneal", True):
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+            return caution
+        return caution * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))

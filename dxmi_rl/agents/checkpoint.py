@@ -55,15 +55,31 @@ def saved_modules(agent: Agent[Any]) -> dict[str, nn.Module]:
     return found
 
 
-def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
-    """Write the agent's modules, optimizers, generator, costs, settings and task, atomically."""
+def training_state(agent: Agent[Any]) -> dict[str, Tensor]:
+    """All tensors of the training state, by name, not copied: of modules, optimizers, the generator and the rest."""
     tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
     for name, module in saved_modules(agent).items():
         tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in agent.all_optimizers().items():
         tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
-    for name, tensor in agent.extra_tensors().items():
-        tensors[f"extra/{name}"] = tensor
+    return tensors | {f"extra/{name}": tensor for name, tensor in agent.extra_tensors().items()}
+
+
+def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
+    """Put ``training_state`` back; raises what torch raises for one that does not fit."""
+    for name, module in saved_modules(agent).items():
+        part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
+        module.load_state_dict(part)
+    for name, optimizer in agent.all_optimizers().items():
+        restore_optimizer(f"optimizer/{name}", optimizer, tensors)
+    agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
+    # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
+    if tensors["generator"].numel() == agent.generator.get_state().numel():
+        agent.generator.set_state(tensors["generator"])
+
+
+def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
+    """Write the agent's training state, costs, settings and task, atomically."""
     metadata = {
         "agent": agent.name,
         "task": agent.task.spec,
@@ -74,7 +90,7 @@ def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
         "costs": asdict(agent.costs),
         "progress": agent.progress,
     }
-    return save_tensors(path, tensors, metadata)
+    return save_tensors(path, training_state(agent), metadata)
 
 
 def read_checkpoint(path: AnyPath, kind: type[Agent[Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -136,15 +152,7 @@ def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metada
     """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
     try:
         agent.costs = Costs(**metadata["costs"])
-        for name, module in saved_modules(agent).items():
-            part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
-            module.load_state_dict(part)
-        for name, optimizer in agent.all_optimizers().items():
-            restore_optimizer(f"optimizer/{name}", optimizer, tensors)
-        agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
-        # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
-        if tensors["generator"].numel() == agent.generator.get_state().numel():
-            agent.generator.set_state(tensors["generator"])
+        set_training_state(agent, tensors)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error
     agent.progress = metadata["progress"]

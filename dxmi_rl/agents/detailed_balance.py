@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Log
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
-from dxmi_rl.agents.ops import returns_to_go
+from dxmi_rl.agents.ops import bounded_influence, returns_to_go
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -86,7 +86,7 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         loss = wanted.new_zeros(())
         for _ in range(self.config.warmup_value_steps):
             loss = (self.log_flows(paths) - wanted).square().sum(0).mean()
-            self.descend(loss)
+            self.descend(loss, paths)
         return {"flow_loss": loss.detach()}
 
     def log_flows(self, paths: Trajectory) -> Tensor:
@@ -103,7 +103,8 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         return self.mdp.tau * (self.log_z.value + rough) + learned
 
     def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss.
+        """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss, with
+        the outliers of each step made smaller (``ops.bounded_influence``).
 
         With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred. Where steps are
         frozen F_{t+1} is constant in any case: it would bend towards what they happen to do.
@@ -113,10 +114,15 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         after = torch.cat([log_flows[1:], torch.zeros_like(log_flows[:1])])  # log F_T is in the last target
         if not self.config.detach_next:
             after = torch.cat([after[:first].detach(), after[first:]])
-            return (log_flows + log_forward - after - log_targets).square().sum(0).mean()
-        flow_loss = (log_flows + log_forward.detach() - after.detach() - log_targets).square().sum(0).mean()
+            return self.squares(log_flows + log_forward - after - log_targets)
+        flow_loss = self.squares(log_flows + log_forward.detach() - after.detach() - log_targets)
         residual = (log_flows - after).detach() + log_forward - log_targets
-        return flow_loss + (residual - residual.detach().mean(1, keepdim=True)).square().sum(0).mean()
+        return flow_loss + self.squares(residual - residual.detach().mean(1, keepdim=True))
+
+    @staticmethod
+    def squares(residuals: Tensor) -> Tensor:
+        """The mean over paths of the sum over steps of squares of residuals ``[T, n]``, outliers made smaller."""
+        return bounded_influence(residuals).square().sum(0).mean()
 
     def extra_tensors(self) -> dict[str, Tensor]:
         return super().extra_tensors() | {"warmup_left": torch.tensor(self.warmup_left)}

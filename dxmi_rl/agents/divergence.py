@@ -1,17 +1,15 @@
-"""Divergence: what ends a training run, and what is never written over the last good checkpoint."""
+"""Divergence: when a training run steps back, what ends it, and what is never written over the last good checkpoint."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.checkpoint import saved_modules
+from dxmi_rl.agents.checkpoint import saved_modules, set_training_state, training_state
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
 from dxmi_rl.utils.torch_tools import all_weights_finite
@@ -19,13 +17,47 @@ from dxmi_rl.utils.torch_tools import all_weights_finite
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent
 
+SETBACKS = 5
+"""A run that diverges more often ends."""
+SETBACK_FACTOR = 0.5
+"""What every learning rate is multiplied by at a step back."""
+
+
+class GoodState:
+    """The last training state of an agent that could go on, kept in memory."""
+
+    def __init__(self, agent: Agent[Any]) -> None:
+        self.agent = agent
+        self.keep()
+
+    def keep(self) -> None:
+        """Take the present state."""
+        self.tensors = {key: value.detach().clone() for key, value in training_state(self.agent).items()}
+
+    def step_back(self, error: NonFiniteError | DivergenceError) -> None:
+        """Return to the kept state, with lower learning rates from then on; raises ``error`` after too many times.
+
+        What was spent stays spent.
+        """
+        agent = self.agent
+        if agent.costs.setbacks >= SETBACKS:
+            raise error
+        agent.costs.setbacks += 1
+        agent.log = {key: value for key, value in agent.log.items() if math.isfinite(value)}
+        set_training_state(agent, {key: value.clone() for key, value in self.tensors.items()})
+
 
 def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
-    """``agent.iterate()``; what another library raises because the weights are gone becomes a DivergenceError."""
+    """``agent.iterate()``; what another library raises because the weights are gone becomes a DivergenceError, and an
+    EnergyError says when it happened.
+    """
     try:
         return agent.iterate()
-    except (NonFiniteError, EnergyError):
+    except NonFiniteError:
         raise
+    except EnergyError as error:
+        place = f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}"
+        raise EnergyError(f"{place}: {error}") from error
     except Exception as error:
         if all_weights_finite(agent.policy):
             raise
@@ -44,11 +76,8 @@ def note_losses(agent: Agent[Any], log: Mapping[str, float | Tensor]) -> None:
         raise _divergence(agent, bad[0], agent.log[bad[0]])
 
 
-def save_good_state(agent: Agent[Any], path: str | os.PathLike[str]) -> Path:
-    """``agent.save`` for a state that can go on: finite weights and optimizers, and samples that are finite.
-
-    Raises DivergenceError, or NonFiniteError for samples, and then leaves the file alone.
-    """
+def require_good(agent: Agent[Any], samples: bool) -> None:
+    """Raise DivergenceError for weights or optimizers that are not finite, NonFiniteError for such ``samples``."""
     for name, module in saved_modules(agent).items():
         if not all_weights_finite(module):
             raise _divergence(agent, f"a weight of {name}", math.nan)
@@ -56,8 +85,8 @@ def save_good_state(agent: Agent[Any], path: str | os.PathLike[str]) -> Path:
         numbers = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, Tensor)]
         if not all(bool(torch.isfinite(value).all()) for value in numbers):
             raise _divergence(agent, f"the state of optimizer {name}", math.inf)
-    agent.sample(16, seed=0)
-    return agent.save(path)
+    if samples:
+        agent.sample(16, seed=0)
 
 
 def _divergence(agent: Agent[Any], name: str, value: float) -> DivergenceError:

@@ -14,10 +14,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, Recorder, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.trust_region import trust_region
 from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -77,6 +79,11 @@ class GFlowNetConfig:
 
 
 ConfigT = TypeVar("ConfigT", bound=GFlowNetConfig)
+
+
+def robust_variance(values: Tensor) -> Tensor:
+    """The unbiased variance of ``[n]``, in which values far from the median have a bounded influence."""
+    return ops.bounded_influence(values - values.detach().median()).var()
 
 
 class ExploringPolicy(GaussianPolicy):
@@ -187,7 +194,7 @@ class GFlowNet(Agent[ConfigT]):
         """``gradient_steps`` on one batch; ``log_targets`` ``[T, n]`` as from the method."""
         for _ in range(self.config.gradient_steps):
             loss = self.loss(paths, log_targets)
-            self.descend(loss)
+            self.descend(loss, paths)
         return {"policy_loss": loss.detach()}
 
     @abc.abstractmethod
@@ -228,10 +235,11 @@ class GFlowNet(Agent[ConfigT]):
         log_weights = steps[first:].sum(0) + (before.detach().mean() if first else before)
         return log_weights if self.value is None else log_weights - self.value(paths.x[first], first) / self.mdp.tau
 
-    def descend(self, loss: Tensor) -> None:
+    def descend(self, loss: Tensor, paths: Trajectory) -> None:
         """One Adam step of the policy and of its flows on loss / (2 T).
 
-        On-policy the gradient of that is the reverse KL's per transition, as in other agents.
+        On-policy the gradient of that is the reverse KL's per transition, as in other agents. The policy stays in its
+        trust region at states of ``paths``.
         """
         for optimizer in self.optimizers().values():
             optimizer.zero_grad(set_to_none=True)
@@ -239,7 +247,9 @@ class GFlowNet(Agent[ConfigT]):
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.value is not None:
             nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
-        for optimizer in self.optimizers().values():
+        with trust_region(self.policy, paths):
+            self.policy_optimizer.step()
+        for optimizer in self.flow_optimizers().values():
             optimizer.step()
 
     # -- replay ------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from dxmi_rl.utils.registry import UnknownNameError
 
 LARGEST_LOG_RATIO = 20.0
 """Bound on log importance ratios, far beyond every clipping: an outlier in many dimensions would give infinity."""
+OUTLIER = 5.0
+"""A residual this many times as large as the median one is an outlier: of normal ones less than one in a thousand."""
 OBJECTIVES = ["soft", "terminal"]
 
 Moments = tuple[Tensor, Tensor]
@@ -121,6 +123,18 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
     change = new[1] - old[1]
     shift = (new[0] - old[0]) * torch.exp(-old[1])
     return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
+
+
+def bounded_influence(residuals: Tensor) -> Tensor:
+    """r ``[..., n]`` with outliers made smaller: the gradient of r^2 in r is at most 2 c, so its mean is Huber's loss.
+
+    c is OUTLIER times the median of |r| over n, a constant; beyond it r becomes sign(r) sqrt(2 c |r| - c^2). Few paths
+    with log-weights far from the others' would otherwise decide a batch's gradient.
+    """
+    size = residuals.abs()
+    limit = OUTLIER * size.detach().median(dim=-1, keepdim=True).values
+    large = (2 * limit * size.clamp_min(limit) - limit.square()).clamp_min(1e-30).sqrt() * residuals.sign()
+    return torch.where(size > limit, large, residuals)
 
 
 def due(step: int, count: int, steps: int) -> bool:

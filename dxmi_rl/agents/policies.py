@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 GRADIENT_LIMIT = 5.0
 """Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
-VALUE_GRADIENT_LIMIT, SHIFT_LIMIT = 1.0, 5.0
-"""Largest pull of a value's gradient that a policy sees, and largest correction of such a policy, in units of w_t: far
-from the paths V is a guess, and a rare path would be pushed farther at every step."""
+VALUE_GRADIENT_LIMIT = 1.0
+"""Largest pull of a value's gradient that a policy sees, in units of w_t: far from the paths V is a guess."""
+SHIFT_LIMIT = 5.0
+"""Largest correction of a policy that is given a gradient, in units of w_t: a rare path would be pushed farther at
+every step, until its states are no numbers."""
 
 
 class GaussianPolicy(nn.Module):
@@ -134,8 +136,8 @@ class CorrectionPolicy(GaussianPolicy):
     clipped, and adds w_t g times a learned gate to the mean, as samplers that are given only the energy do (Zhang and
     Chen 2022, arXiv 2111.15141, section 4). sigma_{T-1}, the last step's, stands for the width of a mode: g is the pull
     towards a mode, in units of that width. With ``value`` and ``energy_gradient=None`` the network sees
-    g = -w_t grad V_{t+1}(mu_base) / tau in its place, and m is softly clipped as a whole. ``base`` stands for the
-    MDP's base sampler where it is given.
+    g = -w_t grad V_{t+1}(mu_base) / tau in its place. With either, the whole correction is softly clipped. ``base``
+    stands for the MDP's base sampler where it is given.
     """
 
     state_scale: Tensor
@@ -205,9 +207,7 @@ class CorrectionPolicy(GaussianPolicy):
         if self.state_dependent_sigma:
             log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
-            out = out + rest[-1] * pulls[0]
-        if isinstance(self.gradient, ValueGradient):
-            out = self.net.soft_clip(out, SHIFT_LIMIT)
+            out = self.net.soft_clip(out + rest[-1] * pulls[0], SHIFT_LIMIT)
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dxmi_rl.agents import ops
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.rollout import Trajectory
@@ -58,6 +59,8 @@ class TrajectoryBalance(GFlowNet[TrajectoryBalanceConfig]):
         return self.config.log_z_learning_rate
 
     def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Mean of (log Z - log w)^2, both papers' trajectory balance loss; with log Z + f(x_0) when ``conditional``."""
+        """Mean of (log Z - log w)^2, both papers' trajectory balance loss, with outliers made smaller
+        (``ops.bounded_influence``); with log Z + f(x_0) when ``conditional``.
+        """
         assert self.log_z is not None
-        return (self.log_z.value - self.log_weights(paths, log_targets)).square().mean()
+        return ops.bounded_influence(self.log_z.value - self.log_weights(paths, log_targets)).square().mean()

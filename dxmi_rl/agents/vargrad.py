@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
+from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig, robust_variance
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer
@@ -50,5 +50,7 @@ class VarGrad(GFlowNet[VarGradConfig]):
         return self.config.conditional
 
     def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Unbiased variance of log w over the batch; on-policy its gradient is twice that of the reverse KL."""
-        return self.log_weights(paths, log_targets).var()
+        """Unbiased variance of log w over the batch, with outliers made smaller (``ops.bounded_influence``); without
+        these its gradient on-policy is twice that of the reverse KL.
+        """
+        return robust_variance(self.log_weights(paths, log_targets))

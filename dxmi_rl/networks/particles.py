@@ -44,7 +44,7 @@ class ParticleMLP(nn.Module):
         inputs: vectors c per state: x, and c - 1 others. All are coordinates in the zero-mean subspace (``targets``).
         outputs: numbers o per coordinate, or numbers of a value.
         input_scale: x is divided by ``input_scale[t]`` first, ``[steps]``.
-        width: units per layer.
+        width: units per layer of the particles' perceptron; the pairs' have half as many.
         pooled: all outputs are invariant numbers, ``[batch, o]``; else the first is a vector, the others numbers that
             are the same for every coordinate, ``[batch, o (N - 1) d]`` with the coordinate running fastest.
         zero: start at output zero.
@@ -72,10 +72,11 @@ class ParticleMLP(nn.Module):
         self.register_buffer("radii", torch.linspace(0, FARTHEST, RADII))
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
-        self.pair = nn.Linear(1 + RADII + 2 * (inputs - 1), width)
-        self.pair_step = nn.Linear(steps, width, bias=False)
-        self.pair_hidden = nn.Linear(width, width)
-        self.particle = nn.Linear(width, width)
+        narrow = max(1, width // 2)  # there are far more pairs than particles
+        self.pair = nn.Linear(1 + RADII + 2 * (inputs - 1), narrow)
+        self.pair_step = nn.Linear(steps, narrow, bias=False)
+        self.pair_hidden = nn.Linear(narrow, narrow)
+        self.particle = nn.Linear(narrow, width)
         self.particle_step = nn.Linear(steps, width, bias=False)
         self.particle_hidden = nn.Linear(width, width)
         ends = []
@@ -83,7 +84,8 @@ class ParticleMLP(nn.Module):
             self.last = nn.Linear(width, self.numbers)
             ends.append(self.last)
         if not pooled:
-            self.weight, self.weight_last = nn.Linear(width, width), nn.Linear(width, inputs)
+            self.weight, self.weight_last = nn.Linear(narrow, narrow), nn.Linear(narrow, inputs)
+            self.weight_particle = nn.Linear(width, narrow, bias=False)
             ends.append(self.weight_last)
         for layer in ends if zero else ():
             nn.init.zeros_(layer.weight)
@@ -99,8 +101,9 @@ class ParticleMLP(nn.Module):
         differences = positions[:, :, left] - positions[:, :, right]
         lengths = differences.square().sum(-1).clamp_min(1e-12).sqrt()  # [batch, c, pairs]
         distance = lengths[:, 0, :, None]
-        spacing = FARTHEST / (RADII - 1)
-        features = [distance, torch.exp(-0.5 * ((distance - self.radii) / spacing).square())]
+        offset = (distance - self.radii) * ((RADII - 1) / FARTHEST)
+        # Never below e^-30: products with denormal numbers are thirty times slower.
+        features = [distance, torch.exp((-0.5 * offset.square()).clamp_min(-30.0))]
         if self.inputs > 1:
             along = (differences[:, 1:] * (differences[:, :1] / distance[:, None])).sum(-1)
             features += [along.transpose(1, 2), lengths[:, 1:].transpose(1, 2)]
@@ -110,7 +113,8 @@ class ParticleMLP(nn.Module):
         particle = act(self.particle_hidden(particle))
         parts = []
         if not self.pooled:
-            weights = self.weight_last(act(self.weight(pair + particle[:, left] + particle[:, right])))
+            both = self.weight_particle(particle)
+            weights = self.weight_last(act(self.weight(pair) + both[:, left] + both[:, right]))
             shifts = (weights.transpose(1, 2)[..., None] * differences).sum(1)  # [batch, pairs, d]
             parts.append((self.basis.T @ (self.gather[1] @ shifts)).flatten(1))
         if self.numbers:

@@ -98,10 +98,6 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp)
 
-    def set_progress(self, progress: float) -> None:
-        self.progress = progress  # SB3 reads the rate through its own schedule, rate_factor
-        self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
-
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.model.policy.optimizer}
 
@@ -167,10 +163,6 @@ class SB3ReplayAgent(Agent[ReplayT]):
 
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp)
-
-    def set_progress(self, progress: float) -> None:
-        self.progress = progress  # SB3 reads the rate through its own schedule, rate_factor
-        self.mdp.kernel.set_progress(progress if self.config.anneal else 0.0)
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor": self.model.actor.optimizer, "critic": self.model.critic.optimizer}
