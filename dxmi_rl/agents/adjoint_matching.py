@@ -13,11 +13,11 @@ from torch import Tensor
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig
-from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import require_finite
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
         config = self.config
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         loss = self.policy_loss(trajectory, *self.lean_adjoint(trajectory))
-        return {"policy_loss": policy_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory)}
+        return {"policy_loss": gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)}
 
     def lean_adjoint(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """mu_t(x_t) and a_{t+1} of all transitions, both ``[T n, *event]``, time-major."""

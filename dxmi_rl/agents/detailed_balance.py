@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Log
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
-from dxmi_rl.agents.ops import bounded_influence, returns_to_go
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -82,7 +82,7 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
             return super().train(paths, log_targets)
         self.warmup_left -= 1
         with torch.no_grad():
-            wanted = returns_to_go(log_targets - self.log_forward(paths))
+            wanted = ops.returns_to_go(log_targets - self.log_forward(paths))
         loss = wanted.new_zeros(())
         for _ in range(self.config.warmup_value_steps):
             loss = (self.log_flows(paths) - wanted).square().sum(0).mean()
@@ -102,11 +102,11 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         learned: Tensor = self.value(x, t)
         return self.mdp.tau * (self.log_z.value + rough) + learned
 
-    def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss, with
-        the outliers of each step made smaller (``ops.bounded_influence``).
+    def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
+        """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss.
 
-        With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred. Where steps are
+        With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred, tempered and without
+        outliers, as in ``path_residuals``, step by step. Where steps are
         frozen F_{t+1} is constant in any case: it would bend towards what they happen to do.
         """
         first = self.policy.frozen_steps
@@ -114,15 +114,11 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         after = torch.cat([log_flows[1:], torch.zeros_like(log_flows[:1])])  # log F_T is in the last target
         if not self.config.detach_next:
             after = torch.cat([after[:first].detach(), after[first:]])
-            return self.squares(log_flows + log_forward - after - log_targets)
-        flow_loss = self.squares(log_flows + log_forward.detach() - after.detach() - log_targets)
-        residual = (log_flows - after).detach() + log_forward - log_targets
-        return flow_loss + self.squares(residual - residual.detach().mean(1, keepdim=True))
-
-    @staticmethod
-    def squares(residuals: Tensor) -> Tensor:
-        """The mean over paths of the sum over steps of squares of residuals ``[T, n]``, outliers made smaller."""
-        return bounded_influence(residuals).square().sum(0).mean()
+            return (log_flows + log_forward - after - log_targets).square().sum(0).mean()
+        flow_loss = (log_flows + log_forward.detach() - after.detach() - log_targets).square().sum(0).mean()
+        known = (after - log_flows).detach() + log_targets - start
+        policy = ops.tempering(known) * ops.clip_outliers(known) - (log_forward - start)
+        return flow_loss + (policy - policy.detach().mean(1, keepdim=True)).square().sum(0).mean()
 
     def extra_tensors(self) -> dict[str, Tensor]:
         return super().extra_tensors() | {"warmup_left": torch.tensor(self.warmup_left)}

@@ -24,10 +24,11 @@ SETBACK_FACTOR = 0.5
 
 
 class GoodState:
-    """The last training state of an agent that could go on, kept in memory."""
+    """The last training state of an agent that could go on, kept in memory. Raises DivergenceError for one that cannot."""
 
     def __init__(self, agent: Agent[Any]) -> None:
         self.agent = agent
+        require_good(agent, samples=False)
         self.keep()
 
     def keep(self) -> None:

@@ -81,11 +81,6 @@ class GFlowNetConfig:
 ConfigT = TypeVar("ConfigT", bound=GFlowNetConfig)
 
 
-def robust_variance(values: Tensor) -> Tensor:
-    """The unbiased variance of ``[n]``, in which values far from the median have a bounded influence."""
-    return ops.bounded_influence(values - values.detach().median()).var()
-
-
 class ExploringPolicy(GaussianPolicy):
     """A policy with extra noise: variance sigma_pi^2 + extra_t^2, extra ``[T]``, but not at its frozen steps."""
 
@@ -192,14 +187,16 @@ class GFlowNet(Agent[ConfigT]):
 
     def train(self, paths: Trajectory, log_targets: Tensor) -> Log:
         """``gradient_steps`` on one batch; ``log_targets`` ``[T, n]`` as from the method."""
+        with torch.no_grad():
+            start = self.log_forward(paths)
         for _ in range(self.config.gradient_steps):
-            loss = self.loss(paths, log_targets)
+            loss = self.loss(paths, log_targets, start)
             self.descend(loss, paths)
         return {"policy_loss": loss.detach()}
 
     @abc.abstractmethod
-    def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """The algorithm's loss on paths."""
+    def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
+        """The algorithm's loss on paths; ``start`` is ``log_forward`` before the first step on them, ``[T, n]``."""
 
     def behaviour(self) -> GaussianPolicy:
         """The policy of the rollouts: with extra noise at first, without it after ``exploration_fraction``."""
@@ -213,7 +210,7 @@ class GFlowNet(Agent[ConfigT]):
         log_targets = self.mdp.kernel.log_prob(*paths.transitions()).view(self.mdp.horizon, -1)
         energy = self.mdp.energy(paths.final)
         require_finite(log_targets, energy)
-        log_targets[-1] -= energy / self.mdp.tau
+        log_targets[-1] -= ops.compressed(energy) / self.mdp.tau
         return log_targets, energy
 
     def log_forward(self, paths: Trajectory) -> Tensor:
@@ -230,10 +227,35 @@ class GFlowNet(Agent[ConfigT]):
         cannot change its frozen steps either: f is then a function of the state where training starts, and the steps
         before it count with their mean over the batch.
         """
-        first, steps = self.policy.frozen_steps, log_targets - self.log_forward(paths)
+        return self.log_weights_of(paths, log_targets - self.log_forward(paths)) - self.flow(paths)
+
+    def log_weights_of(self, paths: Trajectory, steps: Tensor) -> Tensor:
+        """log w from its steps log qb - log pi ``[T, n]``, the last with -E / tau: ``[n]``, without f."""
+        first = self.policy.frozen_steps
         before = steps[:first].sum(0) - self.mdp.start_log_prob(paths.x[0])
-        log_weights = steps[first:].sum(0) + (before.detach().mean() if first else before)
-        return log_weights if self.value is None else log_weights - self.value(paths.x[first], first) / self.mdp.tau
+        return steps[first:].sum(0) + (before.detach().mean() if first else before)
+
+    def flow(self, paths: Trajectory) -> Tensor | float:
+        """f(x_0) ``[n]`` where the agent learns it, else 0."""
+        first = self.policy.frozen_steps
+        return 0.0 if self.value is None else self.value(paths.x[first], first) / self.mdp.tau
+
+    def path_residuals(
+        self, paths: Trajectory, log_targets: Tensor, start: Tensor, log_z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the policy and what the flows are to make constant over paths, ``[n]`` each.
+
+        The flows' is log w - f(x_0), less ``log_z`` where it is given. The policy's is beta times that at ``start``,
+        less what log pi has gained since: at beta = 1 the same number. beta is ``ops.tempering`` of the weights, so
+        that the policy goes a part of the way only where few paths have all the weight. In both outliers are clipped.
+        """
+        forward = self.log_forward(paths)
+        there = self.log_weights_of(paths, log_targets - start)
+        gained = (forward - start)[self.policy.frozen_steps :].sum(0)
+        known = there - self.flow(paths) - (0.0 if log_z is None else log_z)
+        constant = known.detach()
+        clipped = ops.clip_outliers(constant)
+        return ops.tempering(constant) * clipped - gained, known - constant + clipped - gained.detach()
 
     def descend(self, loss: Tensor, paths: Trajectory) -> None:
         """One Adam step of the policy and of its flows on loss / (2 T).

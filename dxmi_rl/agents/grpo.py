@@ -14,10 +14,10 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, base_moments, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
-from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,7 @@ class GRPO(Agent[GRPOConfig]):
             order = torch.randperm(len(x), generator=self.generator, device=x.device)
             for rows in order.chunk(config.n_minibatches):
                 loss = self.policy_loss(trajectory, advantages, old, base, rows)
-                log["policy_loss"] = policy_step(
-                    self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory
-                )
+                log["policy_loss"] = gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)
         return log
 
     def policy_loss(

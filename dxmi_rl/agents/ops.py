@@ -5,6 +5,8 @@ Tensors ``[T, n]`` are time-major: T steps of n episodes. Nothing in here knows 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,13 @@ from dxmi_rl.utils.registry import UnknownNameError
 LARGEST_LOG_RATIO = 20.0
 """Bound on log importance ratios, far beyond every clipping: an outlier in many dimensions would give infinity."""
 OUTLIER = 5.0
-"""A residual this many times as large as the median one is an outlier: of normal ones less than one in a thousand."""
+"""A number this many median deviations from the median is an outlier: of normal ones less than one in a thousand."""
+HIGH = 20.0
+"""An energy this many median deviations above the median is high."""
+TRUSTED = 0.5
+"""Smallest effective sample size of tempered weights, as a fraction of their number."""
+BETAS_MIN = 1e-6
+BETAS = torch.logspace(0, math.log10(BETAS_MIN), 61)
 OBJECTIVES = ["soft", "terminal"]
 
 Moments = tuple[Tensor, Tensor]
@@ -125,16 +133,40 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
     return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
 
 
-def bounded_influence(residuals: Tensor) -> Tensor:
-    """r ``[..., n]`` with outliers made smaller: the gradient of r^2 in r is at most 2 c, so its mean is Huber's loss.
+def clip_outliers(values: Tensor) -> Tensor:
+    """``[..., n]`` clipped at OUTLIER median deviations from the median over n.
 
-    c is OUTLIER times the median of |r| over n, a constant; beyond it r becomes sign(r) sqrt(2 c |r| - c^2). Few paths
-    with log-weights far from the others' would otherwise decide a batch's gradient.
+    As targets of squared losses: the gradient is then that of Huber's loss, in which no single path decides.
     """
-    size = residuals.abs()
-    limit = OUTLIER * size.detach().median(dim=-1, keepdim=True).values
-    large = (2 * limit * size.clamp_min(limit) - limit.square()).clamp_min(1e-30).sqrt() * residuals.sign()
-    return torch.where(size > limit, large, residuals)
+    median = values.median(dim=-1, keepdim=True).values
+    limit = OUTLIER * (values - median).abs().median(dim=-1, keepdim=True).values
+    return torch.minimum(torch.maximum(values, median - limit), median + limit)
+
+
+def compressed(energy: Tensor) -> Tensor:
+    """E ``[n]`` where it is not far above the batch's median, and beyond HIGH median deviations only as its logarithm.
+
+    A walk that starts far from a target meets energies of any size, which a network of values cannot learn. At the
+    optimum, where energies are of one size, none is changed.
+    """
+    median = energy.median()
+    limit = HIGH * (energy - median).abs().median().clamp_min(1e-30)
+    excess = (energy - median - limit).clamp_min(0.0)
+    return energy - excess + limit * torch.log1p(excess / limit)
+
+
+@torch.no_grad()
+def tempering(log_weights: Tensor) -> Tensor:
+    """The largest beta of BETAS for which weights w^beta have an effective sample size of TRUSTED n: ``[..., 1]``.
+
+    ``log_weights`` are ``[..., n]``. A path measure tilted by w^beta is as far as n paths can lead without a few of
+    them deciding alone (the trust region of Blessing et al. 2025, arXiv 2508.12511, by effective sample size).
+    """
+    betas = BETAS.to(log_weights)
+    tempered = betas[:, None] * log_weights[..., None, :]
+    ess = 2 * tempered.logsumexp(-1) - (2 * tempered).logsumexp(-1)
+    enough = ess >= math.log(TRUSTED * log_weights.shape[-1])
+    return torch.where(enough, betas, BETAS_MIN).amax(-1, keepdim=True)
 
 
 def due(step: int, count: int, steps: int) -> bool:

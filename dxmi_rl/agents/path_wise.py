@@ -16,12 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import CorrectionPolicy, EnergyGradient, GaussianPolicy, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
-from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
-from dxmi_rl.utils.torch_tools import frozen
+from dxmi_rl.utils.torch_tools import frozen, gradient_step
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,16 @@ class PathWise(Agent[PathWiseConfig]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config = self.config
-        loss, played = path_loss(self, self.path, config.n_trajectories, on_final, config.kernel_steps)
+        loss = path_loss(self, self.path, config.n_trajectories, on_final, config.kernel_steps)
         with self.path.frozen():  # the backward pass may compute the steps again
-            policy_loss = policy_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm, played)
+            policy_loss = gradient_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm)
         return {"policy_loss": policy_loss}
 
 
 def path_loss(
     agent: Agent[Any], path: Path, n: int, on_final: FinalStateHook | None, kernel_steps: int
-) -> tuple[Callable[[], Tensor], Trajectory]:
-    """Roll out one iteration with gradients; return a function that computes its loss inside ``path.frozen()``, and the
-    episodes without gradients.
+) -> Callable[[], Tensor]:
+    """Roll out one iteration with gradients, and return a function that computes its loss inside ``path.frozen()``.
 
     Before the loss, x_T is handed to ``on_final``, which may change the energy, and the backward kernel is fitted.
     """
@@ -116,17 +114,14 @@ def path_loss(
         state = agent.generator.get_state()
         on_final(mdp.sample(path.policy, n, agent.generator))
         agent.generator.set_state(state)
-    path.base_means.clear()
     with path.frozen():
         trajectory = mdp.rollout(path, n, agent.generator, differentiable=True)
-    played = Trajectory(trajectory.x.detach(), trajectory.log_prob.detach())
-    played.base_mean = torch.stack(path.base_means) if path.base_means else None
     agent.costs.timesteps += n * mdp.horizon
     if on_final is not None and not path.graph_holds_energy:
         on_final(trajectory.final.detach())
     for _ in range(kernel_steps):
-        mdp.kernel.fit(*played.transitions())
-    return lambda: path.loss(trajectory), played
+        mdp.kernel.fit(*Trajectory(trajectory.x.detach(), trajectory.log_prob).transitions())
+    return lambda: path.loss(trajectory)
 
 
 class Path:
@@ -144,8 +139,6 @@ class Path:
         self.score_free = config.score_free and mdp.tau > 0
         if config.detach_energy_gradient and isinstance(policy, CorrectionPolicy) and policy.gradient is not None:
             policy.gradient = EnergyGradient(mdp.energy, constant=True)
-        self.base_means: list[Tensor] = []
-        """What ``policy.base_mean`` gave in the latest rollout, step by step."""
         # Whether the backward pass needs grad E of the rollout: then the energy must not change in between.
         self.graph_holds_energy = policy.sees_gradient and (not config.detach_energy_gradient or config.checkpointing)
 
@@ -180,21 +173,14 @@ class Path:
         step = self.recomputed(self.score_free_step if self.score_free else self.plain_step, x, t, noise)
         return step
 
-    def base_mean(self, x: Tensor, t: Tensor | int) -> Tensor | None:
-        """The policy's, noted the first time that a step asks for it."""
-        found = self.policy.base_mean(x, t)
-        if found is not None and len(self.base_means) < self.mdp.horizon:
-            self.base_means.append(found.detach())
-        return found
-
     def plain_step(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The reparameterised step."""
-        mean, log_std = self.policy.moments(x, t, self.base_mean(x, t))
+        mean, log_std = self.policy.moments(x, t)
         return mean + log_std.exp() * noise, standard_log_prob(noise, log_std)
 
     def score_free_step(self, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The same numbers; the gradient of log pi is without its direct part, the score at a fixed (x_t, x_{t+1})."""
-        base_mean = self.base_mean(x, t)
+        base_mean = self.policy.base_mean(x, t)
         both = None if base_mean is None else torch.cat([base_mean, base_mean.detach()])
         means, log_stds = self.policy.moments(torch.cat([x, x.detach()]), t, both)
         (mean, mean_there), (log_std, log_std_there) = means.chunk(2), log_stds.expand_as(means).chunk(2)

@@ -21,13 +21,11 @@ from dxmi_rl.utils.torch_tools import adam, input_gradient
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent, FinalStateHook
 
-GRADIENT_LIMIT = 5.0
-"""Largest pull of the energy's gradient that a policy sees, in widths of a mode: wells may be arbitrarily steep."""
-VALUE_GRADIENT_LIMIT = 1.0
-"""Largest pull of a value's gradient that a policy sees, in units of w_t: far from the paths V is a guess."""
-SHIFT_LIMIT = 5.0
-"""Largest correction of a policy that is given a gradient, in units of w_t: a rare path would be pushed farther at
-every step, until its states are no numbers."""
+GRADIENT_LIMIT, SHIFT_LIMIT = 5.0, 10.0
+"""Largest pull of the energy's gradient that a policy sees, in widths of a mode, as wells may be arbitrarily steep; and
+largest correction of such a policy, in units of w_t: a rare path would be pushed farther at every step."""
+VALUE_GRADIENT_LIMIT, VALUE_SHIFT_LIMIT = 1.0, 5.0
+"""The same for a value's gradient, the pull in units of w_t, too: far from the paths V is a guess."""
 
 
 class GaussianPolicy(nn.Module):
@@ -207,7 +205,8 @@ class CorrectionPolicy(GaussianPolicy):
         if self.state_dependent_sigma:
             log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
-            out = self.net.soft_clip(out + rest[-1] * pulls[0], SHIFT_LIMIT)
+            limit = VALUE_SHIFT_LIMIT if isinstance(self.gradient, ValueGradient) else SHIFT_LIMIT
+            out = self.net.soft_clip(out + rest[-1] * pulls[0], limit)
         return mean + per_step(self.step_scale, t, x) * out, log_sigma
 
 

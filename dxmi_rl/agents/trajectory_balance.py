@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dxmi_rl.agents import ops
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.rollout import Trajectory
@@ -58,9 +57,11 @@ class TrajectoryBalance(GFlowNet[TrajectoryBalanceConfig]):
     def log_z_learning_rate(self) -> float | None:
         return self.config.log_z_learning_rate
 
-    def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Mean of (log Z - log w)^2, both papers' trajectory balance loss, with outliers made smaller
-        (``ops.bounded_influence``); with log Z + f(x_0) when ``conditional``.
+    def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
+        """Mean of (log Z - log w)^2, both papers' trajectory balance loss, with log Z + f(x_0) when ``conditional``.
+
+        Both parts, the policy's and that of log Z and f, are those of ``path_residuals``: tempered, without outliers.
         """
         assert self.log_z is not None
-        return ops.bounded_influence(self.log_z.value - self.log_weights(paths, log_targets)).square().mean()
+        policy, flow = self.path_residuals(paths, log_targets, start, self.log_z.value)
+        return policy.square().mean() + flow.square().mean()

@@ -6,22 +6,21 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.torch_tools import gradient_step
 
-RADIUS = 0.02
-"""Largest mean of KL(new || old) over states, in nats per transition, of one step. In the plane steps make 0.001."""
+RADIUS = 1.5e-5
+"""Largest mean of KL(new || old) over states, in nats per transition, of one step on n paths, divided by n: what a
+policy may learn from them grows with their number."""
 ROWS = 256
 """States at which the divergence is measured, at most."""
 
 
 @contextlib.contextmanager
 def trust_region(policy: GaussianPolicy, trajectory: Trajectory) -> Iterator[None]:
-    """Shorten the step of the policy's weights that is made inside to one of divergence RADIUS.
+    """Shorten the step of the policy's weights that is made inside to one of divergence RADIUS times n, of n paths.
 
     The divergence is measured at states of ``trajectory``, and taken as quadratic in the step. Networks that are
     fine-tuned are left alone: their small rates keep them near.
@@ -37,14 +36,6 @@ def trust_region(policy: GaussianPolicy, trajectory: Trajectory) -> Iterator[Non
     yield
     with torch.no_grad():
         divergence = ops.gaussian_kl(policy.moments_along(trajectory, rows), old).mean()
-        part = (RADIUS / divergence).sqrt().nan_to_num(0.0, 1.0).clamp_max(1.0)
+        part = (RADIUS * trajectory.n / divergence).sqrt().nan_to_num(0.0, 1.0).clamp_max(1.0)
         for start, parameter in zip(before, parameters, strict=True):
             parameter.copy_(start.lerp(parameter, part))
-
-
-def policy_step(
-    optimizer: torch.optim.Optimizer, policy: GaussianPolicy, loss: Tensor, max_grad_norm: float, trajectory: Trajectory
-) -> Tensor:
-    """``gradient_step`` of a policy inside its trust region at states of ``trajectory``; returns the loss, detached."""
-    with trust_region(policy, trajectory):
-        return gradient_step(optimizer, policy, loss, max_grad_norm)

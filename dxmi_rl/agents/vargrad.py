@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig, robust_variance
+from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer
@@ -49,8 +49,13 @@ class VarGrad(GFlowNet[VarGradConfig]):
     def learns_flows(self) -> bool:
         return self.config.conditional
 
-    def loss(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """Unbiased variance of log w over the batch, with outliers made smaller (``ops.bounded_influence``); without
-        these its gradient on-policy is twice that of the reverse KL.
-        """
-        return robust_variance(self.log_weights(paths, log_targets))
+    def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
+        return log_variance(self, paths, log_targets, start)
+
+
+def log_variance(agent: GFlowNet[Any], paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
+    """Unbiased variance of log w over the batch for the policy, and of log w - f(x_0) for f, as ``path_residuals`` has
+    them: tempered, and without outliers. Else its gradient on-policy is twice that of the reverse KL.
+    """
+    policy, flow = agent.path_residuals(paths, log_targets, start)
+    return policy.var() if agent.value is None else policy.var() + flow.var()

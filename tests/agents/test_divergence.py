@@ -1,4 +1,4 @@
-"""What diverges is one of three exceptions, and the last good checkpoint stays as it was."""
+"""What diverges steps back, or is one of three exceptions, and the last good checkpoint stays as it was."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import skip_without_extra, small
+from agent_cases import skip_without_extra, small, state
 
 from dxmi_rl import load_agent
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError, NonFiniteError
 from dxmi_rl.utils.storage import load_tensors, save_tensors
@@ -50,6 +51,61 @@ def test_a_state_that_cannot_go_on_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(DivergenceError, match="state of optimizer policy is inf"):
         agent.learn(agent.timesteps_per_iteration, checkpoint=file)
     assert file.read_bytes() == good
+
+
+def broken_at(agent: Agent[Any], iterations: set[int]) -> Agent[Any]:
+    """The agent, whose weights are no numbers after these iterations, counted from 0."""
+    done, iterate = [0], agent.iterate
+
+    def iterate_and_break(*arguments: Any) -> Any:
+        log = iterate(*arguments)
+        if done[0] in iterations:
+            with torch.no_grad():
+                next(iter(agent.policy.parameters())).fill_(torch.nan)
+        done[0] += 1
+        return log
+
+    agent.iterate = iterate_and_break  # type: ignore[method-assign]
+    return agent
+
+
+def test_training_steps_back_to_the_last_good_state(tmp_path: Path) -> None:
+    """Once at its second iteration: the rates are halved, the budget is what it was, the checkpoint is whole."""
+    agent = broken_at(small("ppo"), {1})
+    step, states, rates = agent.timesteps_per_iteration, [], []
+
+    def note(agent: Agent[Any]) -> None:
+        states.append(state(agent))
+        rates.append(agent.rate_factor())
+
+    file = tmp_path / "agent.safetensors"
+    agent.learn(3 * step, callback=note, checkpoint=file, checkpoint_every=1)
+    assert agent.costs.setbacks == 1 and agent.num_timesteps == 3 * step
+    assert all(torch.equal(states[1][key], value) for key, value in states[0].items())
+    assert not all(torch.equal(states[2][key], value) for key, value in states[0].items())
+    assert rates[0] > 0.9 and rates[1] < 0.5 and rates[2] < 0.5
+    again = load_agent(file)
+    assert again.costs.setbacks == 1
+    again.set_progress(0.0)
+    assert again.rate_factor() == 0.5
+    kernel = again.mdp.kernel
+    assert kernel.optimizer is None or kernel.optimizer.param_groups[0]["lr"] == 0.5 * kernel.learning_rate
+
+
+def test_what_diverges_for_the_sixth_time_ends(tmp_path: Path) -> None:
+    agent = broken_at(small("ppo"), set(range(1, 100)))
+    file = tmp_path / "agent.safetensors"
+    with pytest.raises((DivergenceError, NonFiniteError)):
+        agent.learn(100 * agent.timesteps_per_iteration, checkpoint=file, checkpoint_every=1)
+    assert agent.costs.setbacks == 5
+    assert bool(load_agent(file).sample(16, seed=0).isfinite().all())
+
+
+def test_states_that_are_no_numbers_are_stepped_back_from() -> None:
+    """As a rollout raises them, before a look at the losses."""
+    agent = broken_at(small("a2c"), {1})
+    agent.learn(6 * agent.timesteps_per_iteration)
+    assert agent.costs.setbacks == 1 and all(bool(value.isfinite().all()) for value in state(agent).values())
 
 
 def test_what_a_library_raises_when_the_weights_are_gone_is_divergence() -> None:

@@ -210,7 +210,7 @@ def test_published_detailed_balance_does_not_bend_flows_towards_frozen_steps() -
             return flows[-1]
 
         agent.log_flows = noted  # type: ignore[attr-defined]
-        agent.loss(paths, targets).backward()
+        agent.loss(paths, targets, agent.log_forward(paths).detach()).backward()
         agent.log_flows = found  # type: ignore[attr-defined]
         assert flows[0].grad is not None
         slopes.append(flows[0].grad[T - 2 :])

@@ -1,0 +1,53 @@
+"""The trust region of policy updates: what a step may change, and what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import small
+
+from dxmi_rl import make_task
+from dxmi_rl.agents import ops
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.policies import CorrectionPolicy, collect
+from dxmi_rl.agents.trust_region import RADIUS, trust_region
+
+
+def step_of(agent: Agent[Any], size: float) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The divergence of a random step of that size inside the region, over its radius, and the weights: made, wanted."""
+    policy = agent.policy
+    assert isinstance(policy, CorrectionPolicy)
+    torch.manual_seed(0)
+    trajectory = collect(agent, policy, 32, None)
+    with torch.no_grad():
+        old = policy.moments_along(trajectory)
+        with trust_region(policy, trajectory):
+            for parameter in policy.parameters():
+                parameter.add_(size * torch.randn_like(parameter))
+            wanted = {name: parameter.clone() for name, parameter in policy.named_parameters()}
+        divergence = ops.gaussian_kl(policy.moments_along(trajectory), old).mean()
+    return float(divergence) / (RADIUS * 32), dict(policy.named_parameters()), wanted
+
+
+@pytest.mark.parametrize("size", [0.01, 0.1])
+def test_a_long_step_is_shortened_to_the_radius(size: float) -> None:
+    """The divergence is quadratic up to higher orders of the step."""
+    divergence, made, wanted = step_of(small("vargrad", make_task("gmm25", base=None, horizon=5)), size)
+    assert 0.5 < divergence < 1.5
+    assert not any(torch.equal(made[name], wanted[name]) for name in made)
+
+
+def test_a_short_step_is_left_as_it_is() -> None:
+    divergence, made, wanted = step_of(small("vargrad"), 1e-5)
+    assert divergence < 1 and all(torch.equal(made[name], wanted[name]) for name in made)
+
+
+def test_a_step_to_no_numbers_is_not_made_into_a_small_one() -> None:
+    """Weights that are NaN stay visible, so that training steps back."""
+    agent = small("vargrad")
+    trajectory = collect(agent, agent.policy, 32, None)
+    with torch.no_grad(), trust_region(agent.policy, trajectory):
+        agent.policy.log_sigma.fill_(torch.nan)
+    assert bool(agent.policy.log_sigma.isnan().all())
