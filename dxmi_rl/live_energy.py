@@ -35,14 +35,23 @@ class LiveEnergy:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
 
         The function gets a copy of x, so that one that works in place, by whatever means, changes nothing of ours.
-        Raises EnergyError when there is none, or it returns another shape, device or kind of numbers.
+        Raises EnergyError when there is none, or it raises, or returns another shape, device or kind of numbers.
         """
         if self.function is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
         wanted = x.requires_grad and torch.is_grad_enabled()
         count_energy(len(x), differentiated=wanted and self.differentiable is not False)
         with evaluation_mode(self.function):
-            value = self.function(x.clone())
+            try:
+                value = self.function(x.clone())
+            except Exception as error:
+                if type(error).__module__ == "torch.utils.checkpoint":  # the end of a recomputation, no failure
+                    raise
+                norms = x.detach().flatten(1).norm(dim=1)
+                raise EnergyError(
+                    f"the energy fails for a batch of shape {list(x.shape)}, states of norm {float(norms.min()):.3g} "
+                    f"to {float(norms.max()):.3g}: {type(error).__name__}: {error}"
+                ) from error
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
@@ -104,7 +113,7 @@ class LiveEnergy:
             energy = self(point)
             if self.differentiable:
                 (gradient,) = torch.autograd.grad(energy.sum(), point)
-        require_finite(energy.detach(), *([] if gradient is None else [gradient]))
+        require_finite_energy(x, energy.detach(), gradient)
         return energy.detach(), gradient
 
     def _has_gradient(self, x: Tensor) -> bool:
@@ -131,3 +140,19 @@ def require_finite(*rewards: Tensor) -> None:
     """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
     if not all_finite(*rewards):
         raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+
+
+def require_finite_energy(x: Tensor, energy: Tensor, gradient: Tensor | None = None) -> None:
+    """Raise EnergyError where E at states x, or its gradient, is NaN or infinite (waits for the device); it names the
+    first such row, the state's norm and the value.
+    """
+    if all_finite(energy) and (gradient is None or all_finite(gradient)):
+        return
+    bad, what = ~energy.isfinite(), "energy"
+    if gradient is not None and not bool(bad.any()):
+        bad, what = ~gradient.flatten(1).isfinite().all(1), "energy's gradient"
+    row = int(bad.nonzero()[0])
+    raise EnergyError(
+        f"the {what} is NaN or infinite in {int(bad.sum())} of {len(x)} rows, first in row {row}: E is "
+        f"{float(energy[row]):.6g}, at a state of norm {float(x[row].detach().norm()):.3g}. Check the energy."
+    )

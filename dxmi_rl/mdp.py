@@ -14,7 +14,7 @@ from dxmi_rl.diffusion.kernels import BackwardKernel
 from dxmi_rl.diffusion.samplers import BaseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.fast_rollout import fast_loop
-from dxmi_rl.live_energy import Energy, EnergyError, LiveEnergy, require_finite
+from dxmi_rl.live_energy import Energy, EnergyError, LiveEnergy, require_finite, require_finite_energy
 from dxmi_rl.rollout import Episodes, Policy, Trajectory, log_prob, play
 from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_batch, check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
@@ -98,7 +98,7 @@ class DenoisingMDP:
     def finite_energy(self, x: Tensor) -> Tensor:
         """``energy`` of a rollout's x_T; raises EnergyError when one is NaN or infinite (waits for the device)."""
         energy = self.energy(x)
-        require_finite(energy.detach())
+        require_finite_energy(x, energy.detach())
         return energy
 
     # -- dynamics ----------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ class DenoisingMDP:
             raise ValueError(f"the episodes must have {self.horizon} steps, got {trajectory.horizon}.")
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             rewards = [self.running_reward(x[t], x[t + 1], t) for t in range(self.horizon)]
-            rewards[-1] = rewards[-1] + self.terminal_reward(trajectory.final)
+            rewards[-1] = rewards[-1] - self.finite_energy(trajectory.final)
             stacked = torch.stack(rewards)
         require_finite(stacked.detach())
         return stacked

@@ -298,7 +298,7 @@ def test_the_mode_comes_back_after_an_error() -> None:
     mdp, energy = make_task("8gaussians").mdp, Restless()
     mdp.set_energy(energy)
     energy.weight = None  # type: ignore[assignment]
-    with pytest.raises(TypeError):
+    with pytest.raises(EnergyError, match="states of norm 0 to 0: TypeError"):
         mdp.energy(torch.zeros(2, 2))
     assert energy.training and energy.drop.training
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
-from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate, note_losses, require_good
+from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.settings import check_changes
 from dxmi_rl.costs import Costs, check_budget, counting
 from dxmi_rl.envs.observations import parse_observation
@@ -231,27 +231,17 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
-                    self._look(log, good, save)
+                    good.look(log, samples=save)
                 if save and checkpoint is not None:
                     self.save(checkpoint)
                     saved_at = time.monotonic()
                 if callback is not None and callback(self) is False:
                     if not save:
-                        self._look(log, good, checkpoint is not None)
+                        good.look(log, samples=checkpoint is not None)
                         if checkpoint is not None:
                             self.save(checkpoint)
                     break
         return self
-
-    def _look(self, log: Log, good: GoodState, saving: bool) -> None:
-        """Note the losses, and keep a state that can go on; step back from one that cannot."""
-        try:
-            note_losses(self, log)
-            require_good(self, samples=saving)
-        except (NonFiniteError, DivergenceError) as error:
-            good.step_back(error)
-        else:
-            good.keep()
 
     def spent(self, unit: str) -> float:
         """What has been spent so far of one of BUDGET_UNITS."""

@@ -24,12 +24,25 @@ SETBACK_FACTOR = 0.5
 
 
 class GoodState:
-    """The last training state of an agent that could go on, kept in memory. Raises DivergenceError for one that cannot."""
+    """The last training state of an agent that could go on, kept in memory; DivergenceError where none can."""
 
     def __init__(self, agent: Agent[Any]) -> None:
         self.agent = agent
         require_good(agent, samples=False)
         self.keep()
+
+    def look(self, log: Mapping[str, float | Tensor], *, samples: bool) -> None:
+        """Note the losses of an iteration, and keep a state that can go on; step back from one that cannot.
+
+        ``samples`` are looked at, too, where the state will be saved.
+        """
+        try:
+            note_losses(self.agent, log)
+            require_good(self.agent, samples=samples)
+        except (NonFiniteError, DivergenceError) as error:
+            self.step_back(error)
+        else:
+            self.keep()
 
     def keep(self) -> None:
         """Take the present state."""

@@ -208,8 +208,8 @@ class GFlowNet(Agent[ConfigT]):
     def log_targets(self, paths: Trajectory) -> tuple[Tensor, Tensor]:
         """log qb(x_t | x_{t+1}), the last one with -E(x_T) / tau: ``[T, n]``; and E(x_T) ``[n]``."""
         log_targets = self.mdp.kernel.log_prob(*paths.transitions()).view(self.mdp.horizon, -1)
-        energy = self.mdp.energy(paths.final)
-        require_finite(log_targets, energy)
+        energy = self.mdp.finite_energy(paths.final)
+        require_finite(log_targets)
         log_targets[-1] -= ops.compressed(energy) / self.mdp.tau
         return log_targets, energy
 

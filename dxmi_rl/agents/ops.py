@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from dxmi_rl.live_energy import require_finite
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.registry import UnknownNameError
@@ -62,8 +61,7 @@ def soft_rewards(mdp: DenoisingMDP, trajectory: Trajectory, temperature: float) 
 def terminal_rewards(mdp: DenoisingMDP, trajectory: Trajectory) -> Tensor:
     """-E(x_T) in the last row, zeros before: ``[T, n]``. Raises EnergyError when not finite."""
     rewards = torch.zeros_like(trajectory.log_prob)
-    rewards[-1] = mdp.terminal_reward(trajectory.final)
-    require_finite(rewards)
+    rewards[-1] = -mdp.finite_energy(trajectory.final)
     return rewards
 
 

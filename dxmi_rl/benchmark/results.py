@@ -32,6 +32,7 @@ NOT_SUMMARISED = ("_floor", "_se", "_bias")
 """Endings of scores that say something about another score."""
 COSTS = (
     "timesteps", "energy_evals", "energy_grad_evals", "gradient_steps", "policy_draws", "denoiser_calls", "seconds",
+    "setbacks",
 )  # fmt: skip
 
 

@@ -84,6 +84,7 @@ def _line(summary: Summary, keys: list[str]) -> list[str]:
     lost = summary["diverged"]
     label += f"\n({lost} of {seeds} runs diverged)" if lost else ""
     label += f"\n({summary['runs']} of {seeds} runs)" if summary["runs"] + lost < seeds else ""
+    label += f"\n({back})" if (back := setbacks(summary)) else ""
     scores = summary["scores"]
     if not summary["runs"]:
         return [label, *(_cell(scores[key]) if key in scores else "" for key in keys), "", *("" for _ in COSTS)]
@@ -95,6 +96,13 @@ def _line(summary: Summary, keys: list[str]) -> list[str]:
     spent = summary["costs"]  # results from before a cost was counted lack it
     costs = [(compact(spent[key]) if spent[key] else "0") if key in spent else "" for key in COSTS]
     return [label, *cells, number(scores[CALLS]["iqm"]), *costs]
+
+
+def setbacks(summary: Summary) -> str:
+    """``3 steps back in 5 runs`` where training diverged and went on (``Costs.setbacks``), else nothing."""
+    count = round(summary["costs"].get("setbacks", 0) * summary["runs"])
+    runs = summary["runs"]
+    return f"{count} step{'s' * (count > 1)} back in {runs} run{'s' * (runs > 1)}" if count else ""
 
 
 def _cell(statistics: dict[str, float]) -> str:

@@ -199,6 +199,39 @@ def test_gaussian_kl_of_images_is_torchs() -> None:
     torch.testing.assert_close(ops.gaussian_kl((parts[0], parts[1]), (parts[2], parts[3])), wanted)
 
 
+# Outliers -------------------------------------------------------------------------------------------------------------
+
+
+def test_outliers_are_clipped_at_five_median_deviations() -> None:
+    """Median 2 and median deviation 1, so -3 and 7; row by row."""
+    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0, 1000.0], [0.0, 1.0, 2.0, 3.0, 4.0]])
+    assert ops.clip_outliers(rows).tolist() == [[0.0, 1.0, 2.0, 3.0, 7.0], [0.0, 1.0, 2.0, 3.0, 4.0]]
+    assert ops.clip_outliers(torch.tensor([-50.0, 1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_high_energies_grow_as_their_logarithm() -> None:
+    """Above 2 + 20; low ones stay, and order and slope at the limit are kept."""
+    energy = torch.tensor([-1e6, 1.0, 2.0, 3.0, 22.0, 22.0 + 20 * math.expm1(1), 1e30])
+    assert ops.compressed(energy[:5]).tolist() == energy[:5].tolist()
+    energy = torch.tensor([0.0, 1.0, 2.0, 3.0, 22.0 + 20 * math.expm1(1)])
+    assert ops.compressed(energy).tolist() == pytest.approx([0.0, 1.0, 2.0, 3.0, 42.0])
+    steep = ops.compressed(torch.tensor([0.0, 1.0, 2.0, 3.0, 1e30]))
+    assert 1000 < float(steep[-1]) < 2000
+
+
+def test_tempering_is_the_largest_power_with_half_the_paths() -> None:
+    """Of n log-weights; equal ones are left alone, and one that has all the weight leaves none."""
+    log_weights = torch.stack([torch.zeros(64), torch.linspace(0, 6, 64), 1e4 * torch.linspace(0, 6, 64)])
+    beta = ops.tempering(log_weights)
+    assert beta.shape == (3, 1) and float(beta[0]) == 1
+    for power in beta[1:].flatten().tolist():
+        for factor, enough in ((1.0, True), (1.3, False)):
+            weights = (factor * power * (log_weights[1] if power > 0.01 else log_weights[2])).double().softmax(0)
+            assert (1 / float(weights.square().sum()) >= 32) is enough
+    assert float(beta[2]) == pytest.approx(1e-4 * float(beta[1]), rel=0.3)
+    assert float(ops.tempering(torch.tensor([0.0] * 63 + [1e12]))) == pytest.approx(1e-6)
+
+
 # Events among steps ---------------------------------------------------------------------------------------------------
 
 

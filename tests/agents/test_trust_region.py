@@ -16,7 +16,7 @@ from dxmi_rl.agents.trust_region import RADIUS, trust_region
 
 
 def step_of(agent: Agent[Any], size: float) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The divergence of a random step of that size inside the region, over its radius, and the weights: made, wanted."""
+    """The divergence of a random step of that size inside the region, over its radius, and weights: made, wanted."""
     policy = agent.policy
     assert isinstance(policy, CorrectionPolicy)
     torch.manual_seed(0)

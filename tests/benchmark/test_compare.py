@@ -451,6 +451,13 @@ def test_unreliable_log_z_is_flagged() -> None:
     assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]
 
 
+def test_steps_back_are_counted_in_the_label() -> None:
+    """The mean over the runs is in the costs, their number in the label; results from before have none."""
+    for costs, text in (({"setbacks": 0.6}, "3 steps back in 5 runs"), ({"setbacks": 0.2}, "1 step back in 5 runs")):
+        assert tables.setbacks({"runs": 5, "costs": costs}) == text
+    assert tables.setbacks({"runs": 5, "costs": {"setbacks": 0.0}}) == tables.setbacks({"runs": 0, "costs": {}}) == ""
+
+
 def test_rows_differ_in_colour_or_marker() -> None:
     styles = {(index % len(pictures.COLOURS), pictures.marker_of(index)) for index in range(36)}
     assert len(styles) == 36

@@ -175,7 +175,7 @@ ANSWERS: list[tuple[Any, type[Exception]]] = [
     (lambda e: e.tolist(), EnergyError),
     (lambda e: None, EnergyError),
     (lambda e: 0.0, EnergyError),
-    (fail, Broken),
+    (fail, EnergyError),
 ]
 """What an energy may answer, and the exception that must come of it."""
 
