@@ -13,11 +13,11 @@ from dxmi_rl.targets.digits import Digits
 from dxmi_rl.targets.funnel import Funnel
 from dxmi_rl.targets.image_set import ImageSet
 from dxmi_rl.targets.images import MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
-from dxmi_rl.targets.manywell import ManyWell, manywell32
-from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40
+from dxmi_rl.targets.manywell import ManyWell, manywell32, manywell64, manywell128
+from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40, gmm40_50
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget
 from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
-from dxmi_rl.targets.student import StudentMixture, mos10
+from dxmi_rl.targets.student import StudentMixture, mos10, mos10_50
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 __all__ = [
@@ -54,9 +54,13 @@ TARGETS.add("8gaussians", eight_gaussians)
 TARGETS.add("gmm9", gmm9)
 TARGETS.add("gmm25", gmm25)
 TARGETS.add("gmm40", gmm40)
+TARGETS.add("gmm40-50", gmm40_50)
 TARGETS.add("mos10", mos10)
+TARGETS.add("mos10-50", mos10_50)
 TARGETS.add("funnel10", Funnel)
 TARGETS.add("manywell32", manywell32)
+TARGETS.add("manywell64", manywell64)
+TARGETS.add("manywell128", manywell128)
 TARGETS.add("dw4", DoubleWell4)
 TARGETS.add("lj13", LennardJones13)
 TARGETS.add("lgcp40", LogGaussianCox)

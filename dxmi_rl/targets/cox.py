@@ -45,14 +45,15 @@ def _prior() -> tuple[Tensor, float]:
 
 
 class LogGaussianCox(Target):
-    """Posterior of the log intensity x in R^1600 given the counts y of the finpines data in 40 x 40 cells.
+    """Posterior of the log intensity mu + x, x in R^1600, given the counts y of the finpines data in 40 x 40 cells.
 
-    Prior N(mu 1, K), ``K_ij = 1.91 exp(-33 |i - j| / 40)`` for cells i, j = (column, row) in steps of the grid (a
-    lengthscale of 1/33 of the window), mu = log 126 - 1.91 / 2; likelihood ``prod_i exp(x_i y_i - exp(x_i) / 1600)``
-    (Poisson without its y_i! and cell areas, which are 1 and constant). ``E(x) = -log N(x; mu 1, K) - log
-    likelihood``, the prior normalised. Unwhitened: x is the field itself, at index 40 column + row. Moller et al. 1998
-    (doi 10.1111/1467-9469.00115); discretised as in Heng et al. 2020 (arXiv 1708.08396) and AFT (2102.07501). Its
-    log Z is not known: the literature reports about 501.8 and 512.6. No exact sampler.
+    States x are the field less its prior mean mu, as samplers start at 0; the literature's states are mu + x, with the
+    same log Z. Prior N(0, K) of x, ``K_ij = 1.91 exp(-33 |i - j| / 40)`` for cells i, j = (column, row) in steps of
+    the grid (a lengthscale of 1/33 of the window), mu = log 126 - 1.91 / 2; likelihood
+    ``prod_i exp((mu + x_i) y_i - exp(mu + x_i) / 1600)`` (Poisson without its y_i! and cell areas, which are 1 and
+    constant). ``E(x) = -log N(x; 0, K) - log likelihood``, the prior normalised. Unwhitened, at index 40 column + row.
+    Moller et al. 1998 (doi 10.1111/1467-9469.00115); discretised as in Heng et al. 2020 (arXiv 1708.08396) and AFT
+    (2102.07501). Its log Z is not known: the literature reports about 501.8 and 512.6. No exact sampler.
 
     Args:
         linear_above: log intensity beyond which exp goes on along its tangent, so that energies and gradients stay
@@ -69,7 +70,7 @@ class LogGaussianCox(Target):
         if check_real("linear_above", linear_above, strict=True) > 60:
             raise ValueError(f"linear_above must lie in (0, 60], where float32 does not overflow, got {linear_above}.")
         self.linear_above = linear_above
-        super().__init__((GRID**2,), scale=1.23, smallest_scale=0.63, plot_range=(-1.0, 9.0))
+        super().__init__((GRID**2,), scale=1.23, smallest_scale=0.63, plot_range=(-5.0, 5.0))
         whitening, self.half_log_det = _prior()
         column, row = (load_finpines() * GRID).long().clamp_max(GRID - 1).T
         counts = torch.bincount(GRID * column + row, minlength=GRID**2)
@@ -78,7 +79,7 @@ class LogGaussianCox(Target):
         self.register_buffer("whitening", whitening.to(dtype, copy=True))
 
     def _energy(self, x: Tensor) -> Tensor:
-        white = (x - MEAN) @ self.whitening.T.to(x.dtype)
+        white, field = x @ self.whitening.T.to(x.dtype), MEAN + x
         log_prior = -0.5 * white.square().sum(1) - self.half_log_det - self.dim / 2 * math.log(2 * math.pi)
-        log_likelihood = (x * self.counts.to(x.dtype) - exp_below(x, self.linear_above) / self.dim).sum(1)
+        log_likelihood = (field * self.counts.to(x.dtype) - exp_below(field, self.linear_above) / self.dim).sum(1)
         return -log_prior - log_likelihood

@@ -1,4 +1,4 @@
-"""Sixteen independent double wells in 32 dimensions: exact energy, exact sampler, exact log Z."""
+"""Independent double wells in 32, 64 and 128 dimensions: exact energy, exact sampler, exact log Z."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class ManyWell(Target):
 
     ``E(x) = sum over pairs of x1^4 - 6 x1^2 - x1 / 2 + x2^2 / 2``; coordinates are ordered x1, x2, x1, x2, ... Each
     well on the right holds 0.84431 of the mass, and there are 2^pairs modes. The integral over one x1 is
-    11784.50927, so log Z = pairs (log 11784.50927 + log(2 pi) / 2) = 164.695675 for 16 pairs.
+    11784.50927, so log Z = pairs (log 11784.50927 + log(2 pi) / 2): 164.695675, 329.391351 and 658.782701 for 16, 32
+    and 64 pairs.
 
     The sampler draws x1 by its inverse CDF, interpolated between 14,001 nodes in float64.
     """
@@ -85,3 +86,13 @@ class ManyWell(Target):
 def manywell32() -> ManyWell:
     """Sixteen independent double wells in 32 dimensions, the literature's size."""
     return ManyWell()
+
+
+def manywell64() -> ManyWell:
+    """Thirty-two independent double wells in 64 dimensions."""
+    return ManyWell(pairs=32)
+
+
+def manywell128() -> ManyWell:
+    """Sixty-four independent double wells in 128 dimensions."""
+    return ManyWell(pairs=64)

@@ -1,10 +1,11 @@
-"""Isotropic Gaussian mixtures in the plane: exact energy, exact sampler, log Z = 0."""
+"""Isotropic Gaussian mixtures: exact energy, exact sampler, log Z = 0."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 
 from dxmi_rl.targets.base import Modes, Target
 from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.storage import load_tensors
 
+PRODUCT_DIMENSIONS = 8
+"""Up to here |x - m|^2 comes from a matrix product, which loses digits where |x|^2 is large."""
+MEANS_50D = Path(__file__).parents[1] / "data" / "mixtures_50d.safetensors"
 BLOCK = 65_536
 """Numbers in one temporary of a mixture on a CPU, 256 KiB in float32."""
 
@@ -72,16 +77,18 @@ class GaussianMixture(Target):
     def _block_energy(self, x: Tensor) -> Tensor:
         constant = self.dim / 2 * math.log(2 * math.pi * self.std**2) + math.log(len(self.means))
         # Components first, ``[K, batch]``, which is faster on a CPU; E = constant + |x|^2 / 2 std^2 - logsumexp(...).
-        means = self.means.to(x.dtype)
-        half_norms = means.square().sum(1, keepdim=True) / 2
-        exponents = torch.addmm(-half_norms, means, x.T) / self.std**2
+        means, half = self.means.to(x.dtype), x.square().sum(1) / 2
+        if self.dim > PRODUCT_DIMENSIONS:
+            half, exponents = torch.zeros_like(half), -0.5 * (x - means[:, None]).square().sum(2) / self.std**2
+        else:
+            exponents = torch.addmm(-means.square().sum(1, keepdim=True) / 2, means, x.T) / self.std**2
         ratios = self.log_weight_ratios(x.dtype)
         if ratios is not None:
             exponents = exponents + ratios
         top = exponents.detach().amax(0)
         # Below e^-80 nothing changes the sum, and arithmetic on denormal numbers is twenty times slower.
         total = (exponents - top).clamp_min(-80.0).exp().sum(0)
-        return constant + x.square().sum(1) / (2 * self.std**2) - top - total.log()
+        return constant + half / self.std**2 - top - total.log()
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         device = self.means.device
@@ -153,3 +160,17 @@ def gmm40() -> GaussianMixture:
     """
     uniform = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     return GaussianMixture((uniform - 0.5) * 80, math.log1p(math.e), plot_range=(-48.0, 48.0))
+
+
+def means_50d(name: str) -> Tensor:
+    """Component means in 50 dimensions, float32, as JAX's generator draws them in the literature's public code."""
+    return load_tensors(MEANS_50D)[0][name]
+
+
+def gmm40_50() -> GaussianMixture:
+    """Forty means uniform in [-40, 40]^50, std 1 (Blessing et al. 2024, arXiv 2406.07423).
+
+    The means are those of the public code, ``40 jax.random.uniform(jax.random.PRNGKey(0), (40, 50), minval=-1,
+    maxval=1)`` with jax 0.4.
+    """
+    return GaussianMixture(means_50d("gmm40"), 1.0, plot_range=(-48.0, 48.0))

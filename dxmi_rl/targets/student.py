@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.targets.base import Target
-from dxmi_rl.targets.mixtures import check_means
+from dxmi_rl.targets.mixtures import check_means, means_50d
 
 
 class StudentMixture(Target):
@@ -51,3 +51,12 @@ def mos10() -> StudentMixture:
     """Ten components with means uniform in [-10, 10]^2: ``(torch.rand(10, 2) - 0.5) * 20`` in float32 at seed 0."""
     uniform = torch.rand(10, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     return StudentMixture((uniform - 0.5) * 20, scale=5.4817, plot_range=(-15.0, 15.0))
+
+
+def mos10_50() -> StudentMixture:
+    """Ten components with means uniform in [-10, 10]^50 (Blessing et al. 2024, arXiv 2406.07423).
+
+    The means are those of the public code, ``jax.random.uniform(jax.random.PRNGKey(0), (10, 50), minval=-10,
+    maxval=10)`` with jax 0.4.
+    """
+    return StudentMixture(means_50d("mos10"), scale=6.7068, plot_range=(-15.0, 15.0))

@@ -25,7 +25,7 @@ from dxmi_rl import list_targets, make_target
 from dxmi_rl.targets import GaussianMixture, Target, TargetError, target_class
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
-HEAVY_TAILED = ["funnel10", "mos10"]
+HEAVY_TAILED = ["funnel10", "mos10", "mos10-50"]
 """Their scale is the robust one, half the width of the central 68.27 % interval."""
 
 

@@ -142,21 +142,24 @@ def test_gmm40_is_that_of_fab_and_idem() -> None:
     assert target.std == pytest.approx(1.31326, abs=1e-5)
 
 
-def test_mos10_is_a_mixture_of_student_t() -> None:
-    target = make_target("mos10")
+@pytest.mark.parametrize("name", ["mos10", "mos10-50"])
+def test_mos10_is_a_mixture_of_student_t(name: str) -> None:
+    target = make_target(name)
     assert isinstance(target, StudentMixture) and not target.finite_variance
-    means = (torch.rand(10, 2, generator=seeded(0)) - 0.5) * 20
-    assert torch.equal(target.means, means)
-    x = 20 * torch.randn(100, 2, generator=seeded(1))
+    if name == "mos10":
+        assert torch.equal(target.means, (torch.rand(10, 2, generator=seeded(0)) - 0.5) * 20)
+    means = target.means
+    x = means[torch.arange(100) % 10] + 3 * torch.randn(100, target.dim, generator=seeded(1))
     density = stats.t.pdf(x.double().numpy()[:, None, :] - means.double().numpy(), df=2).prod(2).mean(1)
     np.testing.assert_allclose(target.energy(x).numpy(), -np.log(density), rtol=1e-5)
 
 
-def test_mos10s_scale_is_half_the_central_interval() -> None:
-    """Root mean square over both coordinates, from the exact distribution functions."""
+@pytest.mark.parametrize("name", ["mos10", "mos10-50"])
+def test_mos10s_scale_is_half_the_central_interval(name: str) -> None:
+    """Root mean square over the coordinates, from the exact distribution functions."""
     from scipy.optimize import brentq
 
-    target = make_target("mos10")
+    target = make_target(name)
     assert isinstance(target, StudentMixture)
     tail = stats.norm.cdf(-1)
     halves = []
@@ -268,3 +271,18 @@ def test_equal_weights_given_are_equal_weights() -> None:
 def test_weights_that_are_none(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weights must be 8 finite positive numbers"):
         make_target("8gaussians", weights=weights)
+
+
+def test_mixtures_in_50_dimensions_have_the_public_codes_means() -> None:
+    """The first numbers of what ``jax.random.uniform(jax.random.PRNGKey(0), ...)`` gave in jax 0.4.38."""
+    gaussians, students = make_target("gmm40-50"), make_target("mos10-50")
+    assert isinstance(gaussians, GaussianMixture) and isinstance(students, StudentMixture)
+    assert gaussians.means.shape == (40, 50) and students.means.shape == (10, 50)
+    assert gaussians.std == 1 and gaussians.log_z == students.log_z == 0
+    torch.testing.assert_close(gaussians.means[0, :3], torch.tensor([8.719435, -6.0695076, -33.8233]))
+    torch.testing.assert_close(students.means[0, :3], torch.tensor([2.920661, 5.2793646, -3.3952212]))
+    assert float(gaussians.means.abs().max()) <= 40 and float(students.means.abs().max()) <= 10
+    x = gaussians.sample(500, seeded(0))
+    components = [stats.multivariate_normal(mean) for mean in gaussians.means.double().numpy()]
+    logs = np.stack([component.logpdf(x.double().numpy()) for component in components])
+    np.testing.assert_allclose(gaussians.energy(x).numpy(), math.log(40) - np.logaddexp.reduce(logs), rtol=1e-5)

@@ -12,7 +12,6 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from dxmi_rl.targets import LennardJones13, LogGaussianCox, Target
-from dxmi_rl.targets.cox import MEAN
 
 
 @contextlib.contextmanager
@@ -76,9 +75,9 @@ def reference_samples(target: Target) -> Tensor:
     start = lowest_energy(target)[1][None]
     if isinstance(target, LogGaussianCox):
         factor = torch.linalg.inv(target.whitening)
-        white = (start - MEAN) @ target.whitening.T
-        white = hamiltonian(lambda z: target.energy(MEAN + z @ factor.T), white, steps=40, leapfrogs=10, step_size=0.3)
-        return MEAN + white[-1:] @ factor.T
+        white = start @ target.whitening.T
+        white = hamiltonian(lambda z: target.energy(z @ factor.T), white, steps=40, leapfrogs=10, step_size=0.3)
+        return white[-1:] @ factor.T
     noise = torch.randn(100, target.dim, generator=torch.Generator().manual_seed(1), dtype=start.dtype)
     width = target.smallest_scale or 0.1 * target.scale
     return hamiltonian(target.energy, start + width * noise, steps=200, leapfrogs=20, step_size=0.01)
