@@ -222,7 +222,9 @@ def _field_panels(name: str, base: Tensor, title: str) -> list[Panel]:
             axes.set(xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
             axes.plot(column, row, "o", color="white", markeredgecolor="black", markeredgewidth=0.5, markersize=2.8)
             if last:
-                axes.figure.colorbar(shown, ax=axes, shrink=0.75).set_label("log intensity, less its prior mean", fontsize=9)
+                axes.figure.colorbar(shown, ax=axes, shrink=0.75).set_label(
+                    "log intensity, less its prior mean", fontsize=9
+                )
 
         return draw
 

@@ -12,11 +12,11 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
-from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class A2C(Agent[A2CConfig]):
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         advantages, returns = self.advantages(trajectory)
         loss = self.policy_loss(trajectory, advantages.flatten())
-        policy_loss = gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)
+        policy_loss = policy_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory)
         x, _, t = trajectory.transitions()
         for _ in range(config.value_steps):
             value_loss = self.value.fit(x, t, returns.flatten())

@@ -12,11 +12,11 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, base_moments, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
-from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,14 @@ class DPOK(Agent[DPOKConfig]):
         with torch.no_grad():
             old = self.policy.moments_along(trajectory)
         near = old if config.future_kl else base
+        steps = config.n_epochs * config.n_minibatches
         for _ in range(config.n_epochs):
             order = torch.randperm(len(x), generator=self.generator, device=x.device)
             for rows in order.chunk(config.n_minibatches):
                 loss = self.policy_loss(trajectory, advantages, old, near, rows)
-                log["policy_loss"] = gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)
+                log["policy_loss"] = policy_step(
+                    self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=steps
+                )
                 log["value_loss"] = self.value.fit(x[rows], t[rows], returns[rows])
         return log
 

@@ -18,12 +18,13 @@ from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import GaussianPolicy, ValueGradient, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, adjoint_along_paths, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
-from dxmi_rl.utils.torch_tools import frozen, gradient_step, input_gradient
+from dxmi_rl.utils.torch_tools import frozen, input_gradient
 
 MAX_WARMUP = 0.1
 """Largest part of a budget that goes into warming up."""
@@ -323,7 +324,10 @@ class DxDP(GuidedAgent[DxDPConfig]):
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
         first = self.policy.frozen_steps
         loss = self.policy_loss(trajectory.from_step(first), returns[first:])
-        return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
+        config = self.config
+        return policy_step(
+            self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=config.policy_steps
+        )
 
     def extra_tensors(self) -> dict[str, Tensor]:
         model = {} if self.energy_model is None else self.energy_model.tensors()

@@ -19,7 +19,7 @@ from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, Recorder, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import LocalSearch, ReplayBuffer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import trust_region
+from dxmi_rl.agents.trust_region import RADIUS, trust_region
 from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -269,7 +269,7 @@ class GFlowNet(Agent[ConfigT]):
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.value is not None:
             nn.utils.clip_grad_norm_(self.value.parameters(), 10.0)
-        with trust_region(self.policy, paths):
+        with trust_region(self.policy, paths, RADIUS * paths.n):
             self.policy_optimizer.step()
         for optimizer in self.flow_optimizers().values():
             optimizer.step()

@@ -14,10 +14,10 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
+from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
-from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class REINFORCE(Agent[REINFORCEConfig]):
         config = self.config
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         loss = self.policy_loss(trajectory, self.advantages(trajectory).flatten())
-        return {"policy_loss": gradient_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm)}
+        return {"policy_loss": policy_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory)}
 
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory) -> Tensor:

@@ -6,21 +6,26 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy
+from dxmi_rl.diffusion.samplers import IdentitySampler
 from dxmi_rl.rollout import Trajectory
+from dxmi_rl.utils.torch_tools import gradient_step
 
 RADIUS = 1.5e-5
-"""Largest mean of KL(new || old) over states, in nats per transition, of one step on n paths, divided by n: what a
-policy may learn from them grows with their number."""
+"""Largest mean of KL(new || old) over states, in nats per transition, of one step on the log-variance of n paths,
+divided by n: what a policy may learn from them grows with their number."""
+GUARD = 0.1
+"""The same for other losses, whatever n, over the number of steps that an agent takes on one rollout."""
 ROWS = 256
 """States at which the divergence is measured, at most."""
 
 
 @contextlib.contextmanager
-def trust_region(policy: GaussianPolicy, trajectory: Trajectory) -> Iterator[None]:
-    """Shorten the step of the policy's weights that is made inside to one of divergence RADIUS times n, of n paths.
+def trust_region(policy: GaussianPolicy, trajectory: Trajectory, radius: float) -> Iterator[None]:
+    """Shorten the step of the policy's weights that is made inside to one of divergence ``radius``.
 
     The divergence is measured at states of ``trajectory``, and taken as quadratic in the step. Networks that are
     fine-tuned are left alone: their small rates keep them near.
@@ -36,6 +41,18 @@ def trust_region(policy: GaussianPolicy, trajectory: Trajectory) -> Iterator[Non
     yield
     with torch.no_grad():
         divergence = ops.gaussian_kl(policy.moments_along(trajectory, rows), old).mean()
-        part = (RADIUS * trajectory.n / divergence).sqrt().nan_to_num(0.0, 1.0).clamp_max(1.0)
+        part = (radius / divergence).sqrt().nan_to_num(0.0, 1.0).clamp_max(1.0)
         for start, parameter in zip(before, parameters, strict=True):
             parameter.copy_(start.lerp(parameter, part))
+
+
+def policy_step(
+    optimizer: torch.optim.Optimizer, policy: GaussianPolicy, loss: Tensor, max_grad_norm: float,
+    trajectory: Trajectory, *, steps: int = 1,
+) -> Tensor:  # fmt: skip
+    """``gradient_step`` of a policy, one of ``steps`` on a rollout; from scratch, where losses may be of any size, with
+    a trust region of GUARD / steps at states of ``trajectory``. Returns the loss, detached.
+    """
+    scratch = isinstance(policy, CorrectionPolicy) and isinstance(policy.base, IdentitySampler)
+    with trust_region(policy, trajectory, GUARD / steps) if scratch else contextlib.nullcontext():
+        return gradient_step(optimizer, policy, loss, max_grad_norm)

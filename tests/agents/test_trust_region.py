@@ -12,7 +12,9 @@ from dxmi_rl import make_task
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import CorrectionPolicy, collect
-from dxmi_rl.agents.trust_region import RADIUS, trust_region
+from dxmi_rl.agents.trust_region import trust_region
+
+RADIUS = 5e-4
 
 
 def step_of(agent: Agent[Any], size: float) -> tuple[float, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -23,12 +25,12 @@ def step_of(agent: Agent[Any], size: float) -> tuple[float, dict[str, torch.Tens
     trajectory = collect(agent, policy, 32, None)
     with torch.no_grad():
         old = policy.moments_along(trajectory)
-        with trust_region(policy, trajectory):
+        with trust_region(policy, trajectory, RADIUS):
             for parameter in policy.parameters():
                 parameter.add_(size * torch.randn_like(parameter))
             wanted = {name: parameter.clone() for name, parameter in policy.named_parameters()}
         divergence = ops.gaussian_kl(policy.moments_along(trajectory), old).mean()
-    return float(divergence) / (RADIUS * 32), dict(policy.named_parameters()), wanted
+    return float(divergence) / RADIUS, dict(policy.named_parameters()), wanted
 
 
 @pytest.mark.parametrize("size", [0.01, 0.1])
@@ -48,6 +50,6 @@ def test_a_step_to_no_numbers_is_not_made_into_a_small_one() -> None:
     """Weights that are NaN stay visible, so that training steps back."""
     agent = small("vargrad")
     trajectory = collect(agent, agent.policy, 32, None)
-    with torch.no_grad(), trust_region(agent.policy, trajectory):
+    with torch.no_grad(), trust_region(agent.policy, trajectory, RADIUS):
         agent.policy.log_sigma.fill_(torch.nan)
     assert bool(agent.policy.log_sigma.isnan().all())
