@@ -122,7 +122,7 @@ def _run(case: Case) -> dict[str, Any]:
         ]
     found["sample"] = [*digest([agent.sample(4, seed=5)]), 0.0]
     costs = asdict(agent.costs)
-    del costs["seconds"]
+    del costs["seconds"], costs["setbacks"]  # none here
     return {"modules": found, "costs": costs}
 
 
