@@ -106,8 +106,8 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         """Mean over paths of sum_t (log F_t + log pi - log F_{t+1} - log qb)^2, the papers' detailed balance loss.
 
         With ``detach_next`` that is the flows' part; the policy's has the same residuals, centred, tempered and without
-        outliers, as in ``path_residuals``, step by step. Where steps are
-        frozen F_{t+1} is constant in any case: it would bend towards what they happen to do.
+        outliers, as in ``path_residuals``, step by step. Where steps are frozen F_{t+1} is constant in any case: it
+        would bend towards what they happen to do.
         """
         first = self.policy.frozen_steps
         log_flows, log_forward = self.log_flows(paths), self.log_forward(paths)

@@ -219,24 +219,20 @@ class GFlowNet(Agent[ConfigT]):
         moments = self.policy.moments(x, t, paths.base_means())
         return gaussian_log_prob(x_next, *moments).view(self.mdp.horizon, -1)
 
-    def log_weights(self, paths: Trajectory, log_targets: Tensor) -> Tensor:
-        """log w: ``[n]``, minus f(x_0) where the agent learns it (detailed balance does not use this).
+    def log_weights(self, paths: Trajectory, steps: Tensor) -> Tensor:
+        """log w ``[n]`` from its steps log qb - log pi ``[T, n]``, the last with -E / tau (not for detailed balance).
 
         p_0 is given, and the policy cannot change it. With a kernel whose chains do not end in p_0, log w depends on
         x_0 even at the optimum, where log w = log Z + f(x_0) (soft value: log Z + f + log p_0 = -V_0 / tau). The policy
         cannot change its frozen steps either: f is then a function of the state where training starts, and the steps
         before it count with their mean over the batch.
         """
-        return self.log_weights_of(paths, log_targets - self.log_forward(paths)) - self.flow(paths)
-
-    def log_weights_of(self, paths: Trajectory, steps: Tensor) -> Tensor:
-        """log w from its steps log qb - log pi ``[T, n]``, the last with -E / tau: ``[n]``, without f."""
         first = self.policy.frozen_steps
         before = steps[:first].sum(0) - self.mdp.start_log_prob(paths.x[0])
         return steps[first:].sum(0) + (before.detach().mean() if first else before)
 
     def flow(self, paths: Trajectory) -> Tensor | float:
-        """f(x_0) ``[n]`` where the agent learns it, else 0."""
+        """f(x_0) ``[n]``, or of the state where training starts, where the agent learns it, else 0."""
         first = self.policy.frozen_steps
         return 0.0 if self.value is None else self.value(paths.x[first], first) / self.mdp.tau
 
@@ -250,7 +246,7 @@ class GFlowNet(Agent[ConfigT]):
         that the policy goes a part of the way only where few paths have all the weight. In both outliers are clipped.
         """
         forward = self.log_forward(paths)
-        there = self.log_weights_of(paths, log_targets - start)
+        there = self.log_weights(paths, log_targets - start)
         gained = (forward - start)[self.policy.frozen_steps :].sum(0)
         known = there - self.flow(paths) - (0.0 if log_z is None else log_z)
         constant = known.detach()

@@ -346,7 +346,7 @@ def test_tensordicts(coordinates: str, num_envs: int | None) -> None:
 
     seen: Counter[Any] = Counter()
 
-    @fuzz(100)
+    @fuzz(300)
     @given(name=TASK_NAMES, t=STEPS, mask=MASKS, data=st.data())
     def check(name: str, t: Tensor, mask: list[bool] | None, data: st.DataObject) -> None:
         env = torchrl_env(TorchRLEnv, name, coordinates, num_envs)
