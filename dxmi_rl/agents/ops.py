@@ -145,7 +145,7 @@ def compressed(energy: Tensor) -> Tensor:
     """E ``[n]`` where it is not far above the batch's median, and beyond HIGH median deviations only as its logarithm.
 
     A walk that starts far from a target meets energies of any size, which a network of values cannot learn. At the
-    optimum, where energies are of one size, none is changed.
+    optimum hardly any is changed: of exponentially distributed ones 3 in 100,000.
     """
     median = energy.median()
     limit = HIGH * (energy - median).abs().median().clamp_min(1e-30)

@@ -145,7 +145,7 @@ def test_the_losses_vanish_where_the_kernel_is_the_policys_posterior(
     vargrad = plain_agent("vargrad", task, conditional=conditional)
     generator = torch.Generator().manual_seed(0)
     forwards = task.mdp.rollout(policy, 500, generator)
-    backwards = task.mdp.backward_rollout(policy, 2 * torch.randn(500, 2), generator)
+    backwards = task.mdp.backward_rollout(policy, 2 * torch.randn(500, 2, generator=generator), generator)
     for agent in (balance, vargrad):
         assert isinstance(agent, GFlowNet)
         agent.policy = policy  # type: ignore[assignment]
@@ -173,7 +173,7 @@ def test_the_losses_vanish_at_the_soft_optimum_of_a_fixed_kernel(name: str, monk
     agent.policy = optimal  # type: ignore[assignment]
     generator = torch.Generator().manual_seed(0)
     forwards = agent.mdp.rollout(ExploringPolicy(optimal, agent.mdp.base.sigma), 500, generator)  # type: ignore[arg-type]
-    backwards = agent.mdp.backward_rollout(optimal, 2 * torch.randn(500, 2), generator)
+    backwards = agent.mdp.backward_rollout(optimal, 2 * torch.randn(500, 2, generator=generator), generator)
 
     def exact(x: Tensor, t: Tensor | int) -> Tensor:
         if isinstance(t, Tensor):
