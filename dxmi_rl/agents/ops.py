@@ -158,7 +158,7 @@ def tempering(log_weights: Tensor) -> Tensor:
     """The largest beta of BETAS for which weights w^beta have an effective sample size of TRUSTED n: ``[..., 1]``.
 
     ``log_weights`` are ``[..., n]``. A path measure tilted by w^beta is as far as n paths can lead without a few of
-    them deciding alone (the trust region of Blessing et al. 2025, arXiv 2508.12511, by effective sample size).
+    them deciding alone. ESS = (sum w^beta)^2 / sum w^(2 beta), as in adaptive tempering of sequential Monte Carlo.
     """
     betas = BETAS.to(log_weights)
     tempered = betas[:, None] * log_weights[..., None, :]
