@@ -25,30 +25,30 @@ from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
 class PPOConfig:
     """Settings of PPO."""
 
-    n_trajectories: int = 64
+    n_trajectories: int = 128
     """Trajectories per iteration."""
-    n_epochs: int = 16
+    n_epochs: int = 8
     """Passes over each rollout."""
-    n_minibatches: int = 1
+    n_minibatches: int = 4
     """Minibatches per pass."""
-    clip_range: float = 0.345
+    clip_range: float = 0.342
     """PPO's epsilon on the importance ratio."""
-    gae_lambda: float = 0.9
+    gae_lambda: float = 0.95
     """Mixing of n-step advantages; the discount is 1."""
     objective: str = "soft"
     """"soft" (the soft return of docs/method.md, with running cost and entropy) or "terminal" (-E(x_T) alone, as in the
     papers: nothing then keeps sigma from falling)."""
-    max_grad_norm: float = 2.24
+    max_grad_norm: float = 2.69
     """Largest norm of a policy gradient."""
-    kernel_steps: int = 4
+    kernel_steps: int = 2
     """Fits of the backward kernel per rollout; one that lags behind its policy loosens the bound."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     policy: PolicyConfig = field(
-        default_factory=lambda: PolicyConfig(learning_rate=0.00652, sigma_learning_rate=0.00548)
+        default_factory=lambda: PolicyConfig(learning_rate=0.00645, sigma_learning_rate=0.00402)
     )
     """The policy."""
-    value: ValueConfig = field(default_factory=lambda: ValueConfig(learning_rate=0.00207))
+    value: ValueConfig = field(default_factory=lambda: ValueConfig(learning_rate=0.00134))
     """The value network."""
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
     python tests/cases/digests.py [PART OF A NAME ...]    compare the cases with what is on record
     python tests/cases/digests.py --record                write the record anew, of this machine
+    python tests/cases/digests.py --record PART ...       only these cases, on the record's machine
 
 A case names an agent, a task and every setting. Its digest is over all trained parameters and a few samples, so it is
 equal only if the arithmetic is. Machines differ in the last bit, and training amplifies that. So on others the case
@@ -180,14 +181,18 @@ def main(arguments: list[str]) -> int:
     """Compare or record; the number of cases that differ."""
     different = 0
     there, cases = read_record()
-    if arguments == ["--record"]:
-        write_record(machine(), {key: recorded(Case(**entry["case"])) for key, entry in cases.items()})
+    record = arguments[:1] == ["--record"]
+    parts = arguments[1:] if record else arguments
+    chosen = {key: entry for key, entry in cases.items() if not parts or any(part in key for part in parts)}
+    if record:
+        if parts and there != machine():
+            raise SystemExit(f"The record is of {there}, this is {machine()}: record all cases.")
+        write_record(machine(), cases | {key: recorded(Case(**entry["case"])) for key, entry in chosen.items()})
         return 0
-    for key, entry in cases.items():
-        if not arguments or any(part in key for part in arguments):
-            wrong = differences(entry, there)
-            different += bool(wrong)
-            print(key, "; ".join(wrong) or "equal", flush=True)
+    for key, entry in chosen.items():
+        wrong = differences(entry, there)
+        different += bool(wrong)
+        print(key, "; ".join(wrong) or "equal", flush=True)
     print(different, "differ")
     return different
 
