@@ -24,10 +24,12 @@ class LiveEnergy:
 
     Attributes:
         function: the module or function, or None before there is one.
+        values_only: give no gradients, whatever the function has: a black box.
     """
 
-    def __init__(self, function: Energy | None = None) -> None:
+    def __init__(self, function: Energy | None = None, values_only: bool = False) -> None:
         self.function = function
+        self.values_only = values_only
         self.differentiable: bool | None = None
         """Whether the function has a gradient in x, found out by the first ``value_and_gradient``."""
 
@@ -39,9 +41,9 @@ class LiveEnergy:
         """
         if self.function is None:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
-        wanted = x.requires_grad and torch.is_grad_enabled()
-        count_energy(len(x), differentiated=wanted and self.differentiable is not False)
-        with evaluation_mode(self.function):
+        graph = torch.is_grad_enabled() and not self.values_only
+        count_energy(len(x), differentiated=graph and x.requires_grad and self.differentiable is not False)
+        with evaluation_mode(self.function), torch.set_grad_enabled(graph):
             try:
                 value = self.function(x.clone())
             except Exception as error:
@@ -94,7 +96,7 @@ class LiveEnergy:
             if not energy.requires_grad:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "
-                    "such as policy={'energy_gradient': False}."
+                    "such as policy={'energy_gradient': False}, or track='energy'."
                 )
             (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph)
         return gradient
@@ -106,7 +108,7 @@ class LiveEnergy:
         answer does not depend on it. Raises EnergyError when values or gradients are not finite.
         """
         if self.differentiable is None:
-            self.differentiable = self._has_gradient(x[:2])
+            self.differentiable = not self.values_only and self._has_gradient(x[:2])
         gradient: Tensor | None = None
         with torch.enable_grad():
             point = x.detach().requires_grad_(self.differentiable)

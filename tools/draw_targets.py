@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from docpages.references import double_precision, lowest_energy, reference_samples
+from docpages.references import cox_sample, double_precision, lowest_energy
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -157,7 +157,7 @@ def _particle_panels(name: str, target: ParticleTarget, base: Tensor, title: str
         double = reference_target(make_task(name).config)
         assert isinstance(double, ParticleTarget)
         lowest, _ = lowest_energy(double)
-        sets = [("Hamiltonian Monte Carlo", reference_samples(double)), (title, base.double())]
+        sets = [("reference states", double.reference_states()), (title, base.double())]
         distances = [(label, _distances(double, x)) for label, x in sets]
         heights = [(label, double.energy(x) - lowest) for label, x in sets]
     reach = float(torch.quantile(distances[0][1], 0.999)) * 1.15
@@ -209,7 +209,8 @@ def _field_panels(name: str, base: Tensor, title: str) -> list[Panel]:
     with double_precision():
         double = reference_target(make_task(name).config)
         lowest, mode = lowest_energy(double)
-        reference = reference_samples(double)[-1]
+        assert isinstance(double, LogGaussianCox)
+        reference = cox_sample(double)
         energies = [lowest, *(float(double.energy(x[None].double())) for x in (reference, base[0]))]
     names = ["lowest energy", "Hamiltonian Monte Carlo", title]
     fields = [mode, reference, base[0]]

@@ -76,7 +76,7 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
+        self.require_energy(gradient=True)
         config = self.config
         self.beta = self.mdp.tau if config.beta is None else config.beta
         if self.beta == 0:

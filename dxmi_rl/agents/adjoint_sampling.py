@@ -125,7 +125,7 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
+        self.require_energy(gradient=True)
         config, mdp = self.config, self.mdp
         if mdp.tau == 0:
             raise ValueError("adjoint-sampling needs a task with tau > 0: it aims at exp(-E / tau).")

@@ -310,12 +310,17 @@ class Agent(abc.ABC, Generic[ConfigT]):
 
     # -- for algorithms ----------------------------------------------------------------------------------------
 
-    def require_energy(self) -> None:
-        """Raise EnergyError when the task has no reward to learn from."""
+    def require_energy(self, *, gradient: bool = False) -> None:
+        """Raise EnergyError when the task has no reward to learn from, or none of the ``gradient`` it needs."""
         if not self.mdp.has_energy:
             raise EnergyError(
                 f"task {self.task.name!r} has no energy to learn from: pass task=make_task({self.task.name!r}, "
                 "energy=...), or learn one with dxmi_rl.DxMI."
+            )
+        if gradient and self.mdp.energy.values_only:
+            raise EnergyError(
+                f"agent {self.name!r}, with these settings, needs the energy's gradient, which track 'energy' does not "
+                "give: take track='sample', or an agent that learns from values, such as 'a2c' or 'dxdp'."
             )
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:

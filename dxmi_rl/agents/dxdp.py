@@ -125,8 +125,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
         config = self.config
+        self.require_energy(gradient=not config.energy_model)
         self.energy_model: EnergyModel | None = None
         if config.energy_model:
             self.energy_model = EnergyModel(self.mdp, config.value)

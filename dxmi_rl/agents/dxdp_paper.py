@@ -110,7 +110,7 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
     """None: the published V is the network alone."""
 
     def _build(self) -> None:
-        self.require_energy()
+        self.require_energy(gradient=True)
         config, mdp = self.config, self.mdp
         self.policy = make_policy(mdp, config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)

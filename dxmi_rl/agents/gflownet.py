@@ -130,8 +130,9 @@ class GFlowNet(Agent[ConfigT]):
     log_z: LogZ | None
 
     def _build(self) -> None:
-        self.require_energy()
         config = self.config
+        searches = bool(config.buffer_size and config.local_search_steps)
+        self.require_energy(gradient=searches)
         if self.mdp.tau == 0:
             raise ValueError(f"agent {self.name!r} aims at exp(-E / tau) and needs tau > 0, got tau = 0.")
         self.policy = make_policy(self.mdp, config.policy)
@@ -141,7 +142,6 @@ class GFlowNet(Agent[ConfigT]):
         self.log_z = None if rate is None else LogZ(rate).to(self.mdp.device)
         self.log_z_optimizer = None if self.log_z is None else adam([([self.log_z.value], self.log_z.learning_rate)])
         self.buffer = ReplayBuffer(self.mdp, config.buffer_size) if config.buffer_size else None
-        searches = config.buffer_size and config.local_search_steps
         # The last step's noise is of the size of the target's finest structure.
         finest, steps = self.mdp.base.sigma[-1], config.local_search_steps
         self.search = LocalSearch(self.mdp.energy, self.mdp.tau, finest, steps) if searches else None

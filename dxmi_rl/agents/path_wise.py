@@ -84,7 +84,7 @@ class PathWise(Agent[PathWiseConfig]):
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
+        self.require_energy(gradient=True)
         config = self.config
         self.policy = make_policy(self.mdp, config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)

@@ -58,6 +58,7 @@ class PathWiseVarGrad(GFlowNet[PathWiseVarGradConfig]):
 
     def _build(self) -> None:
         super()._build()
+        self.require_energy(gradient=True)
         self.path = Path(self.mdp, self.policy, self.config.path)
 
     def learns_flows(self) -> bool:

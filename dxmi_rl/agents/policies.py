@@ -151,9 +151,10 @@ class CorrectionPolicy(GaussianPolicy):
         self.dim = mdp.dim
         self.state_dependent_sigma = isinstance(config, PolicyConfig) and config.state_dependent_sigma
         self.gradient: EnergyGradient | ValueGradient | None = None
-        if value is not None and config.energy_gradient is None:
+        wanted = config.energy_gradient
+        if value is not None and wanted is None:
             self.gradient = value
-        elif config.energy_gradient or (config.energy_gradient is None and isinstance(mdp.base, IdentitySampler)):
+        elif isinstance(mdp.base, IdentitySampler) and not mdp.energy.values_only if wanted is None else wanted:
             self.gradient = EnergyGradient(mdp.energy)
         self.sees_gradient = self.gradient is not None
         sigma, schedule = self.base.sigma, self.base.schedule
@@ -266,6 +267,8 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
     Raises ValueError for a base sampler that cannot start it, or a setting of a correction with a fine-tuned network.
     """
     policy: GaussianPolicy
+    if config.energy_gradient and mdp.energy.values_only:
+        raise ValueError("policy.energy_gradient must be False or None on track 'energy', got True.")
     if policy_kind(config, mdp.event_shape) == "correction":
         policy = CorrectionPolicy(mdp, config, value)
     else:

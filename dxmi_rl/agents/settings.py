@@ -37,7 +37,8 @@ class MeanConfig:
     kernel "learned" one, too: ``backward_options={"coordinate_width": 32}``)."""
     energy_gradient: bool | None = None
     """A correction is given grad E at the current state, one more evaluation per transition; None: where the base
-    sampler is None, as only the energy says there where to go (`dxdp` with ``value_input``: grad V instead)."""
+    sampler is None, as only the energy says there where to go (`dxdp` with ``value_input``: grad V instead), but not
+    on track "energy"."""
     trained_steps: int | None = None
     """Train the last steps only, this many; those before stay the base sampler's, as in DPPO (Ren et al. 2024, arXiv
     2409.00588). None, or more than there are: all."""

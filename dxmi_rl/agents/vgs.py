@@ -170,7 +170,7 @@ class VGS(Agent[VGSConfig]):
     policy: ValueGradientPolicy
 
     def _build(self) -> None:
-        self.require_energy()
+        self.require_energy(gradient=True)
         if self.mdp.tau == 0:
             raise ValueError("tau must be > 0 for vgs, whose policy is the gradient of the value over tau, got 0.")
         blur = self.mdp.base.schedule.s[:-1] / self.mdp.state_scale[:-1]

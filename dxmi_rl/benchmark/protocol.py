@@ -22,6 +22,7 @@ from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
+from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, check_seed, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed, flat_settings
@@ -114,7 +115,7 @@ class Row:
         """Whether the task's base sampler has one."""
         config = TASKS[self.task]
         base = self.task_settings.get("base", config.base)
-        return base not in (None, "none") and self.task_settings.get("track", config.track) != "sample"
+        return base not in (None, "none") and self.task_settings.get("track", config.track) not in FROM_SCRATCH
 
     @property
     def tau(self) -> float:

@@ -97,7 +97,7 @@ def fill_caches(run: Run) -> Task:
     """Build the run's task, which trains its denoiser and energy once, and measure the floors."""
     with one_thread():
         task = make_task(run.row.task, device=run.device, **run.row.task_settings)
-        if run.sizes.floors and task.target.has_sampler:
+        if run.sizes.floors and not task.target.has_data:
             exact_floors(task.target, run.sizes.samples)
         if run.sizes.floors and run.row.energy in ENERGIES and task.mdp.tau not in (0.0, 1.0):
             tempered_log_z(task)

@@ -20,6 +20,7 @@ from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.mdp import Energy
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
+from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import check_integer, check_seed
 
 MIN_ESS = 0.1
@@ -75,6 +76,7 @@ def evaluate(
         against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
+        ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles; ``particle_scores``),
         ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
@@ -164,8 +166,8 @@ def _with_its_energy(model: object, task: Task) -> Task:
 
 
 def _scoring_target(task: Task) -> Target:
-    """The target with its samples, which a task of the sample track keeps from its policies."""
-    if task.config.track == "sample":
+    """The target with its samples, which a task without a denoiser keeps from its policies."""
+    if task.config.track in FROM_SCRATCH:
         return reference_target(task.config).to(task.device)
     return task.target
 

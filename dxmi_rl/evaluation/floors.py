@@ -19,12 +19,10 @@ def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
     """What exact samples score by all metrics of the target, such as ``sliced_w2``, ``mmd`` and ``modes``.
 
     Means over 20 pairs of independent exact sets of ``samples``, or of training batches against test rows, cached on
-    disk; of images, training images against test images, as many as there are samples. Empty for a target without
-    samples and data.
+    disk; of images, training images against test images, as many as there are samples; of particles, reference
+    states against others. Empty for a target that has none of these.
     """
-    if not target.has_samples:
-        return {}
-    known = metrics_of(target)
+    known = [metric for metric in metrics_of(target) if metric.has_floor(target)]
     floors: dict[str, float] = {}
     if any(metric.cached for metric in known):
         name = f"{target.name}-{target.digest()}"
@@ -36,10 +34,8 @@ def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
 
 def floors_of(scores: dict[str, float], target: Target, samples: int) -> dict[str, float]:
     """``<score>_floor`` of the scores that have one; that of ``auc`` is the exact energy's."""
-    if not target.has_samples:
-        return {}
     floors = exact_floors(target, samples)
-    if "auc" in scores and target.has_energy:
+    if "auc" in scores and target.has_energy and target.has_samples:
         floors["auc"] = auc(target.energy, target, samples, 0)
     return {f"{key}_floor": value for key, value in floors.items() if key in scores}
 

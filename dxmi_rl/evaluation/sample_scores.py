@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from dxmi_rl.evaluation import images, metrics
+from dxmi_rl.evaluation import images, metrics, particles
 from dxmi_rl.mdp import Energy
-from dxmi_rl.targets import ImageSet, Target
+from dxmi_rl.targets import ImageSet, ParticleTarget, Target
 from dxmi_rl.utils.registry import Registry
 
 MMD_SAMPLES = 2000
@@ -63,6 +63,10 @@ class Metric:
     def quick_samples(self) -> int | None:
         """Number of samples that ``quick`` needs; None: any."""
         return None
+
+    def has_floor(self, target: Target) -> bool:
+        """Whether there are exact samples, or what comes near them, that ``floor`` scores."""
+        return target.has_samples
 
     def score(self, sets: SampleSets) -> dict[str, float]:
         """The scores of a sampler."""
@@ -164,6 +168,26 @@ class _Images(Metric):
         return images.image_scores(known, known.train_data(images.FD_SAMPLES))
 
 
+class _Particles(Metric):
+    """Of ParticleTargets with reference states; the first 2,000 of these are compared with, the others give floors."""
+
+    def has_floor(self, target: Target) -> bool:
+        return True
+
+    def score(self, sets: SampleSets) -> dict[str, float]:
+        known = cast(ParticleTarget, sets.target)
+        return particles.particle_scores(known, sets.last, known.reference_states(), sets.seed)
+
+    def quick(self, target: Target, x: Tensor, seed: int) -> dict[str, float]:
+        known, n = cast(ParticleTarget, target), min(len(x), particles.STATES)
+        return particles.energy_scores(known, x[:n], known.reference_states()[:n])
+
+    def floor(self, target: Target, samples: int, pairs: int, generator: torch.Generator) -> dict[str, float]:
+        known = cast(ParticleTarget, target)
+        first, *others = known.reference_states().split(particles.STATES)
+        return _mean([particles.particle_scores(known, other[:samples], first) for other in others])
+
+
 METRICS: Registry[Metric] = Registry("metric")
 METRICS.add("sliced_w2", _SlicedW2())
 METRICS.add("mmd", _Mmd())
@@ -171,6 +195,7 @@ METRICS.add("quantile_error", _QuantileError())
 METRICS.add("modes", _Modes())
 METRICS.add("own", _Own())
 METRICS.add("images", _Images())
+METRICS.add("particles", _Particles())
 
 
 def metrics_of(target: Target) -> list[Metric]:

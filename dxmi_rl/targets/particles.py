@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dxmi_rl.networks import zero_mean_basis
-from dxmi_rl.targets.base import Target
+from dxmi_rl.targets.base import Target, TargetError
 from dxmi_rl.utils.checks import check_batch, check_integer, check_real
+from dxmi_rl.utils.storage import load_tensors
+
+REFERENCES = Path(__file__).parents[1] / "data" / "particles.safetensors"
+"""Reference states, which tools/make_references.py makes."""
 
 
 class ParticleTarget(Target):
@@ -22,10 +27,12 @@ class ParticleTarget(Target):
     ``[n, (N - 1) d]`` and also positions ``[n, N d]``, whose mean it takes away.
 
     Subclasses define ``_pair_energy(distances)``, ``[n, N (N - 1) / 2] -> [n]``, from the distances of all unordered
-    pairs. These are at least 1e-6, so that particles in one place have a gradient (zero) and not NaN.
+    pairs. These are at least 1e-6, so that particles in one place have a gradient (zero) and not NaN. Those with
+    reference states name them in ``reference``; ``evaluate`` then compares samples with these.
     """
 
     has_energy: ClassVar[bool] = True
+    reference: ClassVar[str | None] = None
     basis: Tensor
     pairs: Tensor
 
@@ -37,6 +44,19 @@ class ParticleTarget(Target):
         super().__init__(((particles - 1) * space,), scale=scale, smallest_scale=smallest_scale, plot_range=plot_range)
         self.register_buffer("basis", zero_mean_basis(particles))
         self.register_buffer("pairs", torch.triu_indices(particles, particles, offset=1))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*super().metrics, *(["particles"] if self.reference is not None else []))
+
+    def reference_states(self) -> Tensor:
+        """6,000 states of long Markov chains (tools/make_references.py), nearly independent: ``[6000, (N - 1) d]``.
+
+        Turned, mirrored and relabelled at random, in no order. Raises TargetError for a target that names none.
+        """
+        if self.reference is None:
+            raise TargetError(f"target {self.name!r} has no reference states.")
+        return load_tensors(REFERENCES)[0][self.reference].to(self.anchor)
 
     def positions(self, y: Tensor) -> Tensor:
         """Positions with mean zero ``[n, N, d]`` of coordinates ``[n, (N - 1) d]``. Raises ValueError, TypeError."""
@@ -73,6 +93,8 @@ class DoubleWell4(ParticleTarget):
     are coordinates in the zero-mean subspace, R^6 (see ParticleTarget); log Z is unknown.
     """
 
+    reference: ClassVar[str | None] = "dw4"
+
     def __init__(self) -> None:
         super().__init__(4, 2, scale=2.13, smallest_scale=0.13, plot_range=(-5.0, 5.0))
 
@@ -95,6 +117,8 @@ class LennardJones13(ParticleTarget):
 
     Raises ValueError or TypeError for linear_below outside (0, 1).
     """
+
+    reference: ClassVar[str | None] = "lj13"
 
     def __init__(self, *, linear_below: float | None = 0.65) -> None:
         if linear_below is not None and check_real("linear_below", linear_below, strict=True) >= 1:

@@ -28,7 +28,7 @@ from dxmi_rl.diffusion.schedules import variance_exploding
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError
-from dxmi_rl.tasks.config import BASES, TRACKS, TaskConfig
+from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target, task_denoiser
 from dxmi_rl.tasks.table import TASKS, default_config
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
@@ -80,7 +80,7 @@ class Task:
 
     def with_own_energy(self) -> Task:
         """The task for an agent that learns the energy: others on the same task do not see it."""
-        return self._with(energy=LiveEnergy(self.mdp.energy.function))
+        return self._with(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
 
     def _with(self, **parts: Any) -> Task:
         """The task on a copy of its MDP that has other parts and shares the rest."""
@@ -124,7 +124,7 @@ def make_task(
             name of a registered one; it also replaces the energy of a target that has one.
         device: torch device, "cpu" by default (a built Task keeps its own).
         changes: fields of TaskConfig that differ from the task's defaults, such as horizon, tau, backward, base.
-            ``track="sample"`` alone also sets ``base=None``.
+            ``track="sample"`` or ``"energy"`` alone also sets ``base=None``.
 
     Raises UnknownNameError for unknown names and fields (with the near names), ValueError and TypeError for values
     that are not allowed, MissingExtraError or MissingDataError when the data of the target cannot be had here.
@@ -152,7 +152,7 @@ def make_task(
         if changes.get("denoiser", config.denoiser) == "learned":
             changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
     spec = _spec(name, energy, changes)
-    if changes.get("track") == "sample":
+    if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
     if config.track not in TRACKS:
@@ -160,11 +160,12 @@ def make_task(
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = reference_target(config).to(resolved)
-    if config.track == "sample":
+    if config.track in FROM_SCRATCH:
         target = _without_samples(target)
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = _build_mdp(config, target, resolved)
+    mdp.energy.values_only = config.track == "energy"
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
         module, function = entry_point.split(":")
@@ -196,7 +197,7 @@ def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: di
 
 
 def _without_samples(target: Target) -> Target:
-    """A copy that gives its energy, and neither samples nor data: what the sample track may see."""
+    """A copy that gives its energy, and neither samples nor data: what tracks without a denoiser may see."""
     if not target.has_samples:
         return target
     hidden = copy.deepcopy(target)
@@ -205,7 +206,7 @@ def _without_samples(target: Target) -> Target:
 
 
 def _refuse(*_: object) -> Tensor:
-    raise TargetError("track 'sample' gives the energy only: no samples or data of the target.")
+    raise TargetError("tracks 'sample' and 'energy' give the energy only: no samples or data of the target.")
 
 
 def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) -> JSON | None:
@@ -255,10 +256,11 @@ def _build_base(config: TaskConfig, target: Target, device: torch.device) -> Bas
         raise UnknownNameError("base sampler", base, [*BASES, "None"])
     if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm"):
         raise ValueError(f"eta belongs to base 'ddim' and 'edm': it must be {TaskConfig.eta} with {base!r}.")
-    if base == "none" or config.track == "sample":
+    if base == "none" or config.track in FROM_SCRATCH:
         if base != "none":
             raise ValueError(
-                f"track 'sample' gives no denoiser: base must be None, got {config.base!r} (or track='fine-tune')."
+                f"track {config.track!r} gives no denoiser: base must be None, got {config.base!r} (or "
+                "track='fine-tune')."
             )
         named = config.schedule == "geometric"
         options = config.schedule_options if named else _ladder(target)

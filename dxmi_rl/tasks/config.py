@@ -10,7 +10,9 @@ from torch import nn
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.targets import Target
 
-TRACKS = ["fine-tune", "sample"]
+TRACKS = ["fine-tune", "sample", "energy"]
+FROM_SCRATCH = ("sample", "energy")
+"""Tracks without a denoiser."""
 BASES = ["ddpm", "ddim", "edm"]
 
 
@@ -51,5 +53,6 @@ class TaskConfig:
     reward: str | None = "target"
     """"target" (the target's own energy) or None (data only: an energy must be given or learned)."""
     track: str = "fine-tune"
-    """"fine-tune" (a denoiser is given) or "sample" (only the energy is given: base is None and the target, as the task
-    has it, refuses to give samples or data)."""
+    """"fine-tune" (a denoiser is given) "sample" (only the energy and its gradient are given: base is None and the
+    target, as the task has it, refuses to give samples or data) or "energy" (the same without gradients: the reward is
+    a black box)."""

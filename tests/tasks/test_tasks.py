@@ -96,7 +96,7 @@ def test_pretraining_may_change_single_fields() -> None:
     assert isinstance(task.config.pretraining, PretrainingConfig)
 
 
-@pytest.mark.parametrize("track", ["fine-tune", "sample"])
+@pytest.mark.parametrize("track", ["fine-tune", "sample", "energy"])
 def test_from_scratch_is_a_random_walk_that_ends_at_the_targets_scale(track: str) -> None:
     task = make_task("8gaussians", base=None, track=track)
     base = task.mdp.base
@@ -162,11 +162,12 @@ def test_data_of_your_own_as_target() -> None:
     assert not make_task(data.numpy(), pretraining=QUICK).mdp.has_energy
 
 
-def test_the_sample_track_cannot_reach_samples() -> None:
+@pytest.mark.parametrize("track", ["sample", "energy"])
+def test_tracks_without_a_denoiser_cannot_reach_samples(track: str) -> None:
     """Nothing that hangs on the task gives them, and its energy is the target's."""
     open_target = make_target("8gaussians")
     for name in ("8gaussians", open_target):
-        task = make_task(name, track="sample")
+        task = make_task(name, track=track)
         assert task.config.base is None and not (task.target.has_sampler or task.target.has_data)
         for draw in (task.target.sample, task.target.data, task.target.test_data):
             with pytest.raises(TargetError, match=r"energy only|no exact sampler"):

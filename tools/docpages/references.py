@@ -66,21 +66,15 @@ def hamiltonian(
     return torch.cat(kept)
 
 
-def reference_samples(target: Target) -> Tensor:
-    """Nearly exact samples by Hamiltonian Monte Carlo, ``[1000, dim]``, or one of the Cox process; float64.
+def cox_sample(target: LogGaussianCox) -> Tensor:
+    """One field of the Cox process by Hamiltonian Monte Carlo in coordinates that whiten its prior: ``[dim]``.
 
-    The chains start near the lowest energy; the Cox process's runs in coordinates that whiten its prior. ``target``
-    must be in float64.
+    The chain starts at the lowest energy; ``target`` must be in float64.
     """
-    start = lowest_energy(target)[1][None]
-    if isinstance(target, LogGaussianCox):
-        factor = torch.linalg.inv(target.whitening)
-        white = start @ target.whitening.T
-        white = hamiltonian(lambda z: target.energy(z @ factor.T), white, steps=40, leapfrogs=10, step_size=0.3)
-        return white[-1:] @ factor.T
-    noise = torch.randn(100, target.dim, generator=torch.Generator().manual_seed(1), dtype=start.dtype)
-    width = target.smallest_scale or 0.1 * target.scale
-    return hamiltonian(target.energy, start + width * noise, steps=200, leapfrogs=20, step_size=0.01)
+    factor = torch.linalg.inv(target.whitening)
+    white = lowest_energy(target)[1][None] @ target.whitening.T
+    white = hamiltonian(lambda z: target.energy(z @ factor.T), white, steps=40, leapfrogs=10, step_size=0.3)
+    return white[-1] @ factor.T
 
 
 def lowest_energy(target: Target) -> tuple[float, Tensor]:

@@ -35,6 +35,7 @@ MEANINGS = {
 TRACKS = {
     "fine-tune": "a pretrained or exact denoiser is given",
     "sample": "only the energy and its gradient are given",
+    "energy": "only values of the energy are given, no gradients",
 }
 DISTANCES = ("sliced_w2", "fd")
 """Distances to samples, lower is better, that stand beside the ranking score."""
