@@ -104,9 +104,9 @@ def aligned_distances(x: Tensor, y: Tensor, seed: int = 0) -> Tensor:
     """min |x_i - y_j R| over turns and mirror images R and over labels of the particles, of all pairs: ``[n, m]``.
 
     Positions ``[n, N, d]`` and ``[m, N, d]`` have mean zero. The square is |x|^2 + |y|^2 - 2 |x^T P y|_*, the nuclear
-    norm of the best labelling P: of all of them for up to four particles. For more, turns and labels are improved one after the other,
-    from turns that lay principal axes on each other, in either direction, and from four random ones: an upper bound,
-    the lowest that was found.
+    norm of the best labelling P: of all of them for up to four particles. For more, turns and labels are improved one
+    after the other, from turns that lay principal axes on each other, in either direction, and from four random ones:
+    an upper bound, the lowest that was found.
     """
     norms = x.square().sum((1, 2))[:, None] + y.square().sum((1, 2))
     exact = x.shape[1] <= ALL_LABELLINGS
