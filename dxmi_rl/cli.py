@@ -45,6 +45,8 @@ class Train:
     """The one seed."""
     device: str = "cpu"
     """Torch device."""
+    config: str | None = None
+    """plain: the agent's settings from before the search, in place of its defaults."""
     set: tuple[str, ...] = ()
     """Settings of the agent, such as policy.width=128 n_trajectories=512."""
     task_set: tuple[str, ...] = ()
@@ -77,10 +79,9 @@ class Train:
         check_real("budget", self.budget)
         row = make_row(
             self.task, self.agent, self.budget, unit=self.unit, task_settings=settings("task_set", self.task_set),
-            agent_settings=settings("set", self.set), folder=str(Path.cwd()),
+            agent_settings=settings("set", self.set), config=self.config, folder=str(Path.cwd()),
         )  # fmt: skip
         check_rows([row])
-        budget = row.budget
         with seeded(self.seed):
             task = make_task(row.task, device=self.device, **row.task_settings)
         agent = row.build(task, self.seed)
@@ -90,15 +91,14 @@ class Train:
 
             def note(agent: Agent[Any]) -> None:
                 nonlocal noted
-                if getattr(agent.costs, self.unit) >= noted * budget / self.points:
+                if getattr(agent.costs, self.unit) >= noted * row.budget / self.points:
                     noted += 1
                     logger.log(agent, quick_scores(agent, seed=500_000 + noted))
 
             note(agent)
             if agent.trains:
-                name = "total_timesteps" if self.unit == "timesteps" else self.unit
                 file = logger.folder / "checkpoint.safetensors"
-                amount: dict[str, Any] = {name: budget}
+                amount: dict[str, Any] = {self.unit.replace("timesteps", "total_timesteps"): row.budget}
                 agent.learn(**amount, callback=note, progress_bar=True, checkpoint=file)
                 print(f"checkpoint: {file}")
             scores = quick_scores(agent)

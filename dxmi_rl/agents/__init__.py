@@ -18,6 +18,7 @@ from dxmi_rl.agents.dxdp_paper import DxDPPaper, DxDPPaperConfig
 from dxmi_rl.agents.grpo import GRPO, GRPOConfig
 from dxmi_rl.agents.path_wise import PathConfig, PathWise, PathWiseConfig
 from dxmi_rl.agents.path_wise_vargrad import PathWiseVarGrad, PathWiseVarGradConfig
+from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.agents.ppo import PPO, PPOConfig
 from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, ValueConfig
@@ -120,8 +121,15 @@ def list_agents() -> list[str]:
 def make_agent(
     name: str, task: str | Task | Target = "8gaussians", *, seed: int = 0, config: Any = None, **settings: Any
 ) -> Agent[Any]:
-    """Build the agent ``name``; raises UnknownNameError (with the near names) for an unknown agent or setting."""
-    return AGENTS[name](task, seed=seed, config=config, **settings)
+    """Build the agent ``name``.
+
+    ``config`` is a Config of the agent, or "plain" for the settings from before the search (docs/tuning.md); None: the
+    defaults. Raises UnknownNameError (with the near names) for an unknown agent, config or setting.
+    """
+    kind = AGENTS[name]
+    if isinstance(config, str):
+        config, settings = None, {**plain_settings(config, name), **settings}
+    return kind(task, seed=seed, config=config, **settings)
 
 
 def load_agent(

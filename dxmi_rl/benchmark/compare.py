@@ -158,6 +158,7 @@ def _unselected(plan: Plan, command: str) -> str:
         words += ["--agent", *arguments.agent] + ["--trust-checkpoint"] * arguments.trust_checkpoint
     if arguments.budget is not None:
         words += ["--budget", repr(arguments.budget).removesuffix(".0")]
+    words += ["--config", arguments.config] if arguments.config is not None else []
     words += ["--unit", arguments.unit] if arguments.unit is not None else []
     words += ["--device", *arguments.device] if arguments.device != ("cpu",) else []
     return shlex.join(words)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dxmi_rl.agents.plain import check_config, has_plain_settings
 from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, check_rows, make_runs
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
@@ -33,6 +34,8 @@ class Arguments:
     checkpoint.safetensors, or model.zip of Stable-Baselines3."""
     trust_checkpoint: bool = False
     """Open .zip checkpoints, whose pickles can run code while they are loaded."""
+    config: str | None = None
+    """plain: settings from before the search for the agents that were searched; their labels then say so."""
     budget: float | None = None
     """Budget of every agent that trains, instead of the preset's."""
     unit: str | None = None
@@ -54,12 +57,18 @@ class Arguments:
 def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
     """The rows of the preset and those of agents of your own, with the budget of the command line.
 
-    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget.
+    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget or an unknown
+    config.
     """
     unit = arguments.unit
     if unit is not None and arguments.budget is None:
         raise ValueError(f"unit {unit!r} needs a budget: the preset's budgets are in units of their own.")
     rows = [*preset.rows, *_own_rows(arguments, preset.rows)]
+    if arguments.config is not None:
+        check_config(arguments.config)
+        rows = [
+            make_row(**vars(row), config=arguments.config) if has_plain_settings(row.agent) else row for row in rows
+        ]
     if arguments.budget is not None:
         check_real("budget", arguments.budget)
         rows = [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
 from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.registry import UnknownNameError
@@ -116,11 +117,17 @@ def _rows_of_group(group: JSON, source: str) -> list[Row]:
     return rows
 
 
-def make_row(task: str, agent: str, budget: float, *, label: str = "{agent}", **options: Any) -> Row:
+def make_row(
+    task: str, agent: str, budget: float, *, label: str = "{agent}", config: str | None = None, **options: Any
+) -> Row:
     """A row; the budget is 0 for an agent that does not train, and "{agent}" stands for its name in the label.
 
+    ``config="plain"`` puts settings from before the search below ``agent_settings``, and its name into the label.
     Budgets in seconds become floats and whole ones of other units integers, so that equal budgets have equal keys.
     """
+    if config is not None:
+        options["agent_settings"] = plain_settings(config, agent) | options.get("agent_settings", {})
+        label = f"{label}, {config}"
     row = Row(label, task, agent, **options)
     name = agent if row.own is None else row.own.label
     if isinstance(budget, (int, float)) and not isinstance(budget, bool):

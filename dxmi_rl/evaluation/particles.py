@@ -149,9 +149,11 @@ def _labels(overlaps: NDArray[np.float64]) -> NDArray[np.int64]:
     """The labels of largest overlap for every ``[N, N]`` of a batch: ``[batch, N]``."""
     from scipy.optimize import linear_sum_assignment
 
-    return np.stack([linear_sum_assignment(overlap, maximize=True)[1] for overlap in overlaps])
+    labels: NDArray[np.int64] = np.stack([linear_sum_assignment(overlap, maximize=True)[1] for overlap in overlaps])
+    return labels
 
 
 def _distances(positions: Tensor, target: ParticleTarget) -> Tensor:
     pairs = target.pairs.cpu()
-    return (positions[:, pairs[0]] - positions[:, pairs[1]]).norm(dim=-1).flatten()
+    found: Tensor = (positions[:, pairs[0]] - positions[:, pairs[1]]).norm(dim=-1).flatten()
+    return found

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents import AGENTS, PPO, VGS, AdjointSampling, Agent, Base
+from dxmi_rl.agents.plain import has_plain_settings
 from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
@@ -303,6 +304,16 @@ def test_unknown_settings_name_the_near_ones(name: str) -> None:
         small(name, **{typo: 1})
     with pytest.raises(TypeError, match="config of"):
         make_agent(name, task_for(name), config={"width": 3})
+
+
+def test_plain_settings_by_name(name: str) -> None:
+    if not has_plain_settings(name):
+        with pytest.raises(ValueError, match="config must be None for agent"):
+            make_agent(name, task_for(name), config="plain")
+        return
+    assert small(name).config == small(name, config="plain").config
+    with pytest.raises(UnknownNameError, match=r"unknown config 'plian'.*Did you mean 'plain'"):
+        make_agent(name, task_for(name), config="plian")
 
 
 @pytest.mark.parametrize(("total", "error"), [(0, ValueError), (-5, ValueError), (1.5, TypeError), ("many", TypeError)])

@@ -22,6 +22,7 @@ from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
 from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed
 
 
@@ -345,6 +346,16 @@ def test_a_group_may_leave_out_the_fitted_kernel() -> None:
     for sizes, wanted in ({"fit": True}, [True, False]), ({"fit": False}, [False, False]):
         rows = a_preset(*groups).rows
         assert [protocol.Run(row, 0, sizes=protocol.Sizes(**sizes)).fits for row in rows] == wanted
+
+
+def test_plain_settings_of_a_comparison() -> None:
+    """Rows of agents that were searched change settings and label; what a row sets itself stays."""
+    groups = [group_of("8gaussians", "ppo", 100, agent_settings={"n_epochs": 3}), group_of("8gaussians", "base")]
+    rows = plan.all_rows(Arguments(config="plain"), a_preset(*groups))
+    assert [row.label for row in rows] == ["ppo, plain", "base"]
+    assert rows[0].agent_settings["n_epochs"] == 3 and rows[0].agent_settings["clip_range"] == 0.2
+    with pytest.raises(UnknownNameError, match="Did you mean 'plain'"):
+        plan.all_rows(Arguments(config="plian"), a_preset(group_of("8gaussians", "base")))
 
 
 def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS, Agent
+from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.settings import changed, setting_names
 from dxmi_rl.utils.torch_tools import seeded
@@ -23,8 +22,6 @@ SMALL = {
     "warmup_iterations": 2, "warmup_value_steps": 2, "gradient_steps": 2, "batch_size": 40,
 }  # fmt: skip
 SMALL_ENERGY = {"energy.width": 16, "energy.depth": 2}
-PLAIN: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("plain.json").read_text(encoding="utf-8"))
-"""Settings that differ from the defaults, which a search has found: plain ones, so that a new search moves no test."""
 
 
 def task_for(name: str, **changes: Any) -> Task:
@@ -55,8 +52,8 @@ def train(agent: Agent[Any], iterations: int, **options: Any) -> Agent[Any]:
 
 
 def plain_config(name: str) -> Any:
-    """The agent's Config with plain settings."""
-    return changed(AGENTS[name].Config(), PLAIN.get(name, {}), "setting")
+    """The agent's Config with plain settings, so that a new search of the defaults moves no test."""
+    return changed(AGENTS[name].Config(), plain_settings("plain", name), "setting")
 
 
 def plain_agent(name: str, task: Any, **settings: Any) -> Agent[Any]:
