@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from docpages.references import cox_sample, double_precision, lowest_energy
+from docpages.references import cox_sample, double_precision, hamiltonian, lowest_energy
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ from torch import Tensor
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.envs.rendering import draw_samples, is_image
-from dxmi_rl.targets import Funnel, LennardJones13, LogGaussianCox, ManyWell, ParticleTarget, Target, list_targets
+from dxmi_rl.targets import Funnel, LennardJones, LogGaussianCox, ManyWell, ParticleTarget, Target, list_targets
 from dxmi_rl.targets.cox import GRID, load_finpines
 from dxmi_rl.tasks import Task, make_task, reference_target
 from dxmi_rl.utils.registry import UnknownNameError
@@ -157,11 +157,11 @@ def _particle_panels(name: str, target: ParticleTarget, base: Tensor, title: str
         double = reference_target(make_task(name).config)
         assert isinstance(double, ParticleTarget)
         lowest, _ = lowest_energy(double)
-        sets = [("reference states", double.reference_states()), (title, base.double())]
+        sets = [*_reference_states(double), (title, base.double())]
         distances = [(label, _distances(double, x)) for label, x in sets]
         heights = [(label, double.energy(x) - lowest) for label, x in sets]
     reach = float(torch.quantile(distances[0][1], 0.999)) * 1.15
-    rungs = np.geomspace(0.3, float(heights[1][1].max()), 50)
+    rungs = np.geomspace(0.3, float(heights[-1][1].max()), 50)
 
     def pair(axes: Axes) -> None:
         r = torch.linspace(0.02, 1, 500)[:, None] * reach
@@ -170,7 +170,7 @@ def _particle_panels(name: str, target: ParticleTarget, base: Tensor, title: str
         low = float(value.min())
         axes.set(xlabel="distance r of the pair", ylabel="energy of one pair [nats]", xlim=(0, reach))
         axes.set_ylim(low - 1, low + 3 * DEPTH)
-        if isinstance(target, LennardJones13) and target.linear_below is not None:
+        if isinstance(target, LennardJones) and target.linear_below is not None:
             axes.axvline(target.linear_below, color="black", linestyle=":", linewidth=1)
             axes.text(0.25, 0.93, f"dotted: below {target.linear_below:g} it\ngoes on linearly", fontsize=8, va="top",
                       transform=axes.transAxes)  # fmt: skip
@@ -180,6 +180,15 @@ def _particle_panels(name: str, target: ParticleTarget, base: Tensor, title: str
         ("distances of all pairs", _histogram(distances, np.linspace(0, reach, 50), "interparticle distance r")),
         ("energies", _histogram(heights, rungs, "E(x) - min E [nats]", log=True)),
     ]
+
+
+def _reference_states(target: ParticleTarget) -> list[tuple[str, Tensor]]:
+    """Reference states, or where there are none those of 24 short chains from the lowest energy."""
+    if target.reference is not None:
+        return [("reference states", target.reference_states())]
+    noise = torch.randn(24, target.dim, generator=torch.Generator().manual_seed(1))
+    start = lowest_energy(target)[1] + (target.smallest_scale or 0.0) * noise
+    return [("Hamiltonian Monte Carlo", hamiltonian(target.energy, start, steps=300, leapfrogs=20, step_size=0.01))]
 
 
 def _distances(target: ParticleTarget, x: Tensor) -> Tensor:

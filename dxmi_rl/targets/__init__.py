@@ -15,7 +15,7 @@ from dxmi_rl.targets.image_set import ImageSet
 from dxmi_rl.targets.images import MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
 from dxmi_rl.targets.manywell import ManyWell, manywell32, manywell64, manywell128
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40, gmm40_50
-from dxmi_rl.targets.particles import DoubleWell4, LennardJones13, ParticleTarget
+from dxmi_rl.targets.particles import DoubleWell4, LennardJones, LennardJones13, LennardJones55, ParticleTarget
 from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
 from dxmi_rl.targets.student import StudentMixture, mos10, mos10_50
 from dxmi_rl.utils.registry import Registry, UnknownNameError
@@ -29,7 +29,9 @@ __all__ = [
     "Funnel",
     "GaussianMixture",
     "ImageSet",
+    "LennardJones",
     "LennardJones13",
+    "LennardJones55",
     "LogGaussianCox",
     "ManyWell",
     "MissingDataError",
@@ -63,6 +65,7 @@ TARGETS.add("manywell64", manywell64)
 TARGETS.add("manywell128", manywell128)
 TARGETS.add("dw4", DoubleWell4)
 TARGETS.add("lj13", LennardJones13)
+TARGETS.add("lj55", LennardJones55)
 TARGETS.add("lgcp40", LogGaussianCox)
 TARGETS.add("checkerboard", checkerboard)
 TARGETS.add("2spirals", two_spirals)

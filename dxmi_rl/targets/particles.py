@@ -1,4 +1,4 @@
-"""Systems of identical particles in the zero-mean subspace: the double-well DW4 and the Lennard-Jones LJ13."""
+"""Systems of identical particles in the zero-mean subspace: the double-well DW4, Lennard-Jones LJ13 and LJ55."""
 
 from __future__ import annotations
 
@@ -103,28 +103,30 @@ class DoubleWell4(ParticleTarget):
         return (0.9 * squared.square() - 4 * squared).sum(1)
 
 
-class LennardJones13(ParticleTarget):
-    """LJ13: ``E = sum_{i != j} (r_ij^-12 - 2 r_ij^-6) + sum_i |x_i - mean|^2 / 2`` over ordered pairs of 13 particles.
+class LennardJones(ParticleTarget):
+    """``E = sum_{i != j} (r_ij^-12 - 2 r_ij^-6) + sum_i |x_i - mean|^2 / 2`` over ordered pairs of N particles.
 
     arXiv 2006.02425 with epsilon = r_m = 1, temperature 1: twice the plain Lennard-Jones energy with sigma = 2^(-1/6),
-    plus a harmonic trap. The minimum is -83.0896, an icosahedron. States are coordinates in the zero-mean subspace,
-    R^36 (see ParticleTarget); log Z is unknown.
+    plus a harmonic trap. States are coordinates in the zero-mean subspace (see ParticleTarget); log Z is unknown.
 
     Args:
+        particles: N.
         linear_below: distance below which r^-12 - 2 r^-6 goes on along its tangent, so that energies and gradients
             stay finite. At 0.65 the pair costs 298 nats, which makes such states rarer than e^-200. None: the
             singular potential itself, whose energy and gradient are not finite where particles meet.
+        scale, smallest_scale, plot_range: as in Target.
 
     Raises ValueError or TypeError for linear_below outside (0, 1).
     """
 
-    reference: ClassVar[str | None] = "lj13"
-
-    def __init__(self, *, linear_below: float | None = 0.65) -> None:
+    def __init__(
+        self, particles: int, *, linear_below: float | None = 0.65, scale: float, smallest_scale: float,
+        plot_range: tuple[float, float],
+    ) -> None:  # fmt: skip
         if linear_below is not None and check_real("linear_below", linear_below, strict=True) >= 1:
             raise ValueError(f"linear_below must be None or lie in (0, 1), where the pair repels, got {linear_below}.")
         self.linear_below = linear_below
-        super().__init__(13, 3, scale=0.71, smallest_scale=0.025, plot_range=(-2.2, 2.2))
+        super().__init__(particles, 3, scale=scale, smallest_scale=smallest_scale, plot_range=plot_range)
 
     def _energy(self, x: Tensor) -> Tensor:
         return super()._energy(x) + 0.5 * x.square().sum(1)
@@ -138,3 +140,19 @@ class LennardJones13(ParticleTarget):
             slope = 12 * (limit**-7 - limit**-13)
             potential = potential - slope * (limit - distances).relu()
         return 2 * potential.sum(1)
+
+
+class LennardJones13(LennardJones):
+    """LJ13: 13 Lennard-Jones particles; the minimum is -83.0896, an icosahedron. States are in R^36."""
+
+    reference: ClassVar[str | None] = "lj13"
+
+    def __init__(self, *, linear_below: float | None = 0.65) -> None:
+        super().__init__(13, linear_below=linear_below, scale=0.71, smallest_scale=0.025, plot_range=(-2.2, 2.2))
+
+
+class LennardJones55(LennardJones):
+    """LJ55: 55 Lennard-Jones particles; the minimum is -491.6413, an icosahedron of two shells. States are in R^162."""
+
+    def __init__(self, *, linear_below: float | None = 0.65) -> None:
+        super().__init__(55, linear_below=linear_below, scale=1.01, smallest_scale=0.019, plot_range=(-3.3, 3.3))

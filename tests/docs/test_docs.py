@@ -285,7 +285,7 @@ def test_hamiltonian_chains_have_the_right_law() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "expected"), [("lj13", -83.0896), ("dw4", -25.7922)])
+@pytest.mark.parametrize(("name", "expected"), [("lj13", -83.0896), ("lj55", -491.6413), ("dw4", -25.7922)])
 def test_lowest_energies(name: str, expected: float) -> None:
     with references.double_precision():
         value, where = references.lowest_energy(make_target(name))

@@ -16,7 +16,7 @@ from dxmi_rl import evaluate, make_agent, make_target, make_task
 from dxmi_rl.evaluation import exact_floors, particles, quick_scores
 from dxmi_rl.targets import ParticleTarget, TargetError
 
-PARTICLES = names(lambda target: isinstance(target, ParticleTarget))
+PARTICLES = names(lambda target: isinstance(target, ParticleTarget) and target.reference is not None)
 KEYS = {"energy_w2", "energy_tv", "distance_tv", "w2", "w2_aligned"}
 
 

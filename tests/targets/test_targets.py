@@ -172,12 +172,13 @@ def test_energy_has_the_dtype_of_x_and_little_rounding(name: str) -> None:
     wide = copy.deepcopy(target).to(torch.float64)
     x = typical(target, 32)
     energy, gradient = energy_and_gradient(wide, x.double())
+    terms = 1e-6 * float(gradient.abs().max())  # one entry is a sum of terms of this size, which may cancel
     assert energy.dtype == torch.float64 and wide.energy(x).dtype == torch.float32
     for points in (x, x.double()):
         rounded, slope = energy_and_gradient(target, points)
         assert rounded.dtype == points.dtype
         torch.testing.assert_close(rounded.double(), energy, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(slope.double(), gradient, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(slope.double(), gradient, rtol=1e-3, atol=max(1e-3, terms))
 
 
 def test_a_target_moves_to_other_dtypes_and_devices(target: Target) -> None:
@@ -317,4 +318,4 @@ def test_registry_refuses_a_second_entry_and_keeps_the_order() -> None:
 
 
 def test_targets_without_samples_are_the_ones_that_literature_has_none_for() -> None:
-    assert ENERGIES_ONLY == ["dw4", "lj13", "lgcp40"]
+    assert ENERGIES_ONLY == ["dw4", "lj13", "lj55", "lgcp40"]

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from dxmi_rl.targets import LennardJones13, LogGaussianCox, Target
+from dxmi_rl.targets import LennardJones, LogGaussianCox, Target
 
 
 @contextlib.contextmanager
@@ -78,9 +78,15 @@ def cox_sample(target: LogGaussianCox) -> Tensor:
 
 
 def lowest_energy(target: Target) -> tuple[float, Tensor]:
-    """The lowest energy found and where, ``[dim]``: L-BFGS in float64; LJ13 from the icosahedron, others from noise."""
-    if isinstance(target, LennardJones13):
-        starts = target.coordinates(icosahedron()[None])
+    """The lowest energy found and where, ``[dim]``: L-BFGS in float64, Lennard-Jones clusters from icosahedra of ASE's,
+    others from noise.
+    """
+    if isinstance(target, LennardJones):
+        from ase.cluster import Icosahedron
+
+        shells = {13: 2, 55: 3}[target.particles]
+        positions = torch.from_numpy(Icosahedron("Ar", shells, latticeconstant=2**0.5).positions)  # neighbours about 1
+        starts = target.coordinates(positions[None])
     else:
         generator = torch.Generator().manual_seed(0)
         count = 64 if target.dim < 100 else 1  # the Cox process is convex
@@ -95,11 +101,3 @@ def lowest_energy(target: Target) -> tuple[float, Tensor]:
     ]
     best = min(found, key=lambda result: result.fun)
     return float(best.fun), torch.from_numpy(best.x)
-
-
-def icosahedron() -> Tensor:
-    """Positions ``[13, 3]`` of a centre and twelve corners at distance 1."""
-    golden = (1 + math.sqrt(5)) / 2
-    corners = [(0.0, float(a), b * golden) for a in (-1, 1) for b in (-1, 1)]
-    corners = [(c[i % 3], c[(i + 1) % 3], c[(i + 2) % 3]) for c in corners for i in range(3)]
-    return torch.tensor([(0.0, 0.0, 0.0), *corners], dtype=torch.float64) / math.hypot(1, golden)

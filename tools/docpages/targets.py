@@ -14,7 +14,7 @@ import torch
 from docpages.docstrings import markdown, table
 from docpages.references import double_precision, lowest_energy
 from dxmi_rl import evaluate, make_agent, make_target
-from dxmi_rl.targets import TARGETS, Target, target_class
+from dxmi_rl.targets import TARGETS, ParticleTarget, Target, target_class
 from dxmi_rl.tasks import TASKS, Task, make_task
 
 UNTRAINED = {"iterations": 1, "batch_size": 8, "width": 8, "depth": 1}
@@ -83,6 +83,7 @@ def facts(target: Target) -> list[tuple[str, str]]:
     """Rows of the table of facts."""
     shape = " x ".join(map(str, target.event_shape))
     has = {"energy": target.has_energy, "exact sampler": target.has_sampler, "fixed data set": target.has_data}
+    has["reference states"] = isinstance(target, ParticleTarget) and target.reference is not None
     narrowest = "unknown" if target.smallest_scale is None else f"{target.smallest_scale:.4g}"
     low, high = target.plot_range
     return [
