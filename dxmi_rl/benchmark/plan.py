@@ -19,8 +19,9 @@ class Arguments:
     """What the command line sets."""
 
     preset: str = "quick"
-    """What to compare: quick (minutes), standard (many hours: the leaderboard), full (days: everything), ablations,
-    digits, kernels, paper-2d, samplers, small-steps, or a TOML file of yours."""
+    """What to compare: quick (minutes), standard (many hours: the leaderboard), everything (many hours: all tasks
+    from the energy alone), full (days), ablations, digits, kernels, paper-2d, samplers, small-steps, or a TOML file of
+    yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
