@@ -20,8 +20,8 @@ class Arguments:
 
     preset: str = "quick"
     """What to compare: quick (minutes), standard (many hours: the leaderboard), everything (many hours: all tasks
-    from the energy alone), full (days), ablations, digits, kernels, paper-2d, samplers, small-steps, or a TOML file of
-    yours."""
+    from the energy alone), full (days), ablations, digits, kernels, paper-2d, samplers, small-steps, tables, or a TOML
+    file of yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
