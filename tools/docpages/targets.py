@@ -12,6 +12,7 @@ from unittest.mock import patch
 import torch
 
 from docpages.docstrings import markdown, table
+from docpages.rankings import ranking
 from docpages.references import double_precision, lowest_energy
 from dxmi_rl import evaluate, make_agent, make_target
 from dxmi_rl.targets import TARGETS, ParticleTarget, Target, target_class
@@ -58,6 +59,11 @@ env = gym.make("DxMIDenoise-v0", target="{name}")
 
 <!-- scores -->
 <!-- end -->
+
+## Ranking
+
+<!-- ranking -->
+<!-- end -->
 """
 
 
@@ -69,6 +75,7 @@ def blocks(name: str) -> dict[str, str]:
         "facts": table(("", ""), facts(target)),
         "tasks": tasks(name, target),
         "scores": scores(name),
+        "ranking": ranking(name),
     }  # fmt: skip
 
 
