@@ -93,6 +93,8 @@ class LiveEnergy:
             create_graph = create_graph and x.requires_grad
             point = x if create_graph else x.detach().requires_grad_()
             energy = self(point)
+            if self.values_only:
+                raise EnergyError("the energy has no gradient on track 'energy', and it is asked for.")
             if not energy.requires_grad:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "

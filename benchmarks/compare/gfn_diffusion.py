@@ -5,9 +5,11 @@
     python benchmarks/compare/gfn_diffusion.py --clone gfn-diffusion --json gfn_diffusion.json
 
 Their model, losses and optimizer (Sendera et al. 2024, arXiv 2402.05098) are called in the order of their
-energy_sampling/train.py, at T = 10, with learned variance, batches of 300, policy rate 1e-3, flow rate 0.1 and the
-exploration that falls over 5,000 iterations, on our energy. Their chains start at 0 and have a Brownian bridge as
-backward kernel; ours start from noise and have a learned one. Ours are rows of the preset ``samplers``. All train for
+energy_sampling/train.py, on our energy, with the settings of their README's commands, batches of 300, policy rate 1e-3,
+flow rate 0.1 and exploration that falls over 5,000 iterations, but with T = 10 for 100 and with learned variance. Rows
+with "Langevin" are given the energy's gradient, as all of ours are; the others see its values only. Their chains start
+at 0 and have a Brownian bridge as backward kernel; ours start from noise and have a learned one. Ours are rows of the
+preset ``samplers``. All train for
 ``--seconds`` of wall-clock time (run it on a quiet machine; CPU seconds stand beside), and log-weights of ``chains``
 fresh chains are scored in the same way. Nothing of theirs is part of this project.
 
@@ -19,7 +21,8 @@ Keys of ``--json FILE``:
     runs                        one entry per task, row and seed
       .task, .row, .seed        of the run
       .iterations, .cpu_seconds of training
-      .energy_evals             rows of E in training, with and without gradients
+      .energy_evals             rows of E in training
+      .energy_grad_evals        those among them that were differentiated
       .elbo, .log_z, .ess       mean log-weight less the true log Z, importance-weighted log Z less the true one [nats],
                                 effective sample size as a fraction
       .modes or .well_error     modes found of gmm25; largest error of a well's share on manywell32
@@ -52,11 +55,18 @@ from benchmarks.scripts import command_line, header
 from dxmi_rl import make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.presets import load_preset
-from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.benchmark.protocol import Row, check_seeds
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.evaluation.metrics import log_weight_statistics, mode_statistics
-from dxmi_rl.targets import Target
-from dxmi_rl.utils.checks import check_integer, check_real, require
+from dxmi_rl.live_energy import EnergyError
+from dxmi_rl.utils.checks import (
+    DivergenceError,
+    NonFiniteError,
+    check_integer,
+    check_real,
+    require,
+    resolve_device,
+)
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import seeded
 
@@ -65,13 +75,19 @@ THEIRS: dict[str, dict[str, dict[str, Any]]] = {
     "gmm25": {
         "gfn-diffusion: TB": {"loss": "tb", "t_scale": 5.0, "exploration": None},
         "gfn-diffusion: TB, exploration 1.5": {"loss": "tb", "t_scale": 5.0, "exploration": 1.5},
+        "gfn-diffusion: TB, exploration 1.5, Langevin": {
+            "loss": "tb", "t_scale": 5.0, "exploration": 1.5, "langevin": True,
+        },
     },
     "manywell32": {
         "gfn-diffusion: TB, exploration 0.2": {"loss": "tb", "t_scale": 1.0, "exploration": 0.2},
         "gfn-diffusion: VarGrad, exploration 0.2": {"loss": "tb-avg", "t_scale": 1.0, "exploration": 0.2},
+        "gfn-diffusion: TB, exploration 0.2, Langevin": {
+            "loss": "tb", "t_scale": 1.0, "exploration": 0.2, "langevin": True,
+        },
     },
-}
-"""Of their README's commands on manywell32; on gmm25 the scale that is their default."""
+}  # fmt: skip
+"""On manywell32 those of their README; on gmm25 the scale that is their default, and the exploration that serves it."""
 OURS = {
     "gmm25": ["dxdp, T = 10", "path-wise-vargrad at larger rates, T = 10"],
     "manywell32": ["dxdp", "path-wise-vargrad", "path-wise-vargrad, coordinate by coordinate"],
@@ -130,17 +146,18 @@ def train_theirs(task: str, row: str, seed: int, arguments: Arguments) -> dict[s
     device = torch.device(arguments.device)
     target.to(device)
     theirs.utils.set_seed(seed)
-    evals = 0
+    evals = grad_evals = 0
 
     def log_reward(x: Tensor) -> Tensor:
-        nonlocal evals
+        nonlocal evals, grad_evals
         evals += len(x)
+        grad_evals += len(x) if x.requires_grad and torch.is_grad_enabled() else 0
         return -target.energy(x)
 
     model = theirs.models.GFN(
         target.dim, 64, 64, 64, 64, trajectory_length=HORIZON, clipping=True, learned_variance=True,
         t_scale=settings["t_scale"], pis_architectures=True, zero_init=True, langevin_scaling_per_dimension=False,
-        device=device,
+        langevin=settings.get("langevin", False), device=device,
     ).to(device)  # fmt: skip
     optimizer = theirs.utils.get_gfn_optimizer(model, 1e-3, 1e-1, 1e-3)
     start, cpu, iterations = time.perf_counter(), time.process_time(), 0
@@ -153,12 +170,15 @@ def train_theirs(task: str, row: str, seed: int, arguments: Arguments) -> dict[s
         loss.backward()
         optimizer.step()
         iterations += 1
-    cost = {"iterations": iterations, "cpu_seconds": time.process_time() - cpu, "energy_evals": evals}
+    cost = {
+        "iterations": iterations, "cpu_seconds": time.process_time() - cpu, "energy_evals": evals,
+        "energy_grad_evals": grad_evals,
+    }  # fmt: skip
     with torch.no_grad():
         chains = torch.zeros(arguments.chains, target.dim, device=device)
         states, forward, backward, _ = model.get_trajectory_fwd(chains, None, log_reward)
         log_w = log_reward(states[:, -1]) + backward.sum(1) - forward.sum(1)
-    return cost | scored(target, states[:, -1], log_w)
+    return cost | scored(task, states[:, -1], log_w)
 
 
 # Ours -----------------------------------------------------------------------------------------------------------------
@@ -179,47 +199,51 @@ def train_ours(task: str, row: str, seed: int, arguments: Arguments) -> dict[str
     agent.learn(seconds=arguments.seconds)
     cost = {
         "iterations": agent.num_timesteps // agent.timesteps_per_iteration, "cpu_seconds": time.process_time() - cpu,
-        "energy_evals": agent.costs.energy_evals,
+        "energy_evals": agent.costs.energy_evals, "energy_grad_evals": agent.costs.energy_grad_evals,
     }  # fmt: skip
     paths = agent.sample_trajectory(arguments.chains, seed=seed + 1)
     with torch.no_grad():
         log_w = agent.mdp.log_weights(paths)
-    return cost | scored(make_target(task), paths.final, log_w)
+    return cost | scored(task, paths.final, log_w)
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def scored(target: Target, x: Tensor, log_w: Tensor) -> dict[str, Any]:
+def scored(task: str, x: Tensor, log_w: Tensor) -> dict[str, Any]:
     """Scores of final states and their log-weights."""
+    target, x, log_w = make_target(task), x.cpu(), log_w.cpu()
     if not bool(log_w.isfinite().all()):
         return {"error": f"{int((~log_w.isfinite()).sum())} of {len(log_w)} log-weights are not finite"}
-    known, found = target.log_z or 0.0, log_weight_statistics(log_w)
+    known, found = target.log_z, log_weight_statistics(log_w)
+    assert known is not None
     scores = {"elbo": found["elbo"] - known, "log_z": found["log_z"] - known, "ess": found["ess"]}
     if target.modes is not None:
         modes = target.modes
-        statistics = mode_statistics(x.cpu(), modes.centers, modes.std, modes.weights)
+        statistics = mode_statistics(x, modes.centers, modes.std, modes.weights)
         return scores | {"modes": statistics["modes"]}
-    return scores | target.own_scores(x.cpu())
+    return scores | target.own_scores(x)
 
 
 def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """The result of a run, from its file if it is finished."""
     torch.set_num_threads(1)
     theirs = row in THEIRS[task]
+    made_of = THEIRS[task][row] | {"horizon": HORIZON, "batch": BATCH} if theirs else our_row(task, row).plain()
     settings = {
         "task": task, "row": row, "seed": seed, "seconds": arguments.seconds, "chains": arguments.chains,
-        "device": arguments.device, "clone": commit_of(arguments.clone) if theirs else None,
+        "device": arguments.device, "clone": commit_of(arguments.clone) if theirs else None, "settings": made_of,
     }  # fmt: skip
 
     def measure() -> dict[str, Any]:
         named = {"task": task, "row": row, "seed": seed}
         try:
             return named | (train_theirs if theirs else train_ours)(task, row, seed, arguments)
-        except ArithmeticError as error:  # divergence of ours
+        except (DivergenceError, NonFiniteError, EnergyError) as error:
             return named | {"error": f"{type(error).__name__}: {error}"}
 
-    uses = (Row, type(make_target(task))) if theirs else (AGENTS[our_row(task, row).agent], Row)
+    uses: list[Any] = [Row, type(make_target(task)), log_weight_statistics]
+    uses += [] if theirs else [AGENTS[our_row(task, row).agent]]
     return kept_result(run_file(arguments.folder, settings, uses, CODE), measure)
 
 
@@ -229,8 +253,9 @@ CODE = code_of(train_theirs, train_ours, scored)
 
 def commit_of(clone: Path) -> str | None:
     """The commit of their clone; None for a folder that is none."""
-    found = subprocess.run(["git", "-C", str(clone), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    words = ["git", "-C", str(clone), "rev-parse", "--show-toplevel", "HEAD"]
+    top, _, commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip().partition("\n")
+    return commit if top and Path(top).resolve() == clone.resolve() else None
 
 
 def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
@@ -258,6 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_real("seconds", arguments.seconds, strict=True)
         check_integer("chains", arguments.chains, minimum=2)
+        check_seeds(arguments.seeds)
+        resolve_device(arguments.device)
         for task in arguments.tasks:
             if task not in THEIRS:
                 raise ValueError(f"tasks must be of {', '.join(THEIRS)}, got {task!r}.")

@@ -38,6 +38,7 @@ from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import Registry
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.storage import load_tensors
 
 __all__ = [
@@ -128,7 +129,7 @@ def make_agent(
     """
     kind = AGENTS[name]
     if isinstance(config, str):
-        config, settings = None, {**plain_settings(config, name), **settings}
+        config = changed(kind.Config(), plain_settings(config, name), f"plain setting of {name!r}")
     return kind(task, seed=seed, config=config, **settings)
 
 

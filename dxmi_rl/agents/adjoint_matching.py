@@ -72,11 +72,12 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
     """
 
     name: ClassVar[str] = "adjoint-matching"
+    needs_gradient: ClassVar[bool] = True
     Config = AdjointMatchingConfig
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy(gradient=True)
+        self.require_energy()
         config = self.config
         self.beta = self.mdp.tau if config.beta is None else config.beta
         if self.beta == 0:

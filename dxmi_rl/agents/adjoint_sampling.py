@@ -121,11 +121,12 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
     """
 
     name: ClassVar[str] = "adjoint-sampling"
+    needs_gradient: ClassVar[bool] = True
     Config = AdjointSamplingConfig
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy(gradient=True)
+        self.require_energy()
         config, mdp = self.config, self.mdp
         if mdp.tau == 0:
             raise ValueError("adjoint-sampling needs a task with tau > 0: it aims at exp(-E / tau).")

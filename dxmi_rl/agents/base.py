@@ -63,6 +63,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
     has_density: bool = True
     trains: ClassVar[bool] = True
     needs_denoiser: ClassVar[bool] = False
+    needs_gradient: ClassVar[bool] = False
     """Whether it works only on tasks whose base sampler has a denoiser."""
 
     def __init__(
@@ -317,10 +318,10 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 f"task {self.task.name!r} has no energy to learn from: pass task=make_task({self.task.name!r}, "
                 "energy=...), or learn one with dxmi_rl.DxMI."
             )
-        if gradient and self.mdp.energy.values_only:
+        if (gradient or self.needs_gradient) and self.mdp.energy.values_only:
+            settings = "" if self.needs_gradient else ", with these settings,"
             raise EnergyError(
-                f"agent {self.name!r}, with these settings, needs the energy's gradient, which track 'energy' does not "
-                "give: take track='sample', or an agent that learns from values, such as 'a2c' or 'dxdp'."
+                f"agent {self.name!r}{settings} needs the energy's gradient, which track 'energy' does not give."
             )
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:

@@ -104,13 +104,14 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
     """
 
     name: ClassVar[str] = "dxdp-paper"
+    needs_gradient: ClassVar[bool] = True
     Config = DxDPPaperConfig
     policy: GaussianPolicy
     lookahead: Lookahead | None = None
     """None: the published V is the network alone."""
 
     def _build(self) -> None:
-        self.require_energy(gradient=True)
+        self.require_energy()
         config, mdp = self.config, self.mdp
         self.policy = make_policy(mdp, config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)

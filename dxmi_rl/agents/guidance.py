@@ -11,7 +11,7 @@ from dxmi_rl.agents.base import Agent, ConfigT
 from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.agents.values import Lookahead, ValueFunction
 from dxmi_rl.diffusion.gaussian import standard_log_prob
-from dxmi_rl.live_energy import Energy
+from dxmi_rl.live_energy import Energy, EnergyError
 from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.torch_tools import input_gradient
 
@@ -58,6 +58,8 @@ class GuidedAgent(Agent[ConfigT]):
         another one).
         """
         mdp = self.mdp
+        if energy is None and mdp.energy.values_only:
+            raise EnergyError("guidance needs the energy's gradient at the last step, and track 'energy' gives none.")
         last: Energy = mdp.finite_energy if energy is None else energy
         followed = self.policy if policy is None else policy
 

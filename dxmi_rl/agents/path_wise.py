@@ -80,11 +80,12 @@ class PathWise(Agent[PathWiseConfig]):
     """
 
     name: ClassVar[str] = "path-wise"
+    needs_gradient: ClassVar[bool] = True
     Config = PathWiseConfig
     policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy(gradient=True)
+        self.require_energy()
         config = self.config
         self.policy = make_policy(self.mdp, config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)

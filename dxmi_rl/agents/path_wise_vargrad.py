@@ -54,11 +54,11 @@ class PathWiseVarGrad(GFlowNet[PathWiseVarGradConfig]):
     """
 
     name: ClassVar[str] = "path-wise-vargrad"
+    needs_gradient: ClassVar[bool] = True
     Config = PathWiseVarGradConfig
 
     def _build(self) -> None:
         super()._build()
-        self.require_energy(gradient=True)
         self.path = Path(self.mdp, self.policy, self.config.path)
 
     def learns_flows(self) -> bool:

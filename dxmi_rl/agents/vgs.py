@@ -166,11 +166,12 @@ class VGS(Agent[VGSConfig]):
     """
 
     name: ClassVar[str] = "vgs"
+    needs_gradient: ClassVar[bool] = True
     Config = VGSConfig
     policy: ValueGradientPolicy
 
     def _build(self) -> None:
-        self.require_energy(gradient=True)
+        self.require_energy()
         if self.mdp.tau == 0:
             raise ValueError("tau must be > 0 for vgs, whose policy is the gradient of the value over tau, got 0.")
         blur = self.mdp.base.schedule.s[:-1] / self.mdp.state_scale[:-1]

@@ -19,9 +19,9 @@ class Arguments:
     """What the command line sets."""
 
     preset: str = "quick"
-    """What to compare: quick (minutes), standard (many hours: the leaderboard), everything (many hours: all tasks
-    from the energy alone), full (days), ablations, digits, kernels, paper-2d, samplers, small-steps, tables, or a TOML
-    file of yours."""
+    """What to compare: quick (minutes), standard (many hours: the leaderboard), everything (many hours: thirteen
+    tasks from the energy alone), full (days), ablations, digits, kernels, paper-2d, samplers, small-steps, tables, or a
+    TOML file of yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
@@ -167,8 +167,8 @@ class Plan:
 
 def _sizes(arguments: Arguments, preset: Preset, chosen: Sequence[Row]) -> Sizes:
     """The preset's sizes; a tenth of them, without fitted kernels, for a budget below a tenth of the preset's own."""
-    names = {(row.task, row.label) for row in chosen}
-    budgets = [row.budget for row in preset.rows if (row.task, row.label) in names and row.trains]
+    names = {(row.task, row.agent) for row in chosen}
+    budgets = [row.budget for row in preset.rows if (row.task, row.agent) in names and row.trains]
     units = {row.unit for row in preset.rows if row.trains}
     comparable = arguments.budget is not None and units == {arguments.unit or "timesteps"} and bool(budgets)
     if not comparable or 10 * (arguments.budget or 0) >= min(budgets):

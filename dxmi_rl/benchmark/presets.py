@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.plain import plain_settings
+from dxmi_rl.benchmark.own_agents import is_own_agent
 from dxmi_rl.benchmark.protocol import Row, Sizes, check_rows, check_seeds
 from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.registry import UnknownNameError
@@ -126,6 +127,8 @@ def make_row(
     Budgets in seconds become floats and whole ones of other units integers, so that equal budgets have equal keys.
     """
     if config is not None:
+        if not is_own_agent(agent):
+            AGENTS[agent]  # a typo of the agent comes before the config
         options["agent_settings"] = plain_settings(config, agent) | options.get("agent_settings", {})
         label = f"{label}, {config}"
     row = Row(label, task, agent, **options)
@@ -141,11 +144,16 @@ def make_row(
 def given_energy(task: str, task_settings: JSON | None = None) -> list[str]:
     """All agents that a task with a given energy is for.
 
-    They are all but DxMI, which learns an energy of its own from data, and but those that need a denoiser where the
-    task has none.
+    They are all but DxMI, which learns an energy of its own from data, and but those that need a denoiser or a gradient
+    of the energy where the task gives none.
     """
     rows = [Row(name, task, name, task_settings=task_settings or {}) for name in AGENTS.names() if name != DxMI.name]
-    return [row.agent for row in rows if row.has_denoiser or not AGENTS[row.agent].needs_denoiser]
+    return [row.agent for row in rows if _fits(row)]
+
+
+def _fits(row: Row) -> bool:
+    kind = AGENTS[row.agent]
+    return (row.has_denoiser or not kind.needs_denoiser) and (row.track != "energy" or not kind.needs_gradient)
 
 
 def _check_keys(kind: str, table: JSON, known: list[str]) -> None:

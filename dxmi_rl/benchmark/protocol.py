@@ -111,11 +111,15 @@ class Row:
         return str(self.task_settings.get("backward", TASKS[self.task].backward))
 
     @property
+    def track(self) -> str:
+        """The track of the task."""
+        return str(self.task_settings.get("track", TASKS[self.task].track))
+
+    @property
     def has_denoiser(self) -> bool:
         """Whether the task's base sampler has one."""
-        config = TASKS[self.task]
-        base = self.task_settings.get("base", config.base)
-        return base not in (None, "none") and self.task_settings.get("track", config.track) not in FROM_SCRATCH
+        base = self.task_settings.get("base", TASKS[self.task].base)
+        return base not in (None, "none") and self.track not in FROM_SCRATCH
 
     @property
     def tau(self) -> float:

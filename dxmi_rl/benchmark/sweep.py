@@ -20,6 +20,7 @@ import torch
 from dxmi_rl.benchmark.attempt import ATTEMPTS, Ending, Failure, Logging, Outcome, attempt, one_thread, store
 from dxmi_rl.benchmark.protocol import Row, Run
 from dxmi_rl.evaluation import exact_floors, tempered_log_z
+from dxmi_rl.evaluation.evaluate import scoring_target
 from dxmi_rl.tasks import ENERGIES, Task, make_task
 from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import remove_abandoned
@@ -97,8 +98,9 @@ def fill_caches(run: Run) -> Task:
     """Build the run's task, which trains its denoiser and energy once, and measure the floors."""
     with one_thread():
         task = make_task(run.row.task, device=run.device, **run.row.task_settings)
-        if run.sizes.floors and not task.target.has_data:
-            exact_floors(task.target, run.sizes.samples)
+        target = scoring_target(task)
+        if run.sizes.floors and not target.has_data:
+            exact_floors(target, run.sizes.samples)
         if run.sizes.floors and run.row.energy in ENERGIES and task.mdp.tau not in (0.0, 1.0):
             tempered_log_z(task)
     return task

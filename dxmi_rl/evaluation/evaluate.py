@@ -87,7 +87,7 @@ def evaluate(
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
     task, density = resolve(model, task, policy, coordinates)
     task = _with_its_energy(model, task)
-    mdp, target = task.mdp, _scoring_target(task)
+    mdp, target = task.mdp, scoring_target(task)
     scores: dict[str, float] = {}
     with torch.no_grad():
         energy = _energy_to_score(model, task)
@@ -130,7 +130,7 @@ def quick_scores(
     agent: Agent[Any], *, seed: int = 0, samples: int = 10_000, policy: nn.Module | None = None
 ) -> dict[str, float]:
     """Cheap scores for learning curves: one draw, 200 projections, the kernel of training, no floors."""
-    task, target = _with_its_energy(agent, agent.task), _scoring_target(agent.task)
+    task, target = _with_its_energy(agent, agent.task), scoring_target(agent.task)
     known = metrics_of(target)
     number = max((metric.quick_samples for metric in known if metric.quick_samples is not None), default=samples)
     scores: dict[str, float] = {}
@@ -165,7 +165,7 @@ def _with_its_energy(model: object, task: Task) -> Task:
     return dataclasses.replace(task, energy_replaced=True)
 
 
-def _scoring_target(task: Task) -> Target:
+def scoring_target(task: Task) -> Target:
     """The target with its samples, which a task without a denoiser keeps from its policies."""
     if task.config.track in FROM_SCRATCH:
         return reference_target(task.config).to(task.device)

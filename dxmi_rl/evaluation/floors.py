@@ -27,7 +27,7 @@ def exact_floors(target: Target, samples: int = 10_000) -> dict[str, float]:
     if any(metric.cached for metric in known):
         name = f"{target.name}-{target.digest()}"
         cached = [metric for metric in known if metric.cached]
-        kinds = tuple(type(metric).__name__ for metric in cached)
+        kinds = tuple(metric.floor_key(target) for metric in cached)
         floors |= _cached(name, kinds, samples, lambda: _measured(cached, target, samples))
     return floors | _measured([metric for metric in known if not metric.cached], target, samples)
 

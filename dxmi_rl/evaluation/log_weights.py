@@ -11,6 +11,7 @@ from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.diffusion import BackwardKernel, FittedKernel, Learned, Mixture
 from dxmi_rl.evaluation import metrics
 from dxmi_rl.evaluation.annealing import annealed_importance_sampling
+from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import Target
@@ -115,6 +116,7 @@ def tempered_log_z(task: Task) -> float:
 
     def estimate() -> dict[str, Tensor]:
         mdp, target = task.mdp, task.target
+        energy = LiveEnergy(mdp.energy.function)  # with its gradient, also on track "energy"
         center: float | Tensor = 0.0
         scale = mdp.scale
         if target.has_samples:  # from where the data are: annealing from elsewhere may miss them
@@ -122,7 +124,7 @@ def tempered_log_z(task: Task) -> float:
             center = data.mean(0)
             scale = float((data - center).square().mean().sqrt())
         found = annealed_importance_sampling(
-            mdp.energy, mdp.event_shape, scale=scale, center=center, tau=mdp.tau, chains=1024, device=mdp.device
+            energy, mdp.event_shape, scale=scale, center=center, tau=mdp.tau, chains=1024, device=mdp.device
         )
         return {"log_z": torch.tensor([found.log_z, found.standard_error], dtype=torch.float64)}
 

@@ -43,7 +43,7 @@ def particle_scores(target: ParticleTarget, x: Tensor, reference: Tensor, seed: 
     n = min(len(x), len(reference), STATES)
     x, reference = x[:n], reference[:n]
     generator = torch.Generator().manual_seed(seed)
-    first, second = (random_symmetries(target.positions(y.cpu()), generator) for y in (x, reference))
+    first, second = (random_symmetries(target.positions(y).cpu().double(), generator) for y in (x, reference))
     return energy_scores(target, x, reference) | {
         "distance_tv": histogram_tv(_distances(first, target), _distances(second, target)),
         "w2": wasserstein(torch.cdist(first.flatten(1), second.flatten(1)).square()),
@@ -88,11 +88,15 @@ def random_symmetries(positions: Tensor, generator: torch.Generator) -> Tensor:
     """Every state of ``[n, N, d]`` turned or mirrored, and relabelled, at random."""
     n, particles, space = positions.shape
     order = torch.rand(n, particles, generator=generator).argsort(1)
-    normal = torch.randn(n, space, space, generator=generator, dtype=positions.dtype)
-    turns, upper = torch.linalg.qr(normal)
-    turns = turns * upper.diagonal(dim1=1, dim2=2).sign()[:, None]  # uniform on the orthogonal group
-    turned: Tensor = positions.gather(1, order[..., None].expand_as(positions)) @ turns
-    return turned
+    relabelled = positions.gather(1, order[..., None].expand_as(positions))
+    return relabelled @ _random_turns(n, space, generator).to(positions)
+
+
+def _random_turns(n: int, space: int, generator: torch.Generator) -> Tensor:
+    """Uniform on the orthogonal group, mirror images as well: ``[n, d, d]`` in float64."""
+    turns, upper = torch.linalg.qr(torch.randn(n, space, space, generator=generator, dtype=torch.float64))
+    uniform: Tensor = turns * upper.diagonal(dim1=1, dim2=2).sign()[:, None]  # LAPACK's signs are no choice at random
+    return uniform
 
 
 def aligned_w2(x: Tensor, y: Tensor, seed: int = 0) -> float:
@@ -132,7 +136,7 @@ def _best_by_turns(x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         mirrored = axes * axes.new_tensor(signs)[:, None]
         starts.append((others.mT @ mirrored[:, None]).flatten(0, 1))
     for _ in range(RANDOM_TURNS):
-        starts.append(torch.linalg.qr(torch.randn(n * m, space, space, generator=generator, dtype=left.dtype))[0])
+        starts.append(_random_turns(n * m, space, generator))
     best = left.new_zeros(n * m)
     for start in starts:
         turned = right @ start

@@ -68,6 +68,10 @@ class Metric:
         """Whether there are exact samples, or what comes near them, that ``floor`` scores."""
         return target.has_samples
 
+    def floor_key(self, target: Target) -> str:
+        """What floors on disk depend on beside the target's digest, sizes and seeds."""
+        return type(self).__name__
+
     def score(self, sets: SampleSets) -> dict[str, float]:
         """The scores of a sampler."""
         raise NotImplementedError
@@ -173,6 +177,10 @@ class _Particles(Metric):
 
     def has_floor(self, target: Target) -> bool:
         return True
+
+    def floor_key(self, target: Target) -> str:
+        states = cast(ParticleTarget, target).reference_states().double()
+        return f"{type(self).__name__} {float(states.sum()):.8g} {float(states.square().sum()):.8g}"
 
     def score(self, sets: SampleSets) -> dict[str, float]:
         known = cast(ParticleTarget, sets.target)

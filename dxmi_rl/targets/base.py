@@ -149,7 +149,7 @@ class Target(nn.Module):
         ``generator`` lives on the target's device; None is torch's global one.
         """
         if not self.has_sampler:
-            raise TargetError(f"target {self.name!r} has no exact sampler, or its task hides it (track='sample').")
+            raise TargetError(f"target {self.name!r} has no exact sampler, or the track of its task hides it.")
         return self._sample(check_integer("n", n), _check_generator(generator))
 
     def data(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -161,7 +161,7 @@ def make_task(
     resolved = resolve_device(device)
     target = reference_target(config).to(resolved)
     if config.track in FROM_SCRATCH:
-        target = _without_samples(target)
+        target = _hidden(target, gradient=config.track == "sample")
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = _build_mdp(config, target, resolved)
@@ -196,13 +196,26 @@ def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: di
     return default_config(name), name.name
 
 
-def _without_samples(target: Target) -> Target:
-    """A copy that gives its energy, and neither samples nor data: what tracks without a denoiser may see."""
-    if not target.has_samples:
-        return target
+def _hidden(target: Target, *, gradient: bool) -> Target:
+    """A copy that gives its energy, with or without ``gradient``, and neither samples nor data: what tracks without a
+    denoiser may see.
+    """
     hidden = copy.deepcopy(target)
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
+    if isinstance(hidden, ParticleTarget):
+        vars(hidden).update(reference=None, reference_states=_refuse)
+    if not gradient:
+        kind = type(hidden)
+        hidden.__class__ = type(kind.__name__, (_ValuesOnly, kind), {})
     return hidden
+
+
+class _ValuesOnly(Target):
+    """Put before a target's own class: its energy has no gradient."""
+
+    def _energy(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super()._energy(x)
 
 
 def _refuse(*_: object) -> Tensor:

@@ -53,6 +53,6 @@ class TaskConfig:
     reward: str | None = "target"
     """"target" (the target's own energy) or None (data only: an energy must be given or learned)."""
     track: str = "fine-tune"
-    """"fine-tune" (a denoiser is given) "sample" (only the energy and its gradient are given: base is None and the
+    """"fine-tune" (a denoiser is given), "sample" (only the energy and its gradient are given: base is None and the
     target, as the task has it, refuses to give samples or data) or "energy" (the same without gradients: the reward is
     a black box)."""

@@ -312,6 +312,8 @@ def test_plain_settings_by_name(name: str) -> None:
             make_agent(name, task_for(name), config="plain")
         return
     assert small(name).config == small(name, config="plain").config
+    whole = {key: value for key, value in vars(small(name).config).items() if key in ("policy", "value")}
+    assert make_agent(name, task_for(name), config="plain", **whole).config.__dict__.items() >= whole.items()
     with pytest.raises(UnknownNameError, match=r"unknown config 'plian'.*Did you mean 'plain'"):
         make_agent(name, task_for(name), config="plian")
 

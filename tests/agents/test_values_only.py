@@ -12,7 +12,8 @@ from agent_cases import skip_without_extra, small, task_for, train
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.live_energy import EnergyError
+from dxmi_rl.benchmark.presets import given_energy
+from dxmi_rl.live_energy import EnergyError, LiveEnergy
 
 NEED_GRADIENTS = {"adjoint-matching", "adjoint-sampling", "dxdp-paper", "path-wise", "path-wise-vargrad", "vgs"}
 TRAINED = [name for name in AGENTS if AGENTS[name].trains and name != "dxmi"]
@@ -26,7 +27,7 @@ def values_only(**changes: Any) -> Any:
 def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
     skip_without_extra(name)
     if name in NEED_GRADIENTS:
-        with pytest.raises(EnergyError, match=f"agent '{name}'.* needs the energy's gradient, which track 'energy'"):
+        with pytest.raises(EnergyError, match=f"agent '{name}' needs the energy's gradient, which track 'energy'"):
             small(name, values_only())
         return
     model = {"energy_model": True} if name == "dxdp" else {}
@@ -64,6 +65,20 @@ def test_settings_that_need_gradients_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         make_agent(name, values_only(), **settings)
+
+
+def test_guidance_and_star_say_what_is_missing() -> None:
+    agent = train(small("dxdp", values_only(), energy_model=True), 1)
+    with pytest.raises(EnergyError, match="guidance needs the energy's gradient"):
+        agent.sample(4, guidance=0.5)  # type: ignore[call-arg]
+    assert not NEED_GRADIENTS & set(given_energy("gmm9", {"track": "energy"}))
+    assert set(given_energy("gmm9", {"track": "sample"})) >= NEED_GRADIENTS - {"adjoint-matching"}
+
+
+def test_named_energies_keep_their_floor() -> None:
+    task = make_task("8gaussians-data", energy="fixed", track="energy", pretraining={"iterations": 1})
+    assert not task.mdp.energy(torch.zeros(1, 2, requires_grad=True)).requires_grad
+    assert LiveEnergy(task.mdp.energy.function)(torch.zeros(1, 2, requires_grad=True)).requires_grad
 
 
 def test_replay_without_local_search_needs_no_gradient() -> None:

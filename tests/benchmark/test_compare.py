@@ -356,6 +356,8 @@ def test_plain_settings_of_a_comparison() -> None:
     assert rows[0].agent_settings["n_epochs"] == 3 and rows[0].agent_settings["clip_range"] == 0.2
     with pytest.raises(UnknownNameError, match="Did you mean 'plain'"):
         plan.all_rows(Arguments(config="plian"), a_preset(group_of("8gaussians", "base")))
+    with pytest.raises(UnknownNameError, match="unknown agent 'pppo'"):
+        presets.make_row("8gaussians", "pppo", 100, config="plain")
 
 
 def test_groups_have_seeds_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS, Agent
-from dxmi_rl.agents.plain import plain_settings
+from dxmi_rl.agents.plain import has_plain_settings, plain_settings
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.settings import changed, setting_names
 from dxmi_rl.utils.torch_tools import seeded
@@ -53,7 +53,8 @@ def train(agent: Agent[Any], iterations: int, **options: Any) -> Agent[Any]:
 
 def plain_config(name: str) -> Any:
     """The agent's Config with plain settings, so that a new search of the defaults moves no test."""
-    return changed(AGENTS[name].Config(), plain_settings("plain", name), "setting")
+    settings = plain_settings("plain", name) if has_plain_settings(name) else {}
+    return changed(AGENTS[name].Config(), settings, "setting")
 
 
 def plain_agent(name: str, task: Any, **settings: Any) -> Agent[Any]:

@@ -90,9 +90,13 @@ def test_random_symmetries_keep_energies_and_spread_over_all_turns(name: str) ->
     turned = particles.random_symmetries(x, seeded(0))
     before, after = target.energy(target.coordinates(x)), target.energy(target.coordinates(turned))
     assert torch.allclose(before, after, atol=1e-2, rtol=1e-3)
-    turns = particles.random_symmetries(torch.eye(target.space).expand(4000, -1, -1), seeded(0))
+    lengths = torch.arange(1.0, target.space + 1)
+    moved = particles.random_symmetries(lengths.diag().expand(4000, -1, -1), seeded(0))
+    order = moved.norm(dim=2).argsort(1)  # the labels of before
+    turns = moved.gather(1, order[..., None].expand_as(moved)) / lengths[:, None]
     assert float(turns.mean(0).abs().max()) < 0.05, "uniform: entries have mean 0"
     assert float(torch.linalg.det(turns).mean().abs()) < 0.06, "as many mirror images"
+    assert float(order.double().mean(0).std()) < 0.05, "and all labels"
 
 
 # Reference states -----------------------------------------------------------------------------------------------------

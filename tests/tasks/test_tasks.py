@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from dxmi_rl.diffusion import (
     ReverseSampler,
 )
 from dxmi_rl.mdp import DenoisingMDP, EnergyError
-from dxmi_rl.targets import TARGETS, GaussianMixture, TargetError, make_target
+from dxmi_rl.targets import TARGETS, GaussianMixture, ParticleTarget, TargetError, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig
 from dxmi_rl.utils.registry import UnknownNameError
 
@@ -172,8 +172,11 @@ def test_tracks_without_a_denoiser_cannot_reach_samples(track: str) -> None:
         for draw in (task.target.sample, task.target.data, task.target.test_data):
             with pytest.raises(TargetError, match=r"energy only|no exact sampler"):
                 draw(3)
-        x = torch.randn(5, 2)
+        x = torch.randn(5, 2, requires_grad=True)
         assert torch.equal(task.mdp.energy(x), open_target.energy(x))
+        assert task.target.energy(x).requires_grad == (track == "sample")
+    with pytest.raises(TargetError, match="energy only"):
+        cast(ParticleTarget, make_task("dw4", track=track).target).reference_states()
     assert open_target.has_sampler and open_target.sample(2).shape == (2, 2), "the user's own object is left alone"
     assert make_task("8gaussians", base=None).target.has_sampler, "from scratch on the fine-tune track it may"
 

@@ -132,7 +132,7 @@ def _glance(comparison: Comparison) -> str:
 def _aggregates(comparison: Comparison, styles: dict[str, Style]) -> str:
     parts = []
     if len(comparison.tracks) > 1:
-        parts.append("<p>Two tracks are present. They are never pooled: each has its own aggregate and table.</p>")
+        parts.append("<p>Tracks are never pooled: each has its own aggregate and table.</p>")
     for track in comparison.tracks:
         heading = f"<h3>Over all tasks: track {escape(track)}</h3><p>{escape(_track(track))}</p>"
         found = [aggregate for aggregate in comparison.aggregates if aggregate.track == track]

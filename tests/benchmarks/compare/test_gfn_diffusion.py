@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.compare import gfn_diffusion
 from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.utils.checks import DivergenceError
 
 MODELS = """
 import torch
@@ -70,7 +71,7 @@ def test_their_rows_are_scored_as_ours(clone: Path, monkeypatch: pytest.MonkeyPa
     content = json.loads(Path("found.json").read_text(encoding="utf-8"))
     assert content["seconds"] == 0.2 and content["chains"] == 400
     rows: dict[tuple[str, str], dict[str, Any]] = {(run["task"], run["row"]): run for run in content["runs"]}
-    assert len(rows) == 5
+    assert len(rows) == 7
     for (task, row), run in rows.items():
         if row.startswith("gfn-diffusion"):
             assert run["elbo"] == pytest.approx(0, abs=1e-3) and run["log_z"] == pytest.approx(0, abs=1e-3)
@@ -81,6 +82,18 @@ def test_their_rows_are_scored_as_ours(clone: Path, monkeypatch: pytest.MonkeyPa
             assert run["elbo"] < 0 and run["energy_evals"] > 0 and 1 <= run["modes"] <= 25
     before = Path("found.json").read_bytes()
     assert gfn_diffusion.main(words) == 0 and Path("found.json").read_bytes() == before, "finished runs are kept"
+
+
+def test_divergence_of_ours_is_a_row_and_no_end(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any) -> dict[str, Any]:
+        raise DivergenceError("gone")
+
+    monkeypatch.setattr(gfn_diffusion, "train_ours", diverge)
+    monkeypatch.setattr(gfn_diffusion, "THEIRS", {"gmm25": {}})
+    words = ["--clone", str(clone), "--tasks", "gmm25", "--seeds", "3", "--json", "found.json"]
+    assert gfn_diffusion.main(words) == 0
+    runs = json.loads(Path("found.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["error"] for run in runs] == ["DivergenceError: gone"] * len(gfn_diffusion.OURS["gmm25"])
 
 
 def test_rows_of_ours_are_the_presets() -> None:
@@ -97,6 +110,8 @@ def test_bad_input(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--clone", str(clone), "--tasks", "gmm9"], "tasks must be of gmm25, manywell32, got 'gmm9'"),
         (["--clone", str(clone), "--seconds", "0"], "seconds must be"),
         (["--clone", str(clone), "--chains", "1"], "chains must be"),
+        (["--clone", str(clone), "--seeds", "-1"], "seed must be >= 0"),
+        (["--clone", str(clone), "--device", "foo"], "device"),
     ):
         assert gfn_diffusion.main(words) == 2
         assert message in capsys.readouterr().err
