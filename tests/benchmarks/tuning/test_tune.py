@@ -117,7 +117,7 @@ def test_three_trials_are_given(short: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert search("--json", "all.json", trials=18, agents=("ppo",)) == 0
     trials = [trial["settings"] for trial in read(short / "all.json")["agents"]["ppo"]["trials"]]
     assert trials[0] == {} and trials[1] == spaces.second_trial("ppo")
-    rates = {"policy.learning_rate": 5e-3, "policy.sigma_learning_rate": 0.0137, "value.learning_rate": 5.17e-3}
+    rates = {"policy.learning_rate": 5e-3, "policy.sigma_learning_rate": 0.01, "value.learning_rate": 3.35e-3}
     assert trials[16] == trials[1] | rates
     assert len({json.dumps(trial) for trial in trials}) == 18
 
