@@ -25,6 +25,7 @@ from dxmi_rl.evaluation import annealed_importance_sampling
 from dxmi_rl.evaluation.particles import random_symmetries
 from dxmi_rl.targets import ParticleTarget
 from dxmi_rl.targets.particles import REFERENCES
+from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, save_tensors
 
 CHAINS = 128
@@ -93,8 +94,11 @@ def make(name: str) -> Tensor:
 def main() -> None:
     """Parse the command line, make and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="target", choices=[*STEPS, []], help="targets; all")
+    parser.add_argument("names", nargs="*", metavar="target", help="targets; all")
     names = parser.parse_args().names or list(STEPS)
+    for name in names:
+        if name not in STEPS:
+            parser.error(str(UnknownNameError("target", name, list(STEPS))))
     torch.set_num_threads(1)
     kept = load_tensors(REFERENCES)[0] if REFERENCES.exists() else {}
     made = {name: make(name) for name in names}

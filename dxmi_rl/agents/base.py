@@ -63,8 +63,9 @@ class Agent(abc.ABC, Generic[ConfigT]):
     has_density: bool = True
     trains: ClassVar[bool] = True
     needs_denoiser: ClassVar[bool] = False
-    needs_gradient: ClassVar[bool] = False
     """Whether it works only on tasks whose base sampler has a denoiser."""
+    needs_gradient: ClassVar[bool] = False
+    """Whether it works only with the gradient of the energy, which track "energy" hides."""
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +16,12 @@ from dxmi_rl.utils.storage import load_tensors
 
 REFERENCES = Path(__file__).parents[1] / "data" / "particles.safetensors"
 """Reference states, which tools/make_references.py makes."""
+
+
+@functools.cache
+def _references() -> dict[str, Tensor]:
+    """All of them; read once, as learning curves ask often."""
+    return load_tensors(REFERENCES)[0]
 
 
 class ParticleTarget(Target):
@@ -56,7 +63,7 @@ class ParticleTarget(Target):
         """
         if self.reference is None:
             raise TargetError(f"target {self.name!r} has no reference states.")
-        return load_tensors(REFERENCES)[0][self.reference].to(self.anchor)
+        return _references()[self.reference].to(self.anchor, copy=True)
 
     def positions(self, y: Tensor) -> Tensor:
         """Positions with mean zero ``[n, N, d]`` of coordinates ``[n, (N - 1) d]``. Raises ValueError, TypeError."""
