@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         load_agent,
         make_agent,
     )
+    from dxmi_rl.agents.any_step import AnyStep
     from dxmi_rl.evaluation import evaluate
     from dxmi_rl.irl import DxMI
     from dxmi_rl.mdp import DenoisingMDP
@@ -60,6 +61,7 @@ _HOMES = {
         "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VGS",
         "VarGrad", "list_agents", "load_agent", "make_agent",
     ),
+    "dxmi_rl.agents.any_step": ("AnyStep",),
     "dxmi_rl.evaluation": ("evaluate",),
     "dxmi_rl.irl": ("DxMI",),
     "dxmi_rl.mdp": ("DenoisingMDP",),
@@ -70,8 +72,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "VGS",
-    "AdjointMatching", "AdjointSampling", "Agent", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance", "DxDP",
-    "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC",
+    "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance",
+    "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC",
     "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",
     "load_agent", "make_agent", "make_target", "make_task", "register_envs",
 ]  # fmt: skip

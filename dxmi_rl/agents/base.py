@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
+from dxmi_rl.agents.prediction import predicted_action
 from dxmi_rl.agents.settings import check_changes
 from dxmi_rl.costs import Costs, check_budget, counting
-from dxmi_rl.envs.observations import parse_observation
 from dxmi_rl.live_energy import EnergyError
-from dxmi_rl.rollout import Policy, Trajectory, draw
+from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, TaskConfig, make_task
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, check_real, check_seed
@@ -43,8 +43,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
     """A few-step sampler that learns on a task, with Stable-Baselines3's verbs.
 
     Args:
-        task: a task's name or a built Task, of which the agent gets a copy with a learned kernel of its own
-            (``agent.task``).
+        task: a task's name or a built Task; ``agent.task`` is a copy with a learned kernel of its own.
         seed: the one seed of initialisation, rollouts and minibatches.
         device: torch device of a task given by name.
         config: all settings, ``Config()`` by default.
@@ -66,6 +65,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
     """Whether it works only on tasks whose base sampler has a denoiser."""
     needs_gradient: ClassVar[bool] = False
     """Whether it works only with the gradient of the energy, which track "energy" hides."""
+    takes_horizons: ClassVar[bool] = False
+    """Whether it works on tasks with several horizons."""
 
     def __init__(
         self,
@@ -79,6 +80,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
         self.seed = seed = check_seed(seed)
         with seeded(seed):
             self.task = make_task(task, device=device)
+        if len(self.task.horizons) > 1 and not self.takes_horizons:
+            raise ValueError(f"agent {self.name!r} takes one horizon, got {self.task.horizons}: use AnyStep around it.")
         with seeded(seed):  # agents on one built task have a learned kernel each, and the seed decides its weights
             self.task = self.task.with_own_kernel()
         self.mdp = self.task.mdp
@@ -250,6 +253,11 @@ class Agent(abc.ABC, Generic[ConfigT]):
         amount: float = getattr(self.costs, unit)
         return amount
 
+    def at(self, horizon: int) -> Agent[Any]:
+        """The agent with this number of steps: itself, unless its task has several. Raises ValueError for another."""
+        self.task.at(horizon)
+        return self
+
     def sample(self, n: int, *, seed: int | None = None) -> Tensor:
         """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
         return self.mdp.sample(self.density(), n, self.generator_of(seed))
@@ -277,20 +285,13 @@ class Agent(abc.ABC, Generic[ConfigT]):
         *,
         coordinates: str = "noise",
     ) -> tuple[np.ndarray[Any, Any], Any]:
-        """Action for observations of the environment (flat ``[x, 1 - t / T]`` or ``{"x", "t"}``), single or batched.
+        """Action for observations of the environment, flat or as dictionaries, single or batched.
 
         Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` takes the
         noise as zero, which is not a sampler. Raises ValueError for observations of another shape.
         """
-        x, t, single = parse_observation(self.mdp, observation)
-        with torch.no_grad():
-            noise = torch.zeros_like(x)
-            if not deterministic:
-                noise = torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-            action = self.mdp.action(x, t, draw(self.density(), x, t, noise), coordinates)
-        flat = not isinstance(observation, dict)
-        result = (action.flatten(1) if flat else action).cpu().numpy()
-        return (result[0] if single else result), state
+        generator = None if deterministic else self.generator
+        return predicted_action(self.mdp, self.density(), observation, generator, coordinates), state
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the whole training state as one safetensors file with a JSON header, atomically."""
@@ -345,6 +346,5 @@ class Agent(abc.ABC, Generic[ConfigT]):
     def rate_factor(self) -> float:
         """Learning rate over its peak, now."""
         caution: float = SETBACK_FACTOR**self.costs.setbacks
-        if not getattr(self.config, "anneal", True):
-            return caution
-        return caution * 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+        annealed = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress)))
+        return caution * (annealed if getattr(self.config, "anneal", True) else 1.0)

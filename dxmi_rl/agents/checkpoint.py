@@ -40,7 +40,7 @@ def saved_modules(agent: Agent[Any]) -> dict[str, nn.Module]:
             raise TypeError(
                 f"{name} of agent {agent.name!r} must return a dict of name: {kind.__name__}, got {parts!r}."
             )
-    if not any(module is agent.mdp.kernel for module in found.values()):
+    if not any(part is agent.mdp.kernel for module in found.values() for part in module.modules()):
         found = found | {"kernel": agent.mdp.kernel}
     for name in found:
         if clash := next((other for other in found if other.startswith(f"{name}.")), None):
@@ -151,8 +151,8 @@ def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]
 def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
     try:
-        agent.costs = Costs(**metadata["costs"])
+        # Before the tensors: agents with others inside hand both on.
+        agent.costs, agent.progress = Costs(**metadata["costs"]), metadata["progress"]
         set_training_state(agent, tensors)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error
-    agent.progress = metadata["progress"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.energy_model import EnergyModel
+from dxmi_rl.agents.gradients import ValueGradient
 from dxmi_rl.agents.guidance import GuidedAgent
-from dxmi_rl.agents.policies import GaussianPolicy, ValueGradient, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.trust_region import policy_step

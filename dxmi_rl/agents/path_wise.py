@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import CorrectionPolicy, EnergyGradient, GaussianPolicy, make_policy, policy_optimizer
+from dxmi_rl.agents.gradients import EnergyGradient
+from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob, standard_log_prob
 from dxmi_rl.mdp import DenoisingMDP

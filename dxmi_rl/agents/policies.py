@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents.gradients import EnergyGradient, ValueGradient
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, policy_kind
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
-from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.live_energy import LiveEnergy
+from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.networks import step_network
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.torch_tools import adam, input_gradient
+from dxmi_rl.utils.torch_tools import adam
 
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent, FinalStateHook
@@ -36,7 +35,12 @@ class GaussianPolicy(nn.Module):
     """
 
     log_sigma: nn.Parameter
-    """Learned log sigma_t, ``[T]``."""
+    """Learned log sigma_t, ``[T]``; with the schedule's ``codes``, ``[C]``, what is added to the base sampler's
+    log sigma_t per number of the code."""
+    start_log_sigma: Tensor | None
+    """The base sampler's log sigma_t, ``[T]``, where there are ``codes``."""
+    codes: Tensor | None
+    """What tells the steps of several horizons apart, ``[T, C]`` (Schedule); None with one horizon."""
     sees_gradient: bool = False
     """Whether grad E or grad V is an input, which changes when E or V does."""
     frozen_steps: int = 0
@@ -70,11 +74,22 @@ class GaussianPolicy(nn.Module):
         mean, log_std = self.moments(x, t, base_mean)
         return mean, log_std.expand_as(mean)
 
+    def _start_sigma(self, schedule: Schedule, sigma: Tensor) -> None:
+        """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on."""
+        start = sigma.log()
+        self.register_buffer("codes", schedule.codes, persistent=False)
+        self.register_buffer("start_log_sigma", None if self.codes is None else start.clone(), persistent=False)
+        self.log_sigma = nn.Parameter(start.clone() if self.codes is None else start.new_zeros(self.codes.shape[1]))
+
     def trained_log_sigma(self) -> Tensor:
         """log sigma_t with gradients where it is trained: ``[T]``."""
+        log_sigma: Tensor = self.log_sigma
+        kept = self.start_log_sigma
+        if kept is not None and self.codes is not None:
+            log_sigma = kept + self.codes @ log_sigma
         if self.fixed_sigma is None:
-            return self.log_sigma
-        return torch.where(self.fixed_sigma, self.log_sigma.detach(), self.log_sigma)
+            return log_sigma
+        return torch.where(self.fixed_sigma, self.log_sigma.detach() if kept is None else kept, log_sigma)
 
     def freeze_last_sigma(self) -> None:
         """Keep sigma_{T-1} where it is."""
@@ -87,43 +102,12 @@ class GaussianPolicy(nn.Module):
 
     def _freeze_sigma(self, steps: slice) -> None:
         if self.fixed_sigma is None:
-            self.fixed_sigma = torch.zeros_like(self.log_sigma, dtype=torch.bool)
+            self.fixed_sigma = torch.zeros_like(self.trained_log_sigma(), dtype=torch.bool)
         self.fixed_sigma[steps] = True
 
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
         return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
-
-
-class EnergyGradient:
-    """-grad E of an MDP's live energy. Copies of a policy share it: it belongs to the MDP, not to the policy.
-
-    Gradients flow through it to x, unless ``constant`` stops them, as the public code of PIS and DDS does.
-    """
-
-    def __init__(self, energy: LiveEnergy, constant: bool = False) -> None:
-        self.energy, self.constant = energy, constant
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """-grad E(x), ``[batch, *event]``."""
-        return -self.energy.gradient(x, create_graph=torch.is_grad_enabled() and not self.constant)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> EnergyGradient:
-        return self
-
-
-class ValueGradient:
-    """-grad V_{t+1} / tau at a base mean, V_{t+1} = ``next_value(x, t)``. Copies of a policy share it."""
-
-    def __init__(self, next_value: Callable[[Tensor, Tensor | int], Tensor], tau: float) -> None:
-        self.next_value, self.tau = next_value, tau
-
-    def __call__(self, mean: Tensor, t: Tensor | int) -> Tensor:
-        """In the shape of ``mean``."""
-        return -input_gradient(lambda point: self.next_value(point, t), mean) / (self.tau or 1.0)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ValueGradient:
-        return self
 
 
 class CorrectionPolicy(GaussianPolicy):
@@ -164,11 +148,11 @@ class CorrectionPolicy(GaussianPolicy):
         parts = 1 + self.state_dependent_sigma + self.sees_gradient
         self.net = step_network(
             mdp.particles, self.dim, 2 + self.sees_gradient, parts, torch.ones(mdp.horizon), width=config.width,
-            depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width,
+            depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width, codes=schedule.codes,
         )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
-        self.log_sigma = nn.Parameter(sigma.log().clone())
+        self._start_sigma(schedule, sigma)
 
     def freeze_last_sigma(self) -> None:
         super().freeze_last_sigma()
@@ -226,7 +210,7 @@ class FineTunedPolicy(GaussianPolicy):
             raise ValueError("policy.kind 'fine-tuned' needs a base sampler with a denoiser network; use 'correction'.")
         self.base = copy.deepcopy(mdp.base)
         self.base.denoiser.requires_grad_(True)
-        self.log_sigma = nn.Parameter(self.base.sigma.log().clone())
+        self._start_sigma(self.base.schedule, self.base.sigma)
         self.start = None
 
     def freeze_first_steps(self, steps: int) -> None:
@@ -277,7 +261,7 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
                 raise ValueError(f"policy.{key} must be {allowed} for a fine-tuned network, got {value!r}.")
         policy = FineTunedPolicy(mdp)
     # Sigma of a deterministic base is 0 and cannot be learned in log space.
-    if not bool(torch.isfinite(policy.log_sigma.detach()).all()):
+    if not bool(torch.isfinite(policy.trained_log_sigma().detach()).all()):
         raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
     if isinstance(config, PolicyConfig) and config.fixed_last_sigma:
         policy.freeze_last_sigma()

@@ -36,12 +36,13 @@ def value_network(
 
     ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures. Particles have a ParticleMLP.
     """
+    codes = mdp.base.schedule.codes if scale is None else None
     scale = mdp.state_scale[:-1] if scale is None else scale
     if mdp.particles is not None:
         check_without_coordinates("value.coordinate_width", config.coordinate_width)
-        return ParticleMLP(mdp.particles, 1, 1, scale, width=config.width, pooled=True)
+        return ParticleMLP(mdp.particles, 1, 1, scale, width=config.width, pooled=True, codes=codes)
     if config.convolutional:
-        return StepConv(mdp.event_shape, 1, scale, width=config.width, depth=config.depth)
+        return StepConv(mdp.event_shape, 1, scale, width=config.width, depth=config.depth, codes=codes)
     fourier = config.fourier
     if fourier is None:
         # In more dimensions data are sparse, and frequencies make grad V rough, which the policy follows.
@@ -49,6 +50,7 @@ def value_network(
     return StepMLP(
         mdp.dim, 1, scale, width=config.width, depth=config.depth, fourier=fourier, residual=config.residual,
         dim=mdp.dim, pooled=True, coordinate_width=config.coordinate_width, fade=fade, blur=blur,
+        codes=codes,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import EnergyGradient
+from dxmi_rl.agents.gradients import EnergyGradient
 from dxmi_rl.agents.settings import ValueConfig
 from dxmi_rl.agents.values import FADE, MAX_VALUE_GRAD_NORM, ValueFunction, value_network
 from dxmi_rl.costs import count_draws

@@ -13,15 +13,22 @@ from torch import Tensor, nn
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
+KNOTS = 8
+"""Noise levels that ``level_codes`` interpolates between."""
+
 
 class Schedule(nn.Module):
     """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0.
+
+    ``codes``, ``[T, C]``, is what networks are told of each step where they serve several horizons (``level_codes``);
+    None: its number, one-hot.
 
     Raises ValueError unless the noise levels s / alpha fall strictly and alpha is positive.
     """
 
     alpha: Tensor
     s: Tensor
+    codes: Tensor | None
 
     def __init__(self, alpha: np.ndarray, s: np.ndarray, start_std: float) -> None:
         super().__init__()
@@ -36,6 +43,7 @@ class Schedule(nn.Module):
         dtype = torch.get_default_dtype()
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=dtype))
         self.register_buffer("s", torch.as_tensor(s, dtype=dtype))
+        self.register_buffer("codes", None, persistent=False)
 
     @property
     def horizon(self) -> int:
@@ -55,6 +63,21 @@ class Schedule(nn.Module):
         """Coefficients of q(x_t | x_{t+1}) = N(a_t x_{t+1}, v_t I), both ``[T]`` (docs/method.md, Forward)."""
         a = self.alpha[:-1] / self.alpha[1:]
         return a, self.s[:-1] ** 2 - a**2 * self.s[1:] ** 2
+
+
+def level_codes(schedule: Schedule, lowest: float, highest: float) -> Tensor:
+    """The noise levels l_t and l_{t+1} of every step as networks of several horizons are told them: ``[T, 2 K + 1]``.
+
+    Either level is given by K = KNOTS weights, which interpolate linearly between levels evenly spaced in log l, from
+    ``lowest`` to ``highest``; the last number is 1 where l_{t+1} is 0. So neighbouring levels have neighbouring codes.
+    """
+    levels = schedule.levels.double()
+    place = (levels.clamp_min(lowest).log() - math.log(lowest)) / math.log(highest / lowest) * (KNOTS - 1)
+    knots = torch.arange(KNOTS, dtype=torch.float64, device=levels.device)
+    weights = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp_min(0)
+    clean = (levels == 0)[:, None]
+    weights = torch.where(clean, 0.0, weights)
+    return torch.cat([weights[:-1], weights[1:], clean[1:].double()], dim=1).to(schedule.alpha.dtype)
 
 
 def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:

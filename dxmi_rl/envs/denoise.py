@@ -38,6 +38,10 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     `observation="dict"`: {"x": Box(event_shape), "t": Discrete(T + 1)}; policies act on t = 0..T-1, and the final
     observation has t = T.
 
+    With several horizons, `horizon=(1, 2, 4)`, every episode draws one of them (many episodes at once the same one) and
+    the spaces are those of the largest. The flat observation is then ``Box(d + 2,)``, [x_t, 1 - t/T, 1 - (t+1)/T], the
+    last entry 0 at t = T, and the dictionary has "horizon": T, too. ``env.unwrapped.mdp`` is that of the episode.
+
     ## Rewards
     r_t = tau log qb(x_t | x_{t+1}) in nats for the backward kernel qb; the last step adds -E(x_T).
 
@@ -163,5 +167,5 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
 
 def _first_row(observation: Observation) -> NumpyObservation:
     if isinstance(observation, dict):
-        return {"x": observation["x"][0].cpu().numpy(), "t": observation["t"][0].cpu().numpy()[()]}
+        return {key: value[0].cpu().numpy()[()] for key, value in observation.items()}
     return observation[0].cpu().numpy()

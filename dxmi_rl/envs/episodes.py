@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dxmi_rl.envs.observations import time_left
 from dxmi_rl.envs.rendering import check_renderable, is_renderable, render_samples
 from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError
 from dxmi_rl.rollout import Trajectory
@@ -70,6 +71,8 @@ class Episodes:
             check_integer("fit_backward", fit_backward, minimum=0)
         self.task = build_task(task, target, dim, energy, device, task_changes)
         self.mdp = self.task.mdp
+        """That of the present episodes: with several horizons, of the one that they drew."""
+        self._mdps = [self.task.at(horizon).mdp for horizon in self.task.horizons]
         self.mdp.check_coordinates(coordinates)
         if render_mode is not None:
             check_renderable(self.task.target)
@@ -81,6 +84,7 @@ class Episodes:
         self._x: Tensor | None = None
         self._visited: list[Tensor] = []
         self._generator = torch.Generator(self.mdp.device)
+        self._horizon_generator = torch.Generator()  # on the CPU: the device is not waited for
         self._finite = torch.ones(len(_FAILURES), dtype=torch.bool, device=self.mdp.device)
 
     # -- spaces ------------------------------------------------------------------------------------------------
@@ -89,10 +93,12 @@ class Episodes:
         if self.layout == "dict":
             x = spaces.Box(-np.inf, np.inf, self.mdp.event_shape, np.float32)
             # T + 1 values: the final observation has t = T and must lie in its space (SB3 one-hot encodes it).
-            return spaces.Dict({"x": x, "t": spaces.Discrete(self.mdp.horizon + 1)})
-        bound = np.full(self.mdp.dim + 1, np.inf, np.float32)
+            steps = spaces.Discrete(self.mdp.horizon + 1)
+            return spaces.Dict({"x": x, "t": steps} | ({"horizon": steps} if len(self._mdps) > 1 else {}))
+        told = len(time_left(self.mdp, 0))
+        bound = np.full(self.mdp.dim + told, np.inf, np.float32)
         low, high = -bound, bound.copy()
-        low[-1], high[-1] = 0.0, 1.0
+        low[-told:], high[-told:] = 0.0, 1.0
         return spaces.Box(low, high, dtype=np.float32)
 
     def _action_space(self, bound: float) -> spaces.Box:
@@ -118,11 +124,15 @@ class Episodes:
 
     def reset(self, np_random: np.random.Generator) -> None:
         """Start new episodes; all numbers of theirs and of those that follow come from one draw of ``np_random``."""
-        self._generator.manual_seed(int(np_random.integers(2**63 - 1)))
+        seed = int(np_random.integers(2**63 - 1))
+        self._generator.manual_seed(seed)
+        self._horizon_generator.manual_seed(seed)
         self.start()
 
     def start(self) -> None:
         """Start new episodes from the running stream of random numbers."""
+        if len(self._mdps) > 1:
+            self.mdp = self._mdps[int(torch.randint(len(self._mdps), (), generator=self._horizon_generator))]
         self._x, self.t = self.mdp.reset(self.count, self._generator), 0
         self._visited = [self._x] if self.fit_backward else []
         self.returns = torch.zeros(self.count, device=self.mdp.device)
@@ -160,12 +170,20 @@ class Episodes:
         return reward
 
     def observe(self) -> Observation:
-        """The observations of all episodes, freshly copied: ``[count, d + 1]``, or a dict of ``x`` and ``t``."""
+        """The observations of all episodes, freshly copied: ``[count, d + 1]``, or a dict of ``x`` and ``t``; with
+        several horizons ``[count, d + 2]`` (``time_left``), or with ``horizon``.
+        """
         x, t = self.x, self.t
         if self.layout == "dict":
-            steps = torch.full((self.count,), t, dtype=torch.int64, device=x.device)
-            return {"x": x.to(torch.float32, copy=True), "t": steps}
-        return append_column(x.flatten(1).float(), 1 - t / self.mdp.horizon)
+            told = {"t": t, "horizon": self.mdp.horizon} if len(self._mdps) > 1 else {"t": t}
+            numbers = {
+                key: torch.full((self.count,), value, dtype=torch.int64, device=x.device) for key, value in told.items()
+            }
+            return {"x": x.to(torch.float32, copy=True), **numbers}
+        rows = x.flatten(1).float()
+        for left in time_left(self.mdp, t):
+            rows = append_column(rows, left)
+        return rows
 
     def parse_action(self, action: object, batch_shape: tuple[int, ...]) -> Tensor:
         """A numpy array or tensor ``[*batch_shape, d]`` or ``[*batch_shape, *event_shape]`` as a state-like tensor.

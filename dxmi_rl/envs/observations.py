@@ -11,29 +11,60 @@ from torch import Tensor
 from dxmi_rl.mdp import DenoisingMDP
 
 
+def time_left(mdp: DenoisingMDP, t: int) -> tuple[float, ...]:
+    """What a flat observation tells of the step: 1 - t / T; on a task with several horizons also what is left after
+    the step, 1 - (t + 1) / T, or 0 at t = T.
+    """
+    now, after = 1 - t / mdp.horizon, max(0.0, 1 - (t + 1) / mdp.horizon)
+    return (now,) if mdp.base.schedule.codes is None else (now, after)
+
+
 def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
-    """The flat observations [x, 1 - t / T] of states: ``[batch, d + 1]``; t may be T, too."""
+    """The flat observations of states, x and ``time_left``: ``[batch, d + 1 or 2]``; t may be T, too."""
     steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
-    return torch.cat([x.flatten(1), (1 - steps.to(x.dtype) / mdp.horizon)[:, None]], dim=1)
+    now = 1 - steps.to(x.dtype) / mdp.horizon
+    told = [now] if mdp.base.schedule.codes is None else [now, (now - 1 / mdp.horizon).clamp_min(0)]
+    return torch.cat([x.flatten(1), torch.stack(told, dim=1)], dim=1)
+
+
+def observed_horizon(mdp: DenoisingMDP, observation: Any) -> int:
+    """T of the episodes that observations belong to, on a task with several horizons; ``mdp`` is any of its MDPs.
+
+    Raises ValueError for observations of another shape, or from episodes of different horizons.
+    """
+    if isinstance(observation, dict):
+        horizons = torch.as_tensor(_plain(observation["horizon"])).reshape(-1)
+    else:
+        now, after = _rows(mdp, observation)[:, mdp.dim :].unbind(1)
+        horizons = (1 / (now - after)).round()
+    if not bool((horizons == horizons[0]).all()):
+        raise ValueError(f"observations must be of one horizon, got {sorted(set(horizons.tolist()))}.")
+    return int(horizons[0])
 
 
 def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tensor, bool]:
     """States ``[batch, *event_shape]``, steps ``[batch]``, and whether it was a single observation.
 
-    Takes the flat ``[x, 1 - t / T]`` or ``{"x", "t"}``, single or batched, as arrays or tensors. Raises ValueError for
-    flat observations of another shape.
+    Takes flat observations or ``{"x", "t"}``, single or batched, as arrays or tensors. Raises ValueError for flat
+    observations of another shape.
     """
     horizon, device, dim = mdp.horizon, mdp.device, mdp.dim
     if isinstance(observation, dict):
         x = torch.as_tensor(_plain(observation["x"]), dtype=mdp.dtype, device=device)
         t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)
         return x.reshape(-1, *mdp.event_shape), t, x.dim() == len(mdp.event_shape)
-    flat = torch.as_tensor(_plain(observation), dtype=mdp.dtype, device=device)
-    if flat.shape[-1] != dim + 1 or flat.dim() > 2:
-        raise ValueError(f"observation must have shape [{dim + 1}] or [batch, {dim + 1}], got {list(flat.shape)}.")
-    rows = flat.reshape(-1, dim + 1)
-    t = ((1 - rows[:, -1]) * horizon).round().long().clamp(0, horizon - 1)
-    return rows[:, :-1].reshape(-1, *mdp.event_shape), t, flat.dim() == 1
+    rows = _rows(mdp, observation)
+    t = ((1 - rows[:, dim]) * horizon).round().long().clamp(0, horizon - 1)
+    return rows[:, :dim].reshape(-1, *mdp.event_shape), t, _plain(observation).ndim == 1
+
+
+def _rows(mdp: DenoisingMDP, observation: Any) -> Tensor:
+    """Flat observations as rows of a tensor."""
+    flat = torch.as_tensor(_plain(observation), dtype=mdp.dtype, device=mdp.device)
+    width = mdp.dim + len(time_left(mdp, 0))
+    if flat.shape[-1] != width or flat.dim() > 2:
+        raise ValueError(f"observation must have shape [{width}] or [batch, {width}], got {list(flat.shape)}.")
+    return flat.reshape(-1, width)
 
 
 def _plain(value: Any) -> Tensor | np.ndarray[Any, Any]:

@@ -91,7 +91,7 @@ class SB3VecEnv(VecEnv):
         if not info:
             return cast(VecEnvStepReturn, (observation, reward, terminated, self._no_infos))
         seconds = round(time.perf_counter() - self._began, 6)
-        return cast(VecEnvStepReturn, (observation, reward, terminated, FinalInfos(info, self.mdp.horizon, seconds)))
+        return cast(VecEnvStepReturn, (observation, reward, terminated, FinalInfos(info, seconds)))
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -130,8 +130,8 @@ class FinalInfos(Sequence[dict[str, Any]]):
     Thousands of dicts cost more than the denoising step, and not everybody reads them.
     """
 
-    def __init__(self, info: dict[str, Any], length: int, seconds: float) -> None:
-        self._info, self._length, self._seconds = info, length, seconds
+    def __init__(self, info: dict[str, Any], seconds: float) -> None:
+        self._info, self._seconds = info, seconds
         self._infos: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
@@ -152,8 +152,8 @@ class FinalInfos(Sequence[dict[str, Any]]):
     def _made(self) -> list[dict[str, Any]]:
         if self._infos:
             return self._infos
-        final, length, seconds = self._info["final_obs"], self._length, self._seconds
-        returns, energies = (self._info["final_info"][key] for key in ("episode", "energy"))
+        final, seconds = self._info["final_obs"], self._seconds
+        episodes, energies = (self._info["final_info"][key] for key in ("episode", "energy"))
         rows = (
             [dict(zip(final, row, strict=True)) for row in zip(*final.values(), strict=True)]
             if isinstance(final, dict)
@@ -166,7 +166,9 @@ class FinalInfos(Sequence[dict[str, Any]]):
                 "TimeLimit.truncated": False,
                 "energy": energy,
             }
-            for row, total, energy in zip(rows, returns["r"].tolist(), energies.tolist(), strict=True)
+            for row, total, length, energy in zip(
+                rows, episodes["r"].tolist(), episodes["l"].tolist(), energies.tolist(), strict=True
+            )
         ]
         return self._infos
 

@@ -9,9 +9,11 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from dxmi_rl.envs.episodes import Episodes, TaskLike, append_column
+from dxmi_rl.envs.observations import time_left
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.torch_tools import share_optimizer
 
 require("torchrl", "torchrl")
 from tensordict import TensorDict, TensorDictBase  # noqa: E402 (an optional package)
@@ -27,15 +29,17 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     - "x", ``[*batch, *event_shape]``, and "t", ``[*batch]``, int64, 0..T: the MDP's state. A transform that changes
       them in place changes the state; give it ``out_keys``.
+    - "horizon", ``[*batch]``, int64, where the task has several: T of the row's episode, which a reset draws for all
+      rows together.
     - "observation", ``[*batch, d + 1]``: [x_t flattened, 1 - t/T], for policies only; ObservationNorm and the like may
-      change it. ``observation="dict"`` leaves it out.
+      change it. With several horizons it has one number more, as in DenoiseEnv. ``observation="dict"`` leaves it out.
     - "action", ``[*batch, d]``; its box is a hint as in DenoiseEnv, and actions beyond it are never clipped.
     - "reward", ``[*batch, 1]``, in nats.
     - "done" and "terminated", ``[*batch, 1]``: true at t = T. Nothing is ever truncated.
 
     Where all rows are at one step, as they are unless some were reset alone, the energy is evaluated at the last step
-    only, otherwise on all rows at every step. ``step`` knows the t of a "t" that it or ``reset`` made and nobody
-    changed; it reads any other, for which CUDA must wait.
+    only, otherwise on all rows at every step. ``step`` knows the numbers of a "t" and a "horizon" that it or ``reset``
+    made and nobody changed; it reads any other, for which CUDA must wait.
 
     Args:
         task: as in DenoiseEnv.
@@ -64,10 +68,11 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         self._batch_locked = num_envs is not None  # on the instance: EnvBase keeps it on the class
         self._dtype = self.mdp.base.sigma.dtype
         self._transitions: list[tuple[Tensor, Tensor]] = []
-        self._known: tuple[Tensor, int, int, int] | None = None
-        steps = torch.arange(self.mdp.horizon + 1, dtype=torch.float64, device=self.device)
-        self._time_left = (1 - steps / self.mdp.horizon).to(self._dtype).unsqueeze(1)
+        self._known: dict[str, tuple[Tensor, int, int, int]] = {}
+        self._mdps = {horizon: self.task.at(horizon).mdp for horizon in self.task.horizons}
+        self._time_left = {horizon: self._told(mdp) for horizon, mdp in self._mdps.items()}
         self._generator = torch.Generator(self.device)
+        self._horizon_generator = torch.Generator()
         self._set_seed(None)
         self._make_specs(torch.Size(batch))
 
@@ -96,64 +101,75 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if self.device != previous:
             _move(self.task, self.device)
             self._setup._finite = self._setup._finite.to(self.device)
-            self._time_left = self._time_left.to(self.device)
+            self._time_left = {horizon: told.to(self.device) for horizon, told in self._time_left.items()}
             self._generator = torch.Generator(self.device).manual_seed(self._generator.initial_seed())
-            self._transitions, self._known = [], None
+            self._transitions, self._known = [], {}
         return self
 
     # -- what EnvBase asks for ---------------------------------------------------------------------------------
 
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(check_integer("seed", seed, minimum=0))
+            seed = self._generator.seed()
+        self._generator.manual_seed(check_integer("seed", seed, minimum=0))
+        self._horizon_generator.manual_seed(seed)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         """New episodes for all rows; EnvBase keeps those that a "_reset" mask asks for."""
         batch = self.batch_size if tensordict is None else tensordict.batch_size
         x = self.mdp.reset(batch.numel(), self._generator).to(self._dtype)
+        chosen = torch.randint(len(self._mdps), (), generator=self._horizon_generator)
+        horizon = self.task.horizons[int(chosen)]
         if tensordict is None or tensordict.get("_reset", None) is None:
             self._setup._finite.fill_(True)
         done = torch.zeros(*batch, 1, dtype=torch.bool, device=self.device)
-        entries = self._entries(x, 0, batch) | {"done": done, "terminated": done}
-        self._remember(entries["t"], 0, 0)
+        entries = self._entries(x, 0, horizon, batch) | {"done": done, "terminated": done}
+        self._remember(entries, 0, 0, horizon)
         return _tensordict(entries, batch_size=batch, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if tensordict.get("_step", None) is not None:
             return self._step_some(tensordict)
-        batch, mdp = tensordict.batch_size, self.mdp
+        batch = tensordict.batch_size
         x, t = tensordict.get("x", None), tensordict.get("t", None)
-        if x is None or t is None:
+        told = tensordict.get("horizon", None) if len(self._mdps) > 1 else None
+        if x is None or t is None or (told is None and len(self._mdps) > 1):
             raise ResetNeeded(
-                "the tensordict has no state ('x' and 't'): begin with env.reset(), step from what it gives."
+                f"the tensordict has no state {self._state_names}: begin with env.reset(), step from what it gives."
             )
+        horizon = self.mdp.horizon
+        if told is not None:
+            horizon, largest = self._range("horizon", told, batch)
+            if horizon != largest:
+                return self._step_each(tensordict)
+            if horizon not in self._mdps:
+                raise ValueError(f"'horizon' must be one of {list(self._mdps)}, got {horizon}.")
+        mdp = self._mdps[horizon]
         action = self._parse_action(tensordict.get("action", None), batch)
-        first, last = self._steps(t, batch)
+        first, last = self._steps(t, horizon, batch)
         lockstep = first == last
         _require_tensor("'x'", x)
         if x.shape != (*batch, *mdp.event_shape):
             raise ValueError(f"'x' must have shape {[*batch, *mdp.event_shape]}, got {list(x.shape)}.")
         x = _shaped(x, (batch.numel(), *mdp.event_shape))
         # Shapes and steps are known to be right; all else is left to ``transition``, which raises.
-        right = x.dtype == action.dtype and x.device == action.device == self._time_left.device
+        right = x.dtype == action.dtype and x.device == action.device == self._time_left[horizon].device
         transition = mdp.checked_transition if right else mdp.transition
         x_next, running, terminal = transition(x, first if lockstep else t.reshape(-1), action, self.coordinates)
         reward = running if terminal is None else running + terminal
-        ended = last + 1 == mdp.horizon
+        ended = last + 1 == horizon
         self._require_finite(action, x_next, running, reward, ended)
         if self._setup.fit_backward:
-            self._fit(x, x_next, first, last)
+            self._fit(mdp, x, x_next, first, last)
         t_next = first + 1 if lockstep else t + 1
-        entries = self._entries(x_next, t_next, batch)
+        entries = self._entries(x_next, t_next, horizon, batch)
         if lockstep:
             done = torch.full((*batch, 1), ended, dtype=torch.bool, device=self.device)
         else:
-            done = (entries["t"] == mdp.horizon).unsqueeze(-1)
+            done = (entries["t"] == horizon).unsqueeze(-1)
         entries["reward"] = reward.to(self._dtype).reshape(*batch, 1)
         entries["done"] = entries["terminated"] = done
-        self._remember(entries["t"], first + 1, last + 1)
+        self._remember(entries, first + 1, last + 1, horizon)
         return _tensordict(entries, batch_size=batch, device=self.device)
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
@@ -167,9 +183,11 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         kind: dict[str, Any] = {"dtype": self._dtype, "device": self.device}
         state = {
             "x": Unbounded(shape=(*batch, *self.mdp.event_shape), **kind),
-            "t": Categorical(self.mdp.horizon + 1, shape=batch, dtype=torch.int64, device=self.device),
         }
-        observation = {"observation": Unbounded(shape=(*batch, self.mdp.dim + 1), **kind)}
+        for name in self._state_names[1:]:
+            state[name] = Categorical(self.mdp.horizon + 1, shape=batch, dtype=torch.int64, device=self.device)
+        width = self.mdp.dim + len(time_left(self.mdp, 0))
+        observation = {"observation": Unbounded(shape=(*batch, width), **kind)}
         seen = state | (observation if self._setup.layout == "flat" else {})
         self.state_spec = Composite(state, shape=batch, device=self.device).clone()
         self.observation_spec = Composite(seen, shape=batch, device=self.device)
@@ -178,17 +196,29 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         self.action_spec = Bounded(low, high, shape=(*batch, self.mdp.dim), **kind)
         self.reward_spec = Unbounded(shape=(*batch, 1), **kind)
 
-    def _entries(self, x: Tensor, t: int | Tensor, batch: torch.Size) -> dict[str, Tensor]:
+    @property
+    def _state_names(self) -> list[str]:
+        return ["x", "t", "horizon"] if len(self._mdps) > 1 else ["x", "t"]
+
+    def _told(self, mdp: DenoisingMDP) -> Tensor:
+        """``time_left`` of every step: ``[T + 1, 1 or 2]``."""
+        told = torch.tensor([time_left(mdp, t) for t in range(mdp.horizon + 1)], dtype=torch.float64)
+        return told.to(self._dtype).to(self.device)
+
+    def _entries(self, x: Tensor, t: int | Tensor, horizon: int, batch: torch.Size) -> dict[str, Tensor]:
         """The observation's entries for states x, one per row, at the step t that all rows share, or ``[*batch]``."""
         entries = {"x": _shaped(x, (*batch, *self.mdp.event_shape))}
         entries["t"] = torch.full(batch, t, device=self.device) if isinstance(t, int) else t
+        if len(self._mdps) > 1:
+            entries["horizon"] = torch.full(batch, horizon, device=self.device)
         if self._setup.layout == "flat":
             rows = _shaped(x, (batch.numel(), self.mdp.dim))
             if isinstance(t, int):
-                rows = append_column(rows, 1 - t / self.mdp.horizon)
+                for left in time_left(self._mdps[horizon], t):
+                    rows = append_column(rows, left)
             else:
-                rows = torch.cat([rows, self._time_left[t.reshape(-1)]], dim=-1)
-            entries["observation"] = _shaped(rows, (*batch, self.mdp.dim + 1))
+                rows = torch.cat([rows, self._time_left[horizon][t.reshape(-1)]], dim=-1)
+            entries["observation"] = _shaped(rows, (*batch, rows.shape[1]))
         return entries
 
     def _parse_action(self, action: Tensor | None, batch: torch.Size) -> Tensor:
@@ -204,27 +234,38 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         parsed = action.detach().to(self._dtype, copy=self.coordinates == "next_state")
         return _shaped(parsed, (batch.numel(), *self.mdp.event_shape))
 
-    def _steps(self, t: Tensor, batch: torch.Size) -> tuple[int, int]:
+    def _steps(self, t: Tensor, horizon: int, batch: torch.Size) -> tuple[int, int]:
         """The first and the last step at which rows are."""
-        if self._known is not None and t is self._known[0] and t._version == self._known[1]:
-            first, last = self._known[2:]
-        elif _require_tensor("'t'", t).device.type != self.device.type:
-            raise ValueError(f"'t' must be on device {str(self.device)!r}, got {str(t.device)!r}.")
-        elif t.dtype != torch.int64 or t.shape != batch:
-            raise TypeError(f"'t' must be int64 of shape {list(batch)}, got {t.dtype} of shape {list(t.shape)}.")
-        elif not t.numel():
-            raise ValueError(f"a step needs at least one row, got batch size {list(batch)}.")
-        else:
-            first, last = (int(end) for end in torch.aminmax(t))
-        if last == self.mdp.horizon:
+        first, last = self._range("t", t, batch)
+        if last == horizon:
             raise ResetNeeded(f"an episode is over (t = {last} = T): reset it before the next step.")
-        if first < 0 or last > self.mdp.horizon:
-            raise ValueError(f"'t' must lie in 0..{self.mdp.horizon - 1}, got {first}..{last}.")
+        if first < 0 or last > horizon:
+            raise ValueError(f"'t' must lie in 0..{horizon - 1}, got {first}..{last}.")
         return first, last
 
-    def _remember(self, t: Tensor, first: int, last: int) -> None:
-        """Note what is in a "t" of ours, so that reading it back costs nothing; its version tells if it was changed."""
-        self._known = None if t.is_inference() else (t, t._version, first, last)
+    def _range(self, name: str, value: Tensor, batch: torch.Size) -> tuple[int, int]:
+        """The smallest and the largest number of an entry."""
+        known = self._known.get(name)
+        if known is not None and value is known[0] and value._version == known[1]:
+            return known[2:]
+        if _require_tensor(f"{name!r}", value).device.type != self.device.type:
+            raise ValueError(f"{name!r} must be on device {str(self.device)!r}, got {str(value.device)!r}.")
+        if value.dtype != torch.int64 or value.shape != batch:
+            raise TypeError(
+                f"{name!r} must be int64 of shape {list(batch)}, got {value.dtype} of shape {list(value.shape)}."
+            )
+        if not value.numel():
+            raise ValueError(f"a step needs at least one row, got batch size {list(batch)}.")
+        first, last = (int(end) for end in torch.aminmax(value))
+        return first, last
+
+    def _remember(self, entries: dict[str, Tensor], first: int, last: int, horizon: int) -> None:
+        """Note what is in entries of ours, so that reading them back costs nothing; versions tell if they changed."""
+        self._known = {}
+        for name, low, high in (("t", first, last), ("horizon", horizon, horizon)):
+            value = entries.get(name)
+            if value is not None and not value.is_inference():
+                self._known[name] = (value, value._version, low, high)
 
     def _require_finite(self, action: Tensor, x_next: Tensor, running: Tensor, reward: Tensor, ended: bool) -> None:
         self._setup._check_finite(action, x_next, running, reward)
@@ -234,7 +275,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
             finally:
                 self._setup._finite.fill_(True)
 
-    def _fit(self, x: Tensor, x_next: Tensor, first: int, last: int) -> None:
+    def _fit(self, mdp: DenoisingMDP, x: Tensor, x_next: Tensor, first: int, last: int) -> None:
         """Collect transitions; fit the kernel to those of a whole batch of episodes, t = 0..T-1."""
         if first == last == 0:
             self._transitions = []
@@ -242,26 +283,40 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if not follows or (self._transitions and len(x) != len(self._transitions[0][0])):
             raise ValueError("fit_backward=True needs whole episodes: all rows at one step, t = 0..T-1 in order.")
         transitions = [*self._transitions, (x, x_next)]
-        if last == self.mdp.horizon - 1:
+        if last == mdp.horizon - 1:
             before, after = (torch.cat(states) for states in zip(*transitions, strict=True))
-            t = torch.arange(self.mdp.horizon, device=self.device).repeat_interleave(len(x))
+            t = torch.arange(mdp.horizon, device=self.device).repeat_interleave(len(x))
             for _ in range(self._setup.fit_backward):
-                self.mdp.kernel.fit(before, after, t)
+                mdp.kernel.fit(before, after, t)
             transitions = []
         self._transitions = transitions
 
     def _step_some(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step the rows of the mask "_step"; the others stay where they are, with no reward."""
-        names = ["x", "t", "observation"] if self._setup.layout == "flat" else ["x", "t"]
-        for name in names:  # the rows that stay keep theirs
+        rows = tensordict.get("_step").reshape(tensordict.batch_size)
+        result = self._unmoved(tensordict)
+        result[rows] = self._step(tensordict.exclude("_step")[rows])
+        return result
+
+    def _step_each(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Step rows of several horizons, one horizon after the other."""
+        result, horizons = self._unmoved(tensordict), tensordict.get("horizon")
+        for horizon in horizons.unique().tolist():
+            rows = horizons == horizon
+            result[rows] = self._step(tensordict[rows])
+        return result
+
+    def _unmoved(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """What a step gives for rows that stay where they are."""
+        names = self._state_names + (["observation"] if self._setup.layout == "flat" else [])
+        for name in names:
             if tensordict.get(name, None) is None:
                 raise ResetNeeded(f"a step of some rows needs {names}, the tensordict has no {name!r}: env.reset().")
-        rows = tensordict.get("_step").reshape(tensordict.batch_size)
         result = tensordict.select(*names).clone()
-        done = (result.get("t") == self.mdp.horizon).unsqueeze(-1)
+        horizon = result.get("horizon") if "horizon" in names else self.mdp.horizon
+        done = (result.get("t") == horizon).unsqueeze(-1)
         result.set("reward", torch.zeros(done.shape, dtype=self._dtype, device=self.device))
         result.set("done", done).set("terminated", done.clone())
-        result[rows] = self._step(tensordict.exclude("_step")[rows])
         return result
 
 
@@ -282,12 +337,15 @@ def _require_tensor(name: str, value: object) -> Tensor:
 
 
 def _move(task: Task, device: torch.device) -> None:
-    """Move a task in place: its target, and its MDP's base sampler, kernel with optimizer, and energy."""
-    mdp = task.mdp
-    parts = [task.target, mdp.base, mdp.kernel, mdp.energy.function]
+    """Move a task in place: its target, and its MDPs' base samplers, kernels with their optimizer, and energy."""
+    mdps = [task.at(horizon).mdp for horizon in task.horizons]
+    parts = [task.target, task.mdp.energy.function, *(part for mdp in mdps for part in (mdp.base, mdp.kernel))]
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)
-    if mdp.kernel.optimizer is not None:
-        mdp.kernel.optimizer.load_state_dict(mdp.kernel.optimizer.state_dict())  # casts it to its parameters' device
-    mdp.device = device
+    optimizers = [mdp.kernel.optimizer for mdp in mdps if mdp.kernel.optimizer is not None]
+    for optimizer in optimizers:
+        optimizer.load_state_dict(optimizer.state_dict())  # casts it to its parameters' device
+        share_optimizer(optimizer, optimizers[0])
+    for mdp in mdps:
+        mdp.device = device

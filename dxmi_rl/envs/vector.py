@@ -73,6 +73,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Arrays, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._finished: Tensor | None = None
+        self._length = 0
         self._started = time.perf_counter()
 
     @property
@@ -118,7 +119,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Arrays, Array, Array]):
         self._finished = None
         if episodes.done:
             info = self._final_info(observation)
-            self._finished = episodes.x
+            self._finished, self._length = episodes.x, episodes.t
             episodes.start()
             self._started = time.perf_counter()
             observation = episodes.observe()
@@ -133,7 +134,7 @@ class DenoiseVectorEnv(gym.vector.VectorEnv[Arrays, Array, Array]):
         if self.render_mode is None:
             return None
         if self._finished is not None:
-            frame = self._episodes.render(self._finished, self.mdp.horizon)
+            frame = self._episodes.render(self._finished, self._length)
         else:
             frame = self._episodes.render(self._episodes.x, self._episodes.t)
         return (frame,) * self.num_envs

@@ -37,6 +37,7 @@ def evaluate(
     *,
     coordinates: str | None = None,
     policy: nn.Module | None = None,
+    horizon: int | None = None,
     seed: int = 0,
     samples: int = 10_000,
     draws: int = 8,
@@ -55,6 +56,7 @@ def evaluate(
         coordinates: action coordinates that a model of another library was trained in; None: those of its
             environment, else "noise". Its observations must be flat.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
+        horizon: number of steps, where the task has several; None: the largest.
         seed: seed of all draws.
         samples: samples per draw of the sample metrics (``sliced_w2``, ``mode_tv``, ``auc``).
         draws: number of draws that ``sliced_w2`` is averaged over.
@@ -85,7 +87,11 @@ def evaluate(
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
-    task, density = resolve(model, task, policy, coordinates)
+    if horizon is not None and isinstance(model, Agent):
+        if policy is not None:
+            raise ValueError("policy must be None with a horizon: pass agent.at(horizon) and a policy of its own.")
+        model = model.at(horizon)
+    task, density = resolve(model, task, policy, coordinates, horizon)
     task = _with_its_energy(model, task)
     mdp, target = task.mdp, scoring_target(task)
     scores: dict[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -36,7 +37,9 @@ def fit_kernel(
     generator = torch.Generator(mdp.device).manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # networks are initialised on the CPU
         torch.default_generator.manual_seed(seed)
-        kernel = kind(mdp.base.schedule, mdp.event_shape, mdp.scale).to(mdp.device)
+        schedule = copy.deepcopy(mdp.base.schedule)
+        schedule.codes = None  # a ruler for this horizon alone
+        kernel = kind(schedule, mdp.event_shape, mdp.scale).to(mdp.device)
     at_once = 16  # rollouts are cheaper in large batches
     for step in range(steps):
         kernel.set_progress(step / steps)

@@ -14,7 +14,7 @@ from dxmi_rl.tasks import Task, make_task
 
 
 def resolve(
-    model: Any, task: str | Task | None, policy: nn.Module | None, coordinates: str | None
+    model: Any, task: str | Task | None, policy: nn.Module | None, coordinates: str | None, horizon: int | None = None
 ) -> tuple[Task, Policy | None]:
     """The task that ``model`` is scored on, and its density over next states (None: it has none).
 
@@ -41,6 +41,7 @@ def resolve(
     else:
         raise ValueError("task must name the task that a model of SB3 or TorchRL is scored on, got None.")
     coordinates = coordinates or found or "noise"
+    built = built if horizon is None else built.at(horizon)
     if library == "sb3":
         return built, sb3_density(model.policy, built.mdp, coordinates)
     return built, torchrl_density(model, built.mdp, coordinates)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig, SharedWeights
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.costs import count_energy
@@ -41,6 +42,7 @@ class DxMI(Agent[DxMIConfig]):
     """
 
     name: ClassVar[str] = "dxmi"
+    takes_horizons: ClassVar[bool] = True
     Config = DxMIConfig
 
     def _configure(self, config: DxMIConfig | None, settings: Mapping[str, Any]) -> DxMIConfig:
@@ -70,8 +72,8 @@ class DxMI(Agent[DxMIConfig]):
         self.augmentation = None if augmentation is None else augmentation.to(self.mdp.device)
         self.loss = ENERGY_LOSSES[config.loss]
         self.loss.resolved(config.gamma, config.noise_ratio)
-        if config.agent == self.name:
-            raise ValueError("agent must train a sampler; 'dxmi' cannot be nested.")
+        if config.agent in (self.name, AnyStep.name):
+            raise ValueError(f"agent must train a sampler; {config.agent!r} cannot be nested.")
         inner = AGENTS[config.agent]
         if inner.needs_denoiser:
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
@@ -81,7 +83,12 @@ class DxMI(Agent[DxMIConfig]):
         self.energy = make_energy(target, config.energy, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
         self.task = self.task.with_own_energy()
         self.task.mdp.set_energy(self.energy)
-        self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)
+        self.agent: Agent[Any]
+        if len(self.task.horizons) > 1:
+            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings)
+            self.agent = AnyStep(self.task, seed=self.seed, config=shared)
+        else:
+            self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)
         self.task, self.mdp = self.agent.task, self.agent.mdp
         self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
@@ -175,12 +182,29 @@ class DxMI(Agent[DxMIConfig]):
         options = {"anchor": self.anchor, "augmentation": self.augmentation}
         return own | {name: module for name, module in options.items() if module is not None} | inner
 
-    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
+    def at(self, horizon: int) -> DxMI:
+        """The game with an agent of this number of steps: itself, unless its task has several, which AnyStep trains.
+
+        Raises ValueError for another.
+        """
+        if isinstance(self.policy, SharedWeights):
+            found = copy.copy(self)
+            found.agent = self.agent.at(horizon)
+            found.task, found.mdp = found.agent.task, found.agent.mdp
+            found.policy = self.policy.at(horizon, found.agent.policy)
+            return found
+        self.task.at(horizon)
+        return self
+
+    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None) -> Tensor:
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
-        gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy).
+        gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy). ``horizon`` is the
+        number of steps, as in ``at``.
 
         Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have).
         """
+        if horizon is not None:
+            return self.at(horizon).sample(n, seed=seed, guidance=guidance)
         if not guidance:
             return super().sample(n, seed=seed)
         if not isinstance(self.agent, GuidedAgent):
@@ -220,4 +244,4 @@ class DxMI(Agent[DxMIConfig]):
         self.agent.generator.set_state(tensors["agent_generator"])
         self.past = tensors["past"].to(self.mdp.device)
         self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
-        self.agent.costs = self.costs
+        self.agent.costs, self.agent.progress = self.costs, self.progress

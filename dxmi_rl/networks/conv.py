@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
+
+from dxmi_rl.networks.mlp import step_codes
 
 SMALLEST_MAP = 4
 """Convolutional networks halve height and width down to this."""
@@ -75,18 +76,20 @@ class ConvEncoder(nn.Module):
 
 
 class StepConv(nn.Module):
-    """A ConvEncoder of (x, t), t = 0..steps-1 one-hot, as ``StepMLP``: x is divided by ``input_scale[t]`` first."""
+    """A ConvEncoder of (x, t), with ``codes`` as ``StepMLP``: x is divided by ``input_scale[t]`` first."""
 
     input_scale: Tensor
     codes: Tensor
 
     def __init__(
-        self, event_shape: tuple[int, ...], outputs: int, input_scale: Tensor, *, width: int, depth: int
+        self, event_shape: tuple[int, ...], outputs: int, input_scale: Tensor, *, width: int, depth: int,
+        codes: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.net = ConvEncoder(event_shape, outputs, width=width, depth=depth, condition=len(input_scale))
+        codes = step_codes(input_scale, codes)
+        self.net = ConvEncoder(event_shape, outputs, width=width, depth=depth, condition=codes.shape[1])
         self.register_buffer("input_scale", input_scale.clone())
-        self.register_buffer("codes", torch.eye(len(input_scale), dtype=input_scale.dtype))
+        self.register_buffer("codes", codes)
 
     @property
     def last(self) -> nn.Linear:

@@ -105,7 +105,7 @@ class CoordinateMLP(nn.Module):
         dim: number d of coordinates.
         inputs: numbers c per coordinate.
         outputs: numbers o per coordinate.
-        steps: number of steps; a bias of the first layer tells the steps and the coordinates apart.
+        steps: numbers in the code of a step; a bias of the first layer tells the steps and the coordinates apart.
         width: units per layer.
     """
 
@@ -120,7 +120,7 @@ class CoordinateMLP(nn.Module):
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
-        """``[batch, c d], [batch, steps] -> [batch, o d]``; code is one-hot, or ``[steps]`` for the whole batch."""
+        """``[batch, c d], [batch, steps] -> [batch, o d]``; code may be ``[steps]`` for the whole batch."""
         place = (code @ self.place).view(-1, self.shape[1], self.first.out_features)
         hidden = nn.functional.silu(self.first(x.view(-1, *self.shape).transpose(1, 2)) + place)
         hidden = nn.functional.silu(self.hidden(hidden))
@@ -128,8 +128,13 @@ class CoordinateMLP(nn.Module):
         return out.transpose(1, 2).flatten(1)
 
 
+def step_codes(input_scale: Tensor, codes: Tensor | None) -> Tensor:
+    """What a network is told of each of its steps, ``[steps, C]``: ``codes``, or the steps' numbers, one-hot."""
+    return torch.eye(len(input_scale), dtype=input_scale.dtype) if codes is None else codes.clone()
+
+
 class StepMLP(nn.Module):
-    """An MLP of (x, t), t = 0..steps-1 one-hot; x is divided by ``input_scale[t]`` first.
+    """An MLP of (x, t), t = 0..steps-1 one-hot or as ``codes[t]``; x is divided by ``input_scale[t]`` first.
 
     Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
     ``[batch, outputs]``. With ``coordinate_width`` the output of a ``CoordinateMLP`` over ``dim`` coordinates is added;
@@ -144,10 +149,11 @@ class StepMLP(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, input_scale: Tensor, *, width: int, depth: int, fourier: int = 0,
         residual: bool = False, zero: bool = False, dim: int | None = None, coordinate_width: int = 0,
-        pooled: bool = False, fade: float | None = None, blur: Tensor | None = None,
+        pooled: bool = False, fade: float | None = None, blur: Tensor | None = None, codes: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        steps = len(input_scale)
+        codes = step_codes(input_scale, codes)
+        steps = codes.shape[1]
         self.coordinates: CoordinateMLP | None = None
         if coordinate_width:
             if dim is None or inputs % dim or (outputs % dim and not pooled):
@@ -161,7 +167,7 @@ class StepMLP(nn.Module):
         )  # fmt: skip
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("blur", blur)
-        self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
+        self.register_buffer("codes", codes)
 
     @property
     def last(self) -> nn.Linear:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.networks.mlp import StepMLP
+from dxmi_rl.networks.mlp import StepMLP, step_codes
 
 RADII = 16
 """Radial features of a distance."""
@@ -48,6 +48,7 @@ class ParticleMLP(nn.Module):
         pooled: all outputs are invariant numbers, ``[batch, o]``; else the first is a vector, the others numbers that
             are the same for every coordinate, ``[batch, o (N - 1) d]`` with the coordinate running fastest.
         zero: start at output zero.
+        codes: as in StepMLP.
     """
 
     basis: Tensor
@@ -59,11 +60,13 @@ class ParticleMLP(nn.Module):
 
     def __init__(
         self, particles: tuple[int, int], inputs: int, outputs: int, input_scale: Tensor, *, width: int,
-        pooled: bool = False, zero: bool = False,
+        pooled: bool = False, zero: bool = False, codes: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         count, self.space = particles
-        steps, self.inputs, self.pooled = len(input_scale), inputs, pooled
+        self.inputs, self.pooled = inputs, pooled
+        codes = step_codes(input_scale, codes)
+        steps = codes.shape[1]
         self.numbers = outputs if pooled else outputs - 1
         self.register_buffer("basis", zero_mean_basis(count))
         self.register_buffer("pairs", torch.triu_indices(count, count, offset=1))
@@ -71,7 +74,7 @@ class ParticleMLP(nn.Module):
         self.register_buffer("gather", torch.stack([members[0] + members[1], members[0] - members[1]]))
         self.register_buffer("radii", torch.linspace(0, FARTHEST, RADII))
         self.register_buffer("input_scale", input_scale.clone())
-        self.register_buffer("codes", torch.eye(steps, dtype=input_scale.dtype))
+        self.register_buffer("codes", codes)
         narrow = max(1, width // 2)  # there are far more pairs than particles
         self.pair = nn.Linear(1 + RADII + 2 * (inputs - 1), narrow)
         self.pair_step = nn.Linear(steps, narrow, bias=False)
@@ -131,15 +134,15 @@ class ParticleMLP(nn.Module):
 
 def step_network(
     particles: tuple[int, int] | None, dim: int, inputs: int, outputs: int, input_scale: Tensor, *, width: int,
-    depth: int, fourier: int, coordinate_width: int,
+    depth: int, fourier: int, coordinate_width: int, codes: Tensor | None = None,
 ) -> StepMLP | ParticleMLP:  # fmt: skip
     """A network with ``inputs`` and ``outputs`` numbers per coordinate that starts at zero: a ParticleMLP for
     ``particles``, else a StepMLP. Raises ValueError for a coordinate_width with particles.
     """
     if particles is not None:
         check_without_coordinates("policy.coordinate_width", coordinate_width)
-        return ParticleMLP(particles, inputs, outputs, input_scale, width=width, zero=True)
+        return ParticleMLP(particles, inputs, outputs, input_scale, width=width, zero=True, codes=codes)
     return StepMLP(
         inputs * dim, outputs * dim, input_scale, width=width, depth=depth, fourier=fourier, zero=True, dim=dim,
-        coordinate_width=coordinate_width,
+        coordinate_width=coordinate_width, codes=codes,
     )  # fmt: skip

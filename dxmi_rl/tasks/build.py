@@ -5,33 +5,21 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.diffusion import (
-    SCHEDULES,
-    BackwardKernel,
-    BaseSampler,
-    IdentitySampler,
-    PretrainingConfig,
-    ReverseSampler,
-    make_kernel,
-    make_schedule,
-    mixture_sigma_last,
-)
-from dxmi_rl.diffusion.schedules import variance_exploding
-from dxmi_rl.live_energy import LiveEnergy
-from dxmi_rl.mdp import DenoisingMDP, Energy
+from dxmi_rl.diffusion import PretrainingConfig
+from dxmi_rl.mdp import Energy
 from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError
-from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TRACKS, TaskConfig
-from dxmi_rl.tasks.parts import reference_target, task_denoiser
+from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
+from dxmi_rl.tasks.parts import reference_target
 from dxmi_rl.tasks.table import TASKS, default_config
-from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
+from dxmi_rl.tasks.task import Task, build_mdp, check_horizon
+from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 from dxmi_rl.utils.storage import JSON
 
@@ -42,61 +30,6 @@ TargetLike = str | Target | Energy | Tensor | np.ndarray
 ENERGIES: Registry[str] = Registry("energy")
 """Named reward models of data-only tasks as "module:function" of a Task, looked up on first use."""
 ENERGIES.add("fixed", "dxmi_rl.irl.fixed:fixed_energy")
-
-
-@dataclass
-class Task:
-    """A built task: the target, the DenoisingMDP over it and the configuration that made both."""
-
-    name: str
-    config: TaskConfig
-    target: Target
-    mdp: DenoisingMDP
-    energy_replaced: bool
-    """The reward is not the target's own energy but one that was given."""
-    spec: JSON | None
-    """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
-
-    def fingerprint(self) -> dict[str, str]:
-        """The configuration as plain text, field by field: what a checkpoint must agree with."""
-        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
-        return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
-
-    def with_own_kernel(self) -> Task:
-        """The task for one agent, with a kernel that no other fits: a network is a fresh one, initialised from torch's
-        present stream, and another kernel that adapts a copy.
-
-        Everything else is shared, the energy too, so that ``mdp.set_energy`` still reaches the agent.
-        """
-        kernel = self.mdp.kernel
-        if not kernel.adapts:
-            return self
-        own = (
-            copy.deepcopy(kernel)
-            if kernel.optimizer is None
-            else _kernel(self.config, self.target, self.mdp.base).to(self.device)
-        )
-        return self._with(kernel=own)
-
-    def with_own_energy(self) -> Task:
-        """The task for an agent that learns the energy: others on the same task do not see it."""
-        return self._with(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
-
-    def _with(self, **parts: Any) -> Task:
-        """The task on a copy of its MDP that has other parts and shares the rest."""
-        mdp = copy.copy(self.mdp)
-        vars(mdp).update(parts)
-        return replace(self, mdp=mdp)
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """Shape of one state."""
-        return self.mdp.event_shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors live."""
-        return self.mdp.device
 
 
 def list_tasks(*, optional: bool = False) -> list[str]:
@@ -155,6 +88,7 @@ def make_task(
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
+    config = replace(config, horizon=check_horizon(config.horizon))
     if config.track not in TRACKS:
         raise UnknownNameError("track", config.track, TRACKS)
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
@@ -164,7 +98,7 @@ def make_task(
         target = _hidden(target, gradient=config.track == "sample")
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
-        mdp = _build_mdp(config, target, resolved)
+        mdp = build_mdp(config, target, resolved)
     mdp.energy.values_only = config.track == "energy"
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
@@ -232,81 +166,3 @@ def _spec(name: object, energy: Energy | str | None, changes: dict[str, Any]) ->
     except TypeError:
         return None
     return spec
-
-
-def _build_mdp(config: TaskConfig, target: Target, device: torch.device) -> DenoisingMDP:
-    if config.reward not in ("target", None):
-        raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
-    check_integer("horizon", config.horizon)
-    base = _build_base(config, target, device)
-    kernel = _kernel(config, target, base)
-    return DenoisingMDP(
-        base,
-        kernel,
-        target.event_shape,
-        tau=config.tau,
-        scale=target.scale,
-        particles=_particles(target),
-        device=device,
-    )
-
-
-def _particles(target: Target) -> tuple[int, int] | None:
-    """(N, d) where states are those of N particles in d dimensions."""
-    return (target.particles, target.space) if isinstance(target, ParticleTarget) else None
-
-
-def _kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:
-    return make_kernel(
-        config.backward, base.schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
-    )
-
-
-def _build_base(config: TaskConfig, target: Target, device: torch.device) -> BaseSampler:
-    base = "none" if config.base is None else config.base
-    SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
-    if base not in [*BASES, "none"]:
-        raise UnknownNameError("base sampler", base, [*BASES, "None"])
-    if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm"):
-        raise ValueError(f"eta belongs to base 'ddim' and 'edm': it must be {TaskConfig.eta} with {base!r}.")
-    if base == "none" or config.track in FROM_SCRATCH:
-        if base != "none":
-            raise ValueError(
-                f"track {config.track!r} gives no denoiser: base must be None, got {config.base!r} (or "
-                "track='fine-tune')."
-            )
-        named = config.schedule == "geometric"
-        options = config.schedule_options if named else _ladder(target)
-        return IdentitySampler(make_schedule("geometric", config.horizon, **options).to(device))
-    schedule = make_schedule(config.schedule, config.horizon, **config.schedule_options)
-    if isinstance(target, DataTarget):
-        _warn_of_misfit(target, schedule.levels)
-    denoiser = task_denoiser(config, target, device)
-    sigma_last = config.sigma_last
-    if sigma_last is None:
-        narrowest = target.smallest_scale if config.denoiser == "exact" else None
-        sigma_last = 0.05 if narrowest is None else mixture_sigma_last(narrowest, float(schedule.levels[-2]))
-    if base == "edm":
-        schedule = variance_exploding(schedule)
-    eta = 1.0 if base == "ddpm" else config.eta
-    sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
-    return sampler.to(device)
-
-
-def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
-    """Warn of data that the highest noise level does not hide, or the lowest one blurs."""
-    highest, lowest = float(levels[0]), float(levels[-2])
-    size = float(target.train_rows.double().square().mean().sqrt())
-    if size > highest or target.scale < 2 * lowest:
-        warnings.warn(
-            f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
-            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or "
-            "change schedule_options.",
-            stacklevel=5,  # the caller of make_task
-        )
-
-
-def _ladder(target: Target) -> dict[str, float]:
-    """From-scratch levels: from beyond the target's spread to near its narrowest scale."""
-    low = target.smallest_scale if target.smallest_scale is not None else 0.05
-    return {"level_max": max(1.25 * target.scale, 2 * low), "level_min": low}

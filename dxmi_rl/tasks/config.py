@@ -24,8 +24,9 @@ class TaskConfig:
     """Name of a target, or a Target of your own."""
     target_options: dict[str, Any] = field(default_factory=dict)
     """Options of the target's builder; for an energy of your own those of EnergyTarget: scale, plot_range, ..."""
-    horizon: int = 5
-    """Number of denoising steps T."""
+    horizon: int | tuple[int, ...] = 5
+    """Number of denoising steps T; or several, such as (1, 2, 4, 8), for one sampler that works with any number from
+    the smallest to the largest (AnyStep; environments draw one of them for every episode)."""
     schedule: str = "karras"
     """Name of the noise schedule."""
     schedule_options: dict[str, float] = field(default_factory=dict)

@@ -1,17 +1,32 @@
-"""The target and the denoiser that a configuration of a task names."""
+"""The parts that a configuration of a task names: target, denoiser, base sampler, backward kernel."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dxmi_rl.diffusion import DenoiserUNet, MixtureDenoiser, pretrained_denoiser
-from dxmi_rl.targets import GaussianMixture, ImageSet, Target, make_target
-from dxmi_rl.tasks.config import TaskConfig
+from dxmi_rl.diffusion import (
+    SCHEDULES,
+    BackwardKernel,
+    BaseSampler,
+    DenoiserUNet,
+    IdentitySampler,
+    MixtureDenoiser,
+    ReverseSampler,
+    make_kernel,
+    make_schedule,
+    mixture_sigma_last,
+    pretrained_denoiser,
+)
+from dxmi_rl.diffusion.schedules import variance_exploding
+from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, make_target
+from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TaskConfig
+from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.registry import UnknownNameError
 
 
@@ -87,3 +102,67 @@ def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
     elif label is not None:
         raise ValueError(f"label must be None with a denoiser that is told no class, got {label!r}.")
     return denoiser
+
+
+def build_kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:
+    """A new backward kernel for this base sampler; a network is initialised from torch's present stream."""
+    return make_kernel(
+        config.backward, base.schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
+    )
+
+
+def build_base(
+    config: TaskConfig, target: Target, horizon: int, device: torch.device, denoiser: nn.Module | None = None
+) -> BaseSampler:
+    """The base sampler of so many steps; ``denoiser`` is one that was made before.
+
+    Raises UnknownNameError for unknown names, ValueError for settings that do not go together.
+    """
+    base = "none" if config.base is None else config.base
+    SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
+    if base not in [*BASES, "none"]:
+        raise UnknownNameError("base sampler", base, [*BASES, "None"])
+    if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm"):
+        raise ValueError(f"eta belongs to base 'ddim' and 'edm': it must be {TaskConfig.eta} with {base!r}.")
+    if base == "none" or config.track in FROM_SCRATCH:
+        if base != "none":
+            raise ValueError(
+                f"track {config.track!r} gives no denoiser: base must be None, got {config.base!r} (or "
+                "track='fine-tune')."
+            )
+        named = config.schedule == "geometric"
+        options = config.schedule_options if named else _ladder(target)
+        return IdentitySampler(make_schedule("geometric", horizon, **options).to(device))
+    schedule = make_schedule(config.schedule, horizon, **config.schedule_options)
+    if denoiser is None:
+        if isinstance(target, DataTarget):
+            _warn_of_misfit(target, schedule.levels)
+        denoiser = task_denoiser(config, target, device)
+    sigma_last = config.sigma_last
+    if sigma_last is None:
+        narrowest = target.smallest_scale if config.denoiser == "exact" else None
+        sigma_last = 0.05 if narrowest is None else mixture_sigma_last(narrowest, float(schedule.levels[-2]))
+    if base == "edm":
+        schedule = variance_exploding(schedule)
+    eta = 1.0 if base == "ddpm" else config.eta
+    sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
+    return sampler.to(device)
+
+
+def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
+    """Warn of data that the highest noise level does not hide, or the lowest one blurs."""
+    highest, lowest = float(levels[0]), float(levels[-2])
+    size = float(target.train_rows.double().square().mean().sqrt())
+    if size > highest or target.scale < 2 * lowest:
+        warnings.warn(
+            f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
+            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or "
+            "change schedule_options.",
+            stacklevel=5,  # the caller of make_task
+        )
+
+
+def _ladder(target: Target) -> dict[str, float]:
+    """From-scratch levels: from beyond the target's spread to near its narrowest scale."""
+    low = target.smallest_scale if target.smallest_scale is not None else 0.05
+    return {"level_max": max(1.25 * target.scale, 2 * low), "level_min": low}

@@ -41,6 +41,27 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def share_parameters(module: nn.Module, source: nn.Module) -> None:
+    """Give ``module`` the very parameters of ``source``, by name; its buffers stay its own.
+
+    Raises ValueError where their names or shapes differ.
+    """
+    given = dict(source.named_parameters(remove_duplicate=False))
+    own = dict(module.named_parameters(remove_duplicate=False))
+    shapes, wanted = ({key: list(value.shape) for key, value in part.items()} for part in (own, given))
+    if shapes != wanted:
+        odd = sorted(key for key in shapes | wanted if shapes.get(key) != wanted.get(key))
+        raise ValueError(f"parameters {odd} cannot be shared: their shapes are {shapes} and {wanted}.")
+    for key, value in given.items():
+        owner, _, name = key.rpartition(".")
+        setattr(module.get_submodule(owner), name, value)
+
+
+def share_optimizer(optimizer: torch.optim.Optimizer, source: torch.optim.Optimizer) -> None:
+    """Let ``optimizer`` step the parameters of ``source`` with the state of ``source``."""
+    optimizer.param_groups, optimizer.state = source.param_groups, source.state
+
+
 def adam(groups: list[tuple[list[nn.Parameter], float]], betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.Adam:
     """Adam over (parameters, peak learning rate) groups; ``peak`` is what ``Agent.set_progress`` scales.
 

@@ -30,7 +30,7 @@ class Learned(FittedKernel):
         dim = math.prod(event_shape)
         net = StepMLP(
             dim, 2 * dim, input_scale(schedule, scale), width=width, depth=depth, zero=True, dim=dim,
-            coordinate_width=coordinate_width,
+            coordinate_width=coordinate_width, codes=schedule.codes,
         )  # fmt: skip
         super().__init__(schedule, net, learning_rate=learning_rate, steps=steps)
 

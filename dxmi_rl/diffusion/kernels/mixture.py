@@ -30,7 +30,10 @@ class Mixture(FittedKernel):
         dim = math.prod(event_shape)
         components = max(2, min(8, 128 // dim)) if components is None else components
         check_integer("components", components, minimum=2)
-        net = StepMLP(dim, components * (2 * dim + 1), input_scale(schedule, scale), width=width, depth=depth)
+        net = StepMLP(
+            dim, components * (2 * dim + 1), input_scale(schedule, scale), width=width, depth=depth,
+            codes=schedule.codes,
+        )  # fmt: skip
         super().__init__(schedule, net, learning_rate=learning_rate, steps=steps)
         self.components, self.dim = components, dim
 

@@ -1,0 +1,156 @@
+"""A built task: one DenoisingMDP, or one for each of several horizons."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.diffusion.schedules import Schedule, level_codes
+from dxmi_rl.live_energy import LiveEnergy
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.targets import ParticleTarget, Target
+from dxmi_rl.tasks.config import TaskConfig
+from dxmi_rl.tasks.parts import build_base, build_kernel
+from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.storage import JSON
+from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
+
+
+@dataclass
+class Task:
+    """A built task: the target, the DenoisingMDP over it and the configuration that made both."""
+
+    name: str
+    config: TaskConfig
+    target: Target
+    mdp: DenoisingMDP
+    """With several horizons, that of the largest."""
+    energy_replaced: bool
+    """The reward is not the target's own energy but one that was given."""
+    spec: JSON | None
+    """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
+    _built: dict[int, Task] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The configuration as plain text, field by field: what a checkpoint must agree with."""
+        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The numbers of steps, rising; mostly one."""
+        horizon = self.config.horizon
+        return (horizon,) if isinstance(horizon, int) else horizon
+
+    def at(self, horizon: int) -> Task:
+        """The task with this number of steps alone. Of several horizons it may be any from the smallest to the largest;
+        target, energy, denoiser and the weights of a learned kernel are those of this task.
+
+        Raises ValueError for another horizon.
+        """
+        low, high = self.horizons[0], self.horizons[-1]
+        if not low <= check_integer("horizon", horizon) <= high:
+            allowed = str(low) if low == high else f"in {low}..{high}"
+            raise ValueError(f"horizon must be {allowed} on this task, got {horizon}.")
+        if low == high:
+            return self
+        if horizon not in self._built:
+            config = replace(self.config, horizon=horizon)
+            mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
+            self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None)
+        return self._built[horizon]
+
+    def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
+        main = self.mdp
+        base = build_base(config, self.target, horizon, main.device, getattr(main.base, "denoiser", None))
+        base.schedule.codes = _codes(base.schedule, main.base.schedule)
+        with torch.random.fork_rng(devices=[]):
+            kernel = build_kernel(config, self.target, base)
+        mdp = DenoisingMDP(
+            base, kernel, main.event_shape, tau=main.tau, scale=main.scale, particles=main.particles, device=main.device
+        )
+        mdp.energy = main.energy
+        share_parameters(kernel, main.kernel)
+        if kernel.optimizer is not None and main.kernel.optimizer is not None:
+            share_optimizer(kernel.optimizer, main.kernel.optimizer)
+        return mdp
+
+    def with_own_kernel(self) -> Task:
+        """The task for one agent, with a kernel that no other fits: a network is a fresh one, initialised from torch's
+        present stream, and another kernel that adapts a copy.
+
+        Everything else is shared, the energy too, so that ``mdp.set_energy`` still reaches the agent.
+        """
+        kernel = self.mdp.kernel
+        if not kernel.adapts:
+            return self
+        own = (
+            copy.deepcopy(kernel)
+            if kernel.optimizer is None
+            else build_kernel(self.config, self.target, self.mdp.base).to(self.device)
+        )
+        return self.with_parts(kernel=own)
+
+    def with_own_energy(self) -> Task:
+        """The task for an agent that learns the energy: others on the same task do not see it."""
+        return self.with_parts(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
+
+    def with_parts(self, **parts: Any) -> Task:
+        """The task on a copy of its MDP that has other parts and shares the rest."""
+        mdp = copy.copy(self.mdp)
+        vars(mdp).update(parts)
+        return replace(self, mdp=mdp)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+        return self.mdp.event_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return self.mdp.device
+
+
+def build_mdp(config: TaskConfig, target: Target, device: torch.device) -> DenoisingMDP:
+    """The MDP of a configuration, without an energy; with several horizons, that of the largest.
+
+    Raises ValueError for a reward, horizons or parts that are not allowed.
+    """
+    if config.reward not in ("target", None):
+        raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
+    several = isinstance(config.horizon, tuple)
+    horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
+    base = build_base(config, target, horizon, device)
+    if several:
+        base.schedule.codes = _codes(base.schedule, base.schedule)
+    return DenoisingMDP(
+        base,
+        build_kernel(config, target, base),
+        target.event_shape,
+        tau=config.tau,
+        scale=target.scale,
+        # (N, d) where states are those of N particles in d dimensions.
+        particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
+        device=device,
+    )
+
+
+def check_horizon(horizon: object) -> int | tuple[int, ...]:
+    """A number of steps, or several as a rising tuple. Raises TypeError or ValueError."""
+    if not isinstance(horizon, (tuple, list)):
+        return check_integer("horizon", horizon)
+    numbers = [check_integer("horizon", number) for number in horizon]
+    if not numbers or any(after <= before for before, after in itertools.pairwise(numbers)):
+        raise ValueError(f"horizon must be a number of steps or several that rise, such as (1, 2, 4), got {horizon!r}.")
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def _codes(schedule: Schedule, largest: Schedule) -> Tensor:
+    """What networks are told of the steps of a ``schedule`` beside that of the ``largest`` number of steps."""
+    return level_codes(schedule, float(largest.levels[-2]), float(largest.levels[0]))
