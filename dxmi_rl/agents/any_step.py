@@ -81,7 +81,7 @@ class AnyStep(Agent[AnyStepConfig]):
         return AGENTS[self.config.agent](self.task.at(horizon), seed=self.seed, config=self.config.agent_settings)
 
     def _share(self) -> None:
-        """Let all agents have the weights and optimizers of the one with the largest horizon, and what is this one's."""
+        """Let all agents have the weights and optimizers of the one with the largest horizon, and what this one has."""
         source = self.agents[self.task.horizons[-1]]
         weights, optimizers = source.modules(), source.all_optimizers()
         for agent in self.agents.values():

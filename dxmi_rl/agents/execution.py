@@ -144,8 +144,9 @@ def set_execution(
             # A process group that is left open at exit sometimes aborts the process: its threads still run.
             atexit.register(_leave)
     execution = Execution(precision, rows_at_a_time, process, processes)
+    told_parameters: set[int] = set()
     for module in agent.modules().values():
-        _tell(module, execution)
+        _tell(module, execution, told_parameters)
     return execution
 
 
@@ -202,11 +203,11 @@ class _Told:
         return gradient
 
 
-def _tell(module: nn.Module, execution: Execution) -> None:
+def _tell(module: nn.Module, execution: Execution, told_parameters: set[int]) -> None:
     """Set the execution of the outermost networks in a module."""
     if not isinstance(module, NETWORKS):
         for child in module.children():
-            _tell(child, execution)
+            _tell(child, execution, told_parameters)
         return
     layers = list(module.modules())
     if execution.rows_at_a_time is not None and any(map(nn.utils.parametrize.is_parametrized, layers)):
@@ -219,5 +220,6 @@ def _tell(module: nn.Module, execution: Execution) -> None:
     module.__class__ = type(kind.__name__, (_Executed, kind), {"__module__": kind.__module__})
     cast(Any, module).executed = told
     for parameter in module.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in told_parameters:  # several networks may share it
             parameter.register_hook(told.sum)
+            told_parameters.add(id(parameter))

@@ -51,7 +51,8 @@ class GaussianPolicy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("fixed_sigma", None, persistent=False)
+        for name in ("fixed_sigma", "start_log_sigma", "codes"):
+            self.register_buffer(name, None, persistent=False)
 
     def base_mean(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """The untrained part of the mean, or None."""
@@ -77,8 +78,8 @@ class GaussianPolicy(nn.Module):
     def _start_sigma(self, schedule: Schedule, sigma: Tensor) -> None:
         """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on."""
         start = sigma.log()
-        self.register_buffer("codes", schedule.codes, persistent=False)
-        self.register_buffer("start_log_sigma", None if self.codes is None else start.clone(), persistent=False)
+        self.codes = schedule.codes
+        self.start_log_sigma = None if self.codes is None else start.clone()
         self.log_sigma = nn.Parameter(start.clone() if self.codes is None else start.new_zeros(self.codes.shape[1]))
 
     def trained_log_sigma(self) -> Tensor:

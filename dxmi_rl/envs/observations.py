@@ -28,10 +28,12 @@ def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
 
 
 def observed_horizon(mdp: DenoisingMDP, observation: Any) -> int:
-    """T of the episodes that observations belong to, on a task with several horizons; ``mdp`` is any of its MDPs.
+    """T of the episodes that observations belong to; ``mdp`` is any of the task's MDPs.
 
     Raises ValueError for observations of another shape, or from episodes of different horizons.
     """
+    if mdp.base.schedule.codes is None:
+        return mdp.horizon
     if isinstance(observation, dict):
         horizons = torch.as_tensor(_plain(observation["horizon"])).reshape(-1)
     else:

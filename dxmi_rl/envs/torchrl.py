@@ -202,8 +202,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     def _told(self, mdp: DenoisingMDP) -> Tensor:
         """``time_left`` of every step: ``[T + 1, 1 or 2]``."""
-        told = torch.tensor([time_left(mdp, t) for t in range(mdp.horizon + 1)], dtype=torch.float64)
-        return told.to(self._dtype).to(self.device)
+        return torch.tensor([time_left(mdp, t) for t in range(mdp.horizon + 1)], dtype=self._dtype, device=self.device)
 
     def _entries(self, x: Tensor, t: int | Tensor, horizon: int, batch: torch.Size) -> dict[str, Tensor]:
         """The observation's entries for states x, one per row, at the step t that all rows share, or ``[*batch]``."""

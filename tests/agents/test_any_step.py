@@ -1,0 +1,286 @@
+"""AnyStep: one set of weights for several horizons, which every agent with a Gaussian policy can have."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from agent_cases import PRETRAINING, skip_without_extra, small
+
+from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, make_agent, make_target, make_task
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.diffusion import make_schedule
+from dxmi_rl.diffusion.schedules import KNOTS, level_codes
+from dxmi_rl.evaluation.log_weights import fit_kernel
+from dxmi_rl.tasks import Task
+from dxmi_rl.utils.checks import CheckpointError
+
+HORIZONS = (1, 2, 4)
+WITHOUT_POLICY = {
+    "base", "ddpm", "ddim", "edm-heun", "dpm-solver", "vgs", "sb3-ppo", "sb3-a2c", "sb3-sac", "sb3-td3", "torchrl-ppo",
+    "torchrl-sac",
+}  # fmt: skip
+SHARING = [name for name in AGENTS if name not in WITHOUT_POLICY | {"dxmi", "any-step"}]
+
+
+def several(horizons: tuple[int, ...] = HORIZONS, name: str = "gmm9", **changes: Any) -> Task:
+    return make_task(name, **{"backward": "learned", "horizon": horizons, **changes})
+
+
+def any_step(agent: str = "dxdp", task: Task | None = None, seed: int = 0) -> AnyStep:
+    task = several() if task is None else task
+    return AnyStep(task, seed=seed, agent=agent, agent_settings=small(agent, task.at(task.horizons[-1])).config)
+
+
+def iterations(agent: Any, n: int) -> Any:
+    """Train for n turns of every horizon."""
+    each = agent.timesteps_per_iteration // agent.mdp.horizon
+    return agent.learn(n * each * sum(agent.task.horizons))
+
+
+# -- what networks are told ------------------------------------------------------------------------------------------
+
+
+def test_codes_interpolate_between_noise_levels() -> None:
+    schedule = make_schedule("geometric", 9, level_max=8.0, level_min=0.5)
+    codes = level_codes(schedule, 0.5, 8.0)
+    assert codes.shape == (9, 2 * KNOTS + 1) and bool((codes >= 0).all())
+    knots = torch.linspace(math.log(0.5), math.log(8.0), KNOTS)
+    now, after, clean = codes[:, :KNOTS], codes[:, KNOTS:-1], codes[:, -1]
+    assert torch.allclose(now @ knots, schedule.levels[:-1].log(), atol=1e-5)
+    assert torch.allclose(after[:-1] @ knots, schedule.levels[1:-1].log(), atol=1e-5)
+    assert torch.equal(clean, torch.eye(9)[-1]) and not bool(after[-1].any())
+    assert bool(((codes > 0).sum(1) <= 4).all())  # no more than two knots for either level
+
+
+@pytest.mark.parametrize("schedule", ["karras", "cosine"])
+def test_a_horizon_has_the_ladder_of_its_own_task(schedule: str) -> None:
+    task = several(name="8gaussians", schedule=schedule)
+    for horizon in (1, 2, 3, 4):
+        own = make_task("8gaussians", schedule=schedule, horizon=horizon)
+        ours = task.at(horizon)
+        assert ours.horizons == (horizon,) and ours.config.horizon == horizon
+        assert torch.equal(ours.mdp.base.schedule.levels, own.mdp.base.schedule.levels)
+        assert torch.equal(ours.mdp.base.sigma, own.mdp.base.sigma)
+        assert ours.mdp.energy is task.mdp.energy
+        codes = ours.mdp.base.schedule.codes
+        assert codes is not None and own.mdp.base.schedule.codes is None
+        assert len({tuple(row) for row in codes.tolist()}) == horizon  # every step has its own
+
+
+def test_horizons_of_a_task() -> None:
+    task = several()
+    assert task.horizons == HORIZONS and task.mdp.horizon == 4 and task.at(4).mdp is task.mdp
+    assert make_task("gmm9", horizon=[3]).horizons == (3,) and make_task("gmm9", horizon=(3,)).config.horizon == 3
+    assert make_task(**several().spec).fingerprint() == several().fingerprint()  # type: ignore[arg-type]
+    one = make_task("gmm9", horizon=3)
+    assert one.at(3) is one
+    for wrong in (2, 4):
+        with pytest.raises(ValueError, match=f"horizon must be 3 on this task, got {wrong}"):
+            one.at(wrong)
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match="horizon must"):
+            task.at(wrong)
+
+
+@pytest.mark.parametrize("horizon", [(), (2, 2), (4, 2), (0, 1), (1, 0), (-1, 2)])
+def test_horizons_that_are_none(horizon: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="horizon must"):
+        make_task("gmm9", horizon=horizon)
+
+
+@pytest.mark.parametrize("horizon", [(1, 2.5), ("1", 2), (True, 2), "4", None])
+def test_horizons_of_other_types(horizon: Any) -> None:
+    with pytest.raises(TypeError, match="horizon must"):
+        make_task("gmm9", horizon=horizon)
+
+
+# -- one set of weights ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_all_horizons_learn_the_same_weights(name: str) -> None:
+    agent = iterations(any_step(name, several((2, 3, 4))), 2)
+    parts = [agent.agents[horizon] for horizon in (2, 3, 4)]
+    source = parts[-1].modules()
+    for part in parts[:-1]:
+        for key, module in part.modules().items():
+            weights = dict(source[key].named_parameters())
+            for parameter_name, parameter in module.named_parameters():
+                assert parameter is weights[parameter_name], (key, parameter_name)
+        for key, optimizer in part.all_optimizers().items():
+            assert optimizer.state is parts[-1].all_optimizers()[key].state
+    for horizon in (2, 3, 4):
+        assert bool(agent.sample(50, seed=0, horizon=horizon).isfinite().all())
+        x = agent.sample_trajectory(5, seed=0, horizon=horizon).x
+        assert torch.equal(x[-1], agent.sample(5, seed=0, horizon=horizon)) and len(x) == horizon + 1
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo"])
+def test_training_at_one_horizon_moves_the_others(name: str) -> None:
+    agent = any_step(name, several((2, 4)))
+    before = {horizon: agent.sample(20, seed=0, horizon=horizon) for horizon in (2, 3, 4)}
+    for _ in range(30 if name == "dxdp" else 1):
+        agent.agents[2].iterate()
+    for horizon, x in before.items():
+        assert not torch.equal(x, agent.sample(20, seed=0, horizon=horizon)), horizon
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo", "trajectory-balance"])
+def test_with_one_horizon_it_is_the_agent_itself(name: str) -> None:
+    task = make_task("gmm9", backward="learned", horizon=3)
+    shared, plain = any_step(name, task, seed=3).learn(600), small(name, task, seed=3).learn(600)
+    assert torch.equal(shared.sample(20, seed=1), plain.sample(20, seed=1))
+    assert shared.costs.energy_evals == plain.costs.energy_evals
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo", "path-wise", "trajectory-balance"])
+def test_resumed_training_is_undisturbed_training(name: str, tmp_path: Path) -> None:
+    whole, half = (any_step(name) for _ in range(2))
+    budget = 4 * whole.timesteps_per_iteration
+    whole.learn(budget, callback=lambda agent: None)
+    half.learn(budget, callback=lambda agent: agent.num_timesteps < budget / 2)
+    half.save(tmp_path / "half.safetensors")
+    again = load_agent(tmp_path / "half.safetensors")
+    assert isinstance(again, AnyStep) and again.task.horizons == HORIZONS
+    for horizon in (1, 2, 3, 4):  # before and after the rest
+        assert torch.equal(again.sample(9, seed=1, horizon=horizon), half.sample(9, seed=1, horizon=horizon))
+    again.learn(budget - again.num_timesteps, reset_num_timesteps=False)
+    for horizon in (1, 2, 3, 4):
+        assert torch.equal(again.sample(9, seed=1, horizon=horizon), whole.sample(9, seed=1, horizon=horizon))
+
+
+def test_weights_are_saved_once(tmp_path: Path) -> None:
+    agent = any_step("dxdp")
+    state = agent.policy.state_dict()
+    weights = [name for name in state if "/" not in name]
+    assert len(weights) == len(dict(agent.agents[4].policy.named_parameters()))
+    assert {name.partition("/")[0] for name in state if "/" in name} == {"1", "2", "4"}
+    with pytest.raises(RuntimeError, match="no place"):
+        agent.policy.load_state_dict(state | {"more": torch.zeros(1)})
+    agent.save(tmp_path / "agent.safetensors")
+    with pytest.raises(CheckpointError, match="horizon"):
+        AnyStep.load(tmp_path / "agent.safetensors", task=several((1, 2, 8)))
+
+
+def test_particles_and_denoisers_share_theirs() -> None:
+    particles = several((2, 3), "dw4")
+    learned = several((2, 3), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
+    for task, settings in ((particles, {}), (learned, {"policy": {"kind": "fine-tuned"}})):
+        found = iterations(AnyStep(task, agent="dxdp", agent_settings={"n_trajectories": 8, **settings}), 1)
+        assert bool(found.sample(3, horizon=2).isfinite().all())
+
+
+def test_a_short_training_helps_every_horizon() -> None:
+    task = several((2, 8), "8gaussians")
+    base = {horizon: make_agent("base", task.at(horizon)) for horizon in (2, 8)}
+    agent = AnyStep(task, seed=0).learn(15_000)
+    sizes: dict[str, Any] = {"fit": False, "floors": False, "draws": 1, "samples": 2000, "trajectories": 4000}
+    for horizon, start in base.items():
+        ours, theirs = evaluate(agent, horizon=horizon, **sizes), evaluate(start, **sizes)
+        assert ours["kl_bound"] < 0.8 * theirs["kl_bound"], horizon
+
+
+# -- interfaces ------------------------------------------------------------------------------------------------------
+
+
+def test_make_agent_wraps_on_several_horizons() -> None:
+    agent = make_agent("ppo", several(), seed=2, n_trajectories=16)
+    assert isinstance(agent, AnyStep) and agent.config.agent == "ppo"
+    assert agent.config.agent_settings.n_trajectories == 16 and agent.seed == 2
+    with pytest.raises(ValueError, match=r"takes one horizon, got \(1, 2, 4\): use AnyStep"):
+        DxDP(several())
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_POLICY))
+def test_agents_without_a_policy_of_ours_are_refused(name: str) -> None:
+    skip_without_extra(name)
+    with pytest.raises(ValueError, match=f"agent must train a Gaussian policy of this package; '{name}' has none"):
+        AnyStep(several((2, 3)), agent=name)
+
+
+def test_horizons_outside_the_range() -> None:
+    agent = any_step()
+    for wrong in (0, 5):
+        with pytest.raises(ValueError, match="horizon must"):
+            agent.sample(3, horizon=wrong)
+        with pytest.raises(ValueError, match="horizon must"):
+            evaluate(agent, horizon=wrong)
+    with pytest.raises(ValueError, match="policy must be None with a horizon"):
+        evaluate(agent, horizon=2, policy=agent.policy)
+    plain = small("ppo", make_task("gmm9", horizon=3))
+    assert plain.at(3) is plain
+    with pytest.raises(ValueError, match="horizon must be 3"):
+        plain.at(2)
+
+
+def test_the_fitted_kernel_is_that_of_the_horizon_alone() -> None:
+    task, alone = several().at(3), make_task("gmm9", backward="learned", horizon=3)
+    policy = small("ppo", alone).policy
+    ours, theirs = (fit_kernel(found.mdp, policy, steps=2).state_dict() for found in (task, alone))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.mark.parametrize("layout", ["flat", "dict"])
+def test_predict_knows_the_horizon_of_an_observation(layout: str) -> None:
+    agent = iterations(any_step(), 1)
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    for horizon, t in ((1, 0), (2, 1), (3, 1), (4, 3)):
+        if layout == "flat":
+            left = np.full((5, 2), [1 - t / horizon, 1 - (t + 1) / horizon], np.float32)
+            observation: Any = np.concatenate([x, left], 1)
+        else:
+            observation = {"x": x, "t": np.full(5, t), "horizon": np.full(5, horizon)}
+        action, _ = agent.predict(observation, deterministic=True, coordinates="next_state")
+        mean, _ = agent.at(horizon).policy.moments(torch.as_tensor(x), t)
+        assert np.allclose(action, mean.detach().numpy(), atol=1e-6), (horizon, t)
+    mixed = {"x": x, "t": np.zeros(5), "horizon": np.array([2, 2, 2, 4, 4])}
+    with pytest.raises(ValueError, match="observations must be of one horizon"):
+        agent.predict(mixed)
+
+
+# -- bounds ----------------------------------------------------------------------------------------------------------
+
+KNOWN = [name for name in list_targets() if make_target(name).log_z is not None]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_no_elbo_exceeds_a_known_log_z(name: str) -> None:
+    """At T = 1 as well, where one Gaussian step and a Learned kernel are the whole chain."""
+    agent = iterations(any_step("dxdp", several((1, 3), name, track="sample")), 3)
+    log_z = make_target(name).log_z
+    assert log_z is not None
+    for horizon in (1, 2, 3):
+        view = agent.at(horizon)
+        trajectory = view.sample_trajectory(500, seed=5)
+        log_weights = view.mdp.log_weights(trajectory).detach().double()
+        error = float(log_weights.std()) / math.sqrt(500)
+        assert float(log_weights.mean()) <= log_z + 3 * error + 1e-3, horizon
+
+
+# -- DxMI ------------------------------------------------------------------------------------------------------------
+
+
+def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
+    game = DxMI(several((2, 4), "8gaussians", reward=None), seed=0, agent_settings={"n_trajectories": 32})
+    assert isinstance(game.agent, AnyStep) and game.config.recipe == "plane"
+    game.learn(3 * 32 * 6)
+    samples = {horizon: game.sample(20, seed=1, horizon=horizon) for horizon in (2, 3, 4)}
+    assert all(bool(x.isfinite().all()) for x in samples.values())
+    assert torch.equal(game.sample(20, seed=1), samples[4])
+    last = game.agent.at(2).sample(20, seed=1)
+    assert not torch.equal(samples[2], last)  # the averaged weights are others
+    assert set(evaluate(game, horizon=3, samples=200, draws=1, fit=False, floors=False)) >= {"sliced_w2"}
+    game.save(tmp_path / "game.safetensors")
+    again = DxMI.load(tmp_path / "game.safetensors")
+    for horizon, x in samples.items():
+        assert torch.equal(again.sample(20, seed=1, horizon=horizon), x)
+    game.learn(32 * 6, reset_num_timesteps=False)
+    again.learn(32 * 6, reset_num_timesteps=False)
+    assert torch.equal(again.sample(20, seed=1, horizon=3), game.sample(20, seed=1, horizon=3))
+    with pytest.raises(ValueError, match="cannot be nested"):
+        DxMI(several((2, 4), "8gaussians", reward=None), agent="any-step")
