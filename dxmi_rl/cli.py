@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from dxmi_rl.utils.checks import DivergenceError, require
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import parsed_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dxmi_rl.agents import Agent
-    from dxmi_rl.utils.storage import JSON
 
 tyro = require("tyro", "bench")
 
@@ -78,8 +77,8 @@ class Train:
         check_integer("points", self.points)
         check_real("budget", self.budget)
         row = make_row(
-            self.task, self.agent, self.budget, unit=self.unit, task_settings=settings("task_set", self.task_set),
-            agent_settings=settings("set", self.set), config=self.config, folder=str(Path.cwd()),
+            self.task, self.agent, self.budget, unit=self.unit, config=self.config, folder=str(Path.cwd()),
+            task_settings=parsed_settings("task_set", self.task_set), agent_settings=parsed_settings("set", self.set),
         )  # fmt: skip
         check_rows([row])
         with seeded(self.seed):
@@ -125,14 +124,20 @@ class Checkpoint:
     """Seed of all draws."""
     device: str = "cpu"
     """Torch device."""
+    horizon: int | None = None
+    """Number of steps, where the task has several; the largest by default."""
 
     def load(self) -> Agent[Any]:
         """The agent on its task. Raises ValueError, TypeError, OSError or ImportError."""
+        agent = self._load()
+        return agent if self.horizon is None else agent.at(self.horizon)
+
+    def _load(self) -> Agent[Any]:
         from dxmi_rl.agents import AGENTS, load_agent, make_agent
         from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
         from dxmi_rl.tasks import make_task
 
-        changes = settings("task_set", self.task_set)
+        changes = parsed_settings("task_set", self.task_set)
         if self.agent.endswith(".safetensors"):
             if self.task is None and changes:
                 raise ValueError("task_set needs --task: the checkpoint's own task is as it was trained.")
@@ -256,20 +261,6 @@ class Report:
         folder = self.out or (self.results if self.results.is_dir() else self.results.parent)
         print("\n".join(map(str, write_report(results, folder))))
         return 0
-
-
-def settings(name: str, words: Sequence[str]) -> JSON:
-    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text. Raises ValueError without a "="."""
-    found = {}
-    for word in words:
-        key, sign, text = word.partition("=")
-        if not (key and sign):
-            raise ValueError(f"{name} must hold name=value, got {word!r}.")
-        try:
-            found[key] = json.loads(text)
-        except json.JSONDecodeError:
-            found[key] = text
-    return found
 
 
 def named_task(text: str) -> Any:

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from dxmi_rl import load_agent
-from dxmi_rl.cli import main, settings
+from dxmi_rl.cli import main
+from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.storage import load_tensors
 
 QUICK = ("--no-fit", "--samples", "200", "--draws", "1", "--trajectories", "500")
@@ -215,7 +216,8 @@ def test_divergence_is_one_line_that_names_what_to_change(
 
 def test_settings_are_json_or_text() -> None:
     words = ["width=128", "loss=nce", "anneal=false", "sizes=[1, 2]", "text=a=b"]
-    assert settings("set", words) == {"width": 128, "loss": "nce", "anneal": False, "sizes": [1, 2], "text": "a=b"}
+    found = parsed_settings("set", words)
+    assert found == {"width": 128, "loss": "nce", "anneal": False, "sizes": [1, 2], "text": "a=b"}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents import AGENTS, DxDPConfig
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.envs.observations import observed_horizon
@@ -26,7 +26,7 @@ class AnyStepConfig:
 
     agent: str = "dxdp"
     """The algorithm: an agent with a Gaussian policy of this package."""
-    agent_settings: Any = field(default_factory=DxDPConfig)
+    agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
     """Its settings."""
 
 

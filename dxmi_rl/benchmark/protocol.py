@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dxmi_rl.agents import AGENTS, make_agent
+from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
@@ -25,7 +26,7 @@ from dxmi_rl.tasks import ENERGIES, TASKS, Task
 from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, check_seed, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.settings import changed, flat_settings
+from dxmi_rl.utils.settings import flat_settings
 from dxmi_rl.utils.storage import JSON, load_tensors
 
 SCORE_COST, FIT_COST = 100_000, 1_300_000
@@ -131,8 +132,7 @@ class Row:
         """All settings of the agent, by name; of DxMI and of an agent of your own those that are given."""
         if self.own is not None or self.agent == DxMI.name:
             return self.agent_settings
-        kind = AGENTS[self.agent]
-        return flat_settings(changed(kind.Config(), self.agent_settings, f"setting of {self.agent!r}"))
+        return flat_settings(AGENTS[self.agent].parse_config(self.agent_settings))
 
     def build(self, task: Task, seed: int) -> Agent[Any]:
         """The agent on a built task."""
@@ -148,7 +148,9 @@ class Row:
             found |= set(self.own.modules)
         else:
             classes.append(AGENTS[self.agent])
-        if self.agent == DxMI.name:
+        if isinstance(self.task_settings.get("horizon"), (list, tuple)):
+            classes.append(AnyStep)
+        if self.agent in (DxMI.name, AnyStep.name):
             classes.append(AGENTS[self.agent_settings.get("agent", "dxdp")])
         if self.energy in ENERGIES:
             found.add(ENERGIES[self.energy].split(":")[0])

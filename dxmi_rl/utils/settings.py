@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -71,3 +72,17 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
         start = direct.get(name, getattr(config, name))
         direct[name] = _changed(start, values, kind, f"{prefix}{name}.")
     return replace(config, **direct)
+
+
+def parsed_settings(name: str, words: Sequence[str]) -> dict[str, Any]:
+    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text. Raises ValueError without a "="."""
+    found = {}
+    for word in words:
+        key, sign, text = word.partition("=")
+        if not (key and sign):
+            raise ValueError(f"{name} must hold name=value, got {word!r}.")
+        try:
+            found[key] = json.loads(text)
+        except json.JSONDecodeError:
+            found[key] = text
+    return found

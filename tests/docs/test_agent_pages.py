@@ -18,6 +18,7 @@ import dxmi_rl
 from dxmi_rl import cli
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import parsed_settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -115,7 +116,7 @@ def test_snippets_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if name == "dxmi":
         monkeypatch.setattr(dxmi_rl, "make_task", lambda task: make_task(task, pretraining=PRETRAINING))
     monkeypatch.setattr(Agent, "learn", lambda agent, budget, **options: learn(agent, min(budget, 1)))
-    monkeypatch.setattr(dxmi_rl, "evaluate", lambda agent: evaluate(agent, **small))
+    monkeypatch.setattr(dxmi_rl, "evaluate", lambda agent, **options: evaluate(agent, **options, **small))
     names: dict[str, Any] = {}
     exec(compile(code, name, "exec"), names)
     assert len(names["x"]) == 10_000 and names["scores"]["sliced_w2"] > 0
@@ -129,7 +130,7 @@ def test_command_lines_are_sound(name: str) -> None:
     chosen = cli.tyro.cli({"train": cli.Train, "evaluate": cli.Evaluate}[words[0]], args=words[1:])
     assert chosen.agent == name
     assert dxmi_rl.tasks.TASKS[chosen.task]
-    for key in cli.settings("task_set", chosen.task_set):
+    for key in parsed_settings("task_set", chosen.task_set):
         assert key in dxmi_rl.tasks.TaskConfig.__dataclass_fields__
 
 

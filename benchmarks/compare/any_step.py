@@ -1,0 +1,216 @@
+"""One sampler for several horizons beside samplers that were trained for one horizon each.
+
+    python benchmarks/compare/any_step.py --seeds 0 1 2 3 4 --json any_step.json --picture any_step.png
+
+AnyStep is trained once per task and seed on all ``horizons`` together, for ``--budget`` transitions in all; then the
+same algorithm for each of them alone, for ``--alone-budget``. AnyStep is also scored at horizons between, ``--unseen``,
+that it was not trained for.
+
+Keys of ``--json FILE``:
+
+    command, machine, versions  as in all studies
+    agent, horizons, budget, alone_budget   what was asked for
+    runs                        one entry per task, seed and trained agent
+      .task, .seed              of the run
+      .row                      "any-step", or "T = 4" and so on
+      .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
+      .scores                   {T: {key: score}} with kl_marginal and kl_marginal_forward (in the plane), kl_bound
+                                (of the kernel of training), sliced_w2 and its floor
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.run_cache import code_of, kept_result, run_all, run_file
+from benchmarks.scripts import command_line, header
+from dxmi_rl import evaluate, make_agent, make_task
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.any_step import AnyStep
+from dxmi_rl.benchmark.pictures import save_figure
+from dxmi_rl.benchmark.protocol import check_seeds
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.diffusion import KERNELS
+from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.storage import write_json
+
+KEYS = ("kl_marginal", "kl_marginal_forward", "kl_bound", "sliced_w2", "sliced_w2_floor")
+TOGETHER = "any-step"
+"""The row of AnyStep."""
+SHOWN = {"kl_marginal": "KL(samples || target) [nats]", "kl_bound": "bound with the kernel of training [nats]"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every agent."""
+    tasks: tuple[str, ...] = ("8gaussians", "gmm25")
+    """Tasks with an energy."""
+    agent: str = "dxdp"
+    """The algorithm."""
+    horizons: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Horizons that are trained, two or more, rising."""
+    unseen: tuple[int, ...] = (3, 6)
+    """Horizons between them that AnyStep is scored at, too."""
+    budget: int = 300_000
+    """Transitions of AnyStep, over all horizons."""
+    alone_budget: int = 100_000
+    """Transitions of an agent for one horizon."""
+    device: str = "cpu"
+    """Torch device."""
+    jobs: int = 1
+    """Runs at a time."""
+    folder: Path = Path("runs/any_step")
+    """Finished runs are kept here, and not repeated."""
+    json: Path | None = None
+    """Write everything to this file."""
+    picture: Path | None = None
+    """Draw the scores against T into this PNG file."""
+
+
+def measure(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """Train one agent, and score it at the horizons that it has."""
+    together = row == TOGETHER
+    horizons = arguments.horizons if together else (int(row.removeprefix("T = ")),)
+    horizon: Any = horizons if together else horizons[0]
+    agent = make_agent(
+        arguments.agent, make_task(task, horizon=horizon, backward="learned", device=arguments.device), seed=seed
+    )
+    agent.learn(arguments.budget if together else arguments.alone_budget)
+    scores = {}
+    for steps in sorted({*horizons, *(arguments.unseen if together else ())}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableScoresWarning)
+            found = evaluate(agent, horizon=steps, seed=seed, draws=4, trajectories=20_000, fit=False)
+        scores[str(steps)] = {key: found[key] for key in KEYS if key in found}
+    costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
+    return {"task": task, "row": row, "seed": seed, **costs, "scores": scores}
+
+
+CODE = code_of(measure)
+"""Digest of what is measured here: workers, which get functions without their source, cannot make it."""
+
+
+def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """``measure`` on one thread; a finished run is read."""
+    asked = {"horizons": arguments.horizons, "unseen": arguments.unseen, "budget": arguments.budget}
+    settings = {"task": task, "row": row, "seed": seed, "agent": arguments.agent, "device": arguments.device,
+                **(asked if row == TOGETHER else {"budget": arguments.alone_budget})}  # fmt: skip
+    uses = [AGENTS[arguments.agent], AnyStep, type(make_task(task).target), KERNELS["learned"], evaluate]
+    with one_thread():
+        file = run_file(arguments.folder, settings, uses, CODE)
+        return kept_result(file, lambda: measure(task, row, seed, arguments))
+
+
+def scores_at(runs: Sequence[dict[str, Any]], task: str, together: bool, key: str) -> dict[int, list[float]]:
+    """``{T: scores of all seeds}`` of AnyStep, or of the agents for one horizon each."""
+    found: dict[int, list[float]] = {}
+    for one in runs:
+        if one["task"] == task and (one["row"] == TOGETHER) == together:
+            for steps, scores in one["scores"].items():
+                if key in scores:
+                    found.setdefault(int(steps), []).append(scores[key])
+    return dict(sorted(found.items()))
+
+
+def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+    """A line per task and horizon: medians over seeds, of AnyStep and of the agent for this horizon alone."""
+    for task in dict.fromkeys(one["task"] for one in runs):
+        table = Table("T", title=f"{task}: any-step / one horizon alone, medians over seeds")
+        keys = [key for key in KEYS if scores_at(runs, task, True, key) and not key.endswith("_floor")]
+        for key in keys:
+            table.add_column(key, justify="right")
+        for steps in scores_at(runs, task, True, keys[0]):
+            cells = []
+            for key in keys:
+                ours, alone = (scores_at(runs, task, together, key).get(steps) for together in (True, False))
+                cells.append(
+                    " / ".join("-" if found is None else f"{statistics.median(found):.3f}" for found in (ours, alone))
+                )
+            table.add_row(str(steps), *cells)
+        console.print(table)
+        spent = [sum(one["timesteps"] for one in runs if one["task"] == task and (one["row"] == TOGETHER) == together)
+                 / len({one["seed"] for one in runs}) for together in (True, False)]  # fmt: skip
+        console.print(f"transitions per seed: {spent[0]:,.0f} together, {spent[1]:,.0f} for all horizons one by one")
+
+
+def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+    """A panel per task and score: medians with the range of all seeds, against T."""
+    tasks = list(dict.fromkeys(one["task"] for one in runs))
+    figure = Figure(figsize=(4.2 * len(tasks), 3.4 * len(SHOWN)), layout="constrained")
+    axes = figure.subplots(len(SHOWN), len(tasks), squeeze=False)
+    styles = {True: ("any-step, one sampler", "#0072b2", "o-"), False: ("one sampler for each T", "#d55e00", "s--")}
+    for column, task in enumerate(tasks):
+        trained = [int(one["row"].removeprefix("T = ")) for one in runs if one["row"] != TOGETHER]
+        for axis, (key, label) in zip(axes[:, column], SHOWN.items(), strict=True):
+            for together, (name, colour, style) in styles.items():
+                found = scores_at(runs, task, together, key)
+                steps, medians = list(found), [statistics.median(values) for values in found.values()]
+                axis.plot(steps, medians, style, color=colour, label=name, markersize=5)
+                axis.fill_between(
+                    steps, [min(v) for v in found.values()], [max(v) for v in found.values()], color=colour, alpha=0.15
+                )
+                new = {step: median for step, median in zip(steps, medians, strict=True) if step not in trained}
+                if new:
+                    axis.plot(
+                        list(new), list(new.values()), "o", color="white", markeredgecolor=colour, markersize=7,
+                        label="any-step, T not trained",
+                    )  # fmt: skip
+            axis.set(xscale="log", yscale="log", title=task, xlabel="steps T", ylabel=label)
+            ticks = list(scores_at(runs, task, True, key))
+            axis.set_xticks(ticks, [str(step) for step in ticks])
+            axis.minorticks_off()
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure)
+    save_figure(figure, file, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print, draw, write; exit status 2 for bad input."""
+    tyro = require("tyro", "bench")
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    command = command_line(__file__, argv)
+    rows = [TOGETHER, *(f"T = {horizon}" for horizon in arguments.horizons)]
+    wanted = [(task, row, seed, arguments) for task in arguments.tasks for seed in arguments.seeds for row in rows]
+    try:
+        for key in ("budget", "alone_budget", "jobs"):
+            check_integer(key, getattr(arguments, key))
+        check_seeds(arguments.seeds)
+        for task in arguments.tasks:
+            built = make_task(task, horizon=arguments.horizons)
+            if len(built.horizons) < 2:
+                raise ValueError(f"horizons must be two or more, got {arguments.horizons}.")
+            for horizon in arguments.unseen:
+                built.at(horizon)
+        runs = run_all(run, wanted, arguments.jobs, "horizons")
+        if arguments.json is not None:
+            asked = {key: getattr(arguments, key) for key in ("agent", "horizons", "budget", "alone_budget")}
+            write_json(arguments.json, header(command, arguments.device) | asked | {"runs": runs})
+        if arguments.picture is not None:
+            draw(runs, arguments.picture)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_runs(runs, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
