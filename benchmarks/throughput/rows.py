@@ -14,7 +14,7 @@ from torch import Tensor
 from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv
 from dxmi_rl.targets import GaussianMixture
-from dxmi_rl.tasks import Task
+from dxmi_rl.tasks import Task, make_task
 
 Episodes = Callable[[], object]
 """Runs n whole episodes, from reset to the last step."""
@@ -68,15 +68,23 @@ def _scalar(task: Task, n: int, seed: int) -> Episodes:
     return run
 
 
-def _vector(task: Task, n: int, seed: int) -> Episodes:
+def _vector(task: Task, n: int, seed: int, steps: int | None = None) -> Episodes:
     env, draw = DenoiseVectorEnv(task, num_envs=n), _actions(task, n, seed)
     env.reset(seed=seed)
+    steps = task.mdp.horizon if steps is None else steps
 
     def run() -> None:
-        for _ in range(task.mdp.horizon):  # it starts the next episodes by itself
+        for _ in range(steps):  # it starts the next episodes by itself
             env.step(draw())
 
     return run
+
+
+def _vector_of_several(task: Task, n: int, seed: int) -> Episodes:
+    """With T - 1, T or T + 1 steps, so T on average."""
+    horizon = task.mdp.horizon
+    several = make_task(task.name, horizon=(horizon - 1, horizon, horizon + 1), device=task.device)
+    return _vector(several, n, seed, steps=horizon)
 
 
 def _sync_vector(task: Task, n: int, seed: int) -> Episodes:
@@ -163,6 +171,7 @@ def _sample(task: Task, n: int, seed: int) -> Episodes:
 BARE = Row("mdp.step (bare)", _bare)
 SCALAR = Row("DenoiseEnv.step", _scalar, 1, "one environment is one episode")
 VECTOR = Row("VectorEnv.step", _vector)
+SEVERAL = Row("VectorEnv.step, T - 1 to T + 1", _vector_of_several)
 TORCHRL_STEP = Row("TorchRL env.step", _torchrl_step)
 TORCHRL_ROLLOUT = Row("TorchRL env.rollout", _torchrl_rollout)
 SB3 = Row("SB3 VecEnv.step", _sb3)
@@ -174,7 +183,7 @@ SAMPLE = Row("mdp.sample", _sample)
 COMPILED = Row("mdp.rollout, compiled", _compiled)
 GRAPH = Row("mdp.rollout, CUDA graph", _graph)
 
-ROWS = (BARE, SCALAR, VECTOR, TORCHRL_STEP, TORCHRL_ROLLOUT, SB3, SB3_READ, SYNC, REWARDS, ROLLOUT, SAMPLE)
+ROWS = (BARE, SCALAR, VECTOR, SEVERAL, TORCHRL_STEP, TORCHRL_ROLLOUT, SB3, SB3_READ, SYNC, REWARDS, ROLLOUT, SAMPLE)
 TIME_ROWS = (BARE, VECTOR, REWARDS, ROLLOUT, SAMPLE)
 """Rows whose time is measured against N, T and d."""
 MEMORY_ROWS = (ROLLOUT, SAMPLE)
