@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
-KNOTS = 8
+KNOTS = 4
 """Noise levels that ``level_codes`` interpolates between."""
 
 
