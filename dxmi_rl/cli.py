@@ -144,6 +144,7 @@ class Checkpoint:
             task = None if self.task is None else make_task(named_task(self.task), device=self.device, **changes)
             return load_agent(self.agent, task=task, device=self.device)
         built = make_task(named_task(self.task or "8gaussians"), device=self.device, **changes)
+        built = built.at(built.horizons[-1] if self.horizon is None else self.horizon)
         own = OwnAgent(self.agent, self.trust_checkpoint) if is_own_agent(self.agent) else None
         if own is not None and not own.trains:
             return own.build(built, self.seed)

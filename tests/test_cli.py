@@ -73,6 +73,22 @@ def test_evaluate_prints_scores_beside_their_floors(
     assert "base on gmm9" in capsys.readouterr().out
 
 
+def test_a_checkpoint_of_several_horizons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    several = ["--task", "gmm9", "--task-set", "horizon=[1, 2, 4]"]
+    small = ["--set", "n_trajectories=8", "--budget", "60", "--no-tensorboard", "--points", "1"]
+    assert main(["train", "ppo", *several, *small]) == 0
+    (file,) = tmp_path.rglob("checkpoint.safetensors")
+    for horizon in ("1", "3", "4"):
+        assert main(["sample", str(file), "--n", "20", "--horizon", horizon, "--out", f"{horizon}.npy"]) == 0
+    assert len({(tmp_path / f"{horizon}.npy").read_bytes() for horizon in "134"}) == 3
+    assert main(["sample", str(file), "--horizon", "5"]) == 2
+    for steps in ("2", "4"):
+        scores = tmp_path / f"{steps}.json"
+        assert main(["evaluate", "base", *several, "--horizon", steps, *QUICK, "--json", str(scores)]) == 0
+        assert json.loads(scores.read_text(encoding="utf-8"))["scores"]["denoiser_calls"] == float(steps)
+
+
 def test_evaluate_marks_a_log_z_from_few_effective_samples(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

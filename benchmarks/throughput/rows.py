@@ -81,9 +81,11 @@ def _vector(task: Task, n: int, seed: int, steps: int | None = None) -> Episodes
 
 
 def _vector_of_several(task: Task, n: int, seed: int) -> Episodes:
-    """With T - 1, T or T + 1 steps, so T on average."""
+    """With T - 1, T or T + 1 steps, so T on average. Raises ValueError for T = 1 and tasks without a name."""
     horizon = task.mdp.horizon
-    several = make_task(task.name, horizon=(horizon - 1, horizon, horizon + 1), device=task.device)
+    if task.spec is None:
+        raise ValueError("task must have a name.")
+    several = make_task(**task.spec | {"horizon": (horizon - 1, horizon, horizon + 1)}, device=task.device)
     return _vector(several, n, seed, steps=horizon)
 
 

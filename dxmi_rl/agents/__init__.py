@@ -123,7 +123,8 @@ def list_agents() -> list[str]:
 def make_agent(
     name: str, task: str | Task | Target = "8gaussians", *, seed: int = 0, config: Any = None, **settings: Any
 ) -> Agent[Any]:
-    """Build the agent ``name``; on a task with several horizons AnyStep around it.
+    """Build the agent ``name``; on a task with several horizons AnyStep around it, or one that does not train on the
+    largest.
 
     ``config`` is a Config of the agent, or "plain" for the settings from before the search (docs/tuning.md); None: the
     defaults. Raises UnknownNameError (with the near names) for an unknown agent, config or setting.
@@ -131,6 +132,8 @@ def make_agent(
     kind = AGENTS[name]
     if isinstance(config, str):
         config = changed(kind.Config(), plain_settings(config, name), f"plain setting of {name!r}")
+    if isinstance(task, Task) and not kind.trains:
+        task = task.at(task.horizons[-1])
     if isinstance(task, Task) and len(task.horizons) > 1 and not kind.takes_horizons:
         inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
         return AGENTS["any-step"](task, seed=seed, agent=name, agent_settings=inside)

@@ -42,7 +42,7 @@ class AnyStep(Agent[AnyStepConfig]):
         agent = AnyStep(task, agent="dxdp").learn(100_000)
         agent.sample(1000, horizon=3)
 
-    Raises ValueError for an algorithm without a Gaussian policy of this package, or whose weights depend on T.
+    Raises ValueError for an algorithm without a Gaussian policy of this package, such as those of other libraries.
     """
 
     name: ClassVar[str] = "any-step"
@@ -59,12 +59,16 @@ class AnyStep(Agent[AnyStepConfig]):
         return changed(_defaults(values), values, f"setting of {cls.name!r}")
 
     def _build(self) -> None:
-        largest = self.task.horizons[-1]
-        self.agents: dict[int, Agent[Any]] = {}
-        source = self.agents[largest] = self._made(largest)
-        if not isinstance(source.policy, GaussianPolicy) or not source.trains:
-            raise ValueError(f"agent must train a Gaussian policy of this package; {self.config.agent!r} has none.")
-        self.agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]} | self.agents
+        inner = AGENTS[self.config.agent]
+        source = self._made(self.task.horizons[-1]) if inner.trains and not inner.takes_horizons else None
+        if source is None or not isinstance(source.policy, GaussianPolicy):
+            raise ValueError(
+                f"agent must train a Gaussian policy of this package on one horizon, got {self.config.agent!r}."
+            )
+        self.agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]}
+        self.agents[source.mdp.horizon] = source
+        """Those that are trained, by horizon."""
+        self._between: dict[int, Agent[Any]] = {}
         self.task = self.task.with_parts(kernel=source.mdp.kernel)
         self.mdp = self.task.mdp
         self.has_density = source.has_density
@@ -84,7 +88,7 @@ class AnyStep(Agent[AnyStepConfig]):
         """Let all agents have the weights and optimizers of the one with the largest horizon, and what this one has."""
         source = self.agents[self.task.horizons[-1]]
         weights, optimizers = source.modules(), source.all_optimizers()
-        for agent in self.agents.values():
+        for agent in (*self.agents.values(), *self._between.values()):
             agent.generator, agent.costs, agent.progress = self.generator, self.costs, self.progress
             if agent is source:
                 continue
@@ -99,10 +103,12 @@ class AnyStep(Agent[AnyStepConfig]):
         Raises ValueError for another.
         """
         self.task.at(horizon)
-        if horizon not in self.agents:
-            self.agents[horizon] = self._made(horizon)
-            self._share()
-        return self.agents[horizon]
+        if horizon in self.agents:
+            return self.agents[horizon]
+        if horizon not in self._between:
+            self._between[horizon] = self._made(horizon)
+        self._share()
+        return self._between[horizon]
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         horizon = self.task.horizons[self.turn % len(self.task.horizons)]

@@ -121,7 +121,8 @@ def task_of(
     if task is None:
         if metadata["task"] is None:
             raise CheckpointError(
-                f"{str(path)!r} was trained on a task of your own objects ({metadata['task_name']!r}): pass task=."
+                f"{str(path)!r} was trained on a task of your own objects, or on one horizon of several "
+                f"({metadata['task_name']!r}): pass task=."
             )
         task = make_task(**metadata["task"], device=device)
     elif isinstance(task, str):

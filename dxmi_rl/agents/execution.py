@@ -128,8 +128,10 @@ def set_execution(
             is nearly all. Every process must build the agent with the same seed, on its ``own_device``, and call the
             same verbs.
 
-    Checkpoints do not depend on any of these. Raises UnknownNameError for another precision, ValueError for
-    ``rows_at_a_time`` < 1 or with spectral norms, which change in every pass, MissingExtraError without accelerate.
+    Checkpoints do not depend on any of these. Agents that AnyStep makes for horizons between run as they would alone.
+
+    Raises UnknownNameError for another precision, ValueError for ``rows_at_a_time`` < 1 or with spectral norms, which
+    change in every pass, MissingExtraError without accelerate.
     """
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, list(PRECISIONS))

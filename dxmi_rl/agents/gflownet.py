@@ -101,12 +101,10 @@ class ExploringPolicy(GaussianPolicy):
 class LogZ(nn.Module):
     """The learned log Z of trajectory and detailed balance; it starts at the first batch's estimate."""
 
-    started: Tensor
-
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(()))
-        self.register_buffer("started", torch.tensor(False))
+        self.started = nn.Parameter(torch.tensor(False), requires_grad=False)  # to be shared as weights are (AnyStep)
         self.learning_rate = learning_rate
 
     @torch.no_grad()
@@ -131,6 +129,7 @@ class GFlowNet(Agent[ConfigT]):
 
     def _build(self) -> None:
         config = self.config
+        self.iterations = 0
         searches = bool(config.buffer_size and config.local_search_steps)
         self.require_energy(gradient=searches)
         if self.mdp.tau == 0:
@@ -168,6 +167,7 @@ class GFlowNet(Agent[ConfigT]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config = self.config
+        self.iterations += 1
         paths = collect(self, self.behaviour(), config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         rows = None
         if self.buffer is not None and len(self.buffer):
@@ -280,8 +280,7 @@ class GFlowNet(Agent[ConfigT]):
 
     def improve(self, buffer: ReplayBuffer) -> None:
         """Every ``local_search_every`` iterations: MALA from ``n_trajectories`` drawn states, which join the buffer."""
-        iteration = self.costs.timesteps // self.timesteps_per_iteration
-        if self.search is None or iteration % self.config.local_search_every:
+        if self.search is None or self.iterations % self.config.local_search_every:
             return
         rows = buffer.draw(self.config.n_trajectories, self.generator)
         buffer.add(*self.search(buffer.x[rows], self.generator))
@@ -295,9 +294,11 @@ class GFlowNet(Agent[ConfigT]):
 
     def extra_tensors(self) -> dict[str, Tensor]:
         parts = [part for part in (self.buffer, self.search) if part is not None]  # a buffer may be empty
-        return {key: value for part in parts for key, value in part.tensors().items()}
+        found = {key: value for part in parts for key, value in part.tensors().items()}
+        return found | {"iterations": torch.tensor(self.iterations)} if parts else found
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         for part in (self.buffer, self.search):
             if part is not None:
                 part.restore(tensors)
+                self.iterations = int(tensors["iterations"])

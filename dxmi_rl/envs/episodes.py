@@ -94,7 +94,7 @@ class Episodes:
             x = spaces.Box(-np.inf, np.inf, self.mdp.event_shape, np.float32)
             # T + 1 values: the final observation has t = T and must lie in its space (SB3 one-hot encodes it).
             steps = spaces.Discrete(self.mdp.horizon + 1)
-            return spaces.Dict({"x": x, "t": steps} | ({"horizon": steps} if len(self._mdps) > 1 else {}))
+            return spaces.Dict({"x": x, "t": steps} | ({"horizon": steps} if self._tells_horizon else {}))
         told = len(time_left(self.mdp, 0))
         bound = np.full(self.mdp.dim + told, np.inf, np.float32)
         low, high = -bound, bound.copy()
@@ -111,6 +111,10 @@ class Episodes:
     # -- dynamics ----------------------------------------------------------------------------------------------
 
     @property
+    def _tells_horizon(self) -> bool:
+        return self.mdp.base.schedule.codes is not None
+
+    @property
     def x(self) -> Tensor:
         """x_t, ``[count, *event_shape]``. Raises ResetNeeded before the first reset and after ``clear``."""
         if self._x is None:
@@ -123,10 +127,12 @@ class Episodes:
         return self.t == self.mdp.horizon
 
     def reset(self, np_random: np.random.Generator) -> None:
-        """Start new episodes; all numbers of theirs and of those that follow come from one draw of ``np_random``."""
-        seed = int(np_random.integers(2**63 - 1))
-        self._generator.manual_seed(seed)
-        self._horizon_generator.manual_seed(seed)
+        """Start new episodes; all numbers of theirs and of those that follow come from one draw of ``np_random``, or
+        two with several horizons.
+        """
+        self._generator.manual_seed(int(np_random.integers(2**63 - 1)))
+        if len(self._mdps) > 1:
+            self._horizon_generator.manual_seed(int(np_random.integers(2**63 - 1)))
         self.start()
 
     def start(self) -> None:
@@ -175,7 +181,7 @@ class Episodes:
         """
         x, t = self.x, self.t
         if self.layout == "dict":
-            told = {"t": t, "horizon": self.mdp.horizon} if len(self._mdps) > 1 else {"t": t}
+            told = {"t": t, "horizon": self.mdp.horizon} if self._tells_horizon else {"t": t}
             numbers = {
                 key: torch.full((self.count,), value, dtype=torch.int64, device=x.device) for key, value in told.items()
             }

@@ -28,29 +28,35 @@ def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
 
 
 def observed_horizon(mdp: DenoisingMDP, observation: Any) -> int:
-    """T of the episodes that observations belong to; ``mdp`` is any of the task's MDPs.
+    """T of the episodes that observations belong to; ``mdp`` is any of the task's MDPs. Flat observations at t = T do
+    not tell; where there are no others it is that of ``mdp``.
 
     Raises ValueError for observations of another shape, or from episodes of different horizons.
     """
     if mdp.base.schedule.codes is None:
         return mdp.horizon
     if isinstance(observation, dict):
+        if "horizon" not in observation:
+            raise ValueError(f"observation must have 'horizon' on a task with several, got {list(observation)}.")
         horizons = torch.as_tensor(_plain(observation["horizon"])).reshape(-1)
     else:
         now, after = _rows(mdp, observation)[:, mdp.dim :].unbind(1)
-        horizons = (1 / (now - after)).round()
-    if not bool((horizons == horizons[0]).all()):
-        raise ValueError(f"observations must be of one horizon, got {sorted(set(horizons.tolist()))}.")
-    return int(horizons[0])
+        horizons = (1 / (now - after)[now > 0]).round()
+    found = sorted({int(horizon) for horizon in horizons.tolist()}) or [mdp.horizon]
+    if len(found) > 1:
+        raise ValueError(f"observations must be of one horizon, got {found}.")
+    return found[0]
 
 
 def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tensor, bool]:
     """States ``[batch, *event_shape]``, steps ``[batch]``, and whether it was a single observation.
 
     Takes flat observations or ``{"x", "t"}``, single or batched, as arrays or tensors. Raises ValueError for flat
-    observations of another shape.
+    observations of another shape, and for those of another horizon.
     """
     horizon, device, dim = mdp.horizon, mdp.device, mdp.dim
+    if (observed := observed_horizon(mdp, observation)) != horizon:
+        raise ValueError(f"observation must be of an episode of {horizon} steps, got one of {observed}.")
     if isinstance(observation, dict):
         x = torch.as_tensor(_plain(observation["x"]), dtype=mdp.dtype, device=device)
         t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)

@@ -103,6 +103,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
             self._setup._finite = self._setup._finite.to(self.device)
             self._time_left = {horizon: told.to(self.device) for horizon, told in self._time_left.items()}
             self._generator = torch.Generator(self.device).manual_seed(self._generator.initial_seed())
+            self._horizon_generator.manual_seed(self._horizon_generator.initial_seed())
             self._transitions, self._known = [], {}
         return self
 
@@ -112,7 +113,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if seed is None:
             seed = self._generator.seed()
         self._generator.manual_seed(check_integer("seed", seed, minimum=0))
-        self._horizon_generator.manual_seed(seed)
+        self._horizon_generator.manual_seed((seed + 1_000_003) % 2**63)  # other numbers than the states'
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
         """New episodes for all rows; EnvBase keeps those that a "_reset" mask asks for."""
@@ -299,11 +300,10 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     def _step_each(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step rows of several horizons, one horizon after the other."""
-        result, horizons = self._unmoved(tensordict), tensordict.get("horizon")
-        for horizon in horizons.unique().tolist():
-            rows = horizons == horizon
-            result[rows] = self._step(tensordict[rows])
-        return result
+        horizons = tensordict.get("horizon").reshape(-1)
+        rows, order = tensordict.reshape(-1), horizons.argsort(stable=True)
+        parts = [self._step(rows[horizons == horizon]) for horizon in horizons.unique().tolist()]
+        return torch.cat(parts)[order.argsort()].reshape(tensordict.batch_size)
 
     def _unmoved(self, tensordict: TensorDictBase) -> TensorDictBase:
         """What a step gives for rows that stay where they are."""
@@ -337,7 +337,7 @@ def _require_tensor(name: str, value: object) -> Tensor:
 
 def _move(task: Task, device: torch.device) -> None:
     """Move a task in place: its target, and its MDPs' base samplers, kernels with their optimizer, and energy."""
-    mdps = [task.at(horizon).mdp for horizon in task.horizons]
+    mdps = [task.mdp, *(one.mdp for one in task._built.values() if one.mdp is not task.mdp)]
     parts = [task.target, task.mdp.energy.function, *(part for mdp in mdps for part in (mdp.base, mdp.kernel))]
     for part in parts:
         if isinstance(part, torch.nn.Module):

@@ -29,6 +29,8 @@ def resolve(
     if isinstance(model, ActionDensity):
         if not isinstance(task, Task) or task.mdp is not model.mdp:
             raise ValueError(f"task must be the built Task whose mdp the ActionDensity was made on, got {named!r}.")
+        if horizon not in (None, model.mdp.horizon):
+            raise ValueError(f"horizon must be {model.mdp.horizon}, the ActionDensity's, got {horizon!r}.")
         return task, model
     library = _library(model)
     own, found = _environment(model)

@@ -16,6 +16,7 @@ from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig, SharedWeights
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.costs import count_energy
+from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
@@ -199,12 +200,12 @@ class DxMI(Agent[DxMIConfig]):
     def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None) -> Tensor:
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
         gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy). ``horizon`` is the
-        number of steps, as in ``at``.
+        number of steps, as in ``at``; None: the largest.
 
         Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have).
         """
-        if horizon is not None:
-            return self.at(horizon).sample(n, seed=seed, guidance=guidance)
+        if horizon is not None or isinstance(self.policy, SharedWeights):
+            return self.at(horizon or self.mdp.horizon).sample(n, seed=seed, guidance=guidance)
         if not guidance:
             return super().sample(n, seed=seed)
         if not isinstance(self.agent, GuidedAgent):
@@ -214,9 +215,23 @@ class DxMI(Agent[DxMIConfig]):
         guided = self.agent.guided(guidance, policy=self.policy, energy=self.average_energy)
         return self.mdp.sample(guided, n, self.generator_of(seed))
 
-    def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
+    def sample_trajectory(
+        self, n: int, *, seed: int | None = None, policy: nn.Module | None = None, horizon: int | None = None
+    ) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
+        if horizon is not None:
+            return self.at(horizon).sample_trajectory(n, seed=seed, policy=policy)
         return super().sample_trajectory(n, seed=seed, policy=policy)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, *,
+        coordinates: str = "noise",
+    ) -> tuple[np.ndarray[Any, Any], Any]:  # fmt: skip
+        """As an agent's, of the averaged policy; with several horizons for observations of any of them."""
+        if isinstance(self.policy, SharedWeights):
+            found = self.at(observed_horizon(self.mdp, observation))
+            return found.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
+        return super().predict(observation, state, episode_start, deterministic, coordinates=coordinates)
 
     def density(self, policy: nn.Module | None = None) -> Policy:
         return self.agent.density(self.policy if policy is None else policy)
@@ -243,5 +258,5 @@ class DxMI(Agent[DxMIConfig]):
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
         self.past = tensors["past"].to(self.mdp.device)
-        self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})
         self.agent.costs, self.agent.progress = self.costs, self.progress
+        self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})

@@ -84,11 +84,12 @@ def make_task(
         changes["label"] = check_integer("label", changes["label"], minimum=0)
         if changes.get("denoiser", config.denoiser) == "learned":
             changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
+    if "horizon" in changes:
+        changes["horizon"] = check_horizon(changes["horizon"])
     spec = _spec(name, energy, changes)
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
-    config = replace(config, horizon=check_horizon(config.horizon))
     if config.track not in TRACKS:
         raise UnknownNameError("track", config.track, TRACKS)
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, level_codes
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
@@ -19,6 +20,9 @@ from dxmi_rl.tasks.parts import build_base, build_kernel
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
+
+ALIKE = ["cosine", "geometric", "karras"]
+"""Schedules whose levels begin at the same one, whatever their number."""
 
 
 @dataclass
@@ -33,12 +37,17 @@ class Task:
     energy_replaced: bool
     """The reward is not the target's own energy but one that was given."""
     spec: JSON | None
-    """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user."""
+    """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user, or is one
+    horizon of several."""
+    among: tuple[int, ...] | None = None
+    """The horizons of the task that this one horizon was taken from (``at``)."""
     _built: dict[int, Task] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
         fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        if self.among is not None:
+            fields["horizon"] += f" of {self.among}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
@@ -62,7 +71,7 @@ class Task:
         if horizon not in self._built:
             config = replace(self.config, horizon=horizon)
             mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
-            self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None)
+            self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
         return self._built[horizon]
 
     def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
@@ -74,7 +83,7 @@ class Task:
         mdp = DenoisingMDP(
             base, kernel, main.event_shape, tau=main.tau, scale=main.scale, particles=main.particles, device=main.device
         )
-        mdp.energy = main.energy
+        mdp.energy, mdp._start = main.energy, main._start
         share_parameters(kernel, main.kernel)
         if kernel.optimizer is not None and main.kernel.optimizer is not None:
             share_optimizer(kernel.optimizer, main.kernel.optimizer)
@@ -128,10 +137,15 @@ def build_mdp(config: TaskConfig, target: Target, device: torch.device) -> Denoi
     horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
     base = build_base(config, target, horizon, device)
     if several:
+        if isinstance(base, ReverseSampler) and config.schedule not in ALIKE:
+            raise ValueError(f"schedule must be one of {ALIKE} with several horizons, got {config.schedule!r}.")
         base.schedule.codes = _codes(base.schedule, base.schedule)
+    kernel = build_kernel(config, target, base)
+    if several and kernel.adapts and kernel.optimizer is None:
+        raise ValueError(f"backward {config.backward!r} is fitted step by step, which several horizons cannot share.")
     return DenoisingMDP(
         base,
-        build_kernel(config, target, base),
+        kernel,
         target.event_shape,
         tau=config.tau,
         scale=target.scale,

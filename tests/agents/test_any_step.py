@@ -196,11 +196,61 @@ def test_make_agent_wraps_on_several_horizons() -> None:
         DxDP(several())
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_POLICY))
+@pytest.mark.parametrize("name", [*sorted(WITHOUT_POLICY), "dxmi", "any-step"])
 def test_agents_without_a_policy_of_ours_are_refused(name: str) -> None:
     skip_without_extra(name)
-    with pytest.raises(ValueError, match=f"agent must train a Gaussian policy of this package; '{name}' has none"):
+    with pytest.raises(ValueError, match=rf"agent must train a Gaussian policy of this package .*, got '{name}'"):
         AnyStep(several((2, 3)), agent=name)
+
+
+def test_agents_that_do_not_train_take_the_largest_horizon() -> None:
+    assert make_agent("base", several()).mdp.horizon == 4
+
+
+@pytest.mark.parametrize("schedule", ["quadratic", "var-linear", "var-quadratic", "sigmoid"])
+def test_schedules_that_begin_elsewhere_are_refused(schedule: str) -> None:
+    with pytest.raises(ValueError, match=r"schedule must be one of .* with several horizons"):
+        several((2, 4), "8gaussians", schedule=schedule)
+
+
+def test_kernels_that_are_fitted_step_by_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="backward 'brownian' is fitted step by step"):
+        several(backward="brownian")
+
+
+def test_frozen_steps() -> None:
+    """Trained last steps: all of a short horizon, the last ones of a long one."""
+    task = several((2, 4), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
+    for kind in ("correction", "fine-tuned"):
+        settings = {"n_trajectories": 8, "policy": {"kind": kind, "trained_steps": 2}}
+        agent = iterations(AnyStep(task, agent="ppo", agent_settings=settings), 2)
+        base = make_agent("base", task.at(4))
+        ours, theirs = (one.sample_trajectory(50, seed=0).x for one in (agent.at(4), base))
+        assert torch.equal(ours[:3], theirs[:3]) and not torch.equal(ours[3], theirs[3])
+
+
+def test_every_horizon_has_its_local_searches() -> None:
+    settings = {"n_trajectories": 8, "buffer_size": 64, "local_search_every": 2, "local_search_steps": 1}
+    agent = AnyStep(several((2, 3)), agent="trajectory-balance", agent_settings=settings)
+    searches = {2: 0, 3: 0}
+    for horizon in searches:
+        inner: Any = agent.agents[horizon]
+
+        def counted(*arguments: Any, horizon: int = horizon, search: Any = inner.search, **options: Any) -> Any:
+            searches[horizon] += 1
+            return search(*arguments, **options)
+
+        counted.tensors, counted.restore = inner.search.tensors, inner.search.restore  # type: ignore[attr-defined]
+        inner.search = counted
+    iterations(agent, 6)
+    assert searches == {2: 3, 3: 3}
+
+
+def test_log_z_starts_once() -> None:
+    agent: Any = any_step("trajectory-balance", several((2, 3)))
+    agent.agents[2].log_z.start(torch.tensor(1.5))
+    agent.agents[3].log_z.start(torch.tensor(9.0))
+    assert float(agent.agents[2].log_z.value) == float(agent.agents[3].log_z.value) == 1.5
 
 
 def test_horizons_outside_the_range() -> None:
@@ -241,6 +291,11 @@ def test_predict_knows_the_horizon_of_an_observation(layout: str) -> None:
     mixed = {"x": x, "t": np.zeros(5), "horizon": np.array([2, 2, 2, 4, 4])}
     with pytest.raises(ValueError, match="observations must be of one horizon"):
         agent.predict(mixed)
+    with pytest.raises(ValueError, match="observation must have 'horizon'"):
+        agent.predict({"x": x, "t": np.zeros(5)})
+    with pytest.raises(ValueError, match="observation must be of an episode of 3 steps, got one of 4"):
+        agent.at(3).predict(observation)
+    assert agent.predict(np.concatenate([x, np.zeros((5, 2), np.float32)], 1))[0].shape == (5, 2)  # at t = T
 
 
 # -- bounds ----------------------------------------------------------------------------------------------------------
@@ -276,11 +331,19 @@ def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
     assert not torch.equal(samples[2], last)  # the averaged weights are others
     assert set(evaluate(game, horizon=3, samples=200, draws=1, fit=False, floors=False)) >= {"sliced_w2"}
     game.save(tmp_path / "game.safetensors")
-    again = DxMI.load(tmp_path / "game.safetensors")
+    again, more = (DxMI.load(tmp_path / "game.safetensors") for _ in range(2))
     for horizon, x in samples.items():
         assert torch.equal(again.sample(20, seed=1, horizon=horizon), x)
     game.learn(32 * 6, reset_num_timesteps=False)
-    again.learn(32 * 6, reset_num_timesteps=False)
-    assert torch.equal(again.sample(20, seed=1, horizon=3), game.sample(20, seed=1, horizon=3))
+    more.learn(32 * 6, reset_num_timesteps=False)
+    for horizon in samples:
+        assert torch.equal(more.sample(20, seed=1, horizon=horizon), game.sample(20, seed=1, horizon=horizon))
+    x = np.ones((4, 2), np.float32)
+    left = np.full((4, 2), [0.5, 0.0], np.float32)  # t = 1 of 2
+    action, _ = game.predict(np.concatenate([x, left], 1), deterministic=True, coordinates="next_state")
+    mean, _ = game.at(2).policy.moments(torch.as_tensor(x), 1)
+    assert np.allclose(action, mean.detach().numpy(), atol=1e-6)
+    assert not torch.equal(game.sample(20, seed=1, guidance=0.1), game.sample(20, seed=1))
+    assert len(game.sample_trajectory(5, seed=1, horizon=2).x) == 3
     with pytest.raises(ValueError, match="cannot be nested"):
         DxMI(several((2, 4), "8gaussians", reward=None), agent="any-step")

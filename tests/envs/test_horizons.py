@@ -64,7 +64,7 @@ def test_sb3_check_env(layout: str) -> None:
 def test_every_horizon_is_drawn_and_a_seed_fixes_them(layout: str) -> None:
     env = DenoiseEnv(**TASK, observation=layout)
     lengths = played(env, 60)
-    assert {length: lengths.count(length) for length in HORIZONS}.keys() == set(HORIZONS) == set(lengths)
+    assert set(lengths) == set(HORIZONS)
     assert min(lengths.count(length) for length in HORIZONS) >= 10
     assert played(env, 60) == lengths
     assert played(env, 60, seed=1) != lengths
@@ -193,9 +193,10 @@ def test_stable_baselines3_trains_and_is_scored_at_every_horizon() -> None:
     from dxmi_rl.envs.sb3 import make_sb3_env
 
     env = make_sb3_env("gmm9", num_envs=16, horizon=HORIZONS)
+    env.reset()
+    ended = [info["episode"]["l"] for _ in range(60) for info in env.step(np.zeros((16, 2)))[3] if info]
+    assert set(ended) == set(HORIZONS)
     model = sb3.PPO("MlpPolicy", env, n_steps=16, batch_size=64, gamma=1.0, seed=0).learn(512)
-    lengths = {info["l"] for info in model.ep_info_buffer}
-    assert lengths == set(HORIZONS)
     for horizon in (1, 3, 4):
         scores = evaluate(model, horizon=horizon, samples=200, draws=1, trajectories=200, fit=False, floors=False)
         assert np.isfinite(scores["elbo"])
@@ -234,6 +235,8 @@ def test_torchrl_rows_of_several_horizons() -> None:
         apart = env.step(starts[horizon].clone().set("action", torch.ones(3, 2)))["next"]
         for key in ("x", "t", "horizon", "observation", "reward", "done"):
             assert torch.equal(whole[key][rows], apart[key]), (horizon, key)
+    bare = env.step(mixed.exclude("observation"))["next"]
+    assert torch.equal(bare["x"], whole["x"])
     second = env.step(whole.set("action", torch.ones(6, 2)).exclude("reward", "done", "terminated"))["next"]
     assert second["done"].flatten().tolist() == [True] * 3 + [False] * 3
     for wrong in (3, 9):
@@ -252,3 +255,9 @@ def test_torchrl_rollouts_have_the_drawn_length() -> None:
     assert set(lengths) == set(HORIZONS)
     env.set_seed(1)
     assert [len(env.rollout(10)[0]) for _ in range(20)] == lengths
+
+
+def test_one_horizon_of_several_tells_it_too() -> None:
+    task = make_task(TASK["task"], horizon=HORIZONS).at(2)
+    observation, _ = DenoiseEnv(task, observation="dict").reset(seed=0)
+    assert observation["horizon"] == 2 and DenoiseEnv(task).observation_space.shape == (4,)
