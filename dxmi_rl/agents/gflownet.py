@@ -101,10 +101,12 @@ class ExploringPolicy(GaussianPolicy):
 class LogZ(nn.Module):
     """The learned log Z of trajectory and detailed balance; it starts at the first batch's estimate."""
 
+    started: Tensor
+
     def __init__(self, learning_rate: float) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(()))
-        self.started = nn.Parameter(torch.tensor(False), requires_grad=False)  # to be shared as weights are (AnyStep)
+        self.register_buffer("started", torch.tensor(False))
         self.learning_rate = learning_rate
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def share_parameters(module: nn.Module, source: nn.Module) -> None:
-    """Give ``module`` the very parameters of ``source``, by name; its buffers stay its own.
+    """Give ``module`` the very parameters and single numbers of ``source``, by name; its other buffers stay its own.
 
     Raises ValueError where their names or shapes differ.
     """
@@ -52,7 +52,8 @@ def share_parameters(module: nn.Module, source: nn.Module) -> None:
     if shapes != wanted:
         odd = sorted(key for key in shapes | wanted if shapes.get(key) != wanted.get(key))
         raise ValueError(f"parameters {odd} cannot be shared: their shapes are {shapes} and {wanted}.")
-    for key, value in given.items():
+    numbers = {key: value for key, value in source.named_buffers(remove_duplicate=False) if not value.dim()}
+    for key, value in (given | numbers).items():
         owner, _, name = key.rpartition(".")
         setattr(module.get_submodule(owner), name, value)
 
