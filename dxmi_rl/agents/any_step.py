@@ -66,8 +66,8 @@ class AnyStep(Agent[AnyStepConfig]):
                 f"agent must train a Gaussian policy of this package on one horizon, got {self.config.agent!r}."
             )
         self.agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]}
-        self.agents[source.mdp.horizon] = source
         """Those that are trained, by horizon."""
+        self.agents[source.mdp.horizon] = source
         self._between: dict[int, Agent[Any]] = {}
         self.task = self.task.with_parts(kernel=source.mdp.kernel)
         self.mdp = self.task.mdp
