@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dxmi_rl.agents import AGENTS, VGS, AdjointSampling, DxDPPaper
+from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.settings import flat_settings
 
@@ -160,5 +161,5 @@ def list_searched() -> list[str]:
     """Every agent that learns from an energy it is given, but for "dxdp-paper", whose settings are its paper's, and
     "adjoint-sampling" and "vgs", whose settings have not been searched.
     """
-    others = (DxMI.name, DxDPPaper.name, AdjointSampling.name, VGS.name)
+    others = (DxMI.name, AnyStep.name, DxDPPaper.name, AdjointSampling.name, VGS.name)
     return [name for name in AGENTS if AGENTS[name].trains and name not in others]

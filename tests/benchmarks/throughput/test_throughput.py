@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.throughput import measure, report, rows, throughput
 from dxmi_rl import make_task
+from dxmi_rl.mdp import DenoisingMDP
 
 CPU = torch.device("cpu")
 FLOAT = 4
@@ -133,7 +134,9 @@ def test_compiling_is_reported_apart() -> None:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", [row for row in rows.ROWS if row is not rows.SAMPLE], ids=lambda row: row.label)
+@pytest.mark.parametrize(
+    "row", [row for row in rows.ROWS if row not in (rows.SAMPLE, rows.SEVERAL)], ids=lambda row: row.label
+)
 def test_a_row_computes_every_reward_of_its_episodes(row: rows.Row, monkeypatch: pytest.MonkeyPatch) -> None:
     """T n running rewards and n energies per call, so that no row is fast because it leaves something out."""
     task = make_task("8gaussians")
@@ -156,6 +159,25 @@ def test_a_row_computes_every_reward_of_its_episodes(row: rows.Row, monkeypatch:
     run()
     wanted = 0 if row is rows.ROLLOUT else n
     assert seen == {"running": 5 * wanted, "energy": wanted}
+
+
+def test_episodes_of_several_horizons_have_all_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T steps per call; the energy where an episode of T - 1, T or T + 1 of them ends."""
+    run = rows.SEVERAL.build(make_task("8gaussians"), 6, 0)
+    seen: list[int] = []
+    checked = DenoisingMDP.checked_transition
+
+    def counted(mdp: DenoisingMDP, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        found = checked(mdp, x, *arguments, **options)
+        assert bool(found[1].isfinite().all()) and len(found[1]) == 6
+        seen.append(0 if found[2] is None else mdp.horizon)
+        return found
+
+    monkeypatch.setattr(DenoisingMDP, "checked_transition", counted)
+    for _ in range(12):
+        run()
+    ends = [horizon for horizon in seen if horizon]
+    assert len(seen) == 60 and set(ends) == {4, 5, 6} and 0 <= 60 - sum(ends) < 6
 
 
 @pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: row.label)
