@@ -119,8 +119,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         """New episodes for all rows; EnvBase keeps those that a "_reset" mask asks for."""
         batch = self.batch_size if tensordict is None else tensordict.batch_size
         x = self.mdp.reset(batch.numel(), self._generator).to(self._dtype)
-        chosen = torch.randint(len(self._mdps), (), generator=self._horizon_generator)
-        horizon = self.task.horizons[int(chosen)]
+        horizons, draws = self.task.horizons, self._horizon_generator
+        horizon = horizons[int(torch.randint(len(horizons), (), generator=draws)) if len(horizons) > 1 else 0]
         if tensordict is None or tensordict.get("_reset", None) is None:
             self._setup._finite.fill_(True)
         done = torch.zeros(*batch, 1, dtype=torch.bool, device=self.device)

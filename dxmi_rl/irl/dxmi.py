@@ -205,7 +205,8 @@ class DxMI(Agent[DxMIConfig]):
         Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have).
         """
         if horizon is not None or isinstance(self.policy, SharedWeights):
-            return self.at(horizon or self.mdp.horizon).sample(n, seed=seed, guidance=guidance)
+            found = self.at(self.mdp.horizon if horizon is None else horizon)
+            return found.sample(n, seed=seed, guidance=guidance)
         if not guidance:
             return super().sample(n, seed=seed)
         if not isinstance(self.agent, GuidedAgent):
@@ -220,7 +221,10 @@ class DxMI(Agent[DxMIConfig]):
     ) -> Trajectory:
         """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
         if horizon is not None:
-            return self.at(horizon).sample_trajectory(n, seed=seed, policy=policy)
+            found = self.at(horizon)
+            if isinstance(policy, SharedWeights):
+                policy = policy.at(horizon, found.agent.policy)
+            return found.sample_trajectory(n, seed=seed, policy=policy)
         return super().sample_trajectory(n, seed=seed, policy=policy)
 
     def predict(

@@ -345,5 +345,9 @@ def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
     assert np.allclose(action, mean.detach().numpy(), atol=1e-6)
     assert not torch.equal(game.sample(20, seed=1, guidance=0.1), game.sample(20, seed=1))
     assert len(game.sample_trajectory(5, seed=1, horizon=2).x) == 3
+    last_iterate = game.sample_trajectory(20, seed=1, horizon=2, policy=game.agent.policy).final
+    assert torch.equal(last_iterate, game.agent.at(2).sample(20, seed=1))
+    with pytest.raises(ValueError, match="horizon must"):
+        game.sample(3, horizon=0)
     with pytest.raises(ValueError, match="cannot be nested"):
         DxMI(several((2, 4), "8gaussians", reward=None), agent="any-step")
