@@ -165,6 +165,8 @@ class Evaluate(Checkpoint):
     """Trajectories of the log-weights."""
     fit: bool = True
     """Fit a backward kernel for kl_bound_fit; it takes longest."""
+    smc: bool = False
+    """Also estimate log Z by particle filters."""
     json: Path | None = None
     """Also write the scores to this file."""
 
@@ -184,7 +186,7 @@ class Evaluate(Checkpoint):
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the table says so itself
             scores = evaluate(
                 agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories,
-                fit=self.fit,
+                fit=self.fit, smc=self.smc,
             )  # fmt: skip
         marked = "log_z" in scores and unreliable(scores["ess"])
         table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")
@@ -208,16 +210,21 @@ class Sample(Checkpoint):
 
     n: int = 10_000
     """Number of samples."""
+    particles: int | None = None
+    """Choose every sample among this many chains, with fitted twisting functions."""
     out: Path = Path("samples.npy")
     """File to write; its ending says how: .npy, .csv (one flattened sample per line), .safetensors, or .png (a picture
     of the first 2,000)."""
 
     def __call__(self, command: str) -> int:
         """Write the samples."""
+        from dxmi_rl.agents.twisting import fit_twist
+
         if self.out.suffix not in SAMPLE_FORMATS:
             raise UnknownNameError("ending of out", self.out.suffix, list(SAMPLE_FORMATS))
         agent = self.load()
-        x = agent.sample(self.n, seed=self.seed).cpu()
+        twist = None if self.particles is None else fit_twist(agent, seed=self.seed)
+        x = agent.sample(self.n, seed=self.seed, particles=self.particles, twist=twist).cpu()
         write_samples(agent, x, self.out, command)
         print(f"{list(x.shape)} samples of {agent.name} on {agent.task.name}: {self.out}")
         return 0

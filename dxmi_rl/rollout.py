@@ -132,12 +132,16 @@ def log_prob(policy: Any, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
 
 def draw(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
     """x_{t+1} that any policy makes from x_t and N(0, I) noise, in the shape of x."""
+    return draw_with_log_prob(policy, x, t, noise)[0]
+
+
+def draw_with_log_prob(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """``draw``, and log pi(x_{t+1} | x_t) of it: ``[batch]``."""
     if hasattr(policy, "transport"):
-        x_next: Tensor = policy.transport(x, t, noise)[0]
-    else:
-        mean, log_std = policy.moments(x, t)
-        x_next = mean + log_std.exp() * noise
-    return x_next
+        x_next, log_density = policy.transport(x, t, noise)
+        return x_next, log_density
+    mean, log_std = policy.moments(x, t)
+    return mean + log_std.exp() * noise, standard_log_prob(noise, log_std)
 
 
 def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -> Episodes:

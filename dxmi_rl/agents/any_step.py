@@ -16,6 +16,7 @@ from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
+from dxmi_rl.smc import Twist
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 
@@ -122,9 +123,13 @@ class AnyStep(Agent[AnyStepConfig]):
 
     # -- samples -----------------------------------------------------------------------------------------------
 
-    def sample(self, n: int, *, seed: int | None = None, horizon: int | None = None) -> Tensor:
-        """Samples x_T of the policy, ``[n, *event_shape]``, in so many steps; None: the largest number."""
-        return self.at(self.mdp.horizon if horizon is None else horizon).sample(n, seed=seed)
+    def sample(
+        self, n: int, *, seed: int | None = None, particles: int | None = None, twist: Twist | None = None,
+        horizon: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As an agent's, in so many steps; None: the largest number."""
+        agent = self.at(self.mdp.horizon if horizon is None else horizon)
+        return agent.sample(n, seed=seed, particles=particles, twist=twist)
 
     def sample_trajectory(
         self, n: int, *, seed: int | None = None, policy: nn.Module | None = None, horizon: int | None = None

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.prediction import predicted_action
-from dxmi_rl.agents.settings import check_changes
+from dxmi_rl.agents.settings import configured
 from dxmi_rl.costs import Costs, check_budget, counting
 from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.rollout import Policy, Trajectory
+from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.targets import Target
-from dxmi_rl.tasks import Task, TaskConfig, make_task
+from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, check_real, check_seed
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
@@ -94,26 +95,16 @@ class Agent(abc.ABC, Generic[ConfigT]):
             self._build()
 
     def _configure(self, config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
-        config = self.default_config(settings) if config is None else config
-        if not isinstance(config, self.Config):
-            raise TypeError(f"config of {self.name!r} must be a {self.Config.__qualname__}, got {config!r}.")
-        for key in settings:
-            if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
-                raise TypeError(f"{key!r} belongs to the task: pass task=make_task({self.task.name!r}, {key}=...).")
-        result: ConfigT = changed(config, settings, f"setting of {self.name!r}")
-        check_changes(config, result, self.mdp.event_shape, particles=self.mdp.particles is not None)
-        return result
+        return cast(ConfigT, configured(self, config, settings))
 
     def default_config(self, settings: Mapping[str, Any]) -> ConfigT:
         """The settings of an agent that was given none; ``settings`` are the ones that will be changed."""
-        config: ConfigT = self.Config()
-        return config
+        return cast(ConfigT, self.Config())
 
     @classmethod
     def parse_config(cls, values: Mapping[str, Any]) -> ConfigT:
         """The settings that JSON or TOML holds; raises UnknownNameError for unknown ones."""
-        config: ConfigT = changed(cls.Config(), values, f"setting of {cls.name!r}")
-        return config
+        return cast(ConfigT, changed(cls.Config(), values, f"setting of {cls.name!r}"))
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
 
@@ -250,17 +241,28 @@ class Agent(abc.ABC, Generic[ConfigT]):
 
     def spent(self, unit: str) -> float:
         """What has been spent so far of one of BUDGET_UNITS."""
-        amount: float = getattr(self.costs, unit)
-        return amount
+        return cast(float, getattr(self.costs, unit))
 
     def at(self, horizon: int) -> Agent[Any]:
         """The agent with this number of steps: itself, unless its task has several. Raises ValueError for another."""
         self.task.at(horizon)
         return self
 
-    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream."""
-        return self.mdp.sample(self.density(), n, self.generator_of(seed))
+    def sample(
+        self, n: int, *, seed: int | None = None, particles: int | None = None, twist: Twist | None = None
+    ) -> Tensor:
+        """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream.
+
+        With ``particles`` each is one of that many chains, drawn by their weights towards exp(-E / tau) at an energy
+        each, and resampled on the way with a ``twist`` (``fit_twist``). Raises ValueError as ``weighted_samples``.
+        """
+        generator = self.generator_of(seed)
+        if particles is None and twist is None:
+            return self._sample(n, generator)
+        return weighted_samples(self.mdp, self.density(), n, particles, twist, generator)
+
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.mdp.sample(self.density(), n, generator)
 
     def sample_trajectory(self, n: int, *, seed: int | None = None, policy: nn.Module | None = None) -> Trajectory:
         """n whole episodes with their log-probabilities."""
@@ -272,9 +274,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
 
     def density(self, policy: nn.Module | None = None) -> Policy:
         """The policy, or a copy with other weights, as a density over the next state (rollout.Policy)."""
-        density: Any = self.policy if policy is None else policy
-        found: Policy = density
-        return found
+        return cast(Policy, self.policy if policy is None else policy)
 
     def predict(
         self,

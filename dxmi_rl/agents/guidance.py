@@ -12,6 +12,7 @@ from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.agents.values import Lookahead, ValueFunction
 from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.live_energy import Energy, EnergyError
+from dxmi_rl.smc import Twist
 from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.torch_tools import input_gradient
 
@@ -71,10 +72,21 @@ class GuidedAgent(Agent[ConfigT]):
 
         return GuidedPolicy(followed, soft_value, weight)
 
-    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0) -> Tensor:
-        """Samples x_T ``[n, *event_shape]``; with ``guidance`` > 0, lambda, moved by the values' gradients
-        (GuidedPolicy).
+    def sample(
+        self, n: int, *, seed: int | None = None, guidance: float = 0.0, particles: int | None = None,
+        twist: Twist | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As an agent's; with ``guidance`` > 0, lambda, samples are moved by the values' gradients (GuidedPolicy).
+
+        Raises ValueError for guidance of particles: what is moved has no density.
         """
         if not guidance:
-            return super().sample(n, seed=seed)
+            return super().sample(n, seed=seed, particles=particles, twist=twist)
+        check_unguided(particles, twist)
         return self.mdp.sample(self.guided(guidance), n, self.generator_of(seed))
+
+
+def check_unguided(particles: int | None, twist: Twist | None) -> None:
+    """Raise ValueError for particles or a twist beside guidance."""
+    if particles is not None or twist is not None:
+        raise ValueError("guidance must be 0 with particles or a twist: what is moved has no density.")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dxmi_rl.tasks.config import TaskConfig
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.settings import flat_settings
+from dxmi_rl.utils.settings import changed, flat_settings
 
 KINDS = ["auto", "correction", "fine-tuned"]
 CORRECTION_ONLY = {
@@ -137,3 +139,20 @@ class ValueConfig:
                 if value := getattr(self, key):
                     none = type(value)()  # 0 or False
                     raise ValueError(f"value.{key} must be {none} for a convolutional value, got {value!r}.")
+
+
+def configured(agent: Any, config: Any, settings: Mapping[str, Any]) -> Any:
+    """``config``, or the agent's default one, with ``settings`` changed, for an agent that has its task.
+
+    Raises TypeError for a config of another agent and for settings of the task, UnknownNameError for unknown settings,
+    ValueError for values that are not allowed or change nothing.
+    """
+    config = agent.default_config(settings) if config is None else config
+    if not isinstance(config, agent.Config):
+        raise TypeError(f"config of {agent.name!r} must be a {agent.Config.__qualname__}, got {config!r}.")
+    for key in settings:
+        if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
+            raise TypeError(f"{key!r} belongs to the task: pass task=make_task({agent.task.name!r}, {key}=...).")
+    result = changed(config, settings, f"setting of {agent.name!r}")
+    check_changes(config, result, agent.mdp.event_shape, particles=agent.mdp.particles is not None)
+    return result

@@ -43,6 +43,7 @@ def evaluate(
     draws: int = 8,
     trajectories: int = 100_000,
     fit: bool = True,
+    smc: bool = False,
     floors: bool = True,
 ) -> dict[str, float]:
     """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; the model itself is left alone.
@@ -64,6 +65,7 @@ def evaluate(
         fit: also train a kernel of its own on the finished policy, a mixture of Gaussians per step, for 4,000
             steps (``fit_kernel``: half a minute in the plane, minutes on images), and report ``kl_bound_fit``,
             ``elbo``, ``log_z``, ``ess`` and ``eubo`` with it; otherwise these use the kernel of training.
+        smc: also estimate log Z by particle filters with fitted twisting functions (``smc_scores``; half a minute).
         floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).
 
     Returns:
@@ -71,7 +73,8 @@ def evaluate(
         1), ``kl_marginal`` and ``kl_marginal_forward`` (the divergences of x_T itself in the plane, both ways, with
         their standard errors ``..._se`` and what is left of their bias, ``..._bias``: ``marginal_scores``), ``elbo``,
         ``eubo`` (they measure chains: a policy with a high EUBO may cover every mode), ``log_z``, ``ess`` (a fraction;
-        below 0.1 log_z is unreliable), ``elbo_tau`` (the ELBO
+        below 0.1 log_z is unreliable), ``smc_log_z``, ``smc_log_z_se``, ``smc_log_z_std``, ``smc_ess``,
+        ``smc_origins`` (with ``smc``), ``elbo_tau`` (the ELBO
         of exp(-E / tau), which a task of another temperature than 1 asks for; with ``energy="fixed"`` its
         ``elbo_tau_floor`` is that density's log Z by annealed importance sampling, minutes, once), ``sliced_w2``,
         ``mmd``, ``modes``, ``mode_tv``, ``well_error`` (ManyWell.well_error), ``auc`` (of a learned energy, data
@@ -82,7 +85,8 @@ def evaluate(
         ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
-    Raises TypeError for another model, ValueError for a missing task or bad sizes. Warns where ``ess`` is below 0.1,
+    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` at tau = 0 and of a model
+    without density or energy. Warns where ``ess`` is below 0.1,
     and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)
@@ -99,8 +103,10 @@ def evaluate(
         energy = _energy_to_score(model, task)
         if density is not None and energy is not None and getattr(density, "has_density", True):
             scores |= log_weight_scores(
-                task, target, density, energy, trajectories=trajectories, seed=seed, fit=fit
+                task, target, density, energy, trajectories=trajectories, seed=seed, fit=fit, smc=smc
             )  # fmt: skip
+        elif smc:
+            raise ValueError("smc must be False for a model without density, or without an energy to weight it by.")
         if isinstance(density, ActionDensity) and density.bounds is not None:
             scores["beyond_box"] = beyond_box(density, samples, seed)
         generator, seeds = torch.Generator(mdp.device).manual_seed(seed + 1), itertools.count(seed + 10)

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents.twisting import fit_twist
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.diffusion import BackwardKernel, FittedKernel, Learned, Mixture
 from dxmi_rl.evaluation import metrics
@@ -15,12 +16,15 @@ from dxmi_rl.evaluation.annealing import annealed_importance_sampling
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.rollout import Policy, Trajectory
+from dxmi_rl.smc import particle_filter
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import cached_tensors
 
 FIT_STEPS = 4000
+PARTICLES = 1000
+"""Chains of one particle filter of ``smc_scores``."""
 FIT_TRANSITIONS = 1280
 """Transitions per step of ``fit_kernel``."""
 
@@ -52,9 +56,10 @@ def fit_kernel(
 
 
 def log_weight_scores(
-    task: Task, target: Target, density: Policy, energy: Energy, *, trajectories: int, seed: int, fit: bool
+    task: Task, target: Target, density: Policy, energy: Energy, *, trajectories: int, seed: int, fit: bool, smc: bool
 ) -> dict[str, float]:
-    """``elbo``, ``log_z``, ``ess``, ``eubo``, ``kl_bound``, ``kl_bound_fit`` and ``elbo_tau``, those that apply.
+    """``elbo``, ``log_z``, ``ess``, ``eubo``, ``kl_bound``, ``kl_bound_fit`` and ``elbo_tau``, those that apply, and
+    with ``smc`` those of ``smc_scores``.
 
     With ``fit`` all but ``kl_bound`` use a fitted kernel instead of the kernel of training.
     """
@@ -79,7 +84,37 @@ def log_weight_scores(
         exact = target.sample(trajectories, generator)
         chains = mdp.backward_rollout(density, exact, generator, kernel=kernel)
         scores["eubo"] = metrics.eubo(mdp.log_weights(chains, kernel=kernel, energy=energy))
+    if smc:
+        scores |= smc_scores(mdp, density, energy, kernel, systems=max(2, trajectories // PARTICLES), seed=seed)
     return scores
+
+
+def smc_scores(
+    mdp: DenoisingMDP, density: Policy, energy: Energy, kernel: BackwardKernel, *, systems: int, seed: int
+) -> dict[str, float]:
+    """log Z by ``systems`` particle filters of PARTICLES chains each, with twisting functions fitted to the policy.
+
+    ``smc_log_z``, of the mean of their estimates of Z, with its standard error ``smc_log_z_se``; ``smc_log_z_std``, the
+    standard deviation of log Z from one system to the next; ``smc_ess``, the smallest effective sample size (a
+    fraction, mean over systems) of all steps; ``smc_origins``, the part of the starts x_0 that still has descendants at
+    the end. Raises ValueError for tau = 0.
+    """
+    twist = fit_twist((mdp, density), kernel=kernel, energy=energy, seed=seed)
+    found = particle_filter(
+        mdp, density, systems, PARTICLES, twist=twist, kernel=kernel, energy=energy,
+        generator=torch.Generator(mdp.device).manual_seed(seed + 7),
+    )  # fmt: skip
+    log_z = torch.logsumexp(found.log_z, dim=0) - math.log(systems)
+    error = (found.log_z - log_z).exp().std() / math.sqrt(systems)
+    origins = found.origins().sort(dim=1).values
+    distinct = 1 + (origins[:, 1:] != origins[:, :-1]).sum(1)
+    return {
+        "smc_log_z": float(log_z),
+        "smc_log_z_se": float(error),
+        "smc_log_z_std": float(found.log_z.std()),
+        "smc_ess": float(found.ess.mean(1).min()),
+        "smc_origins": float(distinct.double().mean()) / PARTICLES,
+    }
 
 
 def quick_bound(task: Task, target: Target, trajectory: Trajectory, energy: Energy) -> dict[str, float]:

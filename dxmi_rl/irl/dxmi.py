@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig, SharedWeights
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.guidance import GuidedAgent
+from dxmi_rl.agents.guidance import GuidedAgent, check_unguided
 from dxmi_rl.costs import count_energy
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.irl.augmentation import make_augmentation
@@ -22,6 +22,7 @@ from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipe_files import recipe, recipe_for
 from dxmi_rl.rollout import Policy, Trajectory
+from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.utils.checks import check_batch
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import adam, average_towards
@@ -197,18 +198,26 @@ class DxMI(Agent[DxMIConfig]):
         self.task.at(horizon)
         return self
 
-    def sample(self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None) -> Tensor:
+    def sample(
+        self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None,
+        particles: int | None = None, twist: Twist | None = None,
+    ) -> Tensor:  # fmt: skip
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
         gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy). ``horizon`` is the
-        number of steps, as in ``at``; None: the largest.
+        number of steps, as in ``at``; None: the largest. ``particles`` are as an agent's, with the averaged energy.
 
-        Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have).
+        Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have), or of
+        particles.
         """
         if horizon is not None or isinstance(self.policy, SharedWeights):
             found = self.at(self.mdp.horizon if horizon is None else horizon)
-            return found.sample(n, seed=seed, guidance=guidance)
+            return found.sample(n, seed=seed, guidance=guidance, particles=particles, twist=twist)
         if not guidance:
-            return super().sample(n, seed=seed)
+            if particles is None and twist is None:
+                return super().sample(n, seed=seed)
+            generator, energy = self.generator_of(seed), self.average_energy
+            return weighted_samples(self.mdp, self.density(), n, particles, twist, generator, energy)
+        check_unguided(particles, twist)
         if not isinstance(self.agent, GuidedAgent):
             raise ValueError(
                 f"guidance must be 0 with agent {self.agent.name!r}: only 'dxdp' and 'dxdp-paper' learn soft values."

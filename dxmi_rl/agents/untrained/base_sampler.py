@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
@@ -54,12 +55,12 @@ class Base(Agent[BaseConfig]):
         self.policy = BasePolicy(self.mdp).to(self.mdp.device)
         self.has_density = not self.mdp.base.deterministic
 
-    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         if self.has_density:
-            return super().sample(n, seed=seed)
+            return super()._sample(n, generator)
         check_integer("n", n)
         count_draws(n * self.mdp.horizon)
-        return sample_base(self.mdp.base, n, self.mdp.event_shape, self.generator_of(seed), last_noise=False)
+        return sample_base(self.mdp.base, n, self.mdp.event_shape, generator, last_noise=False)
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         final = self.sample(self.config.n_trajectories)

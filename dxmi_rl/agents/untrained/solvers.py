@@ -79,8 +79,7 @@ class Solver(Agent[SolverConfig]):
         return self.policy.denoised(x, t)
 
     @torch.no_grad()
-    def sample(self, n: int, *, seed: int | None = None) -> Tensor:
-        generator = self.generator_of(seed)
+    def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.solve(self.mdp.reset(n, generator), generator)
 
     @property
