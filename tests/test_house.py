@@ -19,7 +19,7 @@ LAYERS = [
     ["networks"],
     ["targets"],
     ["diffusion"],
-    ["rollout", "fast_rollout", "live_energy", "mdp"],
+    ["rollout", "fast_rollout", "live_energy", "mdp", "smc"],
     ["tasks"],
     ["envs"],
     ["dxmi_rl"],  # the package's own __init__, which registers the environments

@@ -74,6 +74,18 @@ class Task:
             self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
         return self._built[horizon]
 
+    def with_horizon(self, horizon: int) -> Task:
+        """The same task with another number of steps: its target, and the energy that it has now.
+
+        Raises ValueError for a horizon < 1 or one that the schedule does not have.
+        """
+        config = replace(self.config, horizon=check_integer("horizon", horizon))
+        with torch.random.fork_rng(devices=[]):
+            mdp = build_mdp(config, self.target, self.device)
+        mdp.energy, mdp._start = self.mdp.energy, self.mdp._start
+        spec = None if self.spec is None else self.spec | {"horizon": horizon}
+        return replace(self, config=config, mdp=mdp, spec=spec, among=None)
+
     def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
         main = self.mdp
         base = build_base(config, self.target, horizon, main.device, getattr(main.base, "denoiser", None))
