@@ -170,7 +170,7 @@ def distances(x: Tensor, y: Tensor) -> dict[str, float]:
 
 def floor_of(task: str) -> dict[str, float]:
     """``distances`` of exact samples to exact samples, mean of three pairs; nothing for images."""
-    target = make_task(task).target
+    target = scoring_target(make_task(task))
     if not target.has_sampler or len(target.event_shape) != 1:
         return {}
     generator = torch.Generator().manual_seed(0)
@@ -228,7 +228,8 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
             x = torch.tensor(values)
             if len(target.event_shape) == 3:
                 _, height, width = target.event_shape
-                grid = x.view(8, 8, height, width).permute(0, 2, 1, 3).reshape(8 * height, 8 * width)
+                tiles = torch.nn.functional.pad(x.view(8, 8, height, width), (1, 1, 1, 1))
+                grid = tiles.permute(0, 2, 1, 3).reshape(8 * (height + 2), 8 * (width + 2))
                 axis.imshow(grid, cmap="gray", vmin=-1, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 continue
@@ -251,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_integer(key, getattr(arguments, key))
         check_seeds(arguments.seeds)
         for task in arguments.tasks:
-            target = make_task(task).target
+            target = scoring_target(make_task(task))
             if not (target.has_energy and target.has_sampler) and len(target.event_shape) != 3:
                 raise ValueError(f"tasks must have an energy and a sampler, or be images, got {task!r}.")
         runs = run_all(run, wanted, arguments.jobs, "students")
