@@ -1,6 +1,6 @@
 """Schedules, denoisers, base samplers and backward kernels."""
 
-from dxmi_rl.diffusion.denoisers import DenoiserMLP, MixtureDenoiser
+from dxmi_rl.diffusion.denoisers import DenoiserMLP, EDMDenoiser, MixtureDenoiser, VelocityDenoiser
 from dxmi_rl.diffusion.kernels import (
     KERNELS,
     BackwardKernel,
@@ -12,7 +12,14 @@ from dxmi_rl.diffusion.kernels import (
     make_kernel,
 )
 from dxmi_rl.diffusion.pretraining import PretrainingConfig, pretrained_denoiser, train_denoiser
-from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler, mixture_sigma_last, sample_base
+from dxmi_rl.diffusion.samplers import (
+    BaseSampler,
+    FlowSDE,
+    IdentitySampler,
+    ReverseSampler,
+    mixture_sigma_last,
+    sample_base,
+)
 from dxmi_rl.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from dxmi_rl.diffusion.unet import DenoiserUNet
 
@@ -24,7 +31,9 @@ __all__ = [
     "Brownian",
     "DenoiserMLP",
     "DenoiserUNet",
+    "EDMDenoiser",
     "FittedKernel",
+    "FlowSDE",
     "Forward",
     "IdentitySampler",
     "Learned",
@@ -33,6 +42,7 @@ __all__ = [
     "PretrainingConfig",
     "ReverseSampler",
     "Schedule",
+    "VelocityDenoiser",
     "make_kernel",
     "make_schedule",
     "mixture_sigma_last",

@@ -6,6 +6,7 @@ alpha and s are one number each (floats: no work on the device) or tensors ``[ba
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from dxmi_rl.networks import MLP
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.targets.mixtures import in_blocks
+from dxmi_rl.utils.checks import check_real
 
 Level = float | Tensor
 
@@ -105,3 +107,63 @@ class DenoiserMLP(nn.Module):
         total = (level**2 + self.scale**2).sqrt()
         out: Tensor = self.net((z / total).flatten(1), code)
         return (self.scale / total) ** 2 * z + level * self.scale / total * out.view_as(x)
+
+
+class VelocityDenoiser(nn.Module):
+    """A velocity network of rectified flow as a denoiser: v(x_u, u) = E[eps - x_clean], x_u = (1 - u) x_clean + u eps.
+
+    A state at any alpha and s is one of the flow, x / (alpha + s), at u = s / (alpha + s); D = x_u - u v(x_u, u). So it
+    serves every schedule.
+
+    Args:
+        net: (x ``[batch, *event]``, u ``[batch]``) -> ``[batch, *event]``.
+        time_scale: what u is multiplied by for the network; 1000 where it is told a time of 0..1000, as in diffusers.
+    """
+
+    def __init__(self, net: nn.Module, *, time_scale: float = 1.0) -> None:
+        super().__init__()
+        self.net, self.time_scale = net, check_real("time_scale", time_scale, strict=True)
+
+    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
+        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
+        total = alpha + s
+        point, u = x / column(total, x), _rows(s / total, x)
+        velocity: Tensor = self.net(point, self.time_scale * u)
+        return point - column(u, x) * velocity
+
+
+class EDMDenoiser(nn.Module):
+    """A network of EDM (Karras et al. 2022, arXiv 2206.00364) as a denoiser: D = net(x / alpha, sigma = s / alpha).
+
+    Published checkpoints are pickles, which this package does not open: load the network with its authors' code.
+
+    Args:
+        net: (x ``[batch, *event]``, sigma ``[batch]``) -> x_clean; with a label, (x, sigma, classes) with one-hot
+            classes ``[batch, label_dim]``, ``label_dim`` being the network's own.
+        label: the class that it is told; None: none.
+    """
+
+    def __init__(self, net: nn.Module, *, label: int | None = None) -> None:
+        super().__init__()
+        self.net, self.label = net, label
+        number: Any = getattr(net, "label_dim", 0)
+        self.classes = classes = int(number or 0)
+        if (label is None) != (classes == 0) or (label is not None and not 0 <= label < classes):
+            raise ValueError(
+                f"label must be a class of the network, of {classes}, or None where it has none, got {label!r}."
+            )
+
+    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
+        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
+        told = [x / column(alpha, x), _rows(s / alpha, x)]
+        if self.label is not None:
+            one_hot = x.new_zeros(len(x), self.classes)
+            one_hot[:, self.label] = 1.0
+            told.append(one_hot)
+        found: Tensor = self.net(*told)
+        return found.to(x.dtype)
+
+
+def _rows(level: Level, x: Tensor) -> Tensor:
+    """A number for every row: ``[batch]``."""
+    return level.to(x.dtype).expand(len(x)) if isinstance(level, Tensor) else x.new_full((len(x),), level)

@@ -56,20 +56,26 @@ class ReverseSampler(BaseSampler):
 
     def __init__(self, schedule: Schedule, denoiser: nn.Module, *, eta: float = 1.0, sigma_last: float = 0.05) -> None:
         super().__init__()
-        if check_real("eta", eta) > 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}: beyond 1 the marginals are not the schedule's.")
+        check_real("eta", eta)
         check_real("sigma_last", sigma_last)
         self.schedule, self.denoiser, self.eta = schedule, denoiser, eta
-        _, v = schedule.forward_kernel()
-        alpha, s = schedule.alpha, schedule.s
-        sigma = eta * s[1:] * v.sqrt() / s[:-1]
-        direction = (s[1:] ** 2 - sigma**2).clamp_min(0).sqrt() / s[:-1]
+        alpha = schedule.alpha
+        sigma, direction = self._coefficients(schedule, eta)
         sigma[-1] = sigma_last
         self.deterministic = eta == 0
         self._set_sigma(sigma)
         self.register_buffer("mean_x", direction)
         self.register_buffer("mean_denoised", alpha[1:] - direction * alpha[:-1])
         self._factors = list(zip(self.mean_denoised.tolist(), self.mean_x.tolist(), strict=True))
+
+    def _coefficients(self, schedule: Schedule, eta: float) -> tuple[Tensor, Tensor]:
+        """sigma_t, and what x_t - alpha_t D is multiplied by in mu_t: ``[T]`` each."""
+        if eta > 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta}: beyond 1 the marginals are not the schedule's.")
+        _, v = schedule.forward_kernel()
+        s = schedule.s
+        sigma = eta * s[1:] * v.sqrt() / s[:-1]
+        return sigma, (s[1:] ** 2 - sigma**2).clamp_min(0).sqrt() / s[:-1]
 
     def denoised(self, x: Tensor, t: Tensor | int) -> Tensor:
         """D_t(x), the denoiser's expected clean state: ``[batch, *event]``; one counted call per row."""
@@ -83,6 +89,28 @@ class ReverseSampler(BaseSampler):
             factor, factor_x = self._factors[t]
             return torch.add(factor * denoised, x, alpha=factor_x)
         return per_step(self.mean_denoised, t, x) * denoised + per_step(self.mean_x, t, x) * x
+
+
+class FlowSDE(ReverseSampler):
+    """Euler steps of the stochastic rectified flow that Flow-GRPO samples with (Liu et al. 2025, arXiv 2505.05470):
+
+    dx = [v + g^2 / (2 s) (x + (1 - s) v)] ds + g dw,  g^2 = eta^2 s / (1 - s),  v = (x - D) / s
+
+    on the schedule "flow". With d = s_t - s_{t+1} and eps = (x_t - alpha_t D) / s_t,
+    mu_t = alpha_{t+1} D + (s_{t+1} - d eta^2 / (2 (1 - s_t))) eps, sigma_t^2 = eta^2 d s_t / (1 - s_t).
+    DDIM's mu_t and sigma_t are the same to first order in d, and keep the schedule's marginals for any d. The last step
+    is DDIM's. Raises ValueError for another schedule.
+    """
+
+    def _coefficients(self, schedule: Schedule, eta: float) -> tuple[Tensor, Tensor]:
+        alpha, s = schedule.alpha, schedule.s
+        if not torch.allclose(alpha + s, torch.ones_like(s)):
+            raise ValueError("schedule must be 'flow' with base 'flow-sde', whose alpha is 1 - s.")
+        step = s[:-1] - s[1:]
+        sigma = eta * (step * s[:-1] / alpha[:-1]).sqrt()
+        direction = (s[1:] - step * eta**2 / (2 * alpha[:-1])) / s[:-1]
+        direction[-1] = 0.0
+        return sigma, direction
 
 
 class IdentitySampler(BaseSampler):

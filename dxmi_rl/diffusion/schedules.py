@@ -193,6 +193,19 @@ def geometric(horizon: int, *, level_max: float = 8.0, level_min: float = 0.4) -
     return Schedule(np.ones(horizon + 1), levels, start_std=level_max)
 
 
+def flow(horizon: int, *, s_max: float = 0.95, shift: float = 1.0) -> Schedule:
+    """Rectified flow (Liu et al. 2022, arXiv 2209.03003): x_s = (1 - s) x_clean + s eps, s even from ``s_max`` to 0.
+
+    ``shift`` k moves them to k s / (1 + (k - 1) s), towards noise for k > 1 (Esser et al. 2024, arXiv 2403.03206). At
+    s = 1 a state has no signal left, so s_max is below 1.
+    """
+    if not 0 < s_max < 1:
+        raise ValueError(f"s_max must lie in (0, 1), got {s_max}.")
+    s = np.linspace(s_max, 0.0, horizon + 1)
+    s = shift * s / (1 + (shift - 1) * s)
+    return Schedule(1 - s, s, start_std=math.hypot(1 - s[0], s[0]))
+
+
 SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
 SCHEDULES.add("karras", karras)
 SCHEDULES.add("cosine", cosine)
@@ -201,6 +214,7 @@ SCHEDULES.add("var-quadratic", var_quadratic)
 SCHEDULES.add("quadratic", quadratic)
 SCHEDULES.add("sigmoid", sigmoid)
 SCHEDULES.add("geometric", geometric)
+SCHEDULES.add("flow", flow)
 
 
 def make_schedule(name: str, horizon: int, **options: float) -> Schedule:

@@ -13,7 +13,7 @@ from dxmi_rl.targets import Target
 TRACKS = ["fine-tune", "sample", "energy"]
 FROM_SCRATCH = ("sample", "energy")
 """Tracks without a denoiser."""
-BASES = ["ddpm", "ddim", "edm"]
+BASES = ["ddpm", "ddim", "edm", "flow-sde"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,15 @@ class TaskConfig:
     schedule_options: dict[str, float] = field(default_factory=dict)
     """Options of the schedule."""
     base: str | None = "ddpm"
-    """Base sampler: "ddpm", "ddim" and "edm" (with eta), or None for training from scratch."""
+    """Base sampler: "ddpm", "ddim", "edm" and "flow-sde" (with eta), or None for training from scratch."""
     eta: float = 1.0
-    """Stochasticity of "ddim" and "edm"; 1 is DDPM's."""
+    """Stochasticity of "ddim" and "edm", where 1 is DDPM's, and of "flow-sde", where Flow-GRPO has 0.7."""
     sigma_last: float | None = None
     """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
     denoiser: str | nn.Module = "exact"
     """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), for images a path (the
-    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s)."""
+    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s),
+    such as a VelocityDenoiser or an EDMDenoiser around yours."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
     label: int | None = None

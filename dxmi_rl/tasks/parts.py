@@ -15,6 +15,7 @@ from dxmi_rl.diffusion import (
     BackwardKernel,
     BaseSampler,
     DenoiserUNet,
+    FlowSDE,
     IdentitySampler,
     MixtureDenoiser,
     ReverseSampler,
@@ -122,8 +123,10 @@ def build_base(
     SCHEDULES[config.schedule]  # a typo is an error, also where the base has a ladder of its own
     if base not in [*BASES, "none"]:
         raise UnknownNameError("base sampler", base, [*BASES, "None"])
-    if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm"):
-        raise ValueError(f"eta belongs to base 'ddim' and 'edm': it must be {TaskConfig.eta} with {base!r}.")
+    if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm", "flow-sde"):
+        raise ValueError(
+            f"eta belongs to base 'ddim', 'edm' and 'flow-sde': it must be {TaskConfig.eta} with {base!r}."
+        )
     if base == "none" or config.track in FROM_SCRATCH:
         if base != "none":
             raise ValueError(
@@ -145,7 +148,8 @@ def build_base(
     if base == "edm":
         schedule = variance_exploding(schedule)
     eta = 1.0 if base == "ddpm" else config.eta
-    sampler = ReverseSampler(schedule, denoiser, eta=eta, sigma_last=sigma_last)
+    kind = FlowSDE if base == "flow-sde" else ReverseSampler
+    sampler = kind(schedule, denoiser, eta=eta, sigma_last=sigma_last)
     return sampler.to(device)
 
 

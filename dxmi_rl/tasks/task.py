@@ -21,7 +21,7 @@ from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 
-ALIKE = ["cosine", "geometric", "karras"]
+ALIKE = ["cosine", "flow", "geometric", "karras"]
 """Schedules whose levels begin at the same one, whatever their number."""
 
 

@@ -311,7 +311,7 @@ def test_data_of_your_own_have_the_temperature_of_named_data(shape: tuple[int, .
 
 def test_eta_belongs_to_ddim_and_edm() -> None:
     for base in ("ddpm", None):
-        with pytest.raises(ValueError, match="eta belongs to base 'ddim' and 'edm'"):
+        with pytest.raises(ValueError, match="eta belongs to base 'ddim', 'edm' and 'flow-sde'"):
             make_task("8gaussians", base=base, eta=0.5)
 
 
