@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from dxmi_rl import load_agent
+from dxmi_rl.agents.twisting import fit_twist
 from dxmi_rl.cli import main
 from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.storage import load_tensors
@@ -124,6 +125,20 @@ def test_sample_writes_every_format(checkpoint: Path, ending: str, tmp_path: Pat
     else:
         found = torch.from_numpy(np.load(out) if ending == ".npy" else np.loadtxt(out, delimiter=",")).float()
     assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_particles(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples that are chosen among chains, and log Z by particle filters."""
+    monkeypatch.setitem(fit_twist.__kwdefaults__, "steps", 5)
+    monkeypatch.setattr("dxmi_rl.evaluation.log_weights.PARTICLES", 20)
+    out, scores = tmp_path / "samples.npy", tmp_path / "scores.json"
+    assert main(["sample", str(checkpoint), "--n", "50", "--particles", "4", "--seed", "1", "--out", str(out)]) == 0
+    agent = load_agent(checkpoint)
+    expected = agent.sample(50, seed=1, particles=4, twist=fit_twist(agent, seed=1))
+    assert torch.allclose(torch.from_numpy(np.load(out)), expected, atol=1e-6)
+    assert main(["sample", str(checkpoint), "--particles", "1", "--out", str(out)]) == 2
+    assert main(["evaluate", str(checkpoint), *QUICK, "--smc", "--json", str(scores)]) == 0
+    assert "smc_log_z" in json.loads(scores.read_text(encoding="utf-8"))["scores"]
 
 
 def test_list_names_everything(capsys: pytest.CaptureFixture[str]) -> None:

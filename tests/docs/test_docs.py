@@ -24,6 +24,8 @@ from torch import nn
 import dxmi_rl
 from dxmi_rl import list_targets, list_tasks, make_target
 from dxmi_rl.agents import Agent
+from dxmi_rl.agents.one_step import distil
+from dxmi_rl.agents.twisting import fit_twist
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.envs import ENV_ID
 from dxmi_rl.evaluation import log_weights
@@ -185,12 +187,25 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Agent, "learn", lambda agent, total_timesteps, **options: learn(agent, min(total_timesteps, 2_000))
     )
     monkeypatch.setattr(dxmi_rl, "evaluate", lambda model, **options: evaluate(model, **(options | small)))
+    monkeypatch.setitem(fit_twist.__kwdefaults__, "steps", 20)
+    for key in ("pairs", "steps"):
+        monkeypatch.setitem(distil.__kwdefaults__, key, 100)
+    monkeypatch.setattr("dxmi_rl.agents.one_step.KERNEL_STEPS", 20)
 
 
 PAGES = [*sorted((DOCS / "targets").glob("*.md")), ENVIRONMENT]
 PAGES += [
     DOCS / f"{name}.md"
-    for name in ("anomaly", "images", "quickstart", "statistics", "your_own_energy", "your_own_reward")
+    for name in (
+        "anomaly",
+        "images",
+        "one_step",
+        "particles",
+        "quickstart",
+        "statistics",
+        "your_own_energy",
+        "your_own_reward",
+    )
 ]
 SNIPPETS = [
     (f"{page.stem}-{index}", code)
