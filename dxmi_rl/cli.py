@@ -223,8 +223,9 @@ class Sample(Checkpoint):
         if self.out.suffix not in SAMPLE_FORMATS:
             raise UnknownNameError("ending of out", self.out.suffix, list(SAMPLE_FORMATS))
         agent = self.load()
-        twist = None if self.particles is None else fit_twist(agent, seed=self.seed)
-        x = agent.sample(self.n, seed=self.seed, particles=self.particles, twist=twist).cpu()
+        chains = self.particles
+        twist = None if chains is None or chains < 2 else fit_twist(agent, seed=self.seed)  # sample refuses fewer
+        x = agent.sample(self.n, seed=self.seed, particles=chains, twist=twist).cpu()
         write_samples(agent, x, self.out, command)
         print(f"{list(x.shape)} samples of {agent.name} on {agent.task.name}: {self.out}")
         return 0

@@ -140,8 +140,16 @@ def draw_with_log_prob(policy: Any, x: Tensor, t: Tensor | int, noise: Tensor) -
     if hasattr(policy, "transport"):
         x_next, log_density = policy.transport(x, t, noise)
         return x_next, log_density
-    mean, log_std = policy.moments(x, t)
+    mean, log_std = checked_moments(policy, x, t)
     return mean + log_std.exp() * noise, standard_log_prob(noise, log_std)
+
+
+def checked_moments(policy: Any, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+    """``policy.moments``; raises TypeError or ValueError for an answer of another type, dtype, shape or device."""
+    mean, log_std = policy.moments(x, t)
+    _check_answer("means", mean, x.shape, x)
+    _check_answer("log standard deviations", log_std, None, x)
+    return mean, log_std
 
 
 def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -> Episodes:
@@ -157,9 +165,7 @@ def play(policy: Any, start: Tensor, noises: Iterable[Tensor], *, whole: bool) -
             x, log_density = policy.transport(x, t, noise)
             _check_answer("log-probabilities", log_density, start.shape[:1], start)
         else:
-            mean, log_std = policy.moments(x, t)
-            _check_answer("means", mean, start.shape, start)
-            _check_answer("log standard deviations", log_std, None, start)
+            mean, log_std = checked_moments(policy, x, t)
             x = mean + log_std.exp() * noise
             log_density = standard_log_prob(noise, log_std) if whole else x
         _check_answer("states", x, start.shape, start)

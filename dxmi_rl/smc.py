@@ -78,7 +78,7 @@ def particle_filter(
     candidates: int = 1,
     kernel: BackwardKernel | None = None,
     energy: Energy | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Particles:
     """n systems of ``particles`` chains of ``policy``, each weighted towards exp(-E / temperature), Z its integral.
@@ -95,27 +95,32 @@ def particle_filter(
             many as ``particles`` are chosen by their weights; the energy is asked for these alone.
         kernel: the backward kernel qb; None: the MDP's.
         energy: in place of the MDP's.
-        temperature: of the target; 1 is that of ``evaluate``'s log Z, ``mdp.tau`` the one that agents aim at.
+        temperature: of the target; None: ``mdp.tau``, which agents aim at; 1 is that of ``evaluate``'s log Z.
 
     Raises ValueError for n < 1, particles < 2, candidates < 1, candidates without a twist, a temperature that is not
-    positive, or a twist of another shape; EnergyError for energies and NonFiniteError for states or twists that are NaN
-    or infinite.
+    positive, or a twist of another shape, horizon or temperature; TypeError for what is no policy and where episodes
+    start at noised data; EnergyError for energies and NonFiniteError for states or twists that are NaN or infinite.
     """
     check_integer("n", n)
     check_integer("particles", particles, minimum=2)
     check_integer("candidates", candidates)
-    check_real("temperature", temperature, strict=True)
+    temperature = weighable(mdp, temperature)
+    if not (hasattr(policy, "moments") or hasattr(policy, "transport")):
+        raise TypeError(f"policy must have moments(x, t) or transport(x, t, noise), got {policy!r}.")
+    for key, wanted in {"horizon": mdp.horizon, "temperature": temperature}.items():
+        if (found := getattr(twist, key, wanted)) != wanted:
+            raise ValueError(f"the twist must be of {key} {wanted:g}, got one of {found:g}.")
     if candidates > 1 and twist is None:
         raise ValueError(f"candidates must be 1 without a twist, which would choose among them, got {candidates}.")
     live = mdp.energy if energy is None else LiveEnergy(energy)
     per_batch = max(1, ROWS // (particles * candidates))
-    found: Particles | None = None
+    particles_found: Particles | None = None
     for first in range(0, n, per_batch):
         systems = _Systems(mdp, policy, min(per_batch, n - first), particles * candidates, twist, kernel, generator)
         part = systems.run(live, temperature, particles)
-        found = part if found is None else found.cat(part)
-    assert found is not None
-    return found
+        particles_found = part if particles_found is None else particles_found.cat(part)
+    assert particles_found is not None
+    return particles_found
 
 
 def weighted_samples(
@@ -124,21 +129,22 @@ def weighted_samples(
 ) -> Tensor:  # fmt: skip
     """n states of exp(-E / tau), each drawn from a system of ``particles``: ``[n, *event_shape]``.
 
-    Raises as ``particle_filter``, and ValueError for a twist without particles and for tau = 0.
+    Raises as ``particle_filter``, and ValueError for a twist without particles.
     """
-    require_temperature(mdp)
     if particles is None:
         raise ValueError("particles must say how many chains each sample is chosen from, with a twist; got None.")
-    found = particle_filter(
-        mdp, policy, n, particles, twist=twist, energy=energy, temperature=mdp.tau, generator=generator
-    )
-    return found.draw(generator)
+    return particle_filter(mdp, policy, n, particles, twist=twist, energy=energy, generator=generator).draw(generator)
 
 
-def require_temperature(mdp: DenoisingMDP) -> None:
-    """Raise ValueError at tau = 0, where exp(-E / tau) is no density."""
-    if mdp.tau == 0:
+def weighable(mdp: DenoisingMDP, temperature: float | None = None) -> float:
+    """The temperature of the target that chains are weighted towards, ``mdp.tau`` for None.
+
+    Raises ValueError for one that is not positive, TypeError where episodes start at noised data.
+    """
+    if temperature is None and mdp.tau == 0:
         raise ValueError("tau must be > 0 for particles, which are weighted by exp(-E / tau), got 0.")
+    mdp.start_log_prob(torch.zeros(1, *mdp.event_shape, device=mdp.device, dtype=mdp.dtype))  # unknown: it raises
+    return check_real("temperature", mdp.tau if temperature is None else temperature, strict=True)
 
 
 class _Systems:
@@ -209,7 +215,7 @@ class _Systems:
         """``number`` particles of every system whose effective sample size is below ``below``; the others stay."""
         ess = _effective(self.log_weights)
         self.ess.append(ess)
-        some = (ess < below)[:, None]
+        some = ~(ess >= below)[:, None]  # also where weights are NaN, which log Z then is
         uniform = torch.rand(self.n, 1, generator=self.generator, device=self.x.device, dtype=torch.float64)
         places = (torch.arange(number, device=self.x.device) + uniform) / number
         cumulative = torch.softmax(self.log_weights.double(), dim=1).cumsum(1)

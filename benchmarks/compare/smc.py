@@ -118,7 +118,7 @@ def measure(row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     filters: dict[str, Any] = {}
     for way in WAYS:
         found = filtered(agent, way, twist, arguments, seed)
-        pooled = torch.stack([found.draw(agent.generator_of(seed + k)) for k in range(DRAWS // arguments.systems)])
+        pooled = torch.stack([found.draw(agent.generator_of(seed + k)) for k in range(-(-DRAWS // arguments.systems))])
         filters[way] = {
             "errors": (found.log_z - target.log_z).tolist(),
             "ess": found.ess.mean(1).tolist(),

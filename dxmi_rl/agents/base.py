@@ -254,7 +254,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """Samples x_T of the policy: ``[n, *event_shape]``; ``seed`` fixes them, None continues the agent's stream.
 
         With ``particles`` each is one of that many chains, drawn by their weights towards exp(-E / tau) at an energy
-        each, and resampled on the way with a ``twist`` (``fit_twist``). Raises ValueError as ``weighted_samples``.
+        each, and resampled on the way with a ``twist`` (``fit_twist``). Raises as ``weighted_samples``.
         """
         generator = self.generator_of(seed)
         if particles is None and twist is None:

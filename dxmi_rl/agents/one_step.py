@@ -30,7 +30,9 @@ KERNEL_STEPS = 2000
 BATCH = 512
 """Pairs of a step, or transitions of a fit."""
 LEARNING_RATES = {"correction": 2e-3, "fine-tuned": 3e-4}
-"""Peak rates; they fall to zero as a cosine."""
+"""Peak rates of the mean; they fall to zero as a cosine."""
+SIGMA_LEARNING_RATE = 1e-2
+"""That of log sigma, which has a long way to go from the base sampler's."""
 MAX_GRAD_NORM = 10.0
 """Largest norm of a gradient."""
 LAST_NOISE = -40.0
@@ -47,11 +49,13 @@ def distil(
     ELBO is a bound as always. No energy is asked for. ``learn`` goes on from there, on the energy. A DxMI student also
     gets the energy of a DxMI teacher, and plays on against its one step.
 
-        student = make_agent("path-wise", teacher.task.with_horizon(1), policy={"width": 256})
+        wide = {"width": 256, "energy_gradient": False}
+        student = make_agent("path-wise", teacher.task.with_horizon(1), policy=wide)
         distil(student, teacher).learn(energy_evals=100_000)
 
     Args:
-        student: an agent with a Gaussian policy on the teacher's task with one step; it is changed and returned.
+        student: an agent that trains a Gaussian policy on the teacher's task with one step; it is changed and returned.
+            The policy must not be given gradients: of E they would cost energies, and those of V change in training.
         teacher: an agent with a density.
         coupling: how starts and samples are paired. "transport": by optimal transport within MATCHED of them, which
             leaves both laws as they are and lets one mean serve each start (cf. Tong et al. 2023, arXiv 2302.00482);
@@ -61,31 +65,21 @@ def distil(
         steps: Adam steps on the pairs.
         seed: of chains and minibatches.
 
-    Raises ValueError for a student of more steps or other states, a teacher without a density, UnknownNameError for a
-    coupling.
+    Raises ValueError for a student of more steps, other states, starts or energy networks, or that is given gradients
+    or does not train, and for a teacher without a density; UnknownNameError for a coupling.
     """
     check_integer("pairs", pairs)
     check_integer("steps", steps)
     generator = torch.Generator(student.mdp.device).manual_seed(check_seed(seed))
     if coupling not in COUPLINGS:
         raise UnknownNameError("coupling", coupling, COUPLINGS)
-    policy = student.modules().get("agent/policy", student.policy)  # that of the agent inside a game
-    if student.mdp.horizon != 1 or len(student.task.horizons) > 1 or not isinstance(policy, GaussianPolicy):
-        raise ValueError(
-            f"student must have a Gaussian policy on one step, such as on teacher.task.with_horizon(1); got "
-            f"{student!r}, of {student.mdp.horizon} steps."
-        )
-    if teacher.mdp.event_shape != student.mdp.event_shape or teacher.mdp.start_std != student.mdp.start_std:
-        raise ValueError(
-            f"student must have the teacher's states and starts, {list(teacher.mdp.event_shape)} of deviation "
-            f"{teacher.mdp.start_std:g}, got {list(student.mdp.event_shape)} of {student.mdp.start_std:g}."
-        )
-    if not teacher.has_density:
-        raise ValueError(f"teacher must have a density, and agent {teacher.name!r} has none.")
+    policy = _checked_policy(student, teacher)
+    _hand_on_energies(student, teacher)
     x, final = _pairs(teacher, coupling, pairs, generator)
     with torch.enable_grad():
         _fit_policy(policy, x, final, steps, generator)
-    _hand_on(policy, student, teacher)
+    if policy is not student.policy:  # a game has an average of it, too
+        student.policy.load_state_dict(policy.state_dict())
     kernel = student.mdp.kernel
     for step in range(KERNEL_STEPS if kernel.adapts else 0):
         kernel.set_progress(step / KERNEL_STEPS)
@@ -93,6 +87,30 @@ def distil(
             chains = student.mdp.rollout(student.density(), BATCH, generator)
         kernel.fit(*chains.transitions())
     return student
+
+
+def _checked_policy(student: Agent[Any], teacher: Agent[Any]) -> GaussianPolicy:
+    """The student's policy, inside a game that of its agent."""
+    policy = student.modules().get("agent/policy", student.policy)
+    if student.mdp.horizon != 1 or len(student.task.horizons) > 1 or not isinstance(policy, GaussianPolicy):
+        raise ValueError(
+            "student must have a Gaussian policy on one step, such as on teacher.task.with_horizon(1); got "
+            f"{student!r}, of {student.mdp.horizon} steps."
+        )
+    if policy.sees_gradient or not policy.mean_parameters():
+        raise ValueError(
+            "student must train a policy that is given no gradients: policy={'energy_gradient': False}, and for dxdp "
+            f"value_input=False; got {student!r}."
+        )
+    if not teacher.has_density or not hasattr(teacher.density(), "moments"):
+        raise ValueError(f"teacher must have a Gaussian policy, and agent {teacher.name!r} has none.")
+    own, given = student.mdp, teacher.mdp
+    if (own.event_shape, own.start_std, own._start) != (given.event_shape, given.start_std, given._start):
+        raise ValueError(
+            f"student must have the teacher's states and starts, {list(given.event_shape)} of deviation "
+            f"{given.start_std:g}, got {list(own.event_shape)} of {own.start_std:g}, or other noised data."
+        )
+    return policy
 
 
 class _WithoutNoise:
@@ -130,20 +148,31 @@ def _matched(x: Tensor, final: Tensor) -> Tensor:
 
 def _fit_policy(policy: GaussianPolicy, x: Tensor, final: Tensor, steps: int, generator: torch.Generator) -> None:
     kind = "correction" if isinstance(policy, CorrectionPolicy) else "fine-tuned"
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = adam([(parameters, LEARNING_RATES[kind])])
+    rates = [LEARNING_RATES[kind], SIGMA_LEARNING_RATE]
+    optimizer = adam([(policy.mean_parameters(), rates[0]), ([policy.log_sigma], rates[1])])
     for step in range(steps):
         rows = torch.randint(len(x), (BATCH,), generator=generator, device=x.device)
         mean, log_std = policy.moments(x[rows], 0)
         loss = -gaussian_log_prob(final[rows], mean, log_std.expand_as(mean)).mean()
-        optimizer.param_groups[0]["lr"] = LEARNING_RATES[kind] * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
         gradient_step(optimizer, policy, loss, MAX_GRAD_NORM)
 
 
-def _hand_on(policy: GaussianPolicy, student: Agent[Any], teacher: Agent[Any]) -> None:
-    """Inside a game: the policy is the averaged one, too, and the student's energies are the teacher's."""
-    if policy is not student.policy:
-        student.policy.load_state_dict(policy.state_dict())
+def _hand_on_energies(student: Agent[Any], teacher: Agent[Any]) -> None:
+    """Inside games: the student's energies are the teacher's; its anchor, which the teacher may not have, the average.
+
+    Raises ValueError for networks of other shapes.
+    """
     own, given = student.modules(), teacher.modules()
-    for name in own.keys() & given.keys() & {"energy", "average_energy", "anchor"}:
-        own[name].load_state_dict(given[name].state_dict())
+    if "average_energy" not in own or "average_energy" not in given:
+        return
+    sources = {"energy": "energy", "average_energy": "average_energy"}
+    sources["anchor"] = "anchor" if "anchor" in given else "average_energy"
+    pairs = [(own[name], given[source].state_dict()) for name, source in sources.items() if name in own]
+    for module, state in pairs:
+        shapes = [{key: value.shape for key, value in part.items()} for part in (module.state_dict(), state)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("student must have an energy network like the teacher's; theirs have other shapes.")
+    for module, state in pairs:
+        module.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import Energy, LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Policy
-from dxmi_rl.smc import require_temperature
+from dxmi_rl.smc import weighable
 from dxmi_rl.utils.checks import check_integer, check_seed
 from dxmi_rl.utils.torch_tools import adam, gradient_step, seeded
 
@@ -40,17 +41,20 @@ KNEE = 3.0
 
 
 class FittedTwist(nn.Module):
-    """log psi_t(x) = log N(x; 0, scale_t^2 I) + network(x, t) for t < T, and -E_hat(x) / tau for t = T.
+    """log psi_t(x) = log N(x; 0, scale_t^2 I) + network(x, t) for t < T, and -E_hat(x) / temperature for t = T.
 
     A twist for ``particle_filter`` and ``Agent.sample``; scale_t is the MDP's ``state_scale``.
 
     Attributes:
+        horizon, temperature: of the chains and the target that it was fitted to.
         energy_evals: energies that were asked for to fit it.
     """
 
-    def __init__(self, mdp: DenoisingMDP, config: ValueConfig, energy_model: EnergyModel) -> None:
+    def __init__(
+        self, mdp: DenoisingMDP, config: ValueConfig, energy_model: EnergyModel, temperature: float
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.horizon, self.tau, self.unit = mdp.horizon, mdp.tau, float(mdp.dim)
+        self.horizon, self.temperature, self.unit = mdp.horizon, temperature, float(mdp.dim)
         self.network = value_network(mdp, config).to(mdp.device)
         self.register_buffer("log_scale", mdp.state_scale.log(), persistent=False)
         self.energy_model = energy_model
@@ -61,7 +65,7 @@ class FittedTwist(nn.Module):
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         """log psi_t(x): ``[batch]``; a LongTensor t holds steps before T."""
         if isinstance(t, int) and t == self.horizon:
-            last: Tensor = -self.energy_model(x) / self.tau
+            last: Tensor = -self.energy_model(x) / self.temperature
             return last
         learned: Tensor = self.network(x, t)
         rough = gaussian_log_prob(x, torch.zeros_like(x), per_step(self.log_scale, t, x))
@@ -70,48 +74,58 @@ class FittedTwist(nn.Module):
 
 def fit_twist(
     model: Agent[Any] | tuple[DenoisingMDP, Policy], *, kernel: BackwardKernel | None = None,
-    energy: Energy | None = None, steps: int = STEPS, seed: int = 0,
+    energy: Energy | None = None, temperature: float | None = None, steps: int = STEPS, seed: int = 0,
 ) -> FittedTwist:  # fmt: skip
     """Twisting functions that make the weights of a policy's chains as even as they can be, step by step.
 
     The loss is the sum over steps of the variance, over chains of the policy, of the weight's increments log psi_{t+1}
     + log qb - log pi - log psi_t, and of log psi_0 - log p_0; errors beyond KNEE nats count linearly. E_hat stands for
-    the energy, so chains cost no energies: it is the agent's own where it has one (DxDP), else a model fitted to
-    ENERGY_EVALS energies, and gradients where there are some, at x_T of the policy.
+    the energy, so chains cost no energies: it is the agent's own where it has one of the energy that it has now (DxDP),
+    else a model fitted to ENERGY_EVALS energies, and gradients where there are some, at x_T of the policy.
 
     Soft values are no substitute: they are means of the log of what psi is the mean of, and their errors of a few nats
     put all weight on few chains.
 
     Args:
-        model: a trained agent, or an MDP and a policy with a density.
+        model: a trained agent, or an MDP and a policy with a density; of one for several horizons, ``agent.at(T)``.
         kernel: the backward kernel of the weights; None: the MDP's.
-        energy: in place of the MDP's, and of a model of it that the agent has.
+        energy: in place of the MDP's, and of a model of it that the agent has; None: for games the averaged one.
+        temperature: of the target; None: ``mdp.tau``.
         steps: Adam steps, of BATCH chains each.
         seed: of the networks and the chains.
 
-    Raises ValueError for tau = 0, for an agent whose policy has no density, and bad sizes.
+    Raises ValueError for a temperature of 0, an agent without a density and bad sizes, TypeError where episodes start
+    at noised data.
     """
     check_integer("steps", steps)
     check_seed(seed)
     if isinstance(model, Agent):
+        if not model.has_density:
+            raise ValueError(f"particles need the density of a policy, and agent {model.name!r} has none.")
+        model = model.at(model.mdp.horizon)
         mdp, policy = model.mdp, model.density()
         config = getattr(model.config, "value", None)
         energy_model = getattr(model, "energy_model", None)
+        energy = getattr(model, "average_energy", None) if energy is None else energy
     else:
         (mdp, policy), config, energy_model = model, None, None
-    require_temperature(mdp)
+    temperature = weighable(mdp, temperature)
     config = config if isinstance(config, ValueConfig) else ValueConfig()
     config = replace(config, fourier=None) if config.fourier else config  # fewer frequencies in many dimensions
     generator = torch.Generator(mdp.device).manual_seed(seed)
     evaluations = 0
     with torch.enable_grad(), seeded(seed):
-        if energy is not None or not isinstance(energy_model, EnergyModel):
+        known = isinstance(energy_model, EnergyModel) and energy_model.function is mdp.energy.function
+        if known and energy is None:
+            energy_model = copy.deepcopy(energy_model)  # the agent's own goes on learning
+        else:
             energy_model, evaluations = EnergyModel(mdp, config), ENERGY_EVALS
             final = mdp.sample(policy, ENERGY_EVALS, generator)
             live = mdp.energy if energy is None else LiveEnergy(energy)
             energy_model.add(final, *live.value_and_gradient(final))
             energy_model.fit(ENERGY_STEPS, generator)
-        twist = FittedTwist(mdp, config, energy_model)
+        assert isinstance(energy_model, EnergyModel)
+        twist = FittedTwist(mdp, config, energy_model, temperature)
         twist.energy_evals = evaluations
         _fit(twist, mdp, policy, mdp.kernel if kernel is None else kernel, steps, generator)
     return twist.requires_grad_(False)

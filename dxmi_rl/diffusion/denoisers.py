@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dxmi_rl.networks import MLP
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.targets.mixtures import in_blocks
-from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.checks import check_integer, check_real
 
 Level = float | Tensor
 
@@ -145,7 +145,7 @@ class EDMDenoiser(nn.Module):
 
     def __init__(self, net: nn.Module, *, label: int | None = None) -> None:
         super().__init__()
-        self.net, self.label = net, label
+        self.net, self.label = net, None if label is None else check_integer("label", label, minimum=None)
         number: Any = getattr(net, "label_dim", 0)
         self.classes = classes = int(number or 0)
         if (label is None) != (classes == 0) or (label is not None and not 0 <= label < classes):

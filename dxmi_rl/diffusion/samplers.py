@@ -56,7 +56,8 @@ class ReverseSampler(BaseSampler):
 
     def __init__(self, schedule: Schedule, denoiser: nn.Module, *, eta: float = 1.0, sigma_last: float = 0.05) -> None:
         super().__init__()
-        check_real("eta", eta)
+        if check_real("eta", eta) > 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta}: beyond 1 the marginals are not the schedule's.")
         check_real("sigma_last", sigma_last)
         self.schedule, self.denoiser, self.eta = schedule, denoiser, eta
         alpha = schedule.alpha
@@ -70,8 +71,6 @@ class ReverseSampler(BaseSampler):
 
     def _coefficients(self, schedule: Schedule, eta: float) -> tuple[Tensor, Tensor]:
         """sigma_t, and what x_t - alpha_t D is multiplied by in mu_t: ``[T]`` each."""
-        if eta > 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}: beyond 1 the marginals are not the schedule's.")
         _, v = schedule.forward_kernel()
         s = schedule.s
         sigma = eta * s[1:] * v.sqrt() / s[:-1]
@@ -98,8 +97,9 @@ class FlowSDE(ReverseSampler):
 
     on the schedule "flow". With d = s_t - s_{t+1} and eps = (x_t - alpha_t D) / s_t,
     mu_t = alpha_{t+1} D + (s_{t+1} - d eta^2 / (2 (1 - s_t))) eps, sigma_t^2 = eta^2 d s_t / (1 - s_t).
-    DDIM's mu_t and sigma_t are the same to first order in d, and keep the schedule's marginals for any d. The last step
-    is DDIM's. Raises ValueError for another schedule.
+    DDIM's mu_t and sigma_t are the same to first order in d, and keep the schedule's marginals for any d; these
+    overshoot where d is large and s near 1, the more the larger eta is. The last step is DDIM's. Raises ValueError for
+    another schedule.
     """
 
     def _coefficients(self, schedule: Schedule, eta: float) -> tuple[Tensor, Tensor]:

@@ -85,8 +85,8 @@ def evaluate(
         ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
-    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` at tau = 0 and of a model
-    without density or energy. Warns where ``ess`` is below 0.1,
+    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
+    density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1,
     and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)
@@ -127,12 +127,13 @@ def evaluate(
             scores |= floors_of(scores, target, samples)
     if floors and "elbo_tau" in scores and has_named_energy(task):
         scores["elbo_tau_floor"] = tempered_log_z(task)
-    if scores.get("ess", 1.0) < MIN_ESS:
-        warnings.warn(
-            f"the log-weights rest on few trajectories: ess = {scores['ess']:.2g}. log_z is unreliable below "
-            f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.",
-            UnreliableScoresWarning, stacklevel=2,
-        )  # fmt: skip
+    for key, estimate in {"ess": "log_z", "smc_ess": "smc_log_z"}.items():
+        if scores.get(key, 1.0) < MIN_ESS:
+            warnings.warn(
+                f"the log-weights rest on few trajectories: {key} = {scores[key]:.2g}. {estimate} is unreliable below "
+                f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.",
+                UnreliableScoresWarning, stacklevel=2,
+            )  # fmt: skip
     own = isinstance(model, Agent)
     scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
     return scores

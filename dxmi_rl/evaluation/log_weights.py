@@ -97,11 +97,11 @@ def smc_scores(
     ``smc_log_z``, of the mean of their estimates of Z, with its standard error ``smc_log_z_se``; ``smc_log_z_std``, the
     standard deviation of log Z from one system to the next; ``smc_ess``, the smallest effective sample size (a
     fraction, mean over systems) of all steps; ``smc_origins``, the part of the starts x_0 that still has descendants at
-    the end. Raises ValueError for tau = 0.
+    the end. Where few chains have most of the weight (``smc_ess``), the standard error is too small, too.
     """
-    twist = fit_twist((mdp, density), kernel=kernel, energy=energy, seed=seed)
+    twist = fit_twist((mdp, density), kernel=kernel, energy=energy, temperature=1.0, seed=seed)
     found = particle_filter(
-        mdp, density, systems, PARTICLES, twist=twist, kernel=kernel, energy=energy,
+        mdp, density, systems, PARTICLES, twist=twist, kernel=kernel, energy=energy, temperature=1.0,
         generator=torch.Generator(mdp.device).manual_seed(seed + 7),
     )  # fmt: skip
     log_z = torch.logsumexp(found.log_z, dim=0) - math.log(systems)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, level_codes
@@ -75,14 +75,16 @@ class Task:
         return self._built[horizon]
 
     def with_horizon(self, horizon: int) -> Task:
-        """The same task with another number of steps: its target, and the energy that it has now.
+        """The same task with another number of steps: its target and its denoiser, and by reference the energy that it
+        has now (``set_energy`` on one of them leaves the other).
 
         Raises ValueError for a horizon < 1 or one that the schedule does not have.
         """
         config = replace(self.config, horizon=check_integer("horizon", horizon))
         with torch.random.fork_rng(devices=[]):
-            mdp = build_mdp(config, self.target, self.device)
-        mdp.energy, mdp._start = self.mdp.energy, self.mdp._start
+            mdp = build_mdp(config, self.target, self.device, getattr(self.mdp.base, "denoiser", None))
+        mdp.energy = LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only)
+        mdp._start = self.mdp._start
         spec = None if self.spec is None else self.spec | {"horizon": horizon}
         return replace(self, config=config, mdp=mdp, spec=spec, among=None)
 
@@ -138,8 +140,11 @@ class Task:
         return self.mdp.device
 
 
-def build_mdp(config: TaskConfig, target: Target, device: torch.device) -> DenoisingMDP:
-    """The MDP of a configuration, without an energy; with several horizons, that of the largest.
+def build_mdp(
+    config: TaskConfig, target: Target, device: torch.device, denoiser: nn.Module | None = None
+) -> DenoisingMDP:
+    """The MDP of a configuration, without an energy; with several horizons, that of the largest. ``denoiser`` is one
+    that was made before.
 
     Raises ValueError for a reward, horizons or parts that are not allowed.
     """
@@ -147,7 +152,7 @@ def build_mdp(config: TaskConfig, target: Target, device: torch.device) -> Denoi
         raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
     several = isinstance(config.horizon, tuple)
     horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
-    base = build_base(config, target, horizon, device)
+    base = build_base(config, target, horizon, device, denoiser)
     if several:
         if isinstance(base, ReverseSampler) and config.schedule not in ALIKE:
             raise ValueError(f"schedule must be one of {ALIKE} with several horizons, got {config.schedule!r}.")

@@ -93,7 +93,10 @@ def test_images() -> None:
     given = make_agent("base", make_task("digits", pretraining=tiny, energy=lambda x: x.flatten(1).square().sum(1)))
     one = make_agent("path-wise", given.task.with_horizon(1))
     before = one.sample(4, seed=0)
-    distil(one, given, pairs=300, steps=3)
+    distil(one, given, pairs=300, steps=300)
+    residual = (given.sample(300, seed=1) - given.sample(300, seed=1).mean(0)).square().mean().sqrt()
+    sigma = float(one.policy.trained_log_sigma().detach().exp())  # type: ignore[operator]
+    assert 0.3 * float(residual) < sigma < 1.2 * float(residual), "sigma is that of what the mean leaves"
     assert one.sample(4, seed=0).shape == (4, 1, 8, 8) and not torch.equal(before, one.sample(4, seed=0))
 
 
@@ -101,7 +104,7 @@ def test_with_horizon_keeps_the_rest() -> None:
     task = make_task("gmm25", track="sample", tau=0.5, backward="learned")
     one = task.with_horizon(1)
     assert one.mdp.horizon == 1 and one.mdp.tau == 0.5 and one.target is task.target
-    assert one.mdp.start_std == task.mdp.start_std and one.mdp.energy is task.mdp.energy
+    assert one.mdp.start_std == task.mdp.start_std and one.mdp.energy.function is task.mdp.energy.function
     agent = make_agent("ppo", one, n_trajectories=8)
     assert make_task(**{"name": "gmm25", "horizon": 1}).horizons == one.horizons
     assert agent.task.spec is not None and agent.task.spec["horizon"] == 1
@@ -116,9 +119,17 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="student must have a Gaussian policy on one step"):
         distil(make_agent("path-wise", "8gaussians"), given)
     with pytest.raises(ValueError, match="student must have the teacher's states and starts"):
-        distil(make_agent("path-wise", make_task("gmm25", horizon=1, track="sample")), given)
-    with pytest.raises(ValueError, match="teacher must have a density"):
+        distil(make_agent("path-wise", make_task("gmm25", horizon=1)), given)
+    with pytest.raises(ValueError, match="teacher must have a Gaussian policy"):
         distil(student(given), make_agent("edm-heun", "8gaussians"))
+    scratch = make_agent("base", make_task("8gaussians", track="sample", base=None, backward="learned"))
+    for name, settings in {"path-wise": {}, "dxdp": {"policy.energy_gradient": False}, "base": {}}.items():
+        with pytest.raises(ValueError, match="given no gradients"):
+            distil(make_agent(name, scratch.task.with_horizon(1), **settings), scratch)
+    moved = student(given)
+    moved.mdp.start_from(lambda n, generator: torch.zeros(n, 2))
+    with pytest.raises(ValueError, match="student must have the teacher's states and starts"):
+        distil(moved, given)
     for key in ("pairs", "steps"):
         with pytest.raises(ValueError, match=key):
             distil(student(given), given, **{key: 0})

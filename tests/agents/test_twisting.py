@@ -95,8 +95,31 @@ def test_bad_input() -> None:
     agent = make_agent("ppo", "8gaussians")
     with pytest.raises(ValueError, match="steps must"):
         fit_twist(agent, steps=0)
-    with pytest.raises(TypeError, match="no density"):
+    with pytest.raises(ValueError, match="agent 'edm-heun' has none"):
         fit_twist(make_agent("edm-heun", "8gaussians"))
+    agent.mdp.start_from(lambda n, generator: torch.zeros(n, 2))
+    with counting(costs := Costs()), pytest.raises(TypeError, match="start at noised data"):
+        fit_twist(agent)
+    assert not costs.energy_evals
+
+
+def test_the_agents_own_model_is_left_alone() -> None:
+    """It goes on learning, the twist does not change, and after a swap of the energy it is no model of that."""
+    agent = make_agent("dxdp", make_task("8gaussians", backward="learned"), seed=0, n_trajectories=32).learn(800)
+    twist, x = fit_twist(agent, steps=2), torch.randn(5, 2)
+    before = twist(x, 5)
+    agent.learn(800)
+    assert torch.equal(twist(x, 5), before)
+    agent.mdp.set_energy(lambda x: x.square().sum(1))
+    assert fit_twist(agent, steps=2).energy_evals == ENERGY_EVALS
+
+
+def test_the_temperature_is_that_of_the_filter() -> None:
+    agent = make_agent("ppo", make_task("8gaussians", tau=0.5), seed=0)
+    twist = fit_twist(agent, steps=2, temperature=1.0)
+    with pytest.raises(ValueError, match=r"twist must be of temperature 0\.5, got one of 1"):
+        agent.sample(3, particles=4, twist=twist)
+    particle_filter(agent.mdp, agent.density(), 2, 4, twist=twist, temperature=1.0, generator=agent.generator)
 
 
 def test_games_weight_by_the_averaged_energy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +129,8 @@ def test_games_weight_by_the_averaged_energy(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(game.average_energy, "forward", lambda x: asked.append(len(x)) or average(x))
     assert game.sample(3, particles=5, seed=0).shape == (3, 2)
     assert asked == [15]
+    fit_twist(game, steps=1)
+    assert sum(asked) > 15, "and so do their twisting functions"
     with pytest.raises(ValueError, match="guidance must be 0 with particles"):
         game.sample(3, particles=5, guidance=1.0)
 
@@ -113,6 +138,10 @@ def test_games_weight_by_the_averaged_energy(monkeypatch: pytest.MonkeyPatch) ->
 def test_any_step_agents_have_particles() -> None:
     agent: Any = make_agent("ppo", make_task("8gaussians", horizon=(1, 2, 4), backward="learned"))
     assert agent.sample(3, particles=5, horizon=3, seed=0).shape == (3, 2)
+    twist = fit_twist(agent.at(3), steps=2)
+    assert agent.sample(3, particles=5, horizon=3, twist=twist, seed=0).shape == (3, 2)
+    with pytest.raises(ValueError, match="twist must be of horizon 4, got one of 3"):
+        agent.sample(3, particles=5, twist=twist)
 
 
 def test_evaluate_reports_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
