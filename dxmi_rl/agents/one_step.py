@@ -99,8 +99,7 @@ def _checked_policy(student: Agent[Any], teacher: Agent[Any]) -> GaussianPolicy:
         )
     if policy.sees_gradient or not policy.mean_parameters():
         raise ValueError(
-            "student must train a policy that is given no gradients: policy={'energy_gradient': False}, and for dxdp "
-            f"value_input=False; got {student!r}."
+            f"student must train a policy that is given no gradients, policy={{'energy_gradient': False}}; got {student!r}."
         )
     if not teacher.has_density or not hasattr(teacher.density(), "moments"):
         raise ValueError(f"teacher must have a Gaussian policy, and agent {teacher.name!r} has none.")

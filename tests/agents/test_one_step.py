@@ -123,7 +123,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="teacher must have a Gaussian policy"):
         distil(student(given), make_agent("edm-heun", "8gaussians"))
     scratch = make_agent("base", make_task("8gaussians", track="sample", base=None, backward="learned"))
-    for name, settings in {"path-wise": {}, "dxdp": {"policy.energy_gradient": False}, "base": {}}.items():
+    for name, settings in {"path-wise": {}, "dxdp": {}, "base": {}}.items():
         with pytest.raises(ValueError, match="given no gradients"):
             distil(make_agent(name, scratch.task.with_horizon(1), **settings), scratch)
     moved = student(given)
