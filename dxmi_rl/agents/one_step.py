@@ -99,7 +99,8 @@ def _checked_policy(student: Agent[Any], teacher: Agent[Any]) -> GaussianPolicy:
         )
     if policy.sees_gradient or not policy.mean_parameters():
         raise ValueError(
-            f"student must train a policy that is given no gradients, policy={{'energy_gradient': False}}; got {student!r}."
+            f"student must train a policy that is given no gradients, policy={{'energy_gradient': False}}; got "
+            f"{student!r}."
         )
     if not teacher.has_density or not hasattr(teacher.density(), "moments"):
         raise ValueError(f"teacher must have a Gaussian policy, and agent {teacher.name!r} has none.")
