@@ -224,7 +224,7 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """A column per row: effective sample sizes along the steps, and the errors of log Z of all systems and seeds."""
+    """A column per row: effective sample sizes along the steps, and the spread of log Z over systems, all seeds."""
     rows = list(dict.fromkeys(one["row"] for one in runs))
     figure = Figure(figsize=(3.1 * len(rows), 6.0), layout="constrained")
     axes = figure.subplots(2, len(rows), squeeze=False)
@@ -237,16 +237,17 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
             ess = [statistics.mean(each["ess"][t] for each in found) for t in range(steps)]
             places = [*range(steps - 1), steps - 1] if index < 3 else [*range(steps - 2), steps - 2, steps - 2]
             above.plot(places, ess, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=way)
-            errors = [error for each in found for error in each["errors"]]
+            means = [statistics.mean(each["errors"]) for each in found]  # seeds that lost wells have other ones
+            spread = [error - mean for each, mean in zip(found, means, strict=True) for error in each["errors"]]
             below.boxplot(
-                [errors], positions=[index], widths=0.6, showfliers=False, patch_artist=True,
+                [spread], positions=[index], widths=0.6, showfliers=False, patch_artist=True,
                 boxprops={"facecolor": COLOURS[index], "alpha": 0.6}, medianprops={"color": "black"},
             )  # fmt: skip
-        above.set(title=row.replace(", ", "\n"), xlabel="step t", ylim=(0, 1.02))
+        above.set(title=row.replace(", ", "\n"), xlabel="step t", ylim=(0, 1.02), xticks=range(0, 11, 2))
         below.axhline(0, color="grey", linewidth=0.8)
         below.set_xticks(range(len(WAYS)), [way.replace(" ", "\n") for way in WAYS], fontsize=6)
     axes[0, 0].set_ylabel("effective sample size [fraction]")
-    axes[1, 0].set_ylabel("error of log Z [nats]")
+    axes[1, 0].set_ylabel("log Z less its mean over the systems\nof a seed [nats]")
     axes[0, 0].legend(fontsize=6)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)
