@@ -43,10 +43,10 @@ KNEE = 3.0
 class FittedTwist(nn.Module):
     """log psi_t(x) = log N(x; 0, scale_t^2 I) + network(x, t) for t < T, and -E_hat(x) / temperature for t = T.
 
-    A twist for ``particle_filter`` and ``Agent.sample``; scale_t is the MDP's ``state_scale``.
+    A twist for ``particle_filter`` and ``Agent.sample`` of the ``horizon`` and ``temperature`` that it was fitted to;
+    scale_t is the MDP's ``state_scale``.
 
     Attributes:
-        horizon, temperature: of the chains and the target that it was fitted to.
         energy_evals: energies that were asked for to fit it.
     """
 
