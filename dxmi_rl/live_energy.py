@@ -32,6 +32,8 @@ class LiveEnergy:
         self.values_only = values_only
         self.differentiable: bool | None = None
         """Whether the function has a gradient in x, found out by the first ``value_and_gradient``."""
+        self.swaps = 0
+        """How often ``set`` has put another function in its place."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
@@ -82,6 +84,7 @@ class LiveEnergy:
                 f"the energy was tried on a batch of {len(points)} zeros, shape {list(points.shape)}, for which it "
                 f"must return shape [{len(points)}]; but {reason}"
             ) from error
+        self.swaps += 1
 
     def gradient(self, x: Tensor, create_graph: bool = False) -> Tensor:
         """grad E(x): ``[batch, *event_shape]``, a constant unless ``create_graph`` keeps the graph of x.

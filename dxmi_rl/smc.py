@@ -166,13 +166,13 @@ class _Systems:
 
     def run(self, energy: LiveEnergy, temperature: float, particles: int) -> Particles:
         """All steps, and ``particles`` of each system at the end."""
-        horizon, asked = self.mdp.horizon, particles
+        horizon = self.mdp.horizon
         for t in range(horizon):
             self._resample(self.number, RESAMPLE_BELOW if self.twist is not None else 0.0)
             self._step(t)
-        if asked < self.number:
+        if particles < self.number:
             self._reweight(self._twist(horizon))
-            self._resample(asked, math.inf)
+            self._resample(particles, math.inf)
         final = energy(self.x)
         require_finite_energy(self.x, final)
         self._reweight(-final / temperature)
@@ -184,13 +184,17 @@ class _Systems:
                 "or the policy has no noise and so no density."
             )
         return Particles(
-            self.x.unflatten(0, (self.n, asked)), self.log_weights, self.log_z, torch.stack(self.ess), self.ancestors
+            self.x.unflatten(0, (self.n, particles)),
+            self.log_weights,
+            self.log_z,
+            torch.stack(self.ess),
+            self.ancestors,
         )
 
     def _step(self, t: int) -> None:
         """x_{t+1}, and its twist, which the energy's takes the place of at the end."""
-        shape, start = self.x.shape, self.x
-        noise = torch.randn(shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
+        start = self.x
+        noise = torch.randn(start.shape, generator=self.generator, device=self.x.device, dtype=self.x.dtype)
         count_draws(len(noise))
         self.x, log_prob = draw_with_log_prob(self.policy, start, t, noise)
         self.log_weights = self.log_weights + (self.kernel.log_prob(start, self.x, t) - log_prob).view(self.n, -1)

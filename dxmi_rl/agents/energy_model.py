@@ -29,7 +29,6 @@ class EnergyModel(nn.Module):
         value: the network and its optimizer, a ValueFunction with one step.
         x, energy, gradient: the last ROWS states ``[N, *event_shape]`` with E ``[N]`` and grad E ``[N, *event_shape]``;
             for an energy without a gradient, ``gradient`` has no rows.
-        function: the reward model that was last asked (LiveEnergy.function).
     """
 
     def __init__(self, mdp: DenoisingMDP, config: ValueConfig) -> None:
@@ -39,7 +38,7 @@ class EnergyModel(nn.Module):
         self.value = ValueFunction(mdp, config, network=value_network(mdp, config, self.scale, fade=FADE))
         self.x = self.gradient = torch.zeros(0, *mdp.event_shape, device=mdp.device, dtype=mdp.dtype)
         self.energy = torch.zeros(0, device=mdp.device, dtype=mdp.dtype)
-        self.live, self.function = mdp.energy, mdp.energy.function
+        self._live, self._swaps = mdp.energy, mdp.energy.swaps
 
     def forward(self, x: Tensor) -> Tensor:
         """E_hat of states ``[batch, *event_shape]``: ``[batch]``, in nats."""
@@ -48,11 +47,16 @@ class EnergyModel(nn.Module):
 
     def add(self, x: Tensor, energy: Tensor, gradient: Tensor | None) -> None:
         """Keep states with their energies and, where E has them, gradients; the oldest leave."""
-        self.function = self.live.function
+        self._swaps = self._live.swaps
         self.x = torch.cat([self.x, x])[-ROWS:]
         self.energy = torch.cat([self.energy, energy])[-ROWS:]
         if gradient is not None:
             self.gradient = torch.cat([self.gradient, gradient])[-ROWS:]
+
+    @property
+    def current(self) -> bool:
+        """Whether its latest states were asked of the energy that the MDP has now, not of one that was swapped."""
+        return self._swaps == self._live.swaps
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must keep beside the network."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.energy_model import EnergyModel
 from dxmi_rl.agents.settings import ValueConfig
-from dxmi_rl.agents.values import MAX_VALUE_GRAD_NORM, value_network
+from dxmi_rl.agents.values import MAX_VALUE_GRAD_NORM, ValueFunction, value_network
 from dxmi_rl.diffusion import BackwardKernel
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -51,13 +51,13 @@ class FittedTwist(nn.Module):
     """
 
     def __init__(
-        self, mdp: DenoisingMDP, config: ValueConfig, energy_model: EnergyModel, temperature: float
+        self, mdp: DenoisingMDP, config: ValueConfig, last: ValueFunction, temperature: float
     ) -> None:  # fmt: skip
         super().__init__()
         self.horizon, self.temperature, self.unit = mdp.horizon, temperature, float(mdp.dim)
         self.network = value_network(mdp, config).to(mdp.device)
         self.register_buffer("log_scale", mdp.state_scale.log(), persistent=False)
-        self.energy_model = energy_model
+        self.last = last
         self.energy_evals = 0
 
     log_scale: Tensor
@@ -65,8 +65,8 @@ class FittedTwist(nn.Module):
     def forward(self, x: Tensor, t: Tensor | int) -> Tensor:
         """log psi_t(x): ``[batch]``; a LongTensor t holds steps before T."""
         if isinstance(t, int) and t == self.horizon:
-            last: Tensor = -self.energy_model(x) / self.temperature
-            return last
+            log_psi: Tensor = -self.last(x, 0) / self.temperature
+            return log_psi
         learned: Tensor = self.network(x, t)
         rough = gaussian_log_prob(x, torch.zeros_like(x), per_step(self.log_scale, t, x))
         return rough + self.unit * learned.squeeze(1)
@@ -115,17 +115,16 @@ def fit_twist(
     generator = torch.Generator(mdp.device).manual_seed(seed)
     evaluations = 0
     with torch.enable_grad(), seeded(seed):
-        known = isinstance(energy_model, EnergyModel) and energy_model.function is mdp.energy.function
-        if known and energy is None:
-            energy_model = copy.deepcopy(energy_model)  # the agent's own goes on learning
+        if energy is None and isinstance(energy_model, EnergyModel) and energy_model.current:
+            last = copy.deepcopy(energy_model.value)  # the agent's own goes on learning
         else:
-            energy_model, evaluations = EnergyModel(mdp, config), ENERGY_EVALS
+            fitted, evaluations = EnergyModel(mdp, config), ENERGY_EVALS
             final = mdp.sample(policy, ENERGY_EVALS, generator)
             live = mdp.energy if energy is None else LiveEnergy(energy)
-            energy_model.add(final, *live.value_and_gradient(final))
-            energy_model.fit(ENERGY_STEPS, generator)
-        assert isinstance(energy_model, EnergyModel)
-        twist = FittedTwist(mdp, config, energy_model, temperature)
+            fitted.add(final, *live.value_and_gradient(final))
+            fitted.fit(ENERGY_STEPS, generator)
+            last = fitted.value
+        twist = FittedTwist(mdp, config, last, temperature)
         twist.energy_evals = evaluations
         _fit(twist, mdp, policy, mdp.kernel if kernel is None else kernel, steps, generator)
     return twist.requires_grad_(False)

@@ -114,6 +114,14 @@ def test_the_agents_own_model_is_left_alone() -> None:
     assert fit_twist(agent, steps=2).energy_evals == ENERGY_EVALS
 
 
+def test_checkpoints_do_not_hold_the_energy() -> None:
+    """Neither a network that is the reward, nor its parameters, become a part of the agent's model of it."""
+    energy = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    agent = make_agent("dxdp", make_task(energy, dim=2, backward="learned"), seed=0, n_trajectories=32).learn(320)
+    owned = {id(parameter) for module in agent.modules().values() for parameter in module.parameters()}
+    assert not owned & {id(parameter) for parameter in energy.parameters()}
+
+
 def test_the_temperature_is_that_of_the_filter() -> None:
     agent = make_agent("ppo", make_task("8gaussians", tau=0.5), seed=0)
     twist = fit_twist(agent, steps=2, temperature=1.0)
