@@ -4,7 +4,8 @@
 
 AnyStep is trained once per task and seed on all ``horizons`` together, for ``--budget`` transitions in all; then the
 same algorithm for each of them alone, for ``--alone-budget``. AnyStep is also scored at horizons between, ``--unseen``,
-that it was not trained for.
+that it was not trained for. On tasks with an energy ``--agent`` trains with a Learned kernel; sets of images are
+imitated by DxMI.
 
 Keys of ``--json FILE``:
 
@@ -15,7 +16,7 @@ Keys of ``--json FILE``:
       .row                      "any-step", or "T = 4" and so on
       .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
       .scores                   {T: {key: score}} with kl_marginal and kl_marginal_forward (in the plane), kl_bound
-                                (of the kernel of training), sliced_w2 and its floor
+                                (of the kernel of training), sliced_w2 and fd (of images), with their floors
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from rich.table import Table
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
-from dxmi_rl import evaluate, make_agent, make_task
-from dxmi_rl.agents import AGENTS
+from dxmi_rl import DxMI, evaluate, make_agent, make_task
+from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
@@ -49,10 +50,13 @@ from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.storage import write_json
 
-KEYS = ("kl_marginal", "kl_marginal_forward", "kl_bound", "sliced_w2", "sliced_w2_floor")
+KEYS = ("kl_marginal", "kl_marginal_forward", "kl_bound", "sliced_w2", "sliced_w2_floor", "fd", "fd_floor")
 TOGETHER = "any-step"
 """The row of AnyStep."""
-SHOWN = {"kl_marginal": "KL(samples || target) [nats]", "kl_bound": "bound with the kernel of training [nats]"}
+SHOWN = {
+    "kl_marginal": "KL(samples || target) [nats]", "kl_bound": "bound with the kernel of training [nats]",
+    "fd": "Frechet distance on the classifier's features",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,14 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every agent."""
     tasks: tuple[str, ...] = ("8gaussians", "gmm25")
-    """Tasks with an energy."""
+    """Tasks with an energy, or sets of images."""
     agent: str = "dxdp"
-    """The algorithm."""
+    """The algorithm on tasks with an energy."""
     horizons: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Horizons that are trained, two or more, rising."""
     unseen: tuple[int, ...] = (3, 6)
     """Horizons between them that AnyStep is scored at, too."""
-    budget: int = 300_000
+    budget: int = 450_000
     """Transitions of AnyStep, over all horizons."""
     alone_budget: int = 100_000
     """Transitions of an agent for one horizon."""
@@ -90,9 +94,12 @@ def measure(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, A
     together = row == TOGETHER
     horizons = arguments.horizons if together else (int(row.removeprefix("T = ")),)
     horizon: Any = horizons if together else horizons[0]
-    agent = make_agent(
-        arguments.agent, make_task(task, horizon=horizon, backward="learned", device=arguments.device), seed=seed
-    )
+    agent: Agent[Any]
+    if _is_game(task):
+        agent = DxMI(make_task(task, horizon=horizon, device=arguments.device), seed=seed)
+    else:
+        built = make_task(task, horizon=horizon, backward="learned", device=arguments.device)
+        agent = make_agent(arguments.agent, built, seed=seed)
     agent.learn(arguments.budget if together else arguments.alone_budget)
     scores = {}
     for steps in sorted({*horizons, *(arguments.unseen if together else ())}):
@@ -104,6 +111,11 @@ def measure(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, A
     return {"task": task, "row": row, "seed": seed, **costs, "scores": scores}
 
 
+def _is_game(task: str) -> bool:
+    """Whether the energy must be learned."""
+    return not make_task(task).target.has_energy
+
+
 CODE = code_of(measure)
 """Digest of what is measured here: workers, which get functions without their source, cannot make it."""
 
@@ -111,9 +123,10 @@ CODE = code_of(measure)
 def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     asked = {"horizons": arguments.horizons, "unseen": arguments.unseen, "budget": arguments.budget}
-    settings = {"task": task, "row": row, "seed": seed, "agent": arguments.agent, "device": arguments.device,
+    agent = "dxmi" if _is_game(task) else arguments.agent
+    settings = {"task": task, "row": row, "seed": seed, "agent": agent, "device": arguments.device,
                 **(asked if row == TOGETHER else {"budget": arguments.alone_budget})}  # fmt: skip
-    uses = [AGENTS[arguments.agent], AnyStep, type(make_task(task).target), KERNELS["learned"], evaluate]
+    uses = [AGENTS[agent], AnyStep, type(make_task(task).target), KERNELS["learned"], evaluate]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
         return kept_result(file, lambda: measure(task, row, seed, arguments))
@@ -152,34 +165,43 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
 
 
 def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """A panel per task and score: medians with the range of all seeds, against T."""
+    """A column of panels per task, one for each of its scores in SHOWN: medians with the range, against T."""
     tasks = list(dict.fromkeys(one["task"] for one in runs))
-    figure = Figure(figsize=(4.2 * len(tasks), 3.4 * len(SHOWN)), layout="constrained")
-    axes = figure.subplots(len(SHOWN), len(tasks), squeeze=False)
-    styles = {True: ("any-step, one sampler", "#0072b2", "o-"), False: ("one sampler for each T", "#d55e00", "s--")}
+    keys = {task: [key for key in SHOWN if scores_at(runs, task, True, key)] for task in tasks}
+    rows = max(len(found) for found in keys.values())
+    figure = Figure(figsize=(4.2 * len(tasks), 3.4 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(tasks), squeeze=False)
     for column, task in enumerate(tasks):
-        trained = [int(one["row"].removeprefix("T = ")) for one in runs if one["row"] != TOGETHER]
-        for axis, (key, label) in zip(axes[:, column], SHOWN.items(), strict=True):
-            for together, (name, colour, style) in styles.items():
-                found = scores_at(runs, task, together, key)
-                steps, medians = list(found), [statistics.median(values) for values in found.values()]
-                axis.plot(steps, medians, style, color=colour, label=name, markersize=5)
-                axis.fill_between(
-                    steps, [min(v) for v in found.values()], [max(v) for v in found.values()], color=colour, alpha=0.15
-                )
-                new = {step: median for step, median in zip(steps, medians, strict=True) if step not in trained}
-                if new:
-                    axis.plot(
-                        list(new), list(new.values()), "o", color="white", markeredgecolor=colour, markersize=7,
-                        label="any-step, T not trained",
-                    )  # fmt: skip
-            axis.set(xscale="log", yscale="log", title=task, xlabel="steps T", ylabel=label)
-            ticks = list(scores_at(runs, task, True, key))
-            axis.set_xticks(ticks, [str(step) for step in ticks])
-            axis.minorticks_off()
+        for axis in axes[len(keys[task]) :, column]:
+            axis.set_visible(False)
+        for axis, key in zip(axes[:, column], keys[task], strict=False):
+            _draw_panel(axis, runs, task, key)
     axes[0, 0].legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)
+
+
+def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) -> None:
+    """One score against T, of AnyStep and of the agents for one horizon each."""
+    trained = [int(one["row"].removeprefix("T = ")) for one in runs if one["row"] != TOGETHER]
+    styles = {True: ("any-step, one sampler", "#0072b2", "o-"), False: ("one sampler for each T", "#d55e00", "s--")}
+    for together, (name, colour, style) in styles.items():
+        found = scores_at(runs, task, together, key)
+        steps, medians = list(found), [statistics.median(values) for values in found.values()]
+        axis.plot(steps, medians, style, color=colour, label=name, markersize=5)
+        axis.fill_between(
+            steps, [min(v) for v in found.values()], [max(v) for v in found.values()], color=colour, alpha=0.15
+        )
+        new = {step: median for step, median in zip(steps, medians, strict=True) if step not in trained}
+        if new:
+            axis.plot(
+                list(new), list(new.values()), "o", color="white", markeredgecolor=colour, markersize=7,
+                label="any-step, T not trained",
+            )  # fmt: skip
+    axis.set(xscale="log", yscale="log", title=task, xlabel="steps T", ylabel=SHOWN[key])
+    ticks = list(scores_at(runs, task, True, key))
+    axis.set_xticks(ticks, [str(step) for step in ticks])
+    axis.minorticks_off()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

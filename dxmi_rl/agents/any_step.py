@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -36,8 +37,8 @@ class AnyStep(Agent[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number. Iterations take the horizons in turn. ``at(T)`` is the agent of one horizon, which may be any number between
-    the smallest and the largest.
+    number. Each iteration is for one horizon; transitions are shared in proportion to sqrt(T). ``at(T)`` is the agent
+    of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
         agent = AnyStep(task, agent="dxdp").learn(100_000)
@@ -73,7 +74,8 @@ class AnyStep(Agent[AnyStepConfig]):
         self.task = self.task.with_parts(kernel=source.mdp.kernel)
         self.mdp = self.task.mdp
         self.has_density = source.has_density
-        self.turn = 0
+        self.trained = dict.fromkeys(self.task.horizons, 0)
+        """Transitions of each horizon so far."""
         self._share()
         self._modules = {
             name: SharedWeights({horizon: agent.modules()[name] for horizon, agent in self.agents.items()})
@@ -112,9 +114,12 @@ class AnyStep(Agent[AnyStepConfig]):
         return self._between[horizon]
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        horizon = self.task.horizons[self.turn % len(self.task.horizons)]
-        self.turn += 1
-        return self.agents[horizon].iterate(on_final)
+        # Between equal numbers of iterations, too few for one step, and equal transitions, too few for many.
+        horizon = min(self.trained, key=lambda steps: self.trained[steps] / math.sqrt(steps))
+        before = self.costs.timesteps
+        log = self.agents[horizon].iterate(on_final)
+        self.trained[horizon] += self.costs.timesteps - before
+        return log
 
     @property
     def timesteps_per_iteration(self) -> int:
@@ -168,14 +173,14 @@ class AnyStep(Agent[AnyStepConfig]):
         return self.agents[self.task.horizons[-1]].optimizers()
 
     def extra_tensors(self) -> dict[str, Tensor]:
-        """Of every horizon that is trained, and whose turn it is."""
-        tensors = {"turn": torch.tensor(self.turn)}
+        """Of every horizon that is trained, and how much it was."""
+        tensors = {"trained": torch.tensor(list(self.trained.values()))}
         for horizon in self.task.horizons:
             tensors |= {f"{horizon}/{name}": value for name, value in self.agents[horizon].extra_tensors().items()}
         return tensors
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.turn = int(tensors["turn"])
+        self.trained = dict(zip(self.task.horizons, tensors["trained"].tolist(), strict=True))
         for horizon in self.task.horizons:
             start = f"{horizon}/"
             own = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}

@@ -120,6 +120,14 @@ def test_all_horizons_learn_the_same_weights(name: str) -> None:
         assert torch.equal(x[-1], agent.sample(5, seed=0, horizon=horizon)) and len(x) == horizon + 1
 
 
+def test_transitions_are_shared_as_the_root_of_the_horizon() -> None:
+    agent = any_step("ppo")
+    agent.learn(40 * agent.timesteps_per_iteration)
+    assert sum(agent.trained.values()) == agent.num_timesteps
+    shares = [agent.trained[horizon] / math.sqrt(horizon) for horizon in HORIZONS]
+    assert max(shares) < 1.1 * min(shares)
+
+
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
 def test_training_at_one_horizon_moves_the_others(name: str) -> None:
     agent = any_step(name, several((2, 4)))
@@ -178,7 +186,7 @@ def test_particles_and_denoisers_share_theirs() -> None:
 def test_a_short_training_helps_every_horizon() -> None:
     task = several((2, 8), "8gaussians")
     base = {horizon: make_agent("base", task.at(horizon)) for horizon in (2, 8)}
-    agent = AnyStep(task, seed=0).learn(15_000)
+    agent = AnyStep(task, seed=0).learn(20_000)
     sizes: dict[str, Any] = {"fit": False, "floors": False, "draws": 1, "samples": 2000, "trajectories": 4000}
     for horizon, start in base.items():
         ours, theirs = evaluate(agent, horizon=horizon, **sizes), evaluate(start, **sizes)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -215,21 +213,6 @@ def test_interval_of_one_run_is_none_and_of_constant_scores_a_point():
     assert interval([1.0]) is None and interval([[1.0, 2.0]]) is None
     for runs in (2, 5, 12):
         assert bounds(interval(np.tile([0.0, 10.0, 20.0], (runs, 1)))) == (10.0, 10.0)
-
-
-def test_two_thousand_resamples_take_milliseconds():
-    scores, curves = normal(5, 4), normal(20, 20)
-
-    def fastest(call: Callable[[], Any]) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert fastest(lambda: interval(scores, resamples=2000)) < 0.05
-    assert fastest(lambda: statistics.curve_band(curves, resamples=2000)) < 0.5
 
 
 # Curves and profiles --------------------------------------------------------------------------------------------------

@@ -284,7 +284,9 @@ def test_budgets_in_energy_evaluations_and_seconds(
     assert runs["ppo"]["costs"]["timesteps"] == 5 * runs["ppo"]["costs"]["energy_evals"], "it evaluates E once per path"
     assert tiny_main(*selection, "--budget", "0.3", "--unit", "seconds", "--name", "clock") == 0
     for run in read(tmp_path / "runs" / "clock" / "results.json")["runs"]:
-        assert run["agent"] == "base" or 0.3 <= run["costs"]["seconds"] < 1.5
+        if run["agent"] != "base":  # it stops after the iteration in which the budget ends, on a slow machine, too
+            over = [point["seconds"] >= 0.3 for point in run["curve"]]
+            assert over == [False] * (len(over) - 1) + [True]
 
 
 @pytest.mark.slow
