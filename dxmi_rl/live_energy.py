@@ -97,7 +97,7 @@ class LiveEnergy:
             point = x if create_graph else x.detach().requires_grad_()
             energy = self(point)
             if self.values_only:
-                raise EnergyError("the energy has no gradient on track 'energy', and it is asked for.")
+                raise EnergyError("the task gives no gradient of its energy, and it is asked for.")
             if not energy.requires_grad:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "

@@ -60,7 +60,7 @@ class GuidedAgent(Agent[ConfigT]):
         """
         mdp = self.mdp
         if energy is None and mdp.energy.values_only:
-            raise EnergyError("guidance needs the energy's gradient at the last step, and track 'energy' gives none.")
+            raise EnergyError("guidance needs the energy's gradient at the last step, and the task gives none.")
         last: Energy = mdp.finite_energy if energy is None else energy
         followed = self.policy if policy is None else policy
 

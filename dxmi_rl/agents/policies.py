@@ -253,7 +253,7 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
     """
     policy: GaussianPolicy
     if config.energy_gradient and mdp.energy.values_only:
-        raise ValueError("policy.energy_gradient must be False or None on track 'energy', got True.")
+        raise ValueError("policy.energy_gradient must be False or None on a task that gives no gradient, got True.")
     if policy_kind(config, mdp.event_shape) == "correction":
         policy = CorrectionPolicy(mdp, config, value)
     else:

@@ -19,7 +19,8 @@ from dxmi_rl.utils.storage import JSON
 SCORES = {
     "kl_marginal": "↓", "kl_marginal_forward": "↓",
     "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
-    "mode_tv": "↓", "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
+    "mode_tv": "↓", "reward": "", "true_reward": "↑", "over_optimisation": "", "kl_untilted": "", "kl_base": "",
+    "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
     "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""

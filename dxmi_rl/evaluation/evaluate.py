@@ -17,8 +17,9 @@ from dxmi_rl.evaluation.log_weights import has_named_energy, log_weight_scores, 
 from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
+from dxmi_rl.evaluation.tilted import tilted_scores
 from dxmi_rl.mdp import Energy
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import Target, Tilted
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import check_integer, check_seed
@@ -81,8 +82,9 @@ def evaluate(
         against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
-        ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles; ``particle_scores``),
-        ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
+        ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (a reward's: Tilted, and
+        ``tilted_scores``), ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles;
+        ``particle_scores``), ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
         ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
@@ -101,9 +103,10 @@ def evaluate(
     scores: dict[str, float] = {}
     with torch.no_grad():
         energy = _energy_to_score(model, task)
-        if density is not None and energy is not None and getattr(density, "has_density", True):
+        known = density if getattr(density, "has_density", True) else None
+        if known is not None and energy is not None:
             scores |= log_weight_scores(
-                task, target, density, energy, trajectories=trajectories, seed=seed, fit=fit, smc=smc
+                task, target, known, energy, trajectories=trajectories, seed=seed, fit=fit, smc=smc
             )  # fmt: skip
         elif smc:
             raise ValueError("smc must be False for a model without density, or without an energy to weight it by.")
@@ -115,12 +118,14 @@ def evaluate(
             return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
 
         if not _aims_elsewhere(task):
-            if density is not None and getattr(density, "has_density", True) and has_marginal(target):
+            if known is not None and has_marginal(target):
                 sizes = {"states": max(2, min(STATES, trajectories)), "points": min(POINTS, samples)}
-                scores |= marginal_scores(mdp, density, target, seed=seed + 6, **sizes)
+                scores |= marginal_scores(mdp, known, target, seed=seed + 6, **sizes)
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)
+            if isinstance(target, Tilted):
+                scores |= tilted_scores(mdp, known, target, scores, chains=trajectories, seed=seed + 8)
         if hasattr(model, "score"):
             scores["auc"] = auc(model.score, target, samples, seed)
         if floors:

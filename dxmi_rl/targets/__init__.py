@@ -17,7 +17,18 @@ from dxmi_rl.targets.manywell import ManyWell, manywell32, manywell64, manywell1
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40, gmm40_50
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones, LennardJones13, LennardJones55, ParticleTarget
 from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
+from dxmi_rl.targets.rewards import QuadraticReward, WithinData
 from dxmi_rl.targets.student import StudentMixture, mos10, mos10_50
+from dxmi_rl.targets.tilted import (
+    Reward,
+    Tilted,
+    TiltedMixture,
+    eight_gaussians_proxy,
+    eight_gaussians_tilted,
+    gmm25_posterior,
+    gmm25_tilted,
+    tilt,
+)
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 __all__ = [
@@ -38,9 +49,14 @@ __all__ = [
     "Modes",
     "ParticleTarget",
     "PlanarSet",
+    "QuadraticReward",
+    "Reward",
     "StudentMixture",
     "Target",
     "TargetError",
+    "Tilted",
+    "TiltedMixture",
+    "WithinData",
     "cifar10",
     "emoji32",
     "fashion_mnist",
@@ -49,6 +65,7 @@ __all__ = [
     "make_target",
     "mnist5k",
     "target_class",
+    "tilt",
 ]
 
 TARGETS: Registry[Callable[..., Target]] = Registry("target")
@@ -57,6 +74,10 @@ TARGETS.add("gmm9", gmm9)
 TARGETS.add("gmm25", gmm25)
 TARGETS.add("gmm40", gmm40)
 TARGETS.add("gmm40-50", gmm40_50)
+TARGETS.add("8gaussians-tilted", eight_gaussians_tilted)
+TARGETS.add("8gaussians-proxy", eight_gaussians_proxy)
+TARGETS.add("gmm25-tilted", gmm25_tilted)
+TARGETS.add("gmm25-posterior", gmm25_posterior)
 TARGETS.add("mos10", mos10)
 TARGETS.add("mos10-50", mos10_50)
 TARGETS.add("funnel10", Funnel)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.mdp import Energy
-from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError
+from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError, Tilted
 from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target
 from dxmi_rl.tasks.table import TASKS, default_config
@@ -92,6 +92,8 @@ def make_task(
     config = replace(config, **changes)
     if config.track not in TRACKS:
         raise UnknownNameError("track", config.track, TRACKS)
+    if energy is not None and callable(config.reward):
+        raise ValueError("energy and reward are two ways to say what is wanted: pass one of them.")
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = reference_target(config).to(resolved)
@@ -100,14 +102,15 @@ def make_task(
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = build_mdp(config, target, resolved)
-    mdp.energy.values_only = config.track == "energy"
+    black_box = isinstance(target, Tilted) and not target.differentiable
+    mdp.energy.values_only = config.track == "energy" or black_box
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:
         module, function = entry_point.split(":")
         task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))
     elif energy is not None and not isinstance(energy, str):
         task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
-    elif config.reward == "target":
+    elif config.reward is not None:
         task.mdp.set_energy(target.energy)
     return task
 
@@ -137,6 +140,8 @@ def _hidden(target: Target, *, gradient: bool) -> Target:
     """
     hidden = copy.deepcopy(target)
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
+    if isinstance(hidden, Tilted):
+        hidden.untilted = _hidden(hidden.untilted, gradient=gradient)
     if isinstance(hidden, ParticleTarget):
         vars(hidden).update(reference=None, reference_states=_refuse)
     if not gradient:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dxmi_rl.diffusion import PretrainingConfig
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import Reward, Target
 
 TRACKS = ["fine-tune", "sample", "energy"]
 FROM_SCRATCH = ("sample", "energy")
@@ -52,8 +52,14 @@ class TaskConfig:
     """Options of the backward kernel."""
     tau: float = 1.0
     """Temperature in nats of entropy and running cost."""
-    reward: str | None = "target"
-    """"target" (the target's own energy) or None (data only: an energy must be given or learned)."""
+    reward: str | Reward | None = "target"
+    """"target" (the target's own energy), None (data only: an energy must be given or learned), or a reward of your
+    own r(x), a function or module ``[batch, *event_shape] -> [batch]``: the target is then p(x) exp(r(x) / beta), where
+    p is that of ``target`` (Tilted; exact for a mixture and a QuadraticReward)."""
+    beta: float = 1.0
+    """Strength of the pull to p with a reward of your own, in units of r."""
+    differentiable: bool | None = None
+    """Whether a reward of your own has a gradient; None: found out by trying, False: agents get none."""
     track: str = "fine-tune"
     """"fine-tune" (a denoiser is given), "sample" (only the energy and its gradient are given: base is None and the
     target, as the task has it, refuses to give samples or data) or "energy" (the same without gradients: the reward is

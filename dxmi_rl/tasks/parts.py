@@ -25,7 +25,7 @@ from dxmi_rl.diffusion import (
     pretrained_denoiser,
 )
 from dxmi_rl.diffusion.schedules import variance_exploding
-from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, make_target
+from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, Tilted, make_target, tilt
 from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TaskConfig
 from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.registry import UnknownNameError
@@ -34,11 +34,18 @@ from dxmi_rl.utils.registry import UnknownNameError
 def reference_target(config: TaskConfig) -> Target:
     """The target of a configuration with all that it has; scoring uses it on both tracks."""
     target = _whole_target(config)
-    if config.label is None:
-        return target
-    if not isinstance(target, ImageSet):
-        raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
-    return target.of_class(config.label)
+    if config.label is not None:
+        if not isinstance(target, ImageSet):
+            raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
+        target = target.of_class(config.label)
+    if callable(config.reward):
+        return tilt(target, config.reward, config.beta, differentiable=config.differentiable)
+    if config.reward not in ("target", None):
+        raise ValueError(f"reward must be 'target', None or a function [batch, ...] -> [batch], got {config.reward!r}.")
+    for name in ("beta", "differentiable"):
+        if (value := getattr(config, name)) != getattr(TaskConfig, name):
+            raise ValueError(f"{name} belongs to a reward of your own; got {value!r} with reward={config.reward!r}.")
+    return target
 
 
 def _whole_target(config: TaskConfig) -> Target:
@@ -107,9 +114,13 @@ def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
 
 def build_kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:
     """A new backward kernel for this base sampler; a network is initialised from torch's present stream."""
-    return make_kernel(
-        config.backward, base.schedule, target.event_shape, target.scale, base.sigma, **config.backward_options
-    )
+    scale = of_base(config, target).scale
+    return make_kernel(config.backward, base.schedule, target.event_shape, scale, base.sigma, **config.backward_options)
+
+
+def of_base(config: TaskConfig, target: Target) -> Target:
+    """What the base sampler samples: the target; where a reward tilts it and there is a denoiser, the untilted one."""
+    return target.untilted if isinstance(target, Tilted) and config.base is not None else target
 
 
 def build_base(
@@ -136,6 +147,7 @@ def build_base(
         named = config.schedule == "geometric"
         options = config.schedule_options if named else _ladder(target)
         return IdentitySampler(make_schedule("geometric", horizon, **options).to(device))
+    target = of_base(config, target)
     schedule = make_schedule(config.schedule, horizon, **config.schedule_options)
     if denoiser is None:
         if isinstance(target, DataTarget):

@@ -24,6 +24,8 @@ TASKS.add("gmm9", TaskConfig("gmm9", schedule_options={"level_max": 12.0, "level
 TASKS.add("gmm25", TaskConfig("gmm25", schedule_options={"level_max": 20.0, "level_min": 0.5, "scale": 7.0}))
 TASKS.add("gmm40", TaskConfig("gmm40", schedule_options={"level_max": 65.0, "level_min": 1.2, "scale": 23.0}))
 TASKS.add("gmm40-50", TaskConfig("gmm40-50", schedule_options={"level_max": 65.0, "level_min": 1.0, "scale": 23.0}))
+for _name in ("8gaussians-tilted", "8gaussians-proxy", "gmm25-tilted", "gmm25-posterior"):
+    TASKS.add(_name, replace(TASKS[_name.partition("-")[0]], target=_name))  # the base sampler is that of the data
 TASKS.add(
     "8gaussians-data",
     TaskConfig(

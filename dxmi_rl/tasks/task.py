@@ -16,7 +16,7 @@ from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.targets import ParticleTarget, Target
 from dxmi_rl.tasks.config import TaskConfig
-from dxmi_rl.tasks.parts import build_base, build_kernel
+from dxmi_rl.tasks.parts import build_base, build_kernel, of_base
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
@@ -45,7 +45,7 @@ class Task:
 
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
-        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        fields = {key: _as_text(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
         if self.among is not None:
             fields["horizon"] += f" of {self.among}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
@@ -146,10 +146,8 @@ def build_mdp(
     """The MDP of a configuration, without an energy; with several horizons, that of the largest. ``denoiser`` is one
     that was made before.
 
-    Raises ValueError for a reward, horizons or parts that are not allowed.
+    Raises ValueError for horizons or parts that are not allowed.
     """
-    if config.reward not in ("target", None):
-        raise ValueError(f"reward must be 'target' or None, got {config.reward!r}.")
     several = isinstance(config.horizon, tuple)
     horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
     base = build_base(config, target, horizon, device, denoiser)
@@ -165,11 +163,16 @@ def build_mdp(
         kernel,
         target.event_shape,
         tau=config.tau,
-        scale=target.scale,
+        scale=of_base(config, target).scale,
         # (N, d) where states are those of N particles in d dimensions.
         particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
         device=device,
     )
+
+
+def _as_text(value: object) -> str:
+    """A function's name, as its address is another one in every process; of others what ``repr`` says."""
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def check_horizon(horizon: object) -> int | tuple[int, ...]:

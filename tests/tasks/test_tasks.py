@@ -42,7 +42,7 @@ def test_a_task_is_whole(task: Task) -> None:
     assert task.name in list_tasks()
     assert task.mdp.horizon == task.config.horizon >= 1
     assert task.event_shape == task.target.event_shape == task.mdp.event_shape
-    assert task.mdp.scale == task.target.scale
+    assert task.mdp.scale == getattr(task.target, "untilted", task.target).scale
     assert task.mdp.tau == task.config.tau
     assert task.device == torch.device("cpu")
     x = task.mdp.reset(3)
@@ -237,7 +237,7 @@ def _base_policy(task: Task) -> Any:
         ("8gaussians", {"horizon": "5"}, TypeError, "horizon must be an integer"),
         ("8gaussians", {"tau": -0.1}, ValueError, "tau must be finite and >= 0"),
         ("8gaussians", {"eta": -1.0}, ValueError, "eta must be finite"),
-        ("8gaussians", {"reward": "tarqet"}, ValueError, "reward must be 'target' or None"),
+        ("8gaussians", {"reward": "tarqet"}, ValueError, "reward must be 'target', None or a function"),
         ("8gaussians", {"track": "sample", "base": "ddpm"}, ValueError, "base must be None"),
         ("8gaussians", {"schedule_options": {"rhoo": 1.0}}, UnknownNameError, "Did you mean 'rho'"),
         ("8gaussians", {"backward_options": {"steps": 1}}, TypeError, "steps"),

@@ -1,0 +1,211 @@
+"""Rewards as targets: a density tilted by a reward, q(x) proportional to p(x) exp(r(x) / beta)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dxmi_rl.targets.base import Modes, Target, TargetError
+from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm25
+from dxmi_rl.targets.rewards import QuadraticReward, WithinData
+from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.torch_tools import evaluation_mode
+
+Reward = Callable[[Tensor], Tensor]
+"""r(x), ``[batch, *event_shape] -> [batch]``; larger is better."""
+NEGLIGIBLE = 1e-3
+"""Weight below which a component of a tilted mixture is not counted among its modes."""
+
+
+class Tilted(Target):
+    """A density p tilted by a reward: E(x) = E_p(x) - r(x) / beta, so q(x) = p(x) exp(r(x) / beta) / Z.
+
+    q maximises E_q[r] - beta KL(q || p). The base sampler of tasks on it is that of p. log Z is log E_p[exp(r / beta)],
+    relative to p's; for any r it is unknown, and there are no samples.
+
+    Args:
+        untilted: p, with an energy.
+        reward: r, a function or module ``[batch, *event_shape] -> [batch]``. A module becomes a submodule and is called
+            in eval mode.
+        beta: strength of the pull to p, in units of r.
+        differentiable: whether r has a gradient in x; None: found out by trying. False: the whole energy gives none,
+            so agents treat it as a black box.
+        true_reward: what ``reward`` stands for, when it is a proxy.
+
+    Samples have scores of their own: ``reward``, the mean of r, and ``true_reward``.
+
+    Raises TargetError for p without an energy, for a reward that fails on two states of zeros or returns another shape
+    or kind of numbers, and for one that is said to have a gradient and has none; ValueError for beta <= 0.
+    """
+
+    has_energy: ClassVar[bool] = True
+
+    def __init__(
+        self, untilted: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None,
+        true_reward: Reward | None = None,
+    ) -> None:  # fmt: skip
+        if not untilted.has_energy:
+            raise TargetError(
+                f"target {untilted.name!r} has no density that a reward could tilt: pass energy=lambda x: -r(x), and "
+                "agent 'dpok' or 'adjoint-matching', which stay near the base sampler."
+            )
+        if not callable(reward):
+            raise TypeError(f"reward must be a function or module [batch, ...] -> [batch], got {reward!r}.")
+        super().__init__(
+            untilted.event_shape, scale=untilted.scale, smallest_scale=untilted.smallest_scale,
+            plot_range=untilted.plot_range,
+        )  # fmt: skip
+        self.untilted, self.reward, self.true_reward = untilted, reward, true_reward
+        self.beta = check_real("beta", beta, strict=True)
+        self.name = f"{untilted.name} tilted"
+        has_gradient = self._has_gradient()
+        if differentiable and not has_gradient:
+            raise TargetError("the reward has no gradient in x: pass differentiable=False, or None.")
+        self.differentiable = has_gradient if differentiable is None else differentiable
+
+    def _has_gradient(self) -> bool:
+        x = self.anchor.new_zeros(2, *self.event_shape)
+        with torch.no_grad():
+            self.rewards(x)  # any failure without gradients is raised
+        with torch.enable_grad():
+            try:
+                return self.rewards(x.requires_grad_()).requires_grad
+            except TargetError:
+                return False
+
+    def rewards(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]`` in the dtype of x. Raises TargetError when it fails or returns something else."""
+        return _values("reward", self.reward, x)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            return self.untilted.energy(x) - self.rewards(x) / self.beta
+
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        """``reward``, and ``true_reward`` where there is one: means over x ``[n, *event_shape]``."""
+        with torch.no_grad():
+            scores = {"reward": float(self.rewards(x).double().mean())}
+            if self.true_reward is not None:
+                scores["true_reward"] = float(_values("true_reward", self.true_reward, x).double().mean())
+        return scores
+
+
+class TiltedMixture(Tilted):
+    """An isotropic Gaussian mixture tilted by a quadratic reward, which is a Gaussian mixture again.
+
+    With p = sum_k w_k N(m_k, s^2 I) and r(x) = c + b . x - x^T A x / 2, component k becomes N(L^-1 h_k, L^-1), with
+    L = I / s^2 + A / beta and h_k = m_k / s^2 + b / beta, at a log weight of
+    log w_k + (h_k^T L^-1 h_k - |m_k|^2 / s^2 - log det(s^2 L)) / 2 + c / beta; log Z is their logsumexp. So there are
+    exact samples, log Z and the exact mean reward. Scores of samples have ``over_optimisation``, too: the mean of r
+    beyond the exact one. Modes are components of a weight of at least a thousandth.
+
+    Raises ValueError where L is not positive definite: r grows faster than log p falls.
+    """
+
+    has_sampler: ClassVar[bool] = True
+    task_kind: ClassVar[str | None] = "mixture"
+    untilted: GaussianMixture
+    reward: QuadraticReward
+    means: Tensor
+    root: Tensor
+    weights: Tensor
+
+    def __init__(
+        self, untilted: GaussianMixture, reward: QuadraticReward, beta: float = 1.0, *,
+        true_reward: Reward | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(untilted, reward, beta, true_reward=true_reward)
+        means, variance = untilted.means.double(), untilted.std**2
+        linear, curvature = reward.linear, reward.curvature
+        precision = torch.eye(self.dim, dtype=torch.float64) / variance + curvature / self.beta
+        if float(torch.linalg.eigvalsh(precision).min()) <= 0:
+            raise ValueError(f"beta must be so large that p(x) exp(r(x) / beta) is a density, got {beta!r}.")
+        covariance = torch.linalg.inv(precision)
+        h = means / variance + linear / self.beta
+        centers = h @ covariance
+        log_weights = untilted.weights.double().log() + reward.constant / self.beta
+        log_weights = log_weights + ((h * centers).sum(1) - means.square().sum(1) / variance) / 2
+        log_weights = log_weights - torch.logdet(variance * precision) / 2
+        self.log_z = float(log_weights.logsumexp(0))
+        weights = log_weights.softmax(0)
+        rewards = reward(centers) - (curvature * covariance).sum() / 2
+        self.mean_reward = float(weights @ rewards)
+        """The exact mean of r."""
+        spread = (centers - weights @ centers).square().T @ weights
+        self.scale = float((spread.mean() + covariance.diagonal().mean()).sqrt())
+        eigenvalues = torch.linalg.eigvalsh(covariance)
+        self.smallest_scale = float(eigenvalues.min().sqrt())
+        self.largest_scale = float(eigenvalues.max().sqrt())
+        dtype = untilted.means.dtype
+        self.register_buffer("means", centers.to(dtype))
+        self.register_buffer("root", torch.linalg.cholesky(covariance).to(dtype))
+        self.register_buffer("weights", weights.to(dtype), persistent=False)
+
+    @property
+    def modes(self) -> Modes:
+        """Its components that are not negligible; ``std`` is the largest over directions."""
+        kept = self.weights >= min(NEGLIGIBLE, float(self.weights.max()))
+        weights = self.weights[kept]
+        return Modes(self.means[kept], self.largest_scale, weights / weights.sum())
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        modes = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.dim, generator=generator, device=self.device, dtype=self.means.dtype)
+        return self.means[modes] + noise @ self.root.T
+
+    def own_scores(self, x: Tensor) -> dict[str, float]:
+        scores = super().own_scores(x)
+        return scores | {"over_optimisation": scores["reward"] - self.mean_reward}
+
+
+def tilt(target: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None) -> Tilted:
+    """p(x) exp(r(x) / beta) / Z of a target p: exact where p is a mixture and r quadratic, else its energy alone."""
+    if isinstance(target, GaussianMixture) and isinstance(reward, QuadraticReward) and differentiable is not False:
+        return TiltedMixture(target, reward, beta)
+    return Tilted(target, reward, beta, differentiable=differentiable)
+
+
+def _values(name: str, function: Reward, x: Tensor) -> Tensor:
+    with evaluation_mode(function):
+        try:
+            value = function(x)
+        except Exception as error:
+            raise TargetError(
+                f"the {name} fails for a batch of shape {list(x.shape)}: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.dtype.is_floating_point:
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TargetError(f"the {name} must return floating numbers of shape [{len(x)}], got {found}.")
+    return value.to(x.dtype)
+
+
+def eight_gaussians_tilted(beta: float = 1.0) -> TiltedMixture:
+    """8gaussians tilted toward its rightmost mode: r(x) = -|x - (2.83, 0)|^2 / 2."""
+    return TiltedMixture(eight_gaussians(), QuadraticReward.near((4 / 1.414, 0.0)), beta)
+
+
+def eight_gaussians_proxy(beta: float = 1.0) -> TiltedMixture:
+    """8gaussians tilted to the right by a proxy, r(x) = x_1.
+
+    The true reward agrees within three standard deviations of a mode, and falls by u^2 / 2 at u standard deviations
+    beyond: what gains r by leaving the data loses there.
+    """
+    mixture = eight_gaussians()
+    reward = QuadraticReward((1.0, 0.0))
+    return TiltedMixture(mixture, reward, beta, true_reward=WithinData(reward, mixture))
+
+
+def gmm25_tilted(beta: float = 1.0) -> TiltedMixture:
+    """gmm25 tilted to the right: r(x) = 0.2 x_1."""
+    return TiltedMixture(gmm25(), QuadraticReward((0.2, 0.0)), beta)
+
+
+def gmm25_posterior(beta: float = 1.0) -> TiltedMixture:
+    """gmm25 given a measurement of its second coordinate, 2 with noise of standard deviation 1 (inpainting).
+
+    At beta = 1 it is the posterior of the mixture; the first coordinate is free.
+    """
+    return TiltedMixture(gmm25(), QuadraticReward.measurement([[0.0, 1.0]], [2.0], 1.0), beta)
