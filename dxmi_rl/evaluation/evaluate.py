@@ -84,8 +84,8 @@ def evaluate(
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
         ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (a reward's: Tilted, and
         ``tilted_scores``), ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles;
-        ``particle_scores``), ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features the target names),
-        ``denoiser_calls`` (per sample). Keys that do not apply are absent.
+        ``particle_scores``), ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features
+        the target names), ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
     density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1,

@@ -80,5 +80,6 @@ class WithinData(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         distance = torch.cdist(x, self.mixture.means.to(x.dtype)).min(1).values / self.mixture.std
-        beyond: Tensor = (distance - self.radius).clamp_min(0.0)
-        return self.reward(x) - self.strength * beyond.square() / 2
+        beyond = (distance - self.radius).clamp_min(0.0)
+        reward: Tensor = self.reward(x)
+        return reward - self.strength * beyond.square() / 2

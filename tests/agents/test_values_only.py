@@ -29,7 +29,9 @@ def values_only(**changes: Any) -> Any:
 def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
     skip_without_extra(name)
     if name in NEED_GRADIENTS:
-        with pytest.raises(EnergyError, match=f"agent '{name}' needs the energy's gradient, which the task does not give"):
+        with pytest.raises(
+            EnergyError, match=f"agent '{name}' needs the energy's gradient, which the task does not give"
+        ):
             small(name, values_only())
         return
     model = {"energy_model": True} if name == "dxdp" else {}

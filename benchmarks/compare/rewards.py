@@ -1,0 +1,241 @@
+"""Fine-tuning toward a reward, measured exactly: the frontier of reward and divergence from the data.
+
+    python benchmarks/compare/rewards.py --seeds 0 1 2 3 4 --json rewards.json --picture rewards.png
+
+Tasks are mixtures tilted by a reward, p(x) exp(r(x) / beta), whose density and mean reward are known for every beta.
+Agents get ``--evals`` evaluations of the reward at each of ``--betas``. DPOK and adjoint matching are given the reward
+alone, as they add the divergence from the base sampler themselves; the others get the tilted energy. All are scored
+against the tilted density.
+
+Keys of ``--json FILE``:
+
+    command, machine, versions  as in all studies
+    evals, horizon              what was asked for
+    exact                       one entry per task and beta: the tilted density itself
+      .task, .beta
+      .reward, .kl_untilted     its mean reward, and its divergence from the data's density
+      .true_reward              of 100,000 exact samples, where the reward is a proxy
+    runs                        one entry per task, agent, beta and seed
+      .task, .agent, .beta, .seed   of the run
+      .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
+      .scores                   kl_marginal and kl_marginal_forward (to the tilted density), reward, over_optimisation,
+                                true_reward, kl_untilted, kl_base: as evaluate has them
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[2])
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.run_cache import code_of, kept_result, run_all, run_file
+from benchmarks.scripts import command_line, header
+from dxmi_rl import make_agent, make_target, make_task
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.benchmark.pictures import save_figure
+from dxmi_rl.benchmark.protocol import check_seeds
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.diffusion import KERNELS
+from dxmi_rl.evaluation import marginal_scores, tilted_scores
+from dxmi_rl.targets import TiltedMixture
+from dxmi_rl.utils.checks import check_integer, check_real, require
+from dxmi_rl.utils.storage import write_json
+
+KEYS = (
+    "kl_marginal", "kl_marginal_forward", "reward", "over_optimisation", "true_reward", "kl_untilted", "kl_base",
+)  # fmt: skip
+NEAR_BASE = ("dpok", "adjoint-matching")
+"""Agents that add the divergence from the base sampler themselves."""
+SAMPLES = 100_000
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command line sets."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of every agent."""
+    tasks: tuple[str, ...] = ("gmm25-tilted",)
+    """Tilted mixtures in the plane."""
+    agents: tuple[str, ...] = ("base", "dxdp", "ppo", "grpo", "dpok", "adjoint-matching")
+    """Agents with a density."""
+    betas: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25)
+    """Strengths of the pull to the data, from strong to weak."""
+    evals: int = 20_000
+    """Evaluations of the reward in training."""
+    horizon: int = 10
+    """Denoising steps."""
+    device: str = "cpu"
+    """Torch device."""
+    jobs: int = 1
+    """Runs at a time."""
+    folder: Path = Path("runs/rewards")
+    """Finished runs are kept here, and not repeated."""
+    json: Path | None = None
+    """Write everything to this file."""
+    picture: Path | None = None
+    """Draw the frontiers into this PNG file."""
+
+
+def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """Train one agent at one beta, and score it against the tilted density."""
+    parts = {"horizon": arguments.horizon, "backward": "learned", "device": arguments.device}
+    built = make_task(task, target_options={"beta": beta}, **parts)
+    target = built.target
+    assert isinstance(target, TiltedMixture)
+    if name in NEAR_BASE:
+        reward = target.reward
+        built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, **parts)
+    agent = make_agent(name, built, seed=seed)
+    if agent.trains:
+        agent.learn(energy_evals=arguments.evals)
+    mdp, density = agent.mdp, agent.density()
+    with torch.no_grad():
+        scores = marginal_scores(mdp, density, target, seed=seed + 6)
+        scores |= target.own_scores(agent.sample(SAMPLES, seed=seed + 1))
+        scores |= tilted_scores(mdp, density, target, scores, chains=SAMPLES, seed=seed + 8)
+    costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
+    kept = {key: scores[key] for key in KEYS if key in scores}
+    return {"task": task, "agent": name, "beta": beta, "seed": seed, **costs, "scores": kept}
+
+
+CODE = code_of(measure)
+"""Digest of what is measured here: workers, which get functions without their source, cannot make it."""
+
+
+def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """``measure`` on one thread; a finished run is read."""
+    settings = {"task": task, "agent": name, "beta": beta, "seed": seed, "evals": arguments.evals,
+                "horizon": arguments.horizon, "device": arguments.device}  # fmt: skip
+    uses = [AGENTS[name], TiltedMixture, KERNELS["learned"], marginal_scores, tilted_scores]
+    with one_thread():
+        file = run_file(arguments.folder, settings, uses, CODE)
+        return kept_result(file, lambda: measure(task, name, beta, seed, arguments))
+
+
+def exact(task: str, beta: float) -> dict[str, Any]:
+    """The tilted density's own mean reward and divergence from the data."""
+    target = make_target(task, beta=beta)
+    assert isinstance(target, TiltedMixture) and target.log_z is not None
+    found = {"task": task, "beta": beta, "reward": target.mean_reward,
+             "kl_untilted": target.mean_reward / beta - target.log_z}  # fmt: skip
+    if target.true_reward is not None:
+        scores = target.own_scores(target.sample(SAMPLES, torch.Generator().manual_seed(0)))
+        found["true_reward"] = scores["true_reward"]
+    return found
+
+
+def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], console: Console) -> None:
+    """A table per task and beta: medians over seeds with the range, the exact density first."""
+    for one in known:
+        own = [found for found in runs if (found["task"], found["beta"]) == (one["task"], one["beta"])]
+        keys = [key for key in KEYS if any(key in found["scores"] for found in own)]
+        table = Table("agent", *keys, "seconds", title=f"{one['task']}, beta = {one['beta']:g}: medians over seeds")
+        table.add_row("exact", *(f"{one[key]:.3f}" if key in one else "" for key in keys), "")
+        for name in dict.fromkeys(found["agent"] for found in own):
+            cells = []
+            for key in keys:
+                values = [found["scores"][key] for found in own if found["agent"] == name and key in found["scores"]]
+                cells.append(f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
+            spent = statistics.median(found["seconds"] for found in own if found["agent"] == name)
+            table.add_row(name, *cells, f"{spent:.0f}")
+        console.print(table)
+
+
+def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+    """Per task: reward against divergence from the data; divergence from the tilted density against beta; and, where
+    the reward is a proxy, the true reward against beta.
+    """
+    tasks = list(dict.fromkeys(one["task"] for one in runs))
+    proxies = [task for task in tasks if "true_reward" in exact(task, 1.0)]
+    columns = 3 if proxies else 2
+    figure = Figure(figsize=(4.4 * columns, 3.7 * len(tasks)), layout="constrained")
+    axes = figure.subplots(len(tasks), columns, squeeze=False)
+    for line, task in zip(axes, tasks, strict=True):
+        own = [one for one in runs if one["task"] == task]
+        betas = sorted({one["beta"] for one in own})
+        low, high = betas[0], betas[-1]
+        curve = [exact(task, low * (high / low) ** (place / 40)) for place in range(41)]
+        line[0].plot([one["kl_untilted"] for one in curve], [one["reward"] for one in curve], "k-", label="exact")
+        panels = {1: ("kl_marginal", "KL(samples || tilted density) [nats]")}
+        if task in proxies:
+            panels[2] = ("true_reward", "true reward")
+            line[2].plot([one["beta"] for one in curve], [one["true_reward"] for one in curve], "k-", label="exact")
+        elif columns == 3:
+            line[2].set_visible(False)
+        for place, name in enumerate(dict.fromkeys(one["agent"] for one in own)):
+            style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "label": name}
+            medians = {
+                beta: {key: statistics.median(one["scores"][key] for one in own
+                                              if (one["agent"], one["beta"]) == (name, beta))
+                       for key in ("kl_untilted", "reward", *(key for key, _ in panels.values()))}
+                for beta in betas
+            }  # fmt: skip
+            rows = [medians[beta] for beta in betas]
+            line[0].plot(
+                [row["kl_untilted"] for row in rows], [row["reward"] for row in rows], linestyle=":", markersize=5,
+                **style,
+            )  # fmt: skip
+            for column, (key, _) in panels.items():
+                line[column].plot(betas, [row[key] for row in rows], linestyle="-", markersize=5, **style)
+        line[0].set(xlabel="KL(samples || data) [nats]", ylabel="mean reward", title=task)
+        for column, (key, label) in panels.items():
+            line[column].set(xscale="log", xlabel="beta", ylabel=label, title=task)
+            line[column].set_xticks(betas, [f"{beta:g}" for beta in betas])
+            line[column].minorticks_off()
+            if key == "kl_marginal":
+                line[column].set_yscale("log")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    FigureCanvasAgg(figure)
+    save_figure(figure, file, dpi=110)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print, draw, write; exit status 2 for bad input."""
+    tyro = require("tyro", "bench")
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    command = command_line(__file__, argv)
+    wanted = [(task, name, beta, seed, arguments) for seed in arguments.seeds for task in arguments.tasks
+              for name in arguments.agents for beta in arguments.betas]  # fmt: skip
+    try:
+        for key in ("evals", "horizon", "jobs"):
+            check_integer(key, getattr(arguments, key))
+        for beta in arguments.betas:
+            check_real("betas", beta, strict=True)
+        check_seeds(arguments.seeds)
+        for name in arguments.agents:
+            AGENTS[name]
+        for task in arguments.tasks:
+            if not isinstance(make_task(task).target, TiltedMixture):
+                raise ValueError(f"tasks must be mixtures tilted by a reward, got {task!r}.")
+        runs = run_all(run, wanted, arguments.jobs, "agents")
+        known = [exact(task, beta) for task in arguments.tasks for beta in arguments.betas]
+        if arguments.json is not None:
+            asked = {key: getattr(arguments, key) for key in ("evals", "horizon")}
+            everything = header(command, arguments.device) | asked | {"exact": known, "runs": runs}
+            write_json(arguments.json, everything)
+        if arguments.picture is not None:
+            draw(runs, arguments.picture)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print_runs(runs, known, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
