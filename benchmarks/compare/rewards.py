@@ -48,7 +48,7 @@ from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
-from dxmi_rl.evaluation import marginal_scores, tilted_scores
+from dxmi_rl.evaluation import kl_to_base, marginal_scores
 from dxmi_rl.targets import TiltedMixture
 from dxmi_rl.utils.checks import check_integer, check_real, require
 from dxmi_rl.utils.storage import write_json
@@ -96,7 +96,7 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
     parts = {"horizon": arguments.horizon, "backward": "learned", "device": arguments.device}
     built = make_task(task, target_options={"beta": beta}, **parts)
     target = built.target
-    assert isinstance(target, TiltedMixture)
+    assert isinstance(target, TiltedMixture) and target.log_z is not None
     if name in NEAR_BASE:
         reward = target.reward
         built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, **parts)
@@ -107,7 +107,8 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
     with torch.no_grad():
         scores = marginal_scores(mdp, density, target, seed=seed + 6)
         scores |= target.own_scores(agent.sample(SAMPLES, seed=seed + 1))
-        scores |= tilted_scores(mdp, density, target, scores, chains=SAMPLES, seed=seed + 8)
+        scores["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / beta - target.log_z
+        scores["kl_base"] = kl_to_base(mdp, density, seed=seed + 8)
     costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
     kept = {key: scores[key] for key in KEYS if key in scores}
     return {"task": task, "agent": name, "beta": beta, "seed": seed, **costs, "scores": kept}
@@ -121,7 +122,7 @@ def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> d
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "agent": name, "beta": beta, "seed": seed, "evals": arguments.evals,
                 "horizon": arguments.horizon, "device": arguments.device}  # fmt: skip
-    uses = [AGENTS[name], TiltedMixture, KERNELS["learned"], marginal_scores, tilted_scores]
+    uses = [AGENTS[name], TiltedMixture, KERNELS["learned"], marginal_scores, kl_to_base]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
         return kept_result(file, lambda: measure(task, name, beta, seed, arguments))

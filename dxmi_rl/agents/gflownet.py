@@ -136,6 +136,10 @@ class GFlowNet(Agent[ConfigT]):
         self.require_energy(gradient=searches)
         if self.mdp.tau == 0:
             raise ValueError(f"agent {self.name!r} aims at exp(-E / tau) and needs tau > 0, got tau = 0.")
+        if config.buffer_size and not self.mdp.kernel.draws_backwards:
+            raise ValueError(
+                f"buffer_size must be 0 on a task whose backward kernel draws no chains, got {config.buffer_size}."
+            )
         self.policy = make_policy(self.mdp, config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         self.value = ValueFunction(self.mdp, config.value) if self.learns_flows() else None

@@ -96,10 +96,11 @@ class Row:
 
     @property
     def energy(self) -> str:
-        """Where the reward comes from: "target", the name of a cached energy such as "fixed", or "learned"."""
+        """Where the reward is from: "target", "reward", the name of a cached energy such as "fixed", or "learned"."""
         named = self.task_settings.get("energy")
-        given = self.task_settings.get("reward", TASKS[self.task].reward) is not None
-        return named if named is not None else "target" if given else "learned"
+        reward = self.task_settings.get("reward", TASKS[self.task].reward)
+        found = "learned" if reward is None else "target" if reward == "target" else "reward"
+        return found if named is None else named
 
     @property
     def energy_given(self) -> bool:
@@ -228,7 +229,7 @@ class Run:
     @property
     def fits(self) -> bool:
         """Whether a kernel is fitted for ``kl_bound_fit``: not where the energy is learned, as no agent aims at it."""
-        return self.sizes.fit and self.row.fit and self.row.energy_given
+        return self.sizes.fit and self.row.fit and self.row.energy_given and self.row.backward != "base"
 
     @property
     def cost(self) -> float:

@@ -4,6 +4,7 @@ from dxmi_rl.diffusion.denoisers import DenoiserMLP, EDMDenoiser, MixtureDenoise
 from dxmi_rl.diffusion.kernels import (
     KERNELS,
     BackwardKernel,
+    BaseReference,
     Brownian,
     FittedKernel,
     Forward,
@@ -27,6 +28,7 @@ __all__ = [
     "KERNELS",
     "SCHEDULES",
     "BackwardKernel",
+    "BaseReference",
     "BaseSampler",
     "Brownian",
     "DenoiserMLP",

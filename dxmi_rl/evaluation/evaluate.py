@@ -17,9 +17,9 @@ from dxmi_rl.evaluation.log_weights import has_named_energy, log_weight_scores, 
 from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
-from dxmi_rl.evaluation.tilted import tilted_scores
+from dxmi_rl.evaluation.tilted import reward_scores
 from dxmi_rl.mdp import Energy
-from dxmi_rl.targets import Target, Tilted
+from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import check_integer, check_seed
@@ -82,8 +82,8 @@ def evaluate(
         against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
-        ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (a reward's: Tilted, and
-        ``tilted_scores``), ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles;
+        ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (of a reward:
+        ``reward_scores``), ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles;
         ``particle_scores``), ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features
         the target names), ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
@@ -124,8 +124,7 @@ def evaluate(
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)
-            if isinstance(target, Tilted):
-                scores |= tilted_scores(mdp, known, target, scores, chains=trajectories, seed=seed + 8)
+        scores |= reward_scores(task, target, known, draw, scores, samples=samples, chains=trajectories, seed=seed + 8)
         if hasattr(model, "score"):
             scores["auc"] = auc(model.score, target, samples, seed)
         if floors:
@@ -201,4 +200,4 @@ def _energy_to_score(model: object, task: Task) -> Energy | None:
 
 def _aims_elsewhere(task: Task) -> bool:
     """An energy was put in place of the target's own, so its samples are no longer the aim; data sets remain one."""
-    return task.energy_replaced and task.config.reward is not None
+    return task.energy_replaced and task.config.reward is not None and task.target.has_energy

@@ -68,6 +68,7 @@ def log_weight_scores(
     trajectory = mdp.rollout(density, trajectories, torch.Generator(mdp.device).manual_seed(seed + 2))
     statistics = metrics.log_weight_statistics(mdp.log_weights(trajectory, energy=energy))
     kernel: BackwardKernel = mdp.kernel
+    fit = fit and kernel.draws_backwards  # the base sampler in its place is the aim, and no bound of another kernel's
     scores: dict[str, float] = {}
     if log_z is not None:
         scores["kl_bound"] = log_z - statistics["elbo"]

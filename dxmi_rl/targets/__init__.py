@@ -20,18 +20,22 @@ from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_sp
 from dxmi_rl.targets.rewards import QuadraticReward, WithinData
 from dxmi_rl.targets.student import StudentMixture, mos10, mos10_50
 from dxmi_rl.targets.tilted import (
+    REWARDS,
     Reward,
+    RewardEnergy,
     Tilted,
     TiltedMixture,
     eight_gaussians_proxy,
     eight_gaussians_tilted,
     gmm25_posterior,
     gmm25_tilted,
+    make_reward,
     tilt,
 )
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 __all__ = [
+    "REWARDS",
     "TARGETS",
     "DataTarget",
     "Digits",
@@ -51,6 +55,7 @@ __all__ = [
     "PlanarSet",
     "QuadraticReward",
     "Reward",
+    "RewardEnergy",
     "StudentMixture",
     "Target",
     "TargetError",
@@ -62,6 +67,7 @@ __all__ = [
     "fashion_mnist",
     "list_targets",
     "load_images",
+    "make_reward",
     "make_target",
     "mnist5k",
     "target_class",

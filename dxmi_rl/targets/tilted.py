@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dxmi_rl.targets.base import Modes, Target, TargetError
+from dxmi_rl.targets.image_rewards import Compressibility, DigitClass, MeanColor, StrokeWidth
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm25
 from dxmi_rl.targets.rewards import QuadraticReward, WithinData
 from dxmi_rl.utils.checks import check_real
+from dxmi_rl.utils.registry import Registry, UnknownNameError
 from dxmi_rl.utils.torch_tools import evaluation_mode
 
 Reward = Callable[[Tensor], Tensor]
@@ -20,54 +23,36 @@ NEGLIGIBLE = 1e-3
 """Weight below which a component of a tilted mixture is not counted among its modes."""
 
 
-class Tilted(Target):
-    """A density p tilted by a reward: E(x) = E_p(x) - r(x) / beta, so q(x) = p(x) exp(r(x) / beta) / Z.
-
-    q maximises E_q[r] - beta KL(q || p). The base sampler of tasks on it is that of p. log Z is log E_p[exp(r / beta)],
-    relative to p's; for any r it is unknown, and there are no samples.
+class RewardEnergy(nn.Module):
+    """E(x) = -r(x) / beta: the energy of a reward alone, which tilts a base sampler (backward "base").
 
     Args:
-        untilted: p, with an energy.
         reward: r, a function or module ``[batch, *event_shape] -> [batch]``. A module becomes a submodule and is called
             in eval mode.
-        beta: strength of the pull to p, in units of r.
-        differentiable: whether r has a gradient in x; None: found out by trying. False: the whole energy gives none,
-            so agents treat it as a black box.
-        true_reward: what ``reward`` stands for, when it is a proxy.
+        beta: strength of the pull to what is tilted, in units of r.
+        target: what says the shape, dtype and device of x.
+        differentiable: whether r has a gradient in x; None: found out by trying. False: the energy gives none, so
+            agents treat it as a black box.
 
-    Samples have scores of their own: ``reward``, the mean of r, and ``true_reward``.
-
-    Raises TargetError for p without an energy, for a reward that fails on two states of zeros or returns another shape
-    or kind of numbers, and for one that is said to have a gradient and has none; ValueError for beta <= 0.
+    Raises TypeError for a reward that is not callable; TargetError for one that fails on two states of zeros or returns
+    another shape or kind of numbers, and for one that is said to have a gradient and has none; ValueError for
+    beta <= 0.
     """
 
-    has_energy: ClassVar[bool] = True
-
     def __init__(
-        self, untilted: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None,
-        true_reward: Reward | None = None,
+        self, reward: Reward, beta: float, target: Target, *, differentiable: bool | None = None
     ) -> None:  # fmt: skip
-        if not untilted.has_energy:
-            raise TargetError(
-                f"target {untilted.name!r} has no density that a reward could tilt: pass energy=lambda x: -r(x), and "
-                "agent 'dpok' or 'adjoint-matching', which stay near the base sampler."
-            )
+        super().__init__()
         if not callable(reward):
             raise TypeError(f"reward must be a function or module [batch, ...] -> [batch], got {reward!r}.")
-        super().__init__(
-            untilted.event_shape, scale=untilted.scale, smallest_scale=untilted.smallest_scale,
-            plot_range=untilted.plot_range,
-        )  # fmt: skip
-        self.untilted, self.reward, self.true_reward = untilted, reward, true_reward
+        self.reward = reward.to(target.device) if isinstance(reward, nn.Module) else reward
         self.beta = check_real("beta", beta, strict=True)
-        self.name = f"{untilted.name} tilted"
-        has_gradient = self._has_gradient()
+        has_gradient = self._has_gradient(target.anchor.new_zeros(2, *target.event_shape))
         if differentiable and not has_gradient:
             raise TargetError("the reward has no gradient in x: pass differentiable=False, or None.")
         self.differentiable = has_gradient if differentiable is None else differentiable
 
-    def _has_gradient(self) -> bool:
-        x = self.anchor.new_zeros(2, *self.event_shape)
+    def _has_gradient(self, x: Tensor) -> bool:
         with torch.no_grad():
             self.rewards(x)  # any failure without gradients is raised
         with torch.enable_grad():
@@ -80,14 +65,71 @@ class Tilted(Target):
         """r(x), ``[batch]`` in the dtype of x. Raises TargetError when it fails or returns something else."""
         return _values("reward", self.reward, x)
 
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
+            return -self.rewards(x) / self.beta
+
+
+class Tilted(Target):
+    """A density p tilted by a reward: E(x) = E_p(x) - r(x) / beta, so q(x) = p(x) exp(r(x) / beta) / Z.
+
+    q maximises E_q[r] - beta KL(q || p). The base sampler of tasks on it is that of p. log Z is log E_p[exp(r / beta)],
+    relative to p's; for any r it is unknown, and there are no samples.
+
+    Args:
+        untilted: p, with an energy.
+        reward, beta, differentiable: as of RewardEnergy; where r has no gradient, the whole energy has none.
+        true_reward: what ``reward`` stands for, when it is a proxy.
+
+    Samples have scores of their own: ``reward``, the mean of r, and ``true_reward``.
+
+    Raises TargetError for p without an energy, and what RewardEnergy does.
+    """
+
+    has_energy: ClassVar[bool] = True
+
+    def __init__(
+        self, untilted: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None,
+        true_reward: Reward | None = None,
+    ) -> None:  # fmt: skip
+        if not untilted.has_energy:
+            raise TargetError(
+                f"target {untilted.name!r} has no density that a reward could tilt: pass backward='base', which tilts "
+                "the base sampler."
+            )
+        super().__init__(
+            untilted.event_shape, scale=untilted.scale, smallest_scale=untilted.smallest_scale,
+            plot_range=untilted.plot_range,
+        )  # fmt: skip
+        self.untilted, self.true_reward = untilted, true_reward
+        self.tilting = RewardEnergy(reward, beta, untilted, differentiable=differentiable)
+        """-r(x) / beta."""
+        self.name = f"{untilted.name} tilted"
+
+    @property
+    def reward(self) -> Reward:
+        """r."""
+        return self.tilting.reward
+
+    @property
+    def beta(self) -> float:
+        """Strength of the pull to p."""
+        return self.tilting.beta
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the energy has a gradient."""
+        return self.tilting.differentiable
+
     def _energy(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            return self.untilted.energy(x) - self.rewards(x) / self.beta
+            tilting: Tensor = self.tilting(x)
+            return self.untilted.energy(x) + tilting
 
     def own_scores(self, x: Tensor) -> dict[str, float]:
         """``reward``, and ``true_reward`` where there is one: means over x ``[n, *event_shape]``."""
         with torch.no_grad():
-            scores = {"reward": float(self.rewards(x).double().mean())}
+            scores = {"reward": float(self.tilting.rewards(x).double().mean())}
             if self.true_reward is not None:
                 scores["true_reward"] = float(_values("true_reward", self.true_reward, x).double().mean())
         return scores
@@ -108,7 +150,6 @@ class TiltedMixture(Tilted):
     has_sampler: ClassVar[bool] = True
     task_kind: ClassVar[str | None] = "mixture"
     untilted: GaussianMixture
-    reward: QuadraticReward
     means: Tensor
     root: Tensor
     weights: Tensor
@@ -159,6 +200,33 @@ class TiltedMixture(Tilted):
     def own_scores(self, x: Tensor) -> dict[str, float]:
         scores = super().own_scores(x)
         return scores | {"over_optimisation": scores["reward"] - self.mean_reward}
+
+
+REWARDS: Registry[Callable[..., nn.Module]] = Registry("reward")
+"""Named rewards: ``REWARDS[name](target, **options)`` is r."""
+REWARDS.add("digit-class", DigitClass)
+REWARDS.add("stroke-width", StrokeWidth)
+REWARDS.add("mean-color", MeanColor)
+REWARDS.add("compressibility", Compressibility)
+
+
+def make_reward(reward: Reward | str, target: Target, **options: object) -> Reward:
+    """A named reward for states of ``target``, or a function or module of your own, which has no options.
+
+    Raises UnknownNameError for an unknown name or option, TypeError for what is neither.
+    """
+    if callable(reward):
+        if options:
+            raise ValueError(f"reward_options belong to a named reward, got {options!r}.")
+        return reward
+    if not isinstance(reward, str):
+        raise TypeError(f"reward must be a name, a function or a module [batch, ...] -> [batch], got {reward!r}.")
+    builder = REWARDS[reward]
+    known = list(inspect.signature(builder).parameters)[1:]
+    for key in options:
+        if key not in known:
+            raise UnknownNameError(f"option of reward {reward!r}", key, known)
+    return builder(target, **options)
 
 
 def tilt(target: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None) -> Tilted:

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.mdp import Energy
-from dxmi_rl.targets import DataTarget, EnergyTarget, ParticleTarget, Target, TargetError, Tilted
+from dxmi_rl.targets import (
+    DataTarget,
+    EnergyTarget,
+    ParticleTarget,
+    RewardEnergy,
+    Target,
+    TargetError,
+    Tilted,
+    make_reward,
+)
 from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target
 from dxmi_rl.tasks.table import TASKS, default_config
@@ -87,13 +96,17 @@ def make_task(
     if "horizon" in changes:
         changes["horizon"] = check_horizon(changes["horizon"])
     spec = _spec(name, energy, changes)
+    if changes.get("reward") not in ("target", None):
+        changes.setdefault("tau", 1.0)  # beta says how strong the pull is
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
     if config.track not in TRACKS:
         raise UnknownNameError("track", config.track, TRACKS)
-    if energy is not None and callable(config.reward):
+    if energy is not None and config.rewarded:
         raise ValueError("energy and reward are two ways to say what is wanted: pass one of them.")
+    if config.backward == "base" and energy is None and not config.rewarded:
+        raise ValueError("backward 'base' aims at the base sampler, tilted: pass a reward or an energy of your own.")
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
     target = reference_target(config).to(resolved)
@@ -102,7 +115,11 @@ def make_task(
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = build_mdp(config, target, resolved)
-    black_box = isinstance(target, Tilted) and not target.differentiable
+    if config.backward == "base" and config.reward is not None and config.rewarded:
+        reward = make_reward(config.reward, target, **config.reward_options)
+        energy = RewardEnergy(reward, config.beta, target, differentiable=config.differentiable)
+    black_box = isinstance(energy, RewardEnergy) and not energy.differentiable
+    black_box |= isinstance(target, Tilted) and not target.differentiable
     mdp.energy.values_only = config.track == "energy" or black_box
     task = Task(label, config, target, mdp, energy is not None, spec)
     if entry_point is not None:

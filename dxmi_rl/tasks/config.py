@@ -47,20 +47,29 @@ class TaskConfig:
     """A class of images with labels: the target is its images, and the denoiser, a U-Net that was trained on all images
     with their classes, is told this one."""
     backward: str = "forward"
-    """Name of the backward kernel."""
+    """Name of the backward kernel, or "base": agents stay near the base sampler, whose density takes the kernel's
+    place."""
     backward_options: dict[str, Any] = field(default_factory=dict)
     """Options of the backward kernel."""
     tau: float = 1.0
     """Temperature in nats of entropy and running cost."""
     reward: str | Reward | None = "target"
-    """"target" (the target's own energy), None (data only: an energy must be given or learned), or a reward of your
-    own r(x), a function or module ``[batch, *event_shape] -> [batch]``: the target is then p(x) exp(r(x) / beta), where
-    p is that of ``target`` (Tilted; exact for a mixture and a QuadraticReward)."""
+    """"target" (the target's own energy), None (data only: an energy must be given or learned), or a reward r(x), a
+    function or module ``[batch, *event_shape] -> [batch]`` or a name of REWARDS. The aim is then p(x) exp(r(x) / beta)
+    with p the target's density (Tilted; exact for a mixture and a QuadraticReward), or with ``backward="base"`` the
+    base sampler's."""
+    reward_options: dict[str, Any] = field(default_factory=dict)
+    """Options of a named reward."""
     beta: float = 1.0
-    """Strength of the pull to p with a reward of your own, in units of r."""
+    """Strength of the pull to p with a reward, in units of r."""
     differentiable: bool | None = None
-    """Whether a reward of your own has a gradient; None: found out by trying, False: agents get none."""
+    """Whether the reward has a gradient; None: found out by trying, False: agents get none."""
     track: str = "fine-tune"
     """"fine-tune" (a denoiser is given), "sample" (only the energy and its gradient are given: base is None and the
     target, as the task has it, refuses to give samples or data) or "energy" (the same without gradients: the reward is
     a black box)."""
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether there is a reward beside, or in place of, the target's own energy."""
+        return self.reward not in ("target", None)

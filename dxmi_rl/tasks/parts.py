@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.diffusion import (
+    KERNELS,
     SCHEDULES,
     BackwardKernel,
+    BaseReference,
     BaseSampler,
     DenoiserUNet,
     FlowSDE,
@@ -25,7 +27,7 @@ from dxmi_rl.diffusion import (
     pretrained_denoiser,
 )
 from dxmi_rl.diffusion.schedules import variance_exploding
-from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, Tilted, make_target, tilt
+from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, Tilted, make_reward, make_target, tilt
 from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TaskConfig
 from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.registry import UnknownNameError
@@ -38,13 +40,16 @@ def reference_target(config: TaskConfig) -> Target:
         if not isinstance(target, ImageSet):
             raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
         target = target.of_class(config.label)
-    if callable(config.reward):
-        return tilt(target, config.reward, config.beta, differentiable=config.differentiable)
-    if config.reward not in ("target", None):
-        raise ValueError(f"reward must be 'target', None or a function [batch, ...] -> [batch], got {config.reward!r}.")
-    for name in ("beta", "differentiable"):
-        if (value := getattr(config, name)) != getattr(TaskConfig, name):
-            raise ValueError(f"{name} belongs to a reward of your own; got {value!r} with reward={config.reward!r}.")
+    if config.reward is not None and config.reward != "target":
+        reward = make_reward(config.reward, target, **config.reward_options)
+        if config.backward == "base":  # the base sampler is what the reward tilts
+            return target
+        return tilt(target, reward, config.beta, differentiable=config.differentiable)
+    for name, idle in (("beta", config.beta == 1.0), ("differentiable", config.differentiable is None),
+                       ("reward_options", not config.reward_options)):  # fmt: skip
+        if not idle:
+            value = getattr(config, name)
+            raise ValueError(f"{name} belongs to a reward; got {value!r} with reward={config.reward!r}.")
     return target
 
 
@@ -114,6 +119,10 @@ def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
 
 def build_kernel(config: TaskConfig, target: Target, base: BaseSampler) -> BackwardKernel:
     """A new backward kernel for this base sampler; a network is initialised from torch's present stream."""
+    if KERNELS[config.backward] is BaseReference:
+        if config.backward_options:
+            raise ValueError(f"backward_options must be empty with backward 'base', got {config.backward_options!r}.")
+        return BaseReference(base)
     scale = of_base(config, target).scale
     return make_kernel(config.backward, base.schedule, target.event_shape, scale, base.sigma, **config.backward_options)
 

@@ -73,6 +73,16 @@ TASKS.add(
 )
 
 
+for _name, _reward, _options, _beta in (
+    ("digits-class", "digit-class", {"label": 3}, 1.0),  # at beta = 1 the class's own digits
+    ("digits-stroke", "stroke-width", {}, 0.25),  # strokes 0.7 standard deviations wider than the base sampler's
+):
+    TASKS.add(
+        _name,
+        replace(TASKS["digits"], reward=_reward, reward_options=_options, beta=_beta, backward="base", tau=1.0),
+    )
+
+
 def default_config(target: str | Target) -> TaskConfig:
     """The settings of a task on a target that has none of its own: those of its ``task_kind``."""
     kind = target_class(target) if isinstance(target, str) else type(target)

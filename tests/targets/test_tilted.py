@@ -13,6 +13,7 @@ from torch import Tensor
 from dxmi_rl import evaluate, load_agent, make_agent, make_target, make_task
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture, QuadraticReward, TargetError, Tilted, TiltedMixture, WithinData, tilt
+from dxmi_rl.utils.registry import UnknownNameError
 
 REWARDS = {
     "linear": QuadraticReward((0.7, -0.2), constant=0.3),
@@ -55,7 +56,7 @@ def test_tilted_constants_against_quadrature(name: str, beta: float) -> None:
     density = (-target.energy(x)).exp() * cell
     total = float(density.sum())
     assert math.log(total) == pytest.approx(target.log_z, abs=1e-6)
-    assert float(density @ target.rewards(x)) / total == pytest.approx(target.mean_reward, abs=1e-6)
+    assert float(density @ target.tilting.rewards(x)) / total == pytest.approx(target.mean_reward, abs=1e-6)
     mean = density @ x / total
     spread = density @ (x - mean).square() / total
     assert target.scale == pytest.approx(float(spread.mean().sqrt()), abs=1e-6)
@@ -69,7 +70,7 @@ def test_tilted_constants_against_quadrature(name: str, beta: float) -> None:
 def test_samples_have_the_exact_mean_reward(name: str) -> None:
     target = TiltedMixture(mixture(), REWARDS[name], 0.7)
     x = target.sample(200_000, torch.Generator().manual_seed(0))
-    rewards = target.rewards(x).double()
+    rewards = target.tilting.rewards(x).double()
     scores = target.own_scores(x)
     assert scores["reward"] == pytest.approx(float(rewards.mean()), rel=1e-6)
     assert abs(scores["over_optimisation"]) < 4 * float(rewards.std()) / math.sqrt(len(x))
@@ -113,7 +114,7 @@ def test_the_true_reward_leaves_its_proxy_beyond_the_data() -> None:
     out = torch.tensor([[1.0, 0.0]]) * target.untilted.std
     for deviations, loss in ((0.0, 0.0), (2.9, 0.0), (5.0, 2.0)):
         x = mode + deviations * out
-        assert float(target.rewards(x) - true(x)) == pytest.approx(loss, abs=1e-4)
+        assert float(target.tilting.rewards(x) - true(x)) == pytest.approx(loss, abs=1e-4)
     scores = target.own_scores(mode + 5.0 * out)
     assert scores["reward"] - scores["true_reward"] == pytest.approx(2.0, abs=1e-4)
 
@@ -180,14 +181,24 @@ def test_a_reward_that_is_nan_stops_training() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"reward": "linear"}, ValueError, "reward must be 'target', None or a function"),
-        ({"reward": 3}, ValueError, "reward must be 'target', None or a function"),
+        ({"reward": "digit-clas"}, UnknownNameError, "Did you mean 'digit-class'"),
+        ({"reward": 3}, TypeError, "reward must be a name, a function or a module"),
+        ({"reward": reward_of, "reward_options": {"label": 3}}, ValueError, "reward_options belong to a named reward"),
         ({"reward": reward_of, "beta": 0.0}, ValueError, "beta must be finite and > 0"),
         ({"reward": reward_of, "energy": reward_of}, ValueError, "energy and reward"),
-        ({"beta": 2.0}, ValueError, "beta belongs to a reward of your own"),
-        ({"differentiable": True}, ValueError, "differentiable belongs to a reward of your own"),
+        ({"beta": 2.0}, ValueError, "beta belongs to a reward"),
+        ({"differentiable": True}, ValueError, "differentiable belongs to a reward"),
         ({"reward": QuadraticReward((0.0, 0.0), [[-20.0, 0.0], [0.0, 0.0]])}, ValueError, "beta must be so large"),
         ({"name": "moons", "reward": reward_of}, TargetError, "no density that a reward could tilt"),
+        ({"reward_options": {"label": 3}}, ValueError, "reward_options belongs to a reward"),
+        ({"backward": "base"}, ValueError, "pass a reward or an energy of your own"),
+        ({"backward": "base", "reward": reward_of, "track": "sample"}, ValueError, "needs a base sampler with noise"),
+        (
+            {"backward": "base", "reward": reward_of, "base": "ddim", "eta": 0.0},
+            ValueError,
+            "a base sampler with noise",
+        ),
+        ({"backward": "base", "reward": reward_of, "backward_options": {"width": 3}}, ValueError, "must be empty"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], text: str) -> None:

@@ -237,7 +237,7 @@ def _base_policy(task: Task) -> Any:
         ("8gaussians", {"horizon": "5"}, TypeError, "horizon must be an integer"),
         ("8gaussians", {"tau": -0.1}, ValueError, "tau must be finite and >= 0"),
         ("8gaussians", {"eta": -1.0}, ValueError, "eta must be finite"),
-        ("8gaussians", {"reward": "tarqet"}, ValueError, "reward must be 'target', None or a function"),
+        ("8gaussians", {"reward": "tarqet"}, UnknownNameError, "unknown reward 'tarqet'"),
         ("8gaussians", {"track": "sample", "base": "ddpm"}, ValueError, "base must be None"),
         ("8gaussians", {"schedule_options": {"rhoo": 1.0}}, UnknownNameError, "Did you mean 'rho'"),
         ("8gaussians", {"backward_options": {"steps": 1}}, TypeError, "steps"),

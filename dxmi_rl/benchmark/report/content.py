@@ -18,6 +18,7 @@ from dxmi_rl.utils.storage import JSON
 
 ENERGIES = {
     "target": "the target's own density, exact",
+    "reward": "a reward r(x), with a pull to the data or the base sampler",
     "fixed": "learned once from data, the same for all agents; what it is lowest on need not look like data",
     "learned": "learned from data together with the sampler (DxMI)",
 }

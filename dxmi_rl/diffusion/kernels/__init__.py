@@ -12,16 +12,21 @@ from dxmi_rl.diffusion.kernels.fitted import FittedKernel
 from dxmi_rl.diffusion.kernels.forward import Forward
 from dxmi_rl.diffusion.kernels.learned import Learned
 from dxmi_rl.diffusion.kernels.mixture import Mixture
+from dxmi_rl.diffusion.kernels.reference import BaseReference
 from dxmi_rl.diffusion.schedules import Schedule
 from dxmi_rl.utils.registry import Registry
 
-__all__ = ["KERNELS", "BackwardKernel", "Brownian", "FittedKernel", "Forward", "Learned", "Mixture", "make_kernel"]
+__all__ = [
+    "KERNELS", "BackwardKernel", "BaseReference", "Brownian", "FittedKernel", "Forward", "Learned", "Mixture",
+    "make_kernel",
+]  # fmt: skip
 
 KERNELS: Registry[type[BackwardKernel]] = Registry("backward kernel")
 KERNELS.add("brownian", Brownian)
 KERNELS.add("forward", Forward)
 KERNELS.add("learned", Learned)
 KERNELS.add("mixture", Mixture)
+KERNELS.add("base", BaseReference, optional=True)  # of a base sampler with noise, and no density of x_t
 
 
 def make_kernel(

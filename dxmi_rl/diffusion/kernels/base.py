@@ -21,6 +21,8 @@ class BackwardKernel(nn.Module):
     """
 
     horizon: int
+    draws_backwards: bool = True
+    """It is a density of x_t: chains can be drawn backwards from x_T."""
     optimizer: torch.optim.Optimizer | None = None
 
     @property
