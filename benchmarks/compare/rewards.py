@@ -2,30 +2,36 @@
 
     python benchmarks/compare/rewards.py --seeds 0 1 2 3 4 --json rewards.json --picture rewards.png
 
-Tasks are mixtures tilted by a reward, p(x) exp(r(x) / beta), whose density and mean reward are known for every beta.
-Agents get ``--evals`` evaluations of the reward at each of ``--betas``. DPOK and adjoint matching are given the reward
-alone, as they add the divergence from the base sampler themselves; the others get the tilted energy. All are scored
-against the tilted density.
+Tasks are mixtures tilted by a reward, p(x) exp(r(x) / beta), whose density and mean reward are known for every beta; or
+tasks whose base sampler is tilted (backward "base"), where weighted samples of the base sampler say what is right.
+Agents get ``--evals`` evaluations of the reward at each of ``--betas``. On tilted mixtures DPOK and adjoint matching
+are given the reward alone, as they add the divergence from the base sampler themselves; the others get the tilted
+energy. All are scored against the tilted density.
 
 Keys of ``--json FILE``:
 
     command, machine, versions  as in all studies
     evals, horizon              what was asked for
-    exact                       one entry per task and beta: the tilted density itself
+    exact                       one entry per task and beta: the tilted density itself; of a base sampler estimated
+                                from 100,000 of its samples
       .task, .beta
-      .reward, .kl_untilted     its mean reward, and its divergence from the data's density
+      .reward, .kl_untilted     its mean reward, and its divergence from what is tilted
       .true_reward              of 100,000 exact samples, where the reward is a proxy
+      .ess                      effective sample size of the estimate, a fraction, where it is one
     runs                        one entry per task, agent, beta and seed
       .task, .agent, .beta, .seed   of the run
       .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
       .scores                   kl_marginal and kl_marginal_forward (to the tilted density), reward, over_optimisation,
-                                true_reward, kl_untilted, kl_base: as evaluate has them
+                                true_reward, kl_untilted, kl_base, elbo, fd: as evaluate has them, those that apply
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,22 +45,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
-from dxmi_rl import make_agent, make_target, make_task
+from dxmi_rl import evaluate, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation import kl_to_base, marginal_scores
-from dxmi_rl.targets import TiltedMixture
+from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.targets import RewardEnergy, TiltedMixture
+from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real, require
 from dxmi_rl.utils.storage import write_json
 
 KEYS = (
     "kl_marginal", "kl_marginal_forward", "reward", "over_optimisation", "true_reward", "kl_untilted", "kl_base",
+    "elbo", "fd",
 )  # fmt: skip
 NEAR_BASE = ("dpok", "adjoint-matching")
 """Agents that add the divergence from the base sampler themselves."""
@@ -70,7 +80,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of every agent."""
     tasks: tuple[str, ...] = ("gmm25-tilted",)
-    """Tilted mixtures in the plane."""
+    """Tilted mixtures in the plane, or tasks whose base sampler a reward tilts."""
     agents: tuple[str, ...] = ("base", "dxdp", "ppo", "grpo", "dpok", "adjoint-matching")
     """Agents with a density."""
     betas: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25)
@@ -92,29 +102,68 @@ class Arguments:
 
 
 def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
-    """Train one agent at one beta, and score it against the tilted density."""
-    parts = {"horizon": arguments.horizon, "backward": "learned", "device": arguments.device}
-    built = make_task(task, target_options={"beta": beta}, **parts)
+    """Train one agent at one beta, and score it against what is right."""
+    built = tilted_task(task, beta, arguments)
     target = built.target
-    assert isinstance(target, TiltedMixture) and target.log_z is not None
-    if name in NEAR_BASE:
-        reward = target.reward
-        built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, **parts)
+    if isinstance(target, TiltedMixture) and name in NEAR_BASE:
+        reward, parts = target.reward, {"horizon": arguments.horizon, "device": arguments.device}
+        built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, backward="learned", **parts)
     agent = make_agent(name, built, seed=seed)
     if agent.trains:
         agent.learn(energy_evals=arguments.evals)
-    mdp, density = agent.mdp, agent.density()
-    with torch.no_grad():
+    if isinstance(target, TiltedMixture):
+        mdp, density = agent.mdp, agent.density()
         scores = marginal_scores(mdp, density, target, seed=seed + 6)
         scores |= target.own_scores(agent.sample(SAMPLES, seed=seed + 1))
-        scores["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / beta - target.log_z
+        scores["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / beta - (target.log_z or 0.0)
         scores["kl_base"] = kl_to_base(mdp, density, seed=seed + 8)
+    else:
+        with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):
+            scores = evaluate(agent, seed=seed, samples=SAMPLES // 10, trajectories=SAMPLES // 10, floors=False)
+        scores["over_optimisation"] = scores["reward"] - exact(task, beta, arguments)["reward"]
     costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
     kept = {key: scores[key] for key in KEYS if key in scores}
     return {"task": task, "agent": name, "beta": beta, "seed": seed, **costs, "scores": kept}
 
 
-CODE = code_of(measure)
+def tilted_task(task: str, beta: float, arguments: Arguments) -> Task:
+    """The task at one beta."""
+    parts: dict[str, Any] = {"horizon": arguments.horizon, "device": arguments.device}
+    if TASKS[task].rewarded:
+        return make_task(task, beta=beta, **parts)
+    return make_task(task, target_options={"beta": beta}, backward="learned", **parts)
+
+
+def exact(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
+    """The mean reward of what is right, and its divergence from what is tilted."""
+    found: dict[str, Any] = {"task": task, "beta": beta}
+    if TASKS[task].rewarded:
+        rewards = base_rewards(task, arguments) / beta
+        weights = rewards.softmax(0)
+        reward = float(weights @ rewards) * beta
+        log_z = float(rewards.logsumexp(0)) - math.log(len(rewards))
+        found["ess"] = float(1 / weights.square().sum()) / len(weights)
+    else:
+        target = make_target(task, beta=beta)
+        assert isinstance(target, TiltedMixture) and target.log_z is not None
+        reward, log_z = target.mean_reward, target.log_z
+        if target.true_reward is not None:
+            samples = target.sample(SAMPLES, torch.Generator().manual_seed(0))
+            found["true_reward"] = target.own_scores(samples)["true_reward"]
+    return found | {"reward": reward, "kl_untilted": reward / beta - log_z}
+
+
+@functools.cache
+def base_rewards(task: str, arguments: Arguments) -> Tensor:
+    """r of samples of the base sampler, float64."""
+    built = tilted_task(task, 1.0, arguments)
+    energy = built.mdp.energy.function
+    assert isinstance(energy, RewardEnergy)
+    with torch.no_grad():
+        return energy.rewards(make_agent("base", built).sample(SAMPLES, seed=0)).double()
+
+
+CODE = code_of(measure, tilted_task, exact, base_rewards)
 """Digest of what is measured here: workers, which get functions without their source, cannot make it."""
 
 
@@ -122,22 +171,10 @@ def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> d
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "agent": name, "beta": beta, "seed": seed, "evals": arguments.evals,
                 "horizon": arguments.horizon, "device": arguments.device}  # fmt: skip
-    uses = [AGENTS[name], TiltedMixture, KERNELS["learned"], marginal_scores, kl_to_base]
+    uses = [AGENTS[name], TiltedMixture, type(make_task(task).target), KERNELS["learned"], KERNELS["base"], evaluate]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
         return kept_result(file, lambda: measure(task, name, beta, seed, arguments))
-
-
-def exact(task: str, beta: float) -> dict[str, Any]:
-    """The tilted density's own mean reward and divergence from the data."""
-    target = make_target(task, beta=beta)
-    assert isinstance(target, TiltedMixture) and target.log_z is not None
-    found = {"task": task, "beta": beta, "reward": target.mean_reward,
-             "kl_untilted": target.mean_reward / beta - target.log_z}  # fmt: skip
-    if target.true_reward is not None:
-        scores = target.own_scores(target.sample(SAMPLES, torch.Generator().manual_seed(0)))
-        found["true_reward"] = scores["true_reward"]
-    return found
 
 
 def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], console: Console) -> None:
@@ -157,12 +194,12 @@ def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], 
         console.print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
-    """Per task: reward against divergence from the data; divergence from the tilted density against beta; and, where
-    the reward is a proxy, the true reward against beta.
+def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> None:
+    """Per task: reward against divergence from what is tilted; divergence from the tilted density against beta (of base
+    samplers reward beyond the right one); and, where the reward is a proxy, the true reward against beta.
     """
     tasks = list(dict.fromkeys(one["task"] for one in runs))
-    proxies = [task for task in tasks if "true_reward" in exact(task, 1.0)]
+    proxies = [task for task in tasks if any("true_reward" in one["scores"] for one in runs if one["task"] == task)]
     columns = 3 if proxies else 2
     figure = Figure(figsize=(4.4 * columns, 3.7 * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), columns, squeeze=False)
@@ -170,9 +207,13 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
         own = [one for one in runs if one["task"] == task]
         betas = sorted({one["beta"] for one in own})
         low, high = betas[0], betas[-1]
-        curve = [exact(task, low * (high / low) ** (place / 40)) for place in range(41)]
+        curve = [exact(task, low * (high / low) ** (place / 40), arguments) for place in range(41)]
         line[0].plot([one["kl_untilted"] for one in curve], [one["reward"] for one in curve], "k-", label="exact")
+        divergence = "kl_base" if TASKS[task].rewarded else "kl_untilted"
         panels = {1: ("kl_marginal", "KL(samples || tilted density) [nats]")}
+        if TASKS[task].rewarded:
+            panels = {1: ("over_optimisation", "mean reward beyond the right one")}
+            line[1].axhline(0.0, color="black", linewidth=1)
         if task in proxies:
             panels[2] = ("true_reward", "true reward")
             line[2].plot([one["beta"] for one in curve], [one["true_reward"] for one in curve], "k-", label="exact")
@@ -183,17 +224,18 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
             medians = {
                 beta: {key: statistics.median(one["scores"][key] for one in own
                                               if (one["agent"], one["beta"]) == (name, beta))
-                       for key in ("kl_untilted", "reward", *(key for key, _ in panels.values()))}
+                       for key in (divergence, "reward", *(key for key, _ in panels.values()))}
                 for beta in betas
             }  # fmt: skip
             rows = [medians[beta] for beta in betas]
             line[0].plot(
-                [row["kl_untilted"] for row in rows], [row["reward"] for row in rows], linestyle=":", markersize=5,
+                [row[divergence] for row in rows], [row["reward"] for row in rows], linestyle=":", markersize=5,
                 **style,
             )  # fmt: skip
             for column, (key, _) in panels.items():
                 line[column].plot(betas, [row[key] for row in rows], linestyle="-", markersize=5, **style)
-        line[0].set(xlabel="KL(samples || data) [nats]", ylabel="mean reward", title=task)
+        of = "KL(chains || base sampler)" if TASKS[task].rewarded else "KL(samples || data)"
+        line[0].set(xlabel=f"{of} [nats]", ylabel="mean reward", title=task)
         for column, (key, label) in panels.items():
             line[column].set(xscale="log", xlabel="beta", ylabel=label, title=task)
             line[column].set_xticks(betas, [f"{beta:g}" for beta in betas])
@@ -221,16 +263,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments.agents:
             AGENTS[name]
         for task in arguments.tasks:
-            if not isinstance(make_task(task).target, TiltedMixture):
-                raise ValueError(f"tasks must be mixtures tilted by a reward, got {task!r}.")
+            if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
+                raise ValueError(f"tasks must have a reward, got {task!r}.")
         runs = run_all(run, wanted, arguments.jobs, "agents")
-        known = [exact(task, beta) for task in arguments.tasks for beta in arguments.betas]
+        known = [exact(task, beta, arguments) for task in arguments.tasks for beta in arguments.betas]
         if arguments.json is not None:
             asked = {key: getattr(arguments, key) for key in ("evals", "horizon")}
             everything = header(command, arguments.device) | asked | {"exact": known, "runs": runs}
             write_json(arguments.json, everything)
         if arguments.picture is not None:
-            draw(runs, arguments.picture)
+            draw(runs, arguments, arguments.picture)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
