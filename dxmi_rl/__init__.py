@@ -13,6 +13,7 @@ from dxmi_rl.envs import register_envs
 if TYPE_CHECKING:
     from dxmi_rl.agents import (
         A2C,
+        AWM,
         DDIM,
         DDPM,
         DPOK,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         Agent,
         Base,
         DetailedBalance,
+        DiffusionNFT,
         DPMSolver,
         DxDP,
         DxDPPaper,
@@ -56,10 +58,10 @@ __version__ = "0.1.0"
 # Loaded on first use: `import dxmi_rl` and `gym.make` should not pay for the agents.
 _HOMES = {
     "dxmi_rl.agents": (
-        "A2C", "AdjointMatching", "AdjointSampling", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK",
-        "DetailedBalance", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise", "PathWiseVarGrad", "REINFORCE",
-        "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VGS",
-        "VarGrad", "list_agents", "load_agent", "make_agent",
+        "A2C", "AWM", "AdjointMatching", "AdjointSampling", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK",
+        "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise",
+        "PathWiseVarGrad", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC",
+        "TrajectoryBalance", "VGS", "VarGrad", "list_agents", "load_agent", "make_agent",
     ),
     "dxmi_rl.agents.any_step": ("AnyStep",),
     "dxmi_rl.evaluation": ("evaluate",),
@@ -71,11 +73,11 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "A2C", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "VGS",
-    "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "DPMSolver", "DenoisingMDP", "DetailedBalance",
-    "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC",
-    "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents", "list_targets", "list_tasks",
-    "load_agent", "make_agent", "make_target", "make_task", "register_envs",
+    "A2C", "AWM", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG",
+    "VGS", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "DPMSolver", "DenoisingMDP",
+    "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task",
+    "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents",
+    "list_targets", "list_tasks", "load_agent", "make_agent", "make_target", "make_task", "register_envs",
 ]  # fmt: skip
 
 

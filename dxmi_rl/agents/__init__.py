@@ -10,8 +10,10 @@ import torch
 from dxmi_rl.agents.a2c import A2C, A2CConfig
 from dxmi_rl.agents.adjoint_matching import AdjointMatching, AdjointMatchingConfig
 from dxmi_rl.agents.adjoint_sampling import AdjointSampling, AdjointSamplingConfig
+from dxmi_rl.agents.awm import AWM, AWMConfig
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.detailed_balance import DetailedBalance, DetailedBalanceConfig
+from dxmi_rl.agents.diffusion_nft import DiffusionNFT, DiffusionNFTConfig
 from dxmi_rl.agents.dpok import DPOK, DPOKConfig
 from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
 from dxmi_rl.agents.dxdp_paper import DxDPPaper, DxDPPaperConfig
@@ -44,6 +46,7 @@ from dxmi_rl.utils.storage import load_tensors
 __all__ = [
     "A2C",
     "AGENTS",
+    "AWM",
     "DDIM",
     "DDPM",
     "DPOK",
@@ -57,6 +60,7 @@ __all__ = [
     "SFTPG",
     "VGS",
     "A2CConfig",
+    "AWMConfig",
     "AdjointMatching",
     "AdjointMatchingConfig",
     "AdjointSampling",
@@ -68,6 +72,8 @@ __all__ = [
     "DPOKConfig",
     "DetailedBalance",
     "DetailedBalanceConfig",
+    "DiffusionNFT",
+    "DiffusionNFTConfig",
     "DxDP",
     "DxDPConfig",
     "DxDPPaper",
@@ -106,7 +112,7 @@ __all__ = [
 AGENTS: Registry[type[Agent[Any]]] = Registry("agent")
 for _agent in (
     Base, DDPM, DDIM, EDMHeun, DPMSolver,
-    DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, SFTPG,
+    DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, AWM, DiffusionNFT, SFTPG,
     SB3PPO, SB3A2C, SB3SAC, SB3TD3, TorchRLPPO, TorchRLSAC,
     PathWise, AdjointMatching, AdjointSampling, VGS, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
 ):  # fmt: skip

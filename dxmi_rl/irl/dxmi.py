@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents import AGENTS, Base
 from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig, SharedWeights
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent, check_unguided
@@ -77,7 +77,7 @@ class DxMI(Agent[DxMIConfig]):
         if config.agent in (self.name, AnyStep.name):
             raise ValueError(f"agent must train a sampler; {config.agent!r} cannot be nested.")
         inner = AGENTS[config.agent]
-        if inner.needs_denoiser:
+        if not (inner.trains or inner is Base):
             raise ValueError(f"agent must train a sampler, or be 'base': {config.agent!r} has no policy to average.")
         self.data_noise = config.data_noise
         if self.data_noise is None:

@@ -18,7 +18,7 @@ from dxmi_rl.evaluation import tempered_log_z
 from dxmi_rl.live_energy import EnergyError
 
 NEED_GRADIENTS = {"adjoint-matching", "adjoint-sampling", "dxdp-paper", "path-wise", "path-wise-vargrad", "vgs"}
-TRAINED = [name for name in AGENTS if AGENTS[name].trains and name != "dxmi"]
+TRAINED = [name for name in AGENTS if AGENTS[name].trains and not AGENTS[name].needs_denoiser and name != "dxmi"]
 
 
 def values_only(**changes: Any) -> Any:
