@@ -240,13 +240,13 @@ class List:
         from dxmi_rl.agents import list_agents
         from dxmi_rl.benchmark.presets import list_presets
         from dxmi_rl.diffusion import KERNELS, SCHEDULES
-        from dxmi_rl.targets import list_targets
+        from dxmi_rl.targets import REWARDS, list_targets
         from dxmi_rl.tasks import ENERGIES, list_tasks
 
         names = {
             "tasks": list_tasks(optional=True), "targets": list_targets(optional=True), "agents": list_agents(),
-            "presets": list_presets(),
-            "schedules": SCHEDULES.names(), "kernels": KERNELS.names(), "energies of data": ENERGIES.names(),
+            "presets": list_presets(), "schedules": SCHEDULES.names(), "kernels": KERNELS.names(optional=True),
+            "rewards": REWARDS.names(), "energies of data": ENERGIES.names(),
         }  # fmt: skip
         for kind, known in names.items():
             print(f"{kind}: {', '.join(known)}")

@@ -159,7 +159,7 @@ class DenoisingMDP:
         """r_t = tau log qb(x_t | x_{t+1}): ``[batch]``, nats; zero when tau = 0."""
         if self.tau == 0:
             return x.new_zeros(len(x))
-        return self.tau * self.kernel.log_prob(x, x_next, t)
+        return self.tau * self.kernel.step_log_prob(x, x_next, t)
 
     def terminal_reward(self, x: Tensor) -> Tensor:
         """r_T = -E(x_T): ``[batch]``."""

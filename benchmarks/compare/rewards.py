@@ -4,9 +4,9 @@
 
 Tasks are mixtures tilted by a reward, p(x) exp(r(x) / beta), whose density and mean reward are known for every beta; or
 tasks whose base sampler is tilted (backward "base"), where weighted samples of the base sampler say what is right.
-Agents get ``--evals`` evaluations of the reward at each of ``--betas``. On tilted mixtures DPOK and adjoint matching
-are given the reward alone, as they add the divergence from the base sampler themselves; the others get the tilted
-energy. All are scored against the tilted density.
+Agents get ``--evals`` evaluations of the reward at each of ``--betas``. On tilted mixtures DPOK, adjoint matching
+and AWM, which add the divergence from the base sampler themselves, and DiffusionNFT and SFT-PG, which aim at the
+largest reward, are given the reward alone; the others get the tilted energy. All are scored against the tilted density.
 
 Keys of ``--json FILE``:
 
@@ -66,8 +66,8 @@ KEYS = (
     "kl_marginal", "kl_marginal_forward", "reward", "over_optimisation", "true_reward", "kl_untilted", "kl_base",
     "elbo", "fd",
 )  # fmt: skip
-NEAR_BASE = ("dpok", "adjoint-matching")
-"""Agents that add the divergence from the base sampler themselves."""
+REWARD_ALONE = ("adjoint-matching", "awm", "diffusion-nft", "dpok", "sft-pg")
+"""Agents that add the divergence from the base sampler themselves, or aim at the largest reward."""
 SAMPLES = 100_000
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -105,7 +105,7 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
     """Train one agent at one beta, and score it against what is right."""
     built = tilted_task(task, beta, arguments)
     target = built.target
-    if isinstance(target, TiltedMixture) and name in NEAR_BASE:
+    if isinstance(target, TiltedMixture) and name in REWARD_ALONE:
         reward, parts = target.reward, {"horizon": arguments.horizon, "device": arguments.device}
         built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, backward="learned", **parts)
     agent = make_agent(name, built, seed=seed)
@@ -116,7 +116,7 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
         scores = marginal_scores(mdp, density, target, seed=seed + 6)
         scores |= target.own_scores(agent.sample(SAMPLES, seed=seed + 1))
         scores["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / beta - (target.log_z or 0.0)
-        scores["kl_base"] = kl_to_base(mdp, density, seed=seed + 8)
+        scores["kl_base"] = kl_to_base(mdp, agent.sample_trajectory(SAMPLES // 10, seed=seed + 8))
     else:
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):
             scores = evaluate(agent, seed=seed, samples=SAMPLES // 10, trajectories=SAMPLES // 10, floors=False)

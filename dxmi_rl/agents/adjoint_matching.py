@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents.aims import warn_of_density
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig
@@ -78,6 +79,7 @@ class AdjointMatching(Agent[AdjointMatchingConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        warn_of_density(self.name, self.task)
         config = self.config
         self.beta = self.mdp.tau if config.beta is None else config.beta
         if self.beta == 0:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dxmi_rl.agents.aims import check_own_steps
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, collect, policy_optimizer
 from dxmi_rl.agents.settings import MeanConfig
@@ -127,6 +128,7 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        check_own_steps(self.name, self.mdp)
         config, mdp = self.config, self.mdp
         if mdp.tau == 0:
             raise ValueError("adjoint-sampling needs a task with tau > 0: it aims at exp(-E / tau).")

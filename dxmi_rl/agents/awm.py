@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.aims import warn_of_density
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.forward_process import NoisedSamples, noised_samples, reverse_sampler
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
@@ -64,8 +65,10 @@ class AWM(Agent[AWMConfig]):
     (2 sigma_t^2), with the mean mu_t(x_t, x_T) of x_{t+1} given both ends, is the sample's part of the negative ELBO at
     step t. With A = -E(x_T) less the batch's mean and rho = exp(d_t of the policy before - d_t), the loss is PPO's
     clipped surrogate in rho and A, plus beta |mu_theta - mu_base|^2 / (2 sigma_t^2): the divergence of chains from the
-    base sampler's, at these states. It aims at p_base(x_T) exp(-E(x_T) / beta), up to the gap between ELBO and
-    likelihood. The paper divides A by its standard deviation, which leaves the aim open; here it is in nats.
+    base sampler's, at these states. To first order in E / beta, and where noised samples are the states that the policy
+    visits, which many steps need, the optimum is p_base(x_T) exp(-E(x_T) / beta). Beyond, samples stay nearer to the
+    base sampler: what a step changes of the divergence of later ones is left out. The paper divides A by its standard
+    deviation, which leaves the aim open; here it is in nats.
     """
 
     name: ClassVar[str] = "awm"
@@ -75,6 +78,7 @@ class AWM(Agent[AWMConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        warn_of_density(self.name, self.task)
         config = self.config
         reverse_sampler(self.mdp)
         self.beta = self.mdp.tau if config.beta is None else config.beta

@@ -323,7 +323,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         if (gradient or self.needs_gradient) and self.mdp.energy.values_only:
             settings = "" if self.needs_gradient else ", with these settings,"
             raise EnergyError(
-                f"agent {self.name!r}{settings} needs the energy's gradient, which the task does not give."
+                f"agent {self.name!r}{settings} needs the energy's gradient, which track or reward does not give."
             )
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:

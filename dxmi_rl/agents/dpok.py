@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.aims import warn_of_density
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, base_moments, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
@@ -75,6 +76,7 @@ class DPOK(Agent[DPOKConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        warn_of_density(self.name, self.task)
         config = self.config
         self.beta = self.mdp.tau if config.beta is None else config.beta
         if self.beta == 0:

@@ -154,7 +154,7 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
         """-tau2 / d log qb(x_t | x_{t+1}): ``[batch]``."""
         if not self.cost_weight:
             return x.new_zeros(len(x))
-        return -self.cost_weight * self.mdp.kernel.log_prob(x, x_next, t)
+        return -self.cost_weight * self.mdp.kernel.step_log_prob(x, x_next, t)
 
     @torch.no_grad()
     def value_targets(self, trajectory: Trajectory) -> Tensor:

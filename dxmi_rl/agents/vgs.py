@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents.aims import check_own_steps
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.gradients import EnergyGradient
 from dxmi_rl.agents.settings import ValueConfig
@@ -172,6 +173,7 @@ class VGS(Agent[VGSConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        check_own_steps(self.name, self.mdp)
         if self.mdp.tau == 0:
             raise ValueError("tau must be > 0 for vgs, whose policy is the gradient of the value over tau, got 0.")
         blur = self.mdp.base.schedule.s[:-1] / self.mdp.state_scale[:-1]

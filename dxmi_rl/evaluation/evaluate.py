@@ -17,8 +17,9 @@ from dxmi_rl.evaluation.log_weights import has_named_energy, log_weight_scores, 
 from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
-from dxmi_rl.evaluation.tilted import reward_scores
+from dxmi_rl.evaluation.tilted import quick_reward_scores, reward_scores
 from dxmi_rl.mdp import Energy
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
@@ -151,6 +152,7 @@ def quick_scores(
     known = metrics_of(target)
     number = max((metric.quick_samples for metric in known if metric.quick_samples is not None), default=samples)
     scores: dict[str, float] = {}
+    trajectory: Trajectory | None = None
     with torch.no_grad():
         energy = _energy_to_score(agent, task)
         if agent.has_density:
@@ -163,6 +165,7 @@ def quick_scores(
         if not _aims_elsewhere(task):
             for metric in known:
                 scores |= metric.quick(target, final, seed)
+        scores |= quick_reward_scores(task, target, final, trajectory)
         if hasattr(agent, "score"):
             scores["auc"] = auc(agent.score, target, samples, seed)
     return scores
@@ -172,7 +175,7 @@ def _with_its_energy(model: object, task: Task) -> Task:
     """The task as it is scored: where ``mdp.set_energy`` has put another energy in place of the target's own, that one
     counts, as if the task had been made with it; a warning says so. A model with an energy of its own is DxMI.
     """
-    aims = task.config.reward == "target" and not task.energy_replaced  # at the target's own energy
+    aims = task.config.reward is not None and not task.energy_replaced  # at the target's own energy
     if not aims or hasattr(model, "score") or task.mdp.energy.function in (None, task.target.energy):
         return task
     warnings.warn(
@@ -185,7 +188,7 @@ def _with_its_energy(model: object, task: Task) -> Task:
 def scoring_target(task: Task) -> Target:
     """The target with its samples, which a task without a denoiser keeps from its policies."""
     if task.config.track in FROM_SCRATCH:
-        return reference_target(task.config).to(task.device)
+        return reference_target(task.config, task.device)
     return task.target
 
 

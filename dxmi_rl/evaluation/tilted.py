@@ -11,12 +11,12 @@ from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.rollout import Policy
+from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import RewardEnergy, Target, Tilted
 from dxmi_rl.tasks import Task
 
-CHAINS = 10_000
-"""Chains of ``kl_base``."""
+CHAINS, QUICK_CHAINS = 10_000, 1000
+"""Chains of ``kl_base``, at most, and on learning curves."""
 
 
 def reward_scores(
@@ -30,28 +30,49 @@ def reward_scores(
         known: kl_marginal + E[r] / beta - log Z. ``reward``, the mean of r over ``draw(samples)``, where a base sampler
         is tilted (Tilted targets give it themselves). ``kl_base``, as ``kl_to_base`` of the density gives it.
     """
-    energy = task.mdp.energy.function
+    energy, mdp = task.mdp.energy.function, task.mdp
     found: dict[str, float] = {}
-    if isinstance(target, Tilted):
-        if "kl_marginal" in scores and target.log_z is not None:
-            found["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / target.beta - target.log_z
-    elif isinstance(energy, RewardEnergy):
-        found["reward"] = float(energy.rewards(draw(samples)).double().mean())
-    else:
+    if isinstance(energy, RewardEnergy):
+        found["reward"] = _mean_reward(energy, draw(samples))
+    elif not isinstance(target, Tilted):
         return {}
-    if density is not None and not task.mdp.base.deterministic and not isinstance(task.mdp.base, IdentitySampler):
-        found["kl_base"] = kl_to_base(task.mdp, density, chains=min(chains, CHAINS), seed=seed)
+    elif "kl_marginal" in scores and target.log_z is not None:
+        found["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / target.beta - target.log_z
+    if density is not None and _has_base(mdp):
+        generator = torch.Generator(mdp.device).manual_seed(seed)
+        found["kl_base"] = kl_to_base(mdp, mdp.rollout(density, min(chains, CHAINS), generator))
+    return found
+
+
+def quick_reward_scores(task: Task, target: Target, final: Tensor, trajectory: Trajectory | None) -> dict[str, float]:
+    """``reward`` and ``kl_base`` of one set of samples, and of the chains that made them, for learning curves."""
+    energy = task.mdp.energy.function
+    tilting = energy if isinstance(energy, RewardEnergy) else target.tilting if isinstance(target, Tilted) else None
+    if tilting is None:
+        return {}
+    found = {"reward": _mean_reward(tilting, final)}
+    if trajectory is not None and _has_base(task.mdp):
+        found["kl_base"] = kl_to_base(task.mdp, trajectory.select(slice(QUICK_CHAINS)))
     return found
 
 
 @torch.no_grad()
-def kl_to_base(mdp: DenoisingMDP, density: Policy, *, chains: int = CHAINS, seed: int = 0) -> float:
-    """KL of whole chains of a policy to those of the base sampler, in nats, from so many chains; at least that of x_T.
+def kl_to_base(mdp: DenoisingMDP, trajectory: Trajectory) -> float:
+    """KL of whole chains of a policy to those of the base sampler, in nats, from some of them; at least that of x_T.
 
     The base sampler must have noise at every step.
     """
     base = mdp.base
-    trajectory = mdp.rollout(density, chains, torch.Generator(mdp.device).manual_seed(seed))
     x, x_next, t = trajectory.transitions()
     log_base = gaussian_log_prob(x_next, base.mean(x, t), per_step(base.sigma, t, x).log())
     return float((trajectory.log_prob.flatten() - log_base).double().mean()) * mdp.horizon
+
+
+def _has_base(mdp: DenoisingMDP) -> bool:
+    """Whether there is a base sampler with a density."""
+    return not (mdp.base.deterministic or isinstance(mdp.base, IdentitySampler))
+
+
+def _mean_reward(energy: RewardEnergy, x: Tensor) -> float:
+    with torch.no_grad():
+        return float(energy.rewards(x).double().mean())

@@ -72,6 +72,8 @@ class DxMI(Agent[DxMIConfig]):
             raise ValueError(f"DxMI imitates data, and target {target.name!r} has neither data nor a sampler.")
         augmentation = make_augmentation(target, config)
         self.augmentation = None if augmentation is None else augmentation.to(self.mdp.device)
+        if self.task.config.rewarded:
+            raise ValueError("task must have no reward: DxMI learns the energy, and would not use the reward.")
         self.loss = ENERGY_LOSSES[config.loss]
         self.loss.resolved(config.gamma, config.noise_ratio)
         if config.agent in (self.name, AnyStep.name):

@@ -1,4 +1,4 @@
-"""Rewards of images, all in [-1, 1]: a class, the width of strokes, a colour, the size of the JPEG file."""
+"""Rewards of images with values in [-1, 1]: a class, the width of strokes, a colour, the size of the JPEG file."""
 
 from __future__ import annotations
 

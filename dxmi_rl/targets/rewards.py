@@ -60,6 +60,8 @@ class QuadraticReward(nn.Module):
         return cls(h.T @ y / variance, h.T @ h / variance, -float(y @ y) / (2 * variance))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 2 or x.shape[1] != len(self.linear):
+            raise ValueError(f"the reward is of states [{len(self.linear)}], got {list(x.shape[1:])}.")
         linear, curvature = self.linear.to(x.dtype), self.curvature.to(x.dtype)
         return x @ linear - (x @ curvature * x).sum(1) / 2 + self.constant
 

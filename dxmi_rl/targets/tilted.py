@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable
 from typing import ClassVar
@@ -34,7 +35,7 @@ class RewardEnergy(nn.Module):
         differentiable: whether r has a gradient in x; None: found out by trying. False: the energy gives none, so
             agents treat it as a black box.
 
-    Raises TypeError for a reward that is not callable; TargetError for one that fails on two states of zeros or returns
+    Raises TypeError for a reward that is not callable; TargetError for one that fails on states of zeros or returns
     another shape or kind of numbers, and for one that is said to have a gradient and has none; ValueError for
     beta <= 0.
     """
@@ -47,7 +48,8 @@ class RewardEnergy(nn.Module):
             raise TypeError(f"reward must be a function or module [batch, ...] -> [batch], got {reward!r}.")
         self.reward = reward.to(target.device) if isinstance(reward, nn.Module) else reward
         self.beta = check_real("beta", beta, strict=True)
-        has_gradient = self._has_gradient(target.anchor.new_zeros(2, *target.event_shape))
+        rows = 3 if target.event_shape[0] != 3 else 4  # another number than that of any coordinate
+        has_gradient = self._has_gradient(target.anchor.new_zeros(rows, *target.event_shape))
         if differentiable and not has_gradient:
             raise TargetError("the reward has no gradient in x: pass differentiable=False, or None.")
         self.differentiable = has_gradient if differentiable is None else differentiable
@@ -57,13 +59,24 @@ class RewardEnergy(nn.Module):
             self.rewards(x)  # any failure without gradients is raised
         with torch.enable_grad():
             try:
-                return self.rewards(x.requires_grad_()).requires_grad
+                values = self.rewards(x.requires_grad_())
             except TargetError:
                 return False
+            if not values.requires_grad:
+                return False
+            return torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is not None
 
     def rewards(self, x: Tensor) -> Tensor:
         """r(x), ``[batch]`` in the dtype of x. Raises TargetError when it fails or returns something else."""
         return _values("reward", self.reward, x)
+
+    def digest(self, target: Target) -> str:
+        """Sixteen hex digits that tell rewards apart: r at 64 normal points of the target's scale, in three digits."""
+        x = target.scale * torch.randn(64, *target.event_shape, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            values = self.rewards(x.to(target.anchor)).double()
+        text = " ".join(f"{value:.2e}" for value in values.tolist())
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
@@ -81,7 +94,7 @@ class Tilted(Target):
         reward, beta, differentiable: as of RewardEnergy; where r has no gradient, the whole energy has none.
         true_reward: what ``reward`` stands for, when it is a proxy.
 
-    Samples have scores of their own: ``reward``, the mean of r, and ``true_reward``.
+    Samples have scores of their own: ``reward``, the mean of r, and with a ``true_reward`` its mean.
 
     Raises TargetError for p without an energy, and what RewardEnergy does.
     """
@@ -92,6 +105,8 @@ class Tilted(Target):
         self, untilted: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None,
         true_reward: Reward | None = None,
     ) -> None:  # fmt: skip
+        if isinstance(untilted, Tilted):
+            raise TargetError(f"target {untilted.name!r} has a reward already: tilt the target that it tilts.")
         if not untilted.has_energy:
             raise TargetError(
                 f"target {untilted.name!r} has no density that a reward could tilt: pass backward='base', which tilts "
@@ -156,24 +171,24 @@ class TiltedMixture(Tilted):
 
     def __init__(
         self, untilted: GaussianMixture, reward: QuadraticReward, beta: float = 1.0, *,
-        true_reward: Reward | None = None,
+        differentiable: bool | None = None, true_reward: Reward | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(untilted, reward, beta, true_reward=true_reward)
-        means, variance = untilted.means.double(), untilted.std**2
-        linear, curvature = reward.linear, reward.curvature
+        super().__init__(untilted, reward, beta, differentiable=differentiable, true_reward=true_reward)
+        means, variance = untilted.means.cpu().double(), untilted.std**2
+        linear, curvature = reward.linear.cpu(), reward.curvature.cpu()
         precision = torch.eye(self.dim, dtype=torch.float64) / variance + curvature / self.beta
         if float(torch.linalg.eigvalsh(precision).min()) <= 0:
             raise ValueError(f"beta must be so large that p(x) exp(r(x) / beta) is a density, got {beta!r}.")
         covariance = torch.linalg.inv(precision)
         h = means / variance + linear / self.beta
         centers = h @ covariance
-        log_weights = untilted.weights.double().log() + reward.constant / self.beta
+        log_weights = untilted.weights.cpu().double().log() + reward.constant / self.beta
         log_weights = log_weights + ((h * centers).sum(1) - means.square().sum(1) / variance) / 2
         log_weights = log_weights - torch.logdet(variance * precision) / 2
         self.log_z = float(log_weights.logsumexp(0))
         weights = log_weights.softmax(0)
-        rewards = reward(centers) - (curvature * covariance).sum() / 2
-        self.mean_reward = float(weights @ rewards)
+        squares = (centers @ curvature * centers).sum(1) + (curvature * covariance).sum()
+        self.mean_reward = float(weights @ (centers @ linear - squares / 2)) + reward.constant
         """The exact mean of r."""
         spread = (centers - weights @ centers).square().T @ weights
         self.scale = float((spread.mean() + covariance.diagonal().mean()).sqrt())
@@ -181,9 +196,10 @@ class TiltedMixture(Tilted):
         self.smallest_scale = float(eigenvalues.min().sqrt())
         self.largest_scale = float(eigenvalues.max().sqrt())
         dtype = untilted.means.dtype
-        self.register_buffer("means", centers.to(dtype))
-        self.register_buffer("root", torch.linalg.cholesky(covariance).to(dtype))
-        self.register_buffer("weights", weights.to(dtype), persistent=False)
+        like = {"dtype": dtype, "device": untilted.device}
+        self.register_buffer("means", centers.to(**like))
+        self.register_buffer("root", torch.linalg.cholesky(covariance).to(**like))
+        self.register_buffer("weights", weights.to(**like), persistent=False)
 
     @property
     def modes(self) -> Modes:
@@ -213,7 +229,8 @@ REWARDS.add("compressibility", Compressibility)
 def make_reward(reward: Reward | str, target: Target, **options: object) -> Reward:
     """A named reward for states of ``target``, or a function or module of your own, which has no options.
 
-    Raises UnknownNameError for an unknown name or option, TypeError for what is neither.
+    Raises UnknownNameError for an unknown name or option, ValueError for one that is missing, TypeError for what is
+    neither.
     """
     if callable(reward):
         if options:
@@ -226,27 +243,30 @@ def make_reward(reward: Reward | str, target: Target, **options: object) -> Rewa
     for key in options:
         if key not in known:
             raise UnknownNameError(f"option of reward {reward!r}", key, known)
+    for key, parameter in list(inspect.signature(builder).parameters.items())[1:]:
+        if parameter.default is parameter.empty and key not in options:
+            raise ValueError(f"reward {reward!r} needs an option: reward_options={{{key!r}: ...}}.")
     return builder(target, **options)
 
 
 def tilt(target: Target, reward: Reward, beta: float = 1.0, *, differentiable: bool | None = None) -> Tilted:
     """p(x) exp(r(x) / beta) / Z of a target p: exact where p is a mixture and r quadratic, else its energy alone."""
-    if isinstance(target, GaussianMixture) and isinstance(reward, QuadraticReward) and differentiable is not False:
-        return TiltedMixture(target, reward, beta)
+    if isinstance(target, GaussianMixture) and isinstance(reward, QuadraticReward):
+        return TiltedMixture(target, reward, beta, differentiable=differentiable)
     return Tilted(target, reward, beta, differentiable=differentiable)
 
 
 def _values(name: str, function: Reward, x: Tensor) -> Tensor:
     with evaluation_mode(function):
         try:
-            value = function(x)
+            value = function(x.clone())  # one that works in place changes nothing of ours
         except Exception as error:
             raise TargetError(
                 f"the {name} fails for a batch of shape {list(x.shape)}: {type(error).__name__}: {error}"
             ) from error
-    if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.dtype.is_floating_point:
+    if not isinstance(value, Tensor) or value.shape != x.shape[:1] or value.is_complex():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TargetError(f"the {name} must return floating numbers of shape [{len(x)}], got {found}.")
+        raise TargetError(f"the {name} must return a tensor of shape [{len(x)}], got {found}.")
     return value.to(x.dtype)
 
 

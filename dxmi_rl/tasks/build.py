@@ -23,6 +23,7 @@ from dxmi_rl.targets import (
     TargetError,
     Tilted,
     make_reward,
+    target_class,
 )
 from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target
@@ -95,9 +96,14 @@ def make_task(
             changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
     if "horizon" in changes:
         changes["horizon"] = check_horizon(changes["horizon"])
+    named = isinstance(config.target, str) and issubclass(target_class(config.target), Tilted)
+    if named and "beta" in changes and "reward" not in changes:
+        changes["target_options"] = changes.get("target_options", {}) | {"beta": changes.pop("beta")}
     spec = _spec(name, energy, changes)
-    if changes.get("reward") not in ("target", None):
-        changes.setdefault("tau", 1.0)  # beta says how strong the pull is
+    if "reward" in changes:  # what belongs to a named task's own goes with it
+        changes = {"reward_options": {}, "beta": 1.0, "differentiable": None} | changes
+        if changes["reward"] not in ("target", None):
+            changes.setdefault("tau", 1.0)  # beta says how strong the pull is
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
@@ -105,11 +111,11 @@ def make_task(
         raise UnknownNameError("track", config.track, TRACKS)
     if energy is not None and config.rewarded:
         raise ValueError("energy and reward are two ways to say what is wanted: pass one of them.")
-    if config.backward == "base" and energy is None and not config.rewarded:
+    if config.backward == "base" and config.base is not None and energy is None and not config.rewarded:
         raise ValueError("backward 'base' aims at the base sampler, tilted: pass a reward or an energy of your own.")
     entry_point = ENERGIES[energy] if isinstance(energy, str) else None
     resolved = resolve_device(device)
-    target = reference_target(config).to(resolved)
+    target = reference_target(config, resolved)
     if config.track in FROM_SCRATCH:
         target = _hidden(target, gradient=config.track == "sample")
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
@@ -159,6 +165,7 @@ def _hidden(target: Target, *, gradient: bool) -> Target:
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
     if isinstance(hidden, Tilted):
         hidden.untilted = _hidden(hidden.untilted, gradient=gradient)
+        hidden.tilting = cast(Tilted, target).tilting  # later changes of a reward that learns arrive
     if isinstance(hidden, ParticleTarget):
         vars(hidden).update(reference=None, reference_states=_refuse)
     if not gradient:

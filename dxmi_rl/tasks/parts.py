@@ -33,13 +33,15 @@ from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.registry import UnknownNameError
 
 
-def reference_target(config: TaskConfig) -> Target:
-    """The target of a configuration with all that it has; scoring uses it on both tracks."""
+def reference_target(config: TaskConfig, device: torch.device | None = None) -> Target:
+    """The target of a configuration with all that it has; scoring uses it on both tracks. ``device`` moves it there."""
     target = _whole_target(config)
     if config.label is not None:
         if not isinstance(target, ImageSet):
             raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
         target = target.of_class(config.label)
+    if device is not None:
+        target = target.to(device)
     if config.reward is not None and config.reward != "target":
         reward = make_reward(config.reward, target, **config.reward_options)
         if config.backward == "base":  # the base sampler is what the reward tilts

@@ -14,7 +14,7 @@ from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, level_codes
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.targets import ParticleTarget, Target
+from dxmi_rl.targets import ParticleTarget, RewardEnergy, Target
 from dxmi_rl.tasks.config import TaskConfig
 from dxmi_rl.tasks.parts import build_base, build_kernel, of_base
 from dxmi_rl.utils.checks import check_integer
@@ -45,7 +45,11 @@ class Task:
 
     def fingerprint(self) -> dict[str, str]:
         """The configuration as plain text, field by field: what a checkpoint must agree with."""
-        fields = {key: _as_text(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        fields = {key: repr(getattr(self.config, key)) for key in TaskConfig.__dataclass_fields__}
+        if callable(self.config.reward):  # its address is another one in every process
+            energy = self.mdp.energy.function
+            digest = energy.digest(self.target) if isinstance(energy, RewardEnergy) else ""  # or that of the target
+            fields["reward"] = f"a function {digest}".strip()
         if self.among is not None:
             fields["horizon"] += f" of {self.among}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
@@ -168,11 +172,6 @@ def build_mdp(
         particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
         device=device,
     )
-
-
-def _as_text(value: object) -> str:
-    """A function's name, as its address is another one in every process; of others what ``repr`` says."""
-    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def check_horizon(horizon: object) -> int | tuple[int, ...]:

@@ -30,7 +30,8 @@ def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
     skip_without_extra(name)
     if name in NEED_GRADIENTS:
         with pytest.raises(
-            EnergyError, match=f"agent '{name}' needs the energy's gradient, which the task does not give"
+            EnergyError,
+            match=f"agent '{name}' needs the energy's gradient, which track or reward does not give",
         ):
             small(name, values_only())
         return

@@ -58,7 +58,7 @@ def test_the_optimum_leaves_no_variance() -> None:
         variance = best.gains[t] ** 2 * variance + float(mdp.base.sigma[t]) ** 2
     known = mean @ SLOPE / BETA + variance * float(SLOPE.square().sum()) / (2 * BETA**2)
     assert torch.allclose(mdp.log_weights(chains), known, atol=2e-4)
-    assert torch.allclose(mdp.soft_return(chains) - mdp.start_log_prob(chains.x[0]), known, atol=2e-4)
+    assert torch.allclose(mdp.soft_return(chains), known, atol=2e-4)
 
 
 def test_the_base_sampler_weighs_its_chains_by_the_reward() -> None:
@@ -66,7 +66,7 @@ def test_the_base_sampler_weighs_its_chains_by_the_reward() -> None:
     base = make_agent("base", task)
     chains = base.sample_trajectory(300, seed=0)
     assert torch.allclose(task.mdp.log_weights(chains), linear(chains.final) / BETA, atol=2e-4)
-    assert kl_to_base(task.mdp, base.density(), chains=300) == pytest.approx(0.0, abs=1e-3)
+    assert kl_to_base(task.mdp, chains) == pytest.approx(0.0, abs=1e-3)
 
 
 def test_steps_as_numbers_and_as_tensors_agree() -> None:
@@ -85,6 +85,40 @@ def test_it_draws_no_chains_backwards_and_has_no_weights() -> None:
         task.mdp.backward_rollout(make_agent("base", task).density(), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="buffer_size must be 0"):
         make_agent("trajectory-balance", task, seed=0, buffer_size=100)
+
+
+def test_starts_are_no_reward() -> None:
+    """log p_0(x_0), which no action changes, is in log weights and not in rewards."""
+    mdp = gaussian_task().mdp
+    chains = mdp.rollout(Best(mdp), 20, torch.Generator().manual_seed(0))
+    x, x_next = chains.x[0], chains.x[1]
+    assert torch.allclose(mdp.kernel.log_prob(x, x_next, 0) - mdp.running_reward(x, x_next, 0), mdp.start_log_prob(x))
+
+
+@pytest.mark.parametrize("name", ["ppo", "a2c"])
+def test_many_dimensions_do_not_harm(name: str) -> None:
+    """In 64 dimensions these end above the base sampler, whose objective is 0."""
+    target = GaussianMixture(torch.zeros(1, 64), 1.0, plot_range=(-4.0, 4.0))
+    task = make_task(target, horizon=4, reward=lambda x: x[:, :4].sum(1), backward="base")
+    agent = make_agent(name, task, seed=0).learn(energy_evals=2500)
+    assert float(task.mdp.log_weights(agent.sample_trajectory(2000, seed=1)).mean()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["vgs", "adjoint-sampling", "dxmi"])
+def test_agents_with_another_aim_refuse(name: str) -> None:
+    with pytest.raises(ValueError, match=r"backward must not be 'base'|task must have no reward"):
+        make_agent(name, gaussian_task())
+
+
+def test_a_last_step_without_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs a base sampler with noise"):
+        make_task("8gaussians", reward=linear, backward="base", sigma_last=0.0)
+
+
+def test_another_reward_takes_the_place_of_a_named_tasks_own() -> None:
+    task = make_task("digits-class", reward="stroke-width", pretraining={"iterations": 1, "width": 8, "batch_size": 8})
+    energy = task.mdp.energy.function
+    assert isinstance(energy, RewardEnergy) and energy.beta == 1.0 and task.config.reward_options == {}
 
 
 @pytest.mark.parametrize("name", ["dxdp", "ppo", "grpo", "a2c", "vargrad", "path-wise-vargrad", "dpok"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, load_agent, make_agent, make_target, make_task
+from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture, QuadraticReward, TargetError, Tilted, TiltedMixture, WithinData, tilt
 from dxmi_rl.utils.registry import UnknownNameError
@@ -138,7 +139,7 @@ def test_quadratic_rewards_of_mixtures_are_exact() -> None:
 
 def test_a_reward_without_a_gradient_is_a_black_box() -> None:
     def counted(x: Tensor) -> Tensor:
-        return (x.detach()[:, 0] > 0).float()
+        return x.detach()[:, 0] > 0
 
     for settings in ({}, {"differentiable": False}):
         task = make_task("8gaussians", reward=counted, **settings)
@@ -147,20 +148,52 @@ def test_a_reward_without_a_gradient_is_a_black_box() -> None:
         values, gradient = task.mdp.energy.value_and_gradient(torch.randn(4, 2))
         assert gradient is None and values.shape == (4,)
         make_agent("ppo", task, seed=0).learn(2000)
-        with pytest.raises(EnergyError, match="which the task does not give"):
+        with pytest.raises(EnergyError, match="which track or reward does not give"):
             make_agent("adjoint-matching", task, seed=0).learn(2000)
     with pytest.raises(TargetError, match="has no gradient in x"):
         make_task("8gaussians", reward=counted, differentiable=True)
+    exact = make_task("gmm9", reward=QuadraticReward((1.0, 0.0)), differentiable=False).target
+    assert isinstance(exact, TiltedMixture) and not exact.differentiable
     with_gradient = make_task("8gaussians", reward=reward_of, differentiable=False)
     assert not with_gradient.target.energy(torch.zeros(3, 2, requires_grad=True)).requires_grad
+
+
+def test_a_network_on_what_has_no_gradient_has_none() -> None:
+    """Its parameters have gradients, and x has not."""
+    net = torch.nn.Linear(2, 1)
+    for reward in (lambda x: net((x > 0).float())[:, 0], lambda x: net(x.detach())[:, 0]):
+        target = make_task("8gaussians", reward=reward).target
+        assert isinstance(target, Tilted) and not target.differentiable
+    target = make_task("8gaussians", reward=lambda x: net(x)[:, 0]).target
+    assert isinstance(target, Tilted) and target.differentiable
+
+
+def test_a_reward_that_works_in_place_changes_nothing() -> None:
+    def in_place(x: Tensor) -> Tensor:
+        x -= 5.0
+        return x[:, 0]
+
+    target = make_task("8gaussians", reward=in_place).target
+    assert isinstance(target, Tilted) and target.differentiable
+    x = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+    expected = make_target("8gaussians").energy(x) - (x[:, 0] - 5.0)
+    assert torch.allclose(target.energy(x), expected) and float(x[0, 0]) == 2.0
+
+
+def test_a_swapped_energy_is_the_one_that_is_scored() -> None:
+    task = make_task("8gaussians", reward=reward_of)
+    task.mdp.set_energy(lambda x: 100 + x.square().sum(1))
+    with pytest.warns(UserWarning, match="was swapped"):
+        scores = evaluate(make_agent("base", task), fit=False, floors=False, samples=100, trajectories=100, draws=1)
+    assert scores["elbo"] < -90
 
 
 @pytest.mark.parametrize(
     ("reward", "text"),
     [
-        (lambda x: x, "must return floating numbers of shape"),
-        (lambda x: x[:, 0] > 0, "must return floating numbers of shape"),
-        (lambda x: 1.0, "must return floating numbers of shape"),
+        (lambda x: x, "must return a tensor of shape"),
+        (lambda x: x.sum(0), "must return a tensor of shape"),
+        (lambda x: 1.0, "must return a tensor of shape"),
         (lambda x: x[:, 7], "the reward fails for a batch of shape .* IndexError"),
     ],
 )
@@ -191,6 +224,9 @@ def test_a_reward_that_is_nan_stops_training() -> None:
         ({"reward": QuadraticReward((0.0, 0.0), [[-20.0, 0.0], [0.0, 0.0]])}, ValueError, "beta must be so large"),
         ({"name": "moons", "reward": reward_of}, TargetError, "no density that a reward could tilt"),
         ({"reward_options": {"label": 3}}, ValueError, "reward_options belongs to a reward"),
+        ({"reward": "digit-class", "name": "digits", "backward": "base"}, ValueError, "reward_options={'label': ...}"),
+        ({"reward": QuadraticReward((1.0, 0.0, 0.0))}, TargetError, r"of states \[3\], got \[2\]"),
+        ({"name": "8gaussians-tilted", "reward": reward_of}, TargetError, "has a reward already"),
         ({"backward": "base"}, ValueError, "pass a reward or an energy of your own"),
         ({"backward": "base", "reward": reward_of, "track": "sample"}, ValueError, "needs a base sampler with noise"),
         (
@@ -259,6 +295,26 @@ def test_divergence_from_the_data_is_that_without_a_reward() -> None:
     assert ours["kl_untilted"] == pytest.approx(theirs["kl_marginal"], abs=0.04)
 
 
+def test_beta_reaches_named_tasks() -> None:
+    for task in (make_task("gmm25-tilted", beta=0.5), make_task(make_task("gmm25-tilted", beta=0.5).target)):
+        assert isinstance(task.target, TiltedMixture) and task.target.beta == 0.5
+    again = make_task("gmm25-tilted", beta=0.5)
+    assert again.spec is not None and again.spec["target_options"] == {"beta": 0.5}
+
+
+def test_agents_that_tilt_the_base_sampler_warn_of_a_density() -> None:
+    for name in ("dpok", "awm", "adjoint-matching"):
+        with pytest.warns(UserWarning, match="which has the data's density beside the reward"):
+            make_agent(name, "8gaussians-tilted")
+
+
+def test_curves_show_the_reward() -> None:
+    for settings in ({}, {"backward": "base"}):
+        task = make_task("8gaussians", reward=reward_of, **settings)
+        found = quick_scores(make_agent("ppo", task, seed=0).learn(2000), samples=500)
+        assert found["kl_base"] > 0 and abs(found["reward"]) < 1
+
+
 def test_environments_take_a_reward() -> None:
     env: Any = gym.make("DxMIDenoise-v0", target="8gaussians", reward=reward_of, beta=0.5)
     assert env.unwrapped.task.target.beta == 0.5
@@ -277,6 +333,11 @@ def test_checkpoints_know_their_reward(tmp_path: Any) -> None:
     assert isinstance(again.task.target, Tilted)
     with pytest.raises(ValueError, match="8gaussians tilted"):
         load_agent(file, task=make_task("8gaussians"))
+    based: dict[str, Any] = {"backward": "base", "horizon": 3}
+    make_agent("ppo", make_task("8gaussians", reward=reward_of, **based), seed=0).learn(500).save(file)
+    assert load_agent(file, task=make_task("8gaussians", reward=lambda x: 0.2 * x[:, 0], **based))  # the same one
+    with pytest.raises(ValueError, match="reward"):
+        load_agent(file, task=make_task("8gaussians", reward=lambda x: 0.3 * x[:, 0], **based))
     named = tmp_path / "named.safetensors"
     make_agent("ppo", make_task("8gaussians-tilted", target_options={"beta": 3.0}), seed=0).learn(500).save(named)
     target = load_agent(named).task.target

@@ -46,6 +46,10 @@ class BackwardKernel(nn.Module):
         mean, log_std = self.moments(x_next, t)
         return gaussian_log_prob(x_prev, mean, log_std)
 
+    def step_log_prob(self, x_prev: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
+        """What a step is rewarded with: ``log_prob``, without terms that no action changes."""
+        return self.log_prob(x_prev, x_next, t)
+
     def sample(self, x_next: Tensor, t: Tensor | int, generator: torch.Generator | None = None) -> Tensor:
         """A draw of x_t given x_{t+1}, the shape of x_next."""
         mean, log_std = self.moments(x_next, t)

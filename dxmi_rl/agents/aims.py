@@ -1,0 +1,24 @@
+"""What an agent aims at, beside what the task asks for."""
+
+from __future__ import annotations
+
+import warnings
+
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.targets import Tilted
+from dxmi_rl.tasks import Task
+
+
+def check_own_steps(name: str, mdp: DenoisingMDP) -> None:
+    """Raises ValueError where agents are to stay near the base sampler, for one with other steps than its."""
+    if not mdp.kernel.draws_backwards:
+        raise ValueError(f"agent {name!r} does not start at the base sampler: backward must not be 'base'.")
+
+
+def warn_of_density(name: str, task: Task) -> None:
+    """Warn where an agent that tilts the base sampler by the whole energy is given the data's beside a reward."""
+    if isinstance(task.target, Tilted) and not task.energy_replaced:
+        warnings.warn(
+            f"agent {name!r} aims at the base sampler tilted by the whole energy, which has the data's density beside "
+            "the reward here: pass the reward with backward='base'.", stacklevel=5,
+        )  # fmt: skip
