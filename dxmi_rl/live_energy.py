@@ -146,7 +146,7 @@ class LiveEnergy:
 def require_finite(*rewards: Tensor) -> None:
     """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
     if not all_finite(*rewards):
-        raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy.")
+        raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy or reward.")
 
 
 def require_finite_energy(x: Tensor, energy: Tensor, gradient: Tensor | None = None) -> None:
@@ -161,5 +161,5 @@ def require_finite_energy(x: Tensor, energy: Tensor, gradient: Tensor | None = N
     row = int(bad.nonzero()[0])
     raise EnergyError(
         f"the {what} is NaN or infinite in {int(bad.sum())} of {len(x)} rows, first in row {row}: E is "
-        f"{float(energy[row]):.6g}, at a state of norm {float(x[row].detach().norm()):.3g}. Check the energy."
+        f"{float(energy[row]):.6g}, at a state of norm {float(x[row].detach().norm()):.3g}. Check the energy or reward."
     )

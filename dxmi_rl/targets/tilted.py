@@ -110,7 +110,7 @@ class Tilted(Target):
         if not untilted.has_energy:
             raise TargetError(
                 f"target {untilted.name!r} has no density that a reward could tilt: pass backward='base', which tilts "
-                "the base sampler."
+                "the base sampler (track 'fine-tune')."
             )
         super().__init__(
             untilted.event_shape, scale=untilted.scale, smallest_scale=untilted.smallest_scale,

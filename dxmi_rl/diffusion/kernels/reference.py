@@ -29,7 +29,9 @@ class BaseReference(BackwardKernel):
     def __init__(self, base: BaseSampler) -> None:
         super().__init__()
         if base.deterministic or isinstance(base, IdentitySampler) or not bool((base.sigma > 0).all()):
-            raise ValueError("backward 'base' needs a base sampler with noise, such as base='ddpm'.")
+            raise ValueError(
+                "backward 'base' needs a base sampler with noise at every step, as 'ddpm' on track 'fine-tune' has."
+            )
         self.horizon = base.schedule.horizon
         self._base = (base,)  # not a part of this module: its weights belong to the task
 
