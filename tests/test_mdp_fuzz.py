@@ -28,7 +28,7 @@ from torch import Tensor
 from dxmi_rl.agents.untrained.base_sampler import BasePolicy
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.mdp import COORDINATES, DenoisingMDP, EnergyError
-from dxmi_rl.tasks import list_tasks, make_task
+from dxmi_rl.tasks import TASKS, list_tasks, make_task
 from dxmi_rl.utils.checks import NonFiniteError
 
 TASK_NAMES = st.sampled_from(list_tasks()).filter(lambda name: missing(name) is None)
@@ -93,6 +93,8 @@ def test_states_times_and_actions(method: str) -> None:
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_what_is_not_finite_shows_in_its_row_only(task: dict[str, Any], coordinates: str, backward: str) -> None:
     """In the reward when tau > 0; at tau = 0 in the next state, unless that is the action itself."""
+    if TASKS[task["task"]].backward == "base":
+        pytest.skip("the base sampler is in the kernel's place")
     for tau in (0.7, 0.0):
         mdp = built(task, backward=backward, tau=tau).mdp
         generator = torch.Generator().manual_seed(0)
