@@ -83,7 +83,7 @@ class Arguments:
     """Energy evaluations of a student that is trained, directly or on from the fit."""
     game: int = 100_000
     """Transitions of the teacher's game on images."""
-    student_game: int = 25_000
+    student_game: int = 100_000
     """Transitions of the student's, one per sample."""
     device: str = "cpu"
     """Torch device."""
