@@ -69,7 +69,7 @@ KEYS = (
 REWARD_ALONE = ("adjoint-matching", "awm", "diffusion-nft", "dpok", "sft-pg")
 """Agents that add the divergence from the base sampler themselves, or aim at the largest reward."""
 SAMPLES = 100_000
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -235,6 +235,10 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
             for column, (key, _) in panels.items():
                 line[column].plot(betas, [row[key] for row in rows], linestyle="-", markersize=5, **style)
         of = "KL(chains || base sampler)" if TASKS[task].rewarded else "KL(samples || data)"
+        # Who runs away would squeeze all others into a corner: the table has them.
+        far, best = max(one["kl_untilted"] for one in curve), max(one["reward"] for one in curve)
+        least = min(0.0, *(one["reward"] for one in curve))
+        line[0].set(xlim=(-0.05 * far, 1.5 * far), ylim=(least - 0.1 * (best - least), best + 0.4 * (best - least)))
         line[0].set(xlabel=f"{of} [nats]", ylabel="mean reward", title=task)
         for column, (key, label) in panels.items():
             line[column].set(xscale="log", xlabel="beta", ylabel=label, title=task)
@@ -242,6 +246,10 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
             line[column].minorticks_off()
             if key == "kl_marginal":
                 line[column].set_yscale("log")
+            else:
+                values = [one["true_reward"] for one in curve] if key == "true_reward" else [-best, best]
+                margin = 0.3 * (max(values) - min(values))
+                line[column].set_ylim(min(values) - margin, max(values) + margin)
     axes[0, 0].legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)
