@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 
@@ -25,9 +26,10 @@ class DigitClass(nn.Module):
         self.label = check_integer("label", label, minimum=0)
         if self.label > 9:
             raise ValueError(f"label must lie in 0..9, got {label}.")
-        self.classifier = load_features("digits", target.device)
+        self.classifier = copy.deepcopy(load_features("digits", target.device))  # moves with this, and others' stay
 
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         logits: Tensor = self.classifier.logits(x)  # type: ignore[operator]
         return logits.log_softmax(1)[:, self.label]
 
@@ -44,6 +46,7 @@ class StrokeWidth(nn.Module):
         _check_shape("stroke-width", target, (1, None, None))
 
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         ink = nn.functional.pad((x[:, 0] + 1) / 2, (1, 1, 1, 1))
         perimeter = sum(ink.diff(dim=axis).abs().sum((1, 2)) for axis in (1, 2))
         return 2 * ink.sum((1, 2)) / (perimeter + 1e-3)
@@ -66,6 +69,7 @@ class MeanColor(nn.Module):
         self.register_buffer("color", wanted.to(target.device))
 
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         return -(x.mean((2, 3)) - self.color.to(x.dtype)).square().sum(1)
 
 
@@ -88,6 +92,7 @@ class Compressibility(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         from PIL import Image
 
         pixels = ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

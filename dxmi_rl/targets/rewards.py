@@ -60,6 +60,7 @@ class QuadraticReward(nn.Module):
         return cls(h.T @ y / variance, h.T @ h / variance, -float(y @ y) / (2 * variance))
 
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         if x.dim() != 2 or x.shape[1] != len(self.linear):
             raise ValueError(f"the reward is of states [{len(self.linear)}], got {list(x.shape[1:])}.")
         linear, curvature = self.linear.to(x.dtype), self.curvature.to(x.dtype)
@@ -81,6 +82,7 @@ class WithinData(nn.Module):
         self.strength = check_real("strength", strength)
 
     def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
         distance = torch.cdist(x, self.mixture.means.to(x.dtype)).min(1).values / self.mixture.std
         beyond = (distance - self.radius).clamp_min(0.0)
         reward: Tensor = self.reward(x)

@@ -79,6 +79,7 @@ class RewardEnergy(nn.Module):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def forward(self, x: Tensor) -> Tensor:
+        """E(x), ``[batch]``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
             return -self.rewards(x) / self.beta
 

@@ -326,7 +326,9 @@ def test_every_agent_but_those_that_do_not_apply() -> None:
     plain = [row.agent for row in a_preset({"tasks": ["8gaussians"], **every}).rows]
     without = [row.agent for row in a_preset({"tasks": ["manywell32"], **every}).rows]
     assert {"base", "ddim", "ppo"} <= set(plain) and "dxmi" not in plain
-    assert [name for name in plain if name not in without] == ["ddpm", "ddim", "edm-heun", "dpm-solver"]
+    assert [name for name in plain if name not in without] == [
+        "ddpm", "ddim", "edm-heun", "dpm-solver", "awm", "diffusion-nft",
+    ]  # fmt: skip
     for settings in ({"track": "sample"}, {"base": "none"}):
         group = {"tasks": ["8gaussians"], **every, "task_settings": settings}
         assert [row.agent for row in a_preset(group).rows] == without
