@@ -96,8 +96,8 @@ def make_task(
             changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
     if "horizon" in changes:
         changes["horizon"] = check_horizon(changes["horizon"])
-    own_beta = "beta" in changes and "reward" not in changes and isinstance(config.target, str)
-    if own_beta and issubclass(target_class(str(config.target)), Tilted):
+    named = config.target if isinstance(config.target, str) and "reward" not in changes else None
+    if "beta" in changes and named is not None and issubclass(target_class(named), Tilted):
         changes["target_options"] = changes.get("target_options", {}) | {"beta": changes.pop("beta")}
     spec = _spec(name, energy, changes)
     if "reward" in changes:  # what belongs to a named task's own goes with it

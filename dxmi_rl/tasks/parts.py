@@ -42,10 +42,10 @@ def reference_target(config: TaskConfig, device: torch.device | None = None) -> 
         target = target.of_class(config.label)
     if device is not None:
         target = target.to(device)
-    if config.reward is not None and config.reward != "target":
-        reward = make_reward(config.reward, target, **config.reward_options)
+    if config.reward is not None and config.rewarded:
         if config.backward == "base":  # the base sampler is what the reward tilts
             return target
+        reward = make_reward(config.reward, target, **config.reward_options)
         return tilt(target, reward, config.beta, differentiable=config.differentiable)
     for name, idle in (("beta", config.beta == 1.0), ("differentiable", config.differentiable is None),
                        ("reward_options", not config.reward_options)):  # fmt: skip

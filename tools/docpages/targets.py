@@ -16,7 +16,7 @@ from docpages.rankings import ranking
 from docpages.references import double_precision, lowest_energy
 from dxmi_rl import evaluate, make_agent, make_target
 from dxmi_rl.targets import TARGETS, ParticleTarget, Target, target_class
-from dxmi_rl.tasks import TASKS, Task, make_task
+from dxmi_rl.tasks import TASKS, Task, TaskConfig, make_task
 
 UNTRAINED = {"iterations": 1, "batch_size": 8, "width": 8, "depth": 1}
 """Noise levels and standard deviations do not depend on the denoiser."""
@@ -154,7 +154,7 @@ def task_facts(task: Task) -> dict[str, str]:
     learned = f"learned: {TASKS[task.name].pretraining.iterations:,} Adam steps, once, cached"
     return {
         "`track`": config.track,
-        "`reward`": "the target's energy" if config.reward == "target" else "none: `energy=` is needed, or learned",
+        "`reward`": reward(config),
         "`base`": "None: from scratch, mu_t(x) = x" if scratch else f'"{config.base}"',
         "`denoiser`": "none" if scratch else learned if config.denoiser == "learned" else str(config.denoiser),
         "`horizon` T": f"{task.mdp.horizon}",
@@ -165,6 +165,14 @@ def task_facts(task: Task) -> dict[str, str]:
         "`tau` [nats]": f"{task.mdp.tau:.4g}",
         "`backward` kernel": config.backward,
     }
+
+
+def reward(config: TaskConfig) -> str:
+    """Where the reward of a task comes from."""
+    if config.rewarded:
+        options = "".join(f", {key} = {value}" for key, value in config.reward_options.items())
+        return f"{config.reward}{options}, beta = {config.beta:g}"
+    return "the target's energy" if config.reward == "target" else "none: `energy=` is needed, or learned"
 
 
 def scores(name: str) -> str:
