@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         GRPO,
         PPO,
         REINFORCE,
+        RWR,
         SB3A2C,
         SB3PPO,
         SB3SAC,
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
         AdjointSampling,
         Agent,
         Base,
+        BestOfN,
         DetailedBalance,
         DiffusionNFT,
         DPMSolver,
+        DRaFT,
         DxDP,
         DxDPPaper,
         EDMHeun,
@@ -58,10 +61,10 @@ __version__ = "0.1.0"
 # Loaded on first use: `import dxmi_rl` and `gym.make` should not pay for the agents.
 _HOMES = {
     "dxmi_rl.agents": (
-        "A2C", "AWM", "AdjointMatching", "AdjointSampling", "Agent", "Base", "DDIM", "DDPM", "DPMSolver", "DPOK",
-        "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise",
-        "PathWiseVarGrad", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO", "TorchRLSAC",
-        "TrajectoryBalance", "VGS", "VarGrad", "list_agents", "load_agent", "make_agent",
+        "A2C", "AWM", "AdjointMatching", "AdjointSampling", "Agent", "Base", "BestOfN", "DDIM", "DDPM", "DPMSolver",
+        "DPOK", "DRaFT", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "EDMHeun", "GRPO", "PPO", "PathWise",
+        "PathWiseVarGrad", "REINFORCE", "RWR", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO",
+        "TorchRLSAC", "TrajectoryBalance", "VGS", "VarGrad", "list_agents", "load_agent", "make_agent",
     ),
     "dxmi_rl.agents.any_step": ("AnyStep",),
     "dxmi_rl.evaluation": ("evaluate",),
@@ -73,11 +76,11 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "A2C", "AWM", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG",
-    "VGS", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "DPMSolver", "DenoisingMDP",
-    "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise", "PathWiseVarGrad", "Task",
-    "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "__version__", "evaluate", "list_agents",
-    "list_targets", "list_tasks", "load_agent", "make_agent", "make_target", "make_task", "register_envs",
+    "A2C", "AWM", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "RWR", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3",
+    "SFTPG", "VGS", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "BestOfN", "DPMSolver", "DRaFT",
+    "DenoisingMDP", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise",
+    "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "__version__", "evaluate",
+    "list_agents", "list_targets", "list_tasks", "load_agent", "make_agent", "make_target", "make_task", "register_envs",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dxmi_rl.agents import AGENTS, AWM, VGS, AdjointSampling, DiffusionNFT, DxDPPaper
+from dxmi_rl.agents import AGENTS, AWM, RWR, VGS, AdjointSampling, DiffusionNFT, DRaFT, DxDPPaper
 from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.irl import DxMI
 from dxmi_rl.utils.settings import flat_settings
@@ -159,9 +159,10 @@ def defaults(agent: str) -> dict[str, Any]:
 
 def list_searched() -> list[str]:
     """Every agent that learns from an energy it is given, but for "dxdp-paper", whose settings are its paper's, and
-    "adjoint-sampling", "awm", "diffusion-nft" and "vgs", whose settings have not been searched.
+    "adjoint-sampling", "awm", "diffusion-nft", "draft", "rwr" and "vgs", whose settings have not been searched.
     """
     others = (
-        DxMI.name, AnyStep.name, DxDPPaper.name, AdjointSampling.name, AWM.name, DiffusionNFT.name, VGS.name,
+        DxMI.name, AnyStep.name, DxDPPaper.name, AdjointSampling.name, AWM.name, DiffusionNFT.name, DRaFT.name,
+        RWR.name, VGS.name,
     )  # fmt: skip
     return [name for name in AGENTS if AGENTS[name].trains and name not in others]

@@ -15,6 +15,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.detailed_balance import DetailedBalance, DetailedBalanceConfig
 from dxmi_rl.agents.diffusion_nft import DiffusionNFT, DiffusionNFTConfig
 from dxmi_rl.agents.dpok import DPOK, DPOKConfig
+from dxmi_rl.agents.draft import DRaFT, DRaFTConfig
 from dxmi_rl.agents.dxdp import DxDP, DxDPConfig
 from dxmi_rl.agents.dxdp_paper import DxDPPaper, DxDPPaperConfig
 from dxmi_rl.agents.grpo import GRPO, GRPOConfig
@@ -23,10 +24,11 @@ from dxmi_rl.agents.path_wise_vargrad import PathWiseVarGrad, PathWiseVarGradCon
 from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.agents.ppo import PPO, PPOConfig
 from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
+from dxmi_rl.agents.rwr import RWR, RWRConfig
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, ValueConfig
 from dxmi_rl.agents.sft_pg import SFTPG, SFTPGConfig
 from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
-from dxmi_rl.agents.untrained import DDIM, DDPM, Base, DPMSolver, EDMHeun
+from dxmi_rl.agents.untrained import DDIM, DDPM, Base, BestOfN, DPMSolver, EDMHeun
 from dxmi_rl.agents.vargrad import VarGrad, VarGradConfig
 from dxmi_rl.agents.vgs import VGS, VGSConfig
 from dxmi_rl.agents.wrapped.sb3_a2c import SB3A2C, SB3A2CConfig
@@ -53,6 +55,7 @@ __all__ = [
     "GRPO",
     "PPO",
     "REINFORCE",
+    "RWR",
     "SB3A2C",
     "SB3PPO",
     "SB3SAC",
@@ -67,9 +70,12 @@ __all__ = [
     "AdjointSamplingConfig",
     "Agent",
     "Base",
+    "BestOfN",
     "Costs",
     "DPMSolver",
     "DPOKConfig",
+    "DRaFT",
+    "DRaFTConfig",
     "DetailedBalance",
     "DetailedBalanceConfig",
     "DiffusionNFT",
@@ -89,6 +95,7 @@ __all__ = [
     "PathWiseVarGradConfig",
     "PolicyConfig",
     "REINFORCEConfig",
+    "RWRConfig",
     "SB3A2CConfig",
     "SB3PPOConfig",
     "SB3SACConfig",
@@ -111,10 +118,11 @@ __all__ = [
 
 AGENTS: Registry[type[Agent[Any]]] = Registry("agent")
 for _agent in (
-    Base, DDPM, DDIM, EDMHeun, DPMSolver,
-    DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, AWM, DiffusionNFT, SFTPG,
+    Base, BestOfN, DDPM, DDIM, EDMHeun, DPMSolver,
+    DxDP, DxDPPaper, PPO, REINFORCE, A2C, GRPO, DPOK, AWM, RWR, DiffusionNFT, SFTPG,
     SB3PPO, SB3A2C, SB3SAC, SB3TD3, TorchRLPPO, TorchRLSAC,
-    PathWise, AdjointMatching, AdjointSampling, VGS, TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
+    PathWise, DRaFT, AdjointMatching, AdjointSampling, VGS,
+    TrajectoryBalance, VarGrad, DetailedBalance, PathWiseVarGrad,
 ):  # fmt: skip
     AGENTS.add(_agent.name, _agent)
 AGENTS.add_entry_point("any-step", "dxmi_rl.agents.any_step:AnyStep")

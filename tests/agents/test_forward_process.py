@@ -1,4 +1,4 @@
-"""AWM and DiffusionNFT: what they regress on, their losses by hand, and where they end."""
+"""Agents on the forward process: what they regress on, their losses by hand, and where they end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from agent_cases import small
 from torch import Tensor
 
 from dxmi_rl import evaluate, make_agent, make_task
-from dxmi_rl.agents import AWM, DiffusionNFT
+from dxmi_rl.agents import AWM, RWR, DiffusionNFT
 from dxmi_rl.agents.forward_process import NoisedSamples, noised_samples
 from dxmi_rl.targets import GaussianMixture
 
@@ -74,20 +74,49 @@ def test_awms_loss_by_hand() -> None:
     assert isinstance(agent, AWM)
     found = noised(agent)
     advantages = torch.randn(6, generator=torch.Generator().manual_seed(4))
-    before = agent.mismatch(found, found.mean(agent.policy)) + 0.3 * torch.randn(
-        18, generator=torch.Generator().manual_seed(5)
-    )
+    before = found.mean(agent.policy).detach()
+    before = before + 0.1 * torch.randn(before.shape, generator=torch.Generator().manual_seed(5))
     rows = torch.tensor([0, 5, 7, 11, 17])
     total = 0.0
     for row in rows.tolist():
         sigma = float(agent.mdp.base.sigma[found.t[row]])
         mean = agent.policy.moments(found.x[row : row + 1], found.t[row : row + 1])[0][0]
-        d = float((mean - found.posterior[row]).square().sum()) / (2 * sigma**2)
-        ratio, a = torch.tensor(float(before[row]) - d).exp(), float(advantages[row % 6])
+        d, old = (float((m - found.posterior[row]).square().sum()) / (2 * sigma**2) for m in (mean, before[row]))
+        ratio, a = torch.tensor(old - d).exp(), float(advantages[row % 6])
         total -= min(float(ratio) * a, float(ratio.clamp(0.9, 1.1)) * a)
         total += float((mean - found.base[row]).square().sum()) / (2 * sigma**2)
     loss = agent.policy_loss(found, advantages, before, rows)
     assert float(loss) == pytest.approx(total / len(rows), rel=1e-4)
+
+
+def test_rwrs_loss_by_hand() -> None:
+    agent = moved("rwr", beta=0.7)
+    assert isinstance(agent, RWR)
+    found, rewards = noised(agent), torch.randn(6, generator=torch.Generator().manual_seed(4))
+    weights = agent.sample_weights(rewards)
+    assert torch.allclose(weights, (rewards / 0.7).exp() / (rewards / 0.7).exp().mean())
+    rows, total = torch.tensor([0, 4, 9, 13]), 0.0
+    for row in rows.tolist():
+        sigma = float(agent.mdp.base.sigma[found.t[row]])
+        mean = agent.policy.moments(found.x[row : row + 1], found.t[row : row + 1])[0][0]
+        total += float(weights[row % 6]) * float((mean - found.posterior[row]).square().sum()) / (2 * sigma**2)
+    loss = agent.policy_loss(found, weights, found.x, rows)
+    assert float(loss.detach()) == pytest.approx(total / len(rows), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_rwr_fitted_once_tilts_the_base_sampler() -> None:
+    """One iteration, whose samples are fitted well: p_base exp(r / beta), whose mean is known on a Gaussian."""
+    task = gaussian(horizon=30)
+    settings: dict[str, Any] = {"n_trajectories": 4000, "draws": 30, "n_epochs": 10, "n_minibatches": 60}
+    agent = make_agent("rwr", task, seed=0, anneal=False, **settings).learn(1)
+    assert agent.costs.energy_evals == 4000
+    x, base = agent.sample(20_000, seed=1), make_agent("base", task).sample(20_000, seed=1)
+    weights = (linear(base) / BETA).softmax(0)
+    pull = float(weights @ linear(base)) - float(linear(base).mean())
+    assert float(linear(x).mean()) - float(linear(base).mean()) == pytest.approx(pull, rel=0.15)
+    agent.learn(1)  # and once more
+    assert float(linear(agent.sample(20_000, seed=1)).mean()) - float(linear(base).mean()) > 1.5 * pull
 
 
 def test_diffusion_nfts_loss_by_hand() -> None:
@@ -117,9 +146,9 @@ def test_diffusion_nfts_loss_by_hand() -> None:
 def test_goodness_lies_in_the_unit_interval() -> None:
     agent = moved("diffusion-nft", advantage_clip=2.0)
     rewards = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 100.0])
-    found = agent.goodness(rewards)
+    found = agent.sample_weights(rewards)
     assert float(found.max()) == 1.0 and 0 < float(found.min()) < 0.5
-    assert torch.equal(agent.goodness(torch.ones(5)), torch.full((5,), 0.5))
+    assert torch.equal(agent.sample_weights(torch.ones(5)), torch.full((5,), 0.5))
 
 
 def test_without_differences_of_the_reward_nothing_pulls() -> None:
@@ -153,7 +182,7 @@ def test_diffusion_nft_goes_on_where_its_weight_allows() -> None:
     assert 0.1 < rewards[0] < rewards[1] - 0.5
 
 
-@pytest.mark.parametrize("name", ["awm", "diffusion-nft"])
+@pytest.mark.parametrize("name", ["awm", "diffusion-nft", "rwr"])
 def test_base_samplers_without_a_denoiser_or_noise_are_refused(name: str) -> None:
     for settings in ({"track": "sample"}, {"base": "ddim", "eta": 0.0}):
         with pytest.raises(
@@ -169,6 +198,7 @@ def test_base_samplers_without_a_denoiser_or_noise_are_refused(name: str) -> Non
         ("awm", {"draws": 0}, ValueError, "draws must be >= 1"),
         ("awm", {"clip_range": 0.0}, ValueError, "clip_range must be finite and > 0"),
         ("awm", {"beta": -1.0}, ValueError, "beta must be finite and > 0"),
+        ("rwr", {"beta": 0.0}, ValueError, "beta must be finite and > 0"),
         ("diffusion-nft", {"mixing": 0.0}, ValueError, "mixing must be finite and > 0"),
         ("diffusion-nft", {"kl_weight": -1.0}, ValueError, "kl_weight must be finite and >= 0"),
         ("diffusion-nft", {"advantage_clip": float("nan")}, ValueError, "advantage_clip must be finite"),
@@ -179,6 +209,7 @@ def test_settings_are_checked(name: str, settings: Any, error: type[Exception], 
         make_agent(name, make_task("8gaussians"), **settings)
 
 
-def test_awm_needs_a_temperature() -> None:
+@pytest.mark.parametrize("name", ["awm", "rwr"])
+def test_a_temperature_is_needed(name: str) -> None:
     with pytest.raises(ValueError, match="beta must be given"):
-        make_agent("awm", make_task("8gaussians", tau=0.0))
+        make_agent(name, make_task("8gaussians", tau=0.0))

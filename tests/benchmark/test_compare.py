@@ -327,7 +327,7 @@ def test_every_agent_but_those_that_do_not_apply() -> None:
     without = [row.agent for row in a_preset({"tasks": ["manywell32"], **every}).rows]
     assert {"base", "ddim", "ppo"} <= set(plain) and "dxmi" not in plain
     assert [name for name in plain if name not in without] == [
-        "ddpm", "ddim", "edm-heun", "dpm-solver", "awm", "diffusion-nft",
+        "ddpm", "ddim", "edm-heun", "dpm-solver", "awm", "rwr", "diffusion-nft",
     ]  # fmt: skip
     for settings in ({"track": "sample"}, {"base": "none"}):
         group = {"tasks": ["8gaussians"], **every, "task_settings": settings}
