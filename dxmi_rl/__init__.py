@@ -80,7 +80,8 @@ __all__ = [
     "SFTPG", "VGS", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "BestOfN", "DPMSolver", "DRaFT",
     "DenoisingMDP", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise",
     "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "__version__", "evaluate",
-    "list_agents", "list_targets", "list_tasks", "load_agent", "make_agent", "make_target", "make_task", "register_envs",
+    "list_agents", "list_targets", "list_tasks", "load_agent", "make_agent", "make_target", "make_task",
+    "register_envs",
 ]  # fmt: skip
 
 
