@@ -177,7 +177,7 @@ class Evaluate(Checkpoint):
 
         from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
         from dxmi_rl.evaluation import evaluate
-        from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+        from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
         from dxmi_rl.utils.storage import write_json
 
         if self.json is not None and self.json.is_dir():

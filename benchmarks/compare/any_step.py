@@ -46,7 +46,7 @@ from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
-from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.storage import write_json
 

@@ -50,7 +50,8 @@ from dxmi_rl.agents.one_step import COUPLINGS, distil
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
-from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning, scoring_target
+from dxmi_rl.evaluation.evaluate import scoring_target
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.storage import write_json
 

@@ -56,7 +56,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation import kl_to_base, marginal_scores
-from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real, require

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
-from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import seeded

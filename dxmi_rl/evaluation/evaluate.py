@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.evaluation.floors import floors_of
-from dxmi_rl.evaluation.log_weights import has_named_energy, log_weight_scores, quick_bound, tempered_log_z
+from dxmi_rl.evaluation.log_weights import (
+    UnreliableScoresWarning,
+    has_named_energy,
+    log_weight_scores,
+    quick_bound,
+    tempered_log_z,
+)
 from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
@@ -27,10 +33,6 @@ from dxmi_rl.utils.checks import check_integer, check_seed
 
 MIN_ESS = 0.1
 """An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
-
-
-class UnreliableScoresWarning(UserWarning):
-    """Log-weights that rest on few trajectories."""
 
 
 def evaluate(
@@ -89,7 +91,7 @@ def evaluate(
         the target names), ``denoiser_calls`` (per sample). Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
-    density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1,
+    density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and left out,
     and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import torch
 from torch import Tensor
@@ -19,8 +20,13 @@ from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import particle_filter
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
-from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.checks import all_finite, check_integer
 from dxmi_rl.utils.storage import cached_tensors
+
+
+class UnreliableScoresWarning(UserWarning):
+    """Log-weights that rest on few trajectories, or are infinite."""
+
 
 FIT_STEPS = 4000
 PARTICLES = 1000
@@ -59,7 +65,7 @@ def log_weight_scores(
     task: Task, target: Target, density: Policy, energy: Energy, *, trajectories: int, seed: int, fit: bool, smc: bool
 ) -> dict[str, float]:
     """``elbo``, ``log_z``, ``ess``, ``eubo``, ``kl_bound``, ``kl_bound_fit`` and ``elbo_tau``, those that apply, and
-    with ``smc`` those of ``smc_scores``.
+    with ``smc`` those of ``smc_scores``. An infinite ``eubo`` is left out, with a warning.
 
     With ``fit`` all but ``kl_bound`` use a fitted kernel instead of the kernel of training.
     """
@@ -84,7 +90,15 @@ def log_weight_scores(
         generator = torch.Generator(mdp.device).manual_seed(seed + 3)
         exact = target.sample(trajectories, generator)
         chains = mdp.backward_rollout(density, exact, generator, kernel=kernel)
-        scores["eubo"] = metrics.eubo(mdp.log_weights(chains, kernel=kernel, energy=energy))
+        log_w = mdp.log_weights(chains, kernel=kernel, energy=energy)
+        if all_finite(log_w):
+            scores["eubo"] = metrics.eubo(log_w)
+        else:
+            lost = int((~log_w.isfinite()).sum())
+            warnings.warn(
+                f"eubo is infinite: {lost} of {trajectories} chains from exact samples end where the policy never "
+                "starts.", UnreliableScoresWarning, stacklevel=3,
+            )  # fmt: skip
     if smc:
         scores |= smc_scores(mdp, density, energy, kernel, systems=max(2, trajectories // PARTICLES), seed=seed)
     return scores

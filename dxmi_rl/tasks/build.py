@@ -118,12 +118,12 @@ def make_task(
     target = reference_target(config, resolved)
     if config.track in FROM_SCRATCH:
         target = _hidden(target, gradient=config.track == "sample")
-    # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
-    with torch.random.fork_rng(devices=[]):
-        mdp = build_mdp(config, target, resolved)
     if config.backward == "base" and config.reward is not None and config.rewarded:
         reward = make_reward(config.reward, target, **config.reward_options)
         energy = RewardEnergy(reward, config.beta, target, differentiable=config.differentiable)
+    # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
+    with torch.random.fork_rng(devices=[]):
+        mdp = build_mdp(config, target, resolved)
     black_box = isinstance(energy, RewardEnergy) and not energy.differentiable
     black_box |= isinstance(target, Tilted) and not target.differentiable
     mdp.energy.values_only = config.track == "energy" or black_box

@@ -14,7 +14,7 @@ from torch import Tensor
 from dxmi_rl import DxMI, evaluate, make_agent, make_task
 from dxmi_rl.agents.twisting import ENERGY_EVALS, fit_twist
 from dxmi_rl.costs import Costs, counting
-from dxmi_rl.evaluation.evaluate import UnreliableScoresWarning
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.smc import particle_filter
 
 LOG_Z = float(Quadratic().log_z or 0.0)

@@ -11,14 +11,16 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from typing import Any
 
 import pytest
 import torch
 from agent_cases import skip_without_extra, small
 
-from dxmi_rl import evaluate, list_agents, make_task
+from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.evaluation import fit_kernel
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.evaluation.metrics import eubo, log_weight_errors, log_weight_statistics
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import TASKS, Task, reference_target
@@ -81,6 +83,23 @@ def test_elbo_and_eubo_enclose_log_z(name: str, target: str) -> None:
     log_w = mdp.log_weights(mdp.backward_rollout(density, samples, generator))
     upper, error = eubo(log_w), log_weight_errors(log_w)["elbo_se"]
     assert upper >= log_z - 3 * error, (upper, error, log_z)
+
+
+def test_an_infinite_eubo_is_left_out_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the backward kernel throws single chains so far that the policy never starts there."""
+    agent = make_agent("base", "8gaussians", seed=0)
+    kind = type(agent.mdp.kernel)
+    sample = kind.sample
+
+    def far(self: Any, x_next: torch.Tensor, t: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        x = sample(self, x_next, t, generator)
+        x[:3] *= 1e30
+        return x
+
+    monkeypatch.setattr(kind, "sample", far)
+    with pytest.warns(UnreliableScoresWarning, match="eubo is infinite: 3 of 100 chains"):
+        scores = evaluate(agent, fit=False, samples=100, trajectories=100, draws=1)
+    assert "eubo" not in scores and "kl_bound" in scores
 
 
 @pytest.mark.slow
