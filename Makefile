@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-fast bench docs lint wheel clean
+.PHONY: help install test test-fast demo bench docs lint wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-9s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: install ## run all tests on two cores
 
 test-fast: install ## run the tests that a change needs, in 90 seconds on two cores
 	$(BIN)/python -m pytest -q $(TWO) -m "not slow and not browser and not gpu"
+
+demo: install ## train one agent in a minute, and open a page with its film
+	$(BIN)/dxmi-rl demo
 
 bench: install ## run the quick comparison of all agents
 	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick

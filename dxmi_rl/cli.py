@@ -1,4 +1,4 @@
-"""The command line ``dxmi-rl``: train, evaluate, sample, list, compare, report."""
+"""The command line ``dxmi-rl``: demo, train, evaluate, sample, list, compare, report."""
 
 from __future__ import annotations
 
@@ -316,25 +316,25 @@ def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; exit status 2 and one line for bad arguments, 130 after Ctrl-C."""
-    from dxmi_rl.benchmark.compare import HELP as COMPARE_HELP
-    from dxmi_rl.benchmark.compare import compare
+    from dxmi_rl.benchmark import compare
+    from dxmi_rl.benchmark.demo import Demo
     from dxmi_rl.benchmark.plan import Arguments
 
     @dataclass(frozen=True)
     class Compare(Arguments):
-        __doc__ = COMPARE_HELP
+        __doc__ = compare.HELP
 
         def __call__(self, command: str) -> int:
-            return compare(self, command)
+            return compare.compare(self, command)
 
     commands = {
-        "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare, "report": Report,
+        "demo": Demo, "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare,
+        "report": Report,
     }  # fmt: skip
     chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
     command = shlex.join(["dxmi-rl", *(sys.argv[1:] if argv is None else argv)])
     try:
-        status: int = chosen(command)
-        return status
+        return int(chosen(command))
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError, OverflowError) as error:
         known = isinstance(error, DivergenceError) or re.search("alloc|memory", str(error))
         if isinstance(error, RuntimeError) and not known:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,20 @@ Ending = tuple[JSON, Tensor] | Failure
 """Result and samples of a run, or its failure."""
 
 
+class Log(Protocol):
+    """What is told of every point of a learning curve."""
+
+    def log(self, agent: Agent[Any], point: Point, /) -> None:
+        """Note it."""
+
+
+class OpensLog(Protocol):
+    """What opens the log of a run with its first point."""
+
+    def open(self, run: Run, agent: Agent[Any]) -> contextlib.AbstractContextManager[Log]:
+        """The log of one run."""
+
+
 @dataclass(frozen=True)
 class Logging:
     """Which logs runs write beside their results."""
@@ -85,7 +99,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def attempt(run: Run, device: str | None = None, logging: Logging | None = None) -> Ending:
+def attempt(run: Run, device: str | None = None, logging: OpensLog | None = None) -> Ending:
     """``measure`` on one thread, and once more after a crash: the result and the samples, or a Failure.
 
     A run whose source has changed since its key was made fails, rather than storing other code's numbers under it.
@@ -123,10 +137,10 @@ def _identity(run: Run, device: str) -> JSON:
 
 
 @contextlib.contextmanager
-def _logged(run: Run, logging: Logging | None) -> Iterator[OnPoint]:
+def _logged(run: Run, logging: OpensLog | None) -> Iterator[OnPoint]:
     """A function that writes the points of the curve into the run's log, which is opened with the first."""
     with contextlib.ExitStack() as stack:
-        logger: list[RunLogger] = []
+        logger: list[Log] = []
 
         def note(agent: Agent[Any], point: Point) -> None:
             if logging is None:

@@ -86,9 +86,9 @@ from dxmi_rl.benchmark.plan import Arguments, Plan, make_plan
 from dxmi_rl.benchmark.report import write_report
 from dxmi_rl.benchmark.results import assemble, without_paths
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
-from dxmi_rl.benchmark.tables import main_scores, make_tables, print_tables
+from dxmi_rl.benchmark.tables import main_scores, print_tables, ranking_tables
 from dxmi_rl.utils.checks import require
-from dxmi_rl.utils.progress import progress_columns
+from dxmi_rl.utils.progress import alive, progress_columns
 from dxmi_rl.utils.storage import JSON, write_atomically, write_json
 
 HELP = """Compare agents on tasks over seeds, under equal budgets.
@@ -135,10 +135,9 @@ def carry_out(plan: Plan, command: str) -> int:
     for file in filter(None, [folder / "results.json", plan.arguments.json]):
         write_json(file, without_paths(everything))
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
-    tables = make_tables(rows, everything["summary"])
     draw_pictures(rows, runs, results, folder)
     write_report(everything, folder)
-    print_tables(tables)
+    print_tables(ranking_tables(everything))
     for outcome in failed:
         trace = outcome.run.failure_file(plan.results)
         print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
@@ -197,7 +196,12 @@ def _execute(plan: Plan) -> Iterator[Outcome]:
         stream = execute_all(plan.missing, plan.results, plan.jobs, arguments.device, logging)
     print("running: every run is trained and then scored; a line comes when it ends", flush=True)
     started, before = time.perf_counter(), _seconds_spent(plan.folder)
-    with _progress(len(plan.missing)) as advance:
+    titles = {run.key: run.title for run in plan.missing}
+
+    def now() -> str:
+        return f"running {'; '.join(titles.get(file.stem, '') for file in sorted(plan.results.glob('*.running')))}"
+
+    with _progress(len(plan.missing)) as advance, alive(now):
         for number, outcome in enumerate(stream, 1):
             write_json(plan.folder / "seconds.json", before + time.perf_counter() - started)
             result = outcome.run.load(plan.results)
@@ -255,7 +259,8 @@ def compare(arguments: Arguments, command: str) -> int:
                     if arguments.ray is not None:
                         stack.enter_context(ray_cluster(arguments.ray, plan.jobs))
                     print("preparing: denoisers, energies, floors, a look at every agent", flush=True)
-                    prepare(plan.missing, plan.jobs)  # so that bad settings end here, before anything is trained
+                    with alive(lambda: "preparing"):
+                        prepare(plan.missing, plan.jobs)  # so that bad settings end here, before anything is trained
                 stack.enter_context(only_one(plan.folder))
             except (ValueError, TypeError, ImportError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)

@@ -150,14 +150,15 @@ def borrowed_device(devices: Sequence[str], folder: Path) -> Iterator[str]:
 def execute_all(
     runs: Sequence[Run], folder: Path, jobs: int, devices: Sequence[str] = ("cpu",), logging: Logging | None = None
 ) -> Iterator[Outcome]:
-    """Execute runs in ``jobs`` processes, the longest first; outcomes come as they finish, one for every run.
+    """Execute runs in ``jobs`` processes, those without training first, as there is soon something to see of them, and
+    then the longest first; outcomes come as they finish, one for every run.
 
     When a worker dies, all do, and what they were working on is tried again; a run that was there twice is then tried
     alone, so that one that takes its worker down does not take others with it for good. Raises ChildProcessError when
     workers die before they start a run.
     """
     tidy(folder)
-    left = sorted(runs, key=lambda run: -run.cost)
+    left = sorted(runs, key=lambda run: (run.row.trains, -run.cost))
     deaths: collections.Counter[str] = collections.Counter()
     idle_deaths = 0
     while left:

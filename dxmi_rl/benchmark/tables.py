@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from dxmi_rl.benchmark.measure import SELECTED_BY, first_score
 from dxmi_rl.benchmark.protocol import Row
-from dxmi_rl.benchmark.results import Result, Summary, rows_by_task
+from dxmi_rl.benchmark.results import Result, Summary
 from dxmi_rl.evaluation.evaluate import MIN_ESS
 from dxmi_rl.utils.storage import JSON
 
@@ -25,14 +26,14 @@ SCORES = {
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
 COSTS = {
-    "timesteps": "transi-\ntions", "energy_evals": "energy\nevals", "energy_grad_evals": "energy\ngrad evals",
-    "gradient_steps": "gradient\nsteps",
-    "policy_draws": "policy\ndraws", "denoiser_calls": "denoiser\ncalls", "seconds": "train\nseconds",
+    "timesteps": "transitions", "energy_evals": "energy evals", "energy_grad_evals": "energy grad evals",
+    "gradient_steps": "gradient steps", "policy_draws": "policy draws", "denoiser_calls": "denoiser calls",
+    "seconds": "seconds",
 }  # fmt: skip
-"""Columns of what training cost, with their headers."""
-CALLS = "denoiser_calls"
+"""What training cost, with headers of columns."""
+IN_TERMINALS = ("timesteps", "energy_evals", "seconds")
+"""The costs that tables in a terminal have room for."""
 MARK, LEGEND = " *", f"* log_z is unreliable: ess < {MIN_ESS}."
-FLOOR = "exact samples (floor)"
 
 
 def main_score(row: Row, results: Sequence[Result]) -> str | None:
@@ -60,43 +61,41 @@ class Table:
     caption: str
 
 
-def make_tables(rows: Sequence[Row], summaries: Sequence[Summary]) -> list[Table]:
-    """One table per task, one line per row below the floor's."""
-    tables = []
-    for task, task_rows in rows_by_task(rows).items():
-        own = [summary for summary in summaries if summary["task"] == task]
-        keys = [key for key in SCORES if any(key in summary["scores"] for summary in own)]
-        if task_rows[0].energy_given:
-            keys = [key for key in keys if not key.endswith("_late")]  # for games, which oscillate
-        header = ["agent", *(f"{key} {SCORES[key]}".strip() for key in keys), "denoiser calls\nper sample"]
-        floors = {
-            key: entry["floor"] for summary in own for key, entry in summary["scores"].items() if "floor" in entry
-        }
-        body = [[FLOOR, *(number(floors[key]) if key in floors else "" for key in keys), "", *("" for _ in COSTS)]]
-        body += [_line(summary, keys) for summary in own]
-        methods = {entry["method"] for summary in own for entry in summary["scores"].values() if "method" in entry}
-        caption = _caption(keys, sorted(methods), task_rows)
-        tables.append(Table(task, header + list(COSTS.values()), body, len(keys) + 1, caption))
-    return tables
+def ranking_tables(results: JSON) -> list[Table]:
+    """One table per task of a results file, the best agent first: its rank, score, interval and costs, in at most 100
+    columns. All other scores are in the report.
+    """
+    return [_ranking(task, facts, results["summary"]) for task, facts in results["tasks"].items()]
 
 
-def _line(summary: Summary, keys: list[str]) -> list[str]:
+def _ranking(task: str, facts: JSON, summaries: Sequence[Summary]) -> Table:
+    key, own = facts["score"], [summary for summary in summaries if summary["task"] == task]
+    scores = [summary["scores"].get(key) for summary in own]
+    sign = -1.0 if facts["better"] == "higher" else 1.0
+    order = sorted(range(len(own)), key=lambda i: math.inf if (entry := scores[i]) is None else sign * entry["iqm"])
+    body = [_line(f"{rank if scores[i] else '':>2}  ", own[i], scores[i]) for rank, i in enumerate(order, 1)]
+    title = f"{task}: {key} {SCORES[key]}" if key else task
+    known = [f"{name} {number(facts[entry])}" for name, entry in (("exact samples", "floor"), ("base sampler", "base"))
+             if facts[entry] is not None]  # fmt: skip
+    title += f" ({', '.join(known)})" if known else ""
+    methods = sorted({entry["method"] for entry in scores if entry and "method" in entry})
+    header = ["    agent", key or "score", "", *(COSTS[cost] for cost in IN_TERMINALS)]
+    return Table(title, header, body, 2, _caption(own, methods))
+
+
+def _line(rank: str, summary: Summary, entry: JSON | None) -> list[str]:
+    """Agent after its rank, score, interval and costs."""
     label, seeds = summary["label"], len(summary["seeds"])
     lost = summary["diverged"]
     label += f"\n({lost} of {seeds} runs diverged)" if lost else ""
     label += f"\n({summary['runs']} of {seeds} runs)" if summary["runs"] + lost < seeds else ""
     label += f"\n({back})" if (back := setbacks(summary)) else ""
-    scores = summary["scores"]
-    if not summary["runs"]:
-        return [label, *(_cell(scores[key]) if key in scores else "" for key in keys), "", *("" for _ in COSTS)]
-    cells = [_cell(scores[key]) if key in scores else "" for key in keys]
-    if "log_z" in keys and "log_z" in scores and unreliable(scores["ess"]["iqm"]):
-        index = keys.index("log_z")
-        value, *interval = cells[index].split("\n")
-        cells[index] = "\n".join([value + MARK, *interval])
+    value = "" if entry is None else number(entry["iqm"])
+    bounded = entry is not None and "low" in entry and entry["low"] != entry["high"]
+    interval = f"[{number(entry['low'])}, {number(entry['high'])}]" if entry and bounded else ""
     spent = summary["costs"]  # results from before a cost was counted lack it
-    costs = [(compact(spent[key]) if spent[key] else "0") if key in spent else "" for key in COSTS]
-    return [label, *cells, number(scores[CALLS]["iqm"]), *costs]
+    costs = [(compact(spent[key]) if spent[key] else "0") if key in spent else "" for key in IN_TERMINALS]
+    return [rank + label.replace("\n", f"\n{' ' * len(rank)}"), value, interval, *costs]
 
 
 def setbacks(summary: Summary) -> str:
@@ -104,13 +103,6 @@ def setbacks(summary: Summary) -> str:
     count = round(summary["costs"].get("setbacks", 0) * summary["runs"])
     runs = summary["runs"]
     return f"{count} step{'s' * (count > 1)} back in {runs} run{'s' * (runs > 1)}" if count else ""
-
-
-def _cell(statistics: dict[str, float]) -> str:
-    value = number(statistics["iqm"])
-    if "low" not in statistics or statistics["low"] == statistics["high"]:
-        return value
-    return f"{value}\n[{number(statistics['low'])}, {number(statistics['high'])}]"
 
 
 def unreliable(ess: float) -> bool:
@@ -124,27 +116,9 @@ def count_seeds(counts: Iterable[int]) -> str:
     return f"{low} seed{'s' * (low > 1)}" if low == high else f"{low} to {high} seeds"
 
 
-def _caption(keys: list[str], methods: list[str], rows: Sequence[Row]) -> str:
-    text = f"Interquartile mean over {count_seeds(len(row.seeds) for row in rows)}"
-    if methods:
-        text += f" [95 % {', '.join(methods)}]"
-    text += "; costs are means of what training spent."
-    if "kl_bound" in keys:
-        text += (
-            " kl_bound (nats) is measured with the kernel each agent was trained with: rows with different kernels do "
-            "not compare; rank on "
-        )
-        text += f"{'kl_bound_fit, ' * ('kl_bound_fit' in keys)}sliced_w2 and modes."
-        taus = sorted({row.tau for row in rows})
-        if taus != [1.0]:
-            text += f" Trained at tau = {', '.join(map(number, taus))} nats; kl_bound uses the energy at temperature 1."
-    if "elbo_tau" in keys:
-        text += f" elbo_tau: of exp(-E / tau), tau = {number(rows[0].tau)} nats, which the agents are trained for."
-    if "log_z" in keys:
-        text += f" {LEGEND}"
-    if any(key.endswith("_late") for key in keys):
-        text += " _late: mean over the last quarter of training."
-    return text
+def _caption(summaries: Sequence[Summary], methods: Sequence[str]) -> str:
+    text = f"Interquartile mean over {count_seeds(len(summary['seeds']) for summary in summaries)}"
+    return text + (f" [95 % {', '.join(methods)}]" if methods else "") + "; costs are means of what training spent."
 
 
 def number(value: float) -> str:
@@ -176,7 +150,7 @@ def print_tables(tables: Sequence[Table]) -> None:
             parts = [columns[: table.scores + 1], [0, *columns[table.scores + 1 :]]]
         for part in parts:
             rich = _rich(table, part)
-            Console(width=_width(rich)).print(rich)
+            Console(width=max(_width(rich), len(table.title))).print(rich)
         terminal.print(Text(table.caption, style="dim"), width=min(terminal.width, 120))
 
 
@@ -186,7 +160,8 @@ def _width(table: RichTable) -> int:
 
 
 def _rich(table: Table, columns: list[int]) -> RichTable:
-    rich = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    rich = RichTable(title=table.title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False,
+                     collapse_padding=True)  # fmt: skip
     for index in columns:
         rich.add_column(Text(table.header[index]), justify="right" if index else "left", no_wrap=True)
     for line in table.body:

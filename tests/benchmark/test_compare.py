@@ -95,7 +95,7 @@ def test_report_has_a_table_and_pictures_per_task(undisturbed: Path, capsys: pyt
     before = state(undisturbed)
     assert tiny_main("--jobs", "1", "--name", "tiny") == 0  # nothing left to do, and the table again
     printed = capsys.readouterr().out
-    assert "8 finished before, 0 to do" in printed and "exact samples (floor)" in printed and "…" not in printed
+    assert "8 finished before, 0 to do" in printed and "(exact samples 0." in printed and "…" not in printed
     assert state(undisturbed) == before
 
 
@@ -300,7 +300,7 @@ def test_presets_are_sound(name: str) -> None:
     rows = all_rows(Arguments(preset=name, budget=1_000), preset)
     assert {row.budget for row in rows} <= {0, 1_000} and len(rows) == len(preset.rows) and preset.description
     runs = protocol.make_runs(preset.rows, preset.seeds, "cpu", preset.sizes)
-    assert len({run.key for run in runs}) == len(runs) >= 5
+    assert len({run.key for run in runs}) == len(runs) >= (2 if name == "demo" else 5)
 
 
 def test_the_standard_preset_has_every_agent_that_is_given_an_energy() -> None:
@@ -451,19 +451,25 @@ def test_counts(value: float, text: str) -> None:
     assert tables.compact(value) == text
 
 
-def test_unreliable_log_z_is_flagged() -> None:
-    statistics = {"iqm": 0.5, "low": 0.4, "high": 0.6}
-    poor, good = (
-        {"log_z": statistics, "ess": {"iqm": ess, "low": 0, "high": 1}, "denoiser_calls": statistics}
-        for ess in (0.09, 0.11)
-    )
-    row, costs = {"runs": 3, "diverged": 0, "seeds": [0, 1, 2]}, dict.fromkeys(tables.COSTS, 1.0)
-    lines = [
-        tables._line(row | {"label": "a", "scores": scores, "costs": costs}, ["log_z", "ess"])
-        for scores in (poor, good)
-        for scores in (poor, good)
-    ]
-    assert lines[0][1].startswith("0.5 *") and "*" not in lines[1][1] and "0.09" in lines[0][2]
+def test_terminals_get_rankings_that_fit_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """The best first, those without the score last, what went wrong below the agent's name."""
+
+    def summary(label: str, value: float | None, **more: Any) -> dict[str, Any]:
+        entry = {"iqm": value, "low": -4.0e6, "high": 5.2e6, "method": "expanded percentile bootstrap"}
+        scores = {} if value is None else {"kl_bound_fit": entry}
+        costs = {**dict.fromkeys(tables.COSTS, 123_456.0), "setbacks": 0.0}
+        row = {"task": "t", "label": label, "scores": scores, "costs": costs, "runs": 3, "diverged": 0}
+        return row | {"seeds": [0, 1, 2]} | more
+
+    facts = {"score": "kl_bound_fit", "better": "lower", "floor": 0.0, "base": 502.0}
+    own = [summary("worse", 3.0), summary("none", None), summary("a-label-of-some-length", 0.5, runs=2, diverged=1)]
+    for better, first in (("lower", "a-label-of-some-length"), ("higher", "worse")):
+        (table,) = tables.ranking_tables({"tasks": {"t": facts | {"better": better}}, "summary": own})
+        assert table.body[0][0].startswith(f" 1  {first}") and table.body[2][0] == "    none"
+        tables.print_tables([table])
+        printed = capsys.readouterr().out
+        assert max(map(len, printed.splitlines())) <= 100 and "[-4.0e+06, 5.2e+06]" in printed
+        assert "(exact samples 0, base sampler 502)" in printed and "(1 of 3 runs diverged)" in printed
 
 
 def test_steps_back_are_counted_in_the_label() -> None:

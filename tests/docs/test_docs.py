@@ -204,6 +204,7 @@ PAGES += [
         "quickstart",
         "statistics",
         "your_own_energy",
+        "your_own_pipeline",
         "your_own_reward",
     )
 ]

@@ -43,7 +43,9 @@ def small_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_script_is_tested() -> None:
     scripts = {path.stem for path in EXAMPLES.glob("*.py") if not path.stem.startswith("_")}
-    assert {module.__name__ for module, _ in CASES} == scripts - {"own_agent"}, "that is test_write_an_agent.py's"
+    assert {module.__name__ for module, _ in CASES} == scripts - {"own_agent", "fine_tune_pipeline"}, (
+        "they have tests of their own"
+    )
 
 
 @pytest.mark.slow
@@ -91,3 +93,21 @@ def test_one_seed_one_result(tmp_path: Path) -> None:
         train_torchrl.main(["--algorithm", "sac", "--timesteps", "100", "--num-envs", "8", "--json", str(file)])
         scores.append(json.loads(file.read_text(encoding="utf-8"))["runs"][0]["scores"])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_fine_tuned_from_folder_to_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    import fine_tune_pipeline
+
+    arguments = ["--folder", str(tmp_path), "--horizon", "2", "--rewards", "128", "--pretraining", "2"]
+    assert fine_tune_pipeline.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "before: reward" in printed and "after-128: reward" in printed and "contrast" in printed
+    assert {"before.png", "after-64.png", "after-128.png", "agent.safetensors"} <= {f.name for f in tmp_path.iterdir()}
+    before, after = (
+        diffusers.DDPMPipeline.from_pretrained(tmp_path / name).unet.state_dict() for name in ("pipeline", "fine-tuned")
+    )
+    assert before.keys() == after.keys() and any(not before[key].equal(after[key]) for key in before)
+    other = ["--folder", str(tmp_path / "again"), "--pipeline", str(tmp_path / "fine-tuned"), *arguments[2:6]]
+    assert fine_tune_pipeline.main([*other, "--agent", "draft"]) == 0, "and what was written can be fine-tuned again"
