@@ -1,4 +1,4 @@
-"""The command line ``dxmi-rl``: demo, train, evaluate, sample, list, compare, report."""
+"""The command line ``dxmi-rl``."""
 
 from __future__ import annotations
 
@@ -319,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dxmi_rl.benchmark import compare
     from dxmi_rl.benchmark.demo import Demo
     from dxmi_rl.benchmark.plan import Arguments
+    from dxmi_rl.zoo.command import Zoo
 
     @dataclass(frozen=True)
     class Compare(Arguments):
@@ -329,8 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     commands = {
         "demo": Demo, "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare,
-        "report": Report,
-    }  # fmt: skip
+        "report": Report, "zoo": Zoo}  # fmt: skip
     chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
     command = shlex.join(["dxmi-rl", *(sys.argv[1:] if argv is None else argv)])
     try:

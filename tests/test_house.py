@@ -28,6 +28,7 @@ LAYERS = [
     ["evaluation"],
     ["anomaly"],
     ["benchmark"],
+    ["zoo"],
     ["cli"],
     ["__main__"],
 ]

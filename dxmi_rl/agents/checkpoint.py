@@ -55,11 +55,22 @@ def saved_modules(agent: Agent[Any]) -> dict[str, nn.Module]:
     return found
 
 
+def weights(agent: Agent[Any]) -> dict[str, Tensor]:
+    """The tensors of all modules, by name, not copied."""
+    modules = saved_modules(agent).items()
+    return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
+
+
+def set_weights(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
+    """Put ``weights`` back; raises what torch raises for those that do not fit."""
+    for name, module in saved_modules(agent).items():
+        part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
+        module.load_state_dict(part)
+
+
 def training_state(agent: Agent[Any]) -> dict[str, Tensor]:
     """All tensors of the training state, by name, not copied: of modules, optimizers, the generator and the rest."""
-    tensors: dict[str, Tensor] = {"generator": agent.generator.get_state()}
-    for name, module in saved_modules(agent).items():
-        tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    tensors = {"generator": agent.generator.get_state()} | weights(agent)
     for name, optimizer in agent.all_optimizers().items():
         tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
     return tensors | {f"extra/{name}": tensor for name, tensor in agent.extra_tensors().items()}
@@ -67,9 +78,7 @@ def training_state(agent: Agent[Any]) -> dict[str, Tensor]:
 
 def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
     """Put ``training_state`` back; raises what torch raises for one that does not fit."""
-    for name, module in saved_modules(agent).items():
-        part = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + ".")}
-        module.load_state_dict(part)
+    set_weights(agent, tensors)
     for name, optimizer in agent.all_optimizers().items():
         restore_optimizer(f"optimizer/{name}", optimizer, tensors)
     agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
@@ -78,8 +87,12 @@ def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
         agent.generator.set_state(tensors["generator"])
 
 
-def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
-    """Write the agent's training state, costs, settings and task, atomically."""
+def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) -> Path:
+    """Write the agent's training state, costs, settings and task, atomically.
+
+    With ``weights_only`` the state of optimizers, generators and replayed data is left out: the file is a third of the
+    size or less, and an agent that is loaded from it goes on learning with fresh ones.
+    """
     metadata = {
         "agent": agent.name,
         "task": agent.task.spec,
@@ -90,6 +103,8 @@ def save_agent(agent: Agent[Any], path: AnyPath) -> Path:
         "costs": asdict(agent.costs),
         "progress": agent.progress,
     }
+    if weights_only:
+        return save_tensors(path, weights(agent), metadata | {"weights_only": True})
     return save_tensors(path, training_state(agent), metadata)
 
 
@@ -154,6 +169,6 @@ def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metada
     try:
         # Before the tensors: agents with others inside hand both on.
         agent.costs, agent.progress = Costs(**metadata["costs"]), metadata["progress"]
-        set_training_state(agent, tensors)
+        (set_weights if metadata.get("weights_only") is True else set_training_state)(agent, tensors)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error

@@ -1,0 +1,5 @@
+"""The zoo: trained agents to start from, with cards, scores and checksums."""
+
+from dxmi_rl.zoo.pretrained import add_pretrained, check_pretrained, list_pretrained, load_pretrained
+
+__all__ = ["add_pretrained", "check_pretrained", "list_pretrained", "load_pretrained"]

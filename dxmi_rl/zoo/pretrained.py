@@ -1,0 +1,191 @@
+"""The zoo: trained agents in a folder, each with its weights, a card, a picture, its scores and a checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dxmi_rl.agents import load_agent
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.checkpoint import save_agent
+from dxmi_rl.benchmark.machine import machine, versions
+from dxmi_rl.envs.rendering import is_renderable, render_samples
+from dxmi_rl.evaluation import evaluate
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
+from dxmi_rl.utils.checks import CheckpointError
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import JSON, write_atomically, write_json
+from dxmi_rl.zoo.cards import card, overview
+
+FORMAT = 1
+INDEX = "index.json"
+MAX_BYTES = 1_000_000
+"""Largest file of weights."""
+SIZES: dict[str, Any] = {"samples": 5000, "draws": 2, "trajectories": 5000, "fit": False}
+"""What one evaluation is of."""
+SEEDS = (20_001, 20_002, 20_003, 20_004)
+"""Seeds of the evaluations that a card has the mean and the standard deviation of."""
+CHECK_SEED = 30_001
+CHECKED = ("kl_marginal", "kl_bound", "elbo", "sliced_w2", "modes", "mode_tv", "well_error", "fd")
+"""Scores that ``check_pretrained`` compares: those whose spread four evaluations tell."""
+TOLERANCE = 6.0
+"""Standard deviations between a new evaluation and the card's mean at which something is wrong."""
+
+AnyPath = str | os.PathLike[str]
+
+
+def zoo_folder(folder: AnyPath | None = None) -> Path:
+    """``folder``, else ``$DXMI_RL_ZOO``, else ``zoo`` in the clone of the repository that the package is run from.
+
+    Raises FileNotFoundError where there is none.
+    """
+    given = folder if folder is not None else os.environ.get("DXMI_RL_ZOO")
+    found = Path(__file__).parents[1] / "zoo" if given is None else Path(given).expanduser()
+    if not (found / INDEX).is_file():
+        raise FileNotFoundError(
+            f"no zoo in folder {str(found)!r}: it must hold {INDEX}. The zoo is the folder zoo/ of the repository, and "
+            "no part of the installed package: set DXMI_RL_ZOO to a copy of it."
+        )
+    return found
+
+
+def read_index(folder: Path) -> dict[str, JSON]:
+    """The entries of a zoo by name. Raises CheckpointError for a damaged or foreign index."""
+    file = folder / INDEX
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+        entries = index["agents"]
+        if index["format"] != FORMAT or not isinstance(entries, dict):
+            raise ValueError(f"its format is {index['format']!r}, and this version reads {FORMAT}")
+        for name, entry in entries.items():
+            named = isinstance(entry["file"], str) and Path(entry["file"]).name == entry["file"]
+            if not (named and isinstance(entry["sha256"], str)):
+                raise ValueError(f"its entry {name!r} must have a plain file name and a checksum")
+            if not isinstance(entry["scores"], dict):
+                raise ValueError(f"its entry {name!r} must have scores")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{str(file)!r} is no index of a zoo: {error}.") from error
+    found: dict[str, JSON] = entries
+    return found
+
+
+def list_pretrained(folder: AnyPath | None = None) -> list[str]:
+    """Names that ``load_pretrained`` takes. Raises as ``zoo_folder`` and ``read_index``."""
+    return sorted(read_index(zoo_folder(folder)))
+
+
+def load_pretrained(
+    name: str, *, folder: AnyPath | None = None, device: str | torch.device | None = None
+) -> Agent[Any]:
+    """A trained agent of the zoo, such as ``"dxdp-8gaussians"``; ``folder`` is where the zoo is, as in ``zoo_folder``.
+
+    It samples and is scored like any agent, and ``learn`` goes on from its weights with fresh optimizers.
+
+    Raises UnknownNameError (with the near names), FileNotFoundError for a zoo or file that is not there,
+    CheckpointError for a damaged or foreign file, and for one whose checksum is not the index's.
+    """
+    place = zoo_folder(folder)
+    entries = read_index(place)
+    if name not in entries:
+        raise UnknownNameError("pretrained agent", name, sorted(entries))
+    file = place / entries[name]["file"]
+    if not file.is_file():
+        raise FileNotFoundError(f"the zoo in {str(place)!r} lacks file {file.name!r} of {name!r}.")
+    if _checksum(file) != entries[name]["sha256"]:
+        raise CheckpointError(f"{str(file)!r} is not the file that {INDEX} has the checksum of: damaged, or another.")
+    return load_agent(file, device=device)
+
+
+def add_pretrained(agent: Agent[Any], name: str, folder: AnyPath, *, command: str) -> JSON:
+    """Put a trained agent into a zoo, which is made if need be: weights, card, picture, scores. Returns its entry.
+
+    ``command`` is what trains it again. Raises ValueError for a name that is no plain file name, a task of objects of
+    yours, which a file does not hold, and weights of more than MAX_BYTES.
+    """
+    place = Path(folder)
+    if Path(name).name != name or name in ("", "..", INDEX):
+        raise ValueError(f"name must be a plain file name, got {name!r}.")
+    if agent.task.spec is None:
+        raise ValueError(f"task {agent.task.name!r} must be one that a file can name: it holds objects of yours.")
+    entries = read_index(place) if (place / INDEX).is_file() else {}
+    place.mkdir(parents=True, exist_ok=True)
+    file = save_agent(agent, place / f"{name}.safetensors", weights_only=True)
+    if (size := file.stat().st_size) > MAX_BYTES:
+        file.unlink()
+        raise ValueError(f"weights of {name!r} must have at most {MAX_BYTES:,} bytes, got {size:,}.")
+    costs = agent.costs
+    entry: JSON = {
+        "file": file.name, "sha256": _checksum(file), "agent": agent.name, "task": agent.task.name, "seed": agent.seed,
+        "horizon": agent.mdp.horizon, "command": command, "licence": "MIT", "timesteps": costs.timesteps,
+        "energy_evals": costs.energy_evals, "gradient_steps": costs.gradient_steps, "seconds": round(costs.seconds, 1),
+        "scores": card_scores(agent), "versions": versions(), "machine": machine(str(agent.mdp.device)),
+    }  # fmt: skip
+    if is_renderable(agent.task.target):
+        from PIL import Image
+
+        x = agent.sample(2000, seed=CHECK_SEED).cpu()
+        picture = Image.fromarray(render_samples(agent.task.target, x, agent.mdp))
+        write_atomically(place / f"{name}.png", lambda path: picture.save(path, format="png", optimize=True))
+    evaluation = f"{len(SEEDS)} evaluations: `evaluate(agent, {', '.join(f'{k}={v}' for k, v in SIZES.items())})`"
+    _write_text(place / f"{name}.md", card(name, entry, evaluation, picture=is_renderable(agent.task.target)))
+    entries = dict(sorted((entries | {name: entry}).items()))
+    write_json(place / INDEX, {"format": FORMAT, "agents": entries})
+    _write_text(place / "README.md", overview(entries, CHECKED))
+    return entry
+
+
+def card_scores(agent: Agent[Any]) -> JSON:
+    """``{score: {"mean", "std", "floor"}}`` over evaluations with SEEDS; a floor where exact samples have one."""
+    runs = [_evaluated(agent, seed, floors=seed == SEEDS[0]) for seed in SEEDS]
+    scores: JSON = {}
+    for key in runs[0]:
+        if key.endswith(("_floor", "_se", "_bias", "_calls")) or not all(key in run for run in runs):
+            continue
+        values = [run[key] for run in runs]
+        scores[key] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
+        if f"{key}_floor" in runs[0]:
+            scores[key]["floor"] = runs[0][f"{key}_floor"]
+    return scores
+
+
+def check_pretrained(name: str, folder: AnyPath | None = None) -> list[str]:
+    """Score an agent of the zoo again, with another seed: what is wrong, in one line each; nothing if all is well.
+
+    Scores of CHECKED must lie within TOLERANCE of the card's standard deviations of its mean. Raises as
+    ``load_pretrained``.
+    """
+    entry = read_index(zoo_folder(folder)).get(name)
+    found = _evaluated(load_pretrained(name, folder=folder), CHECK_SEED, floors=False)
+    assert entry is not None
+    wrong = []
+    for key, kept in entry["scores"].items():
+        if key in CHECKED:
+            allowed = TOLERANCE * math.sqrt(1 + 1 / len(SEEDS)) * kept["std"] + 1e-3 * abs(kept["mean"])
+            value = found.get(key)
+            if value is None or abs(value - kept["mean"]) > allowed:
+                wrong.append(f"{name}: {key} is {value}, and its card has {kept['mean']:.4g} ± {allowed:.2g}")
+    return wrong
+
+
+def _evaluated(agent: Agent[Any], seed: int, *, floors: bool) -> dict[str, float]:
+    with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the card has the ess
+        return evaluate(agent, seed=seed, floors=floors, **SIZES)
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _write_text(file: Path, text: str) -> None:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+    write_atomically(file, write)

@@ -1,0 +1,139 @@
+"""The zoo: what is put in comes out, scores as its card says, and damage is found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from agent_cases import same, small, state, task_for
+
+import dxmi_rl
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.checkpoint import save_agent
+from dxmi_rl.cli import main
+from dxmi_rl.utils.checks import CheckpointError
+from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.zoo import add_pretrained, check_pretrained, list_pretrained, load_pretrained, pretrained
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "SIZES", {"samples": 500, "draws": 1, "trajectories": 500, "fit": False})
+        for name in ("ppo", "dxdp"):
+            agent = small(name).learn(1000)
+            add_pretrained(agent, f"{name}-8gaussians", folder, command=f"make {name}")
+    return folder
+
+
+@pytest.fixture
+def zoo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to damage."""
+    folder = tmp_path / "zoo"
+    shutil.copytree(made, folder)
+    monkeypatch.setenv("DXMI_RL_ZOO", str(folder))
+    monkeypatch.setattr(pretrained, "SIZES", {"samples": 500, "draws": 1, "trajectories": 500, "fit": False})
+    return folder
+
+
+def test_what_is_put_in_comes_out(zoo: Path) -> None:
+    assert list_pretrained() == dxmi_rl.list_pretrained(zoo) == ["dxdp-8gaussians", "ppo-8gaussians"]
+    agent = dxmi_rl.load_pretrained("ppo-8gaussians")
+    wanted = small("ppo").learn(1000)
+    assert same(state(agent), state(wanted)) and agent.costs.energy_evals == wanted.costs.energy_evals
+    assert torch.equal(agent.sample(5, seed=0), wanted.sample(5, seed=0))
+    before = agent.num_timesteps
+    agent.learn(500, reset_num_timesteps=False)
+    assert agent.num_timesteps > before and not same(state(agent), state(wanted)), "it goes on learning"
+    files = {file.name for file in zoo.iterdir()}
+    assert {"index.json", "README.md", "ppo-8gaussians.md", "ppo-8gaussians.png"} <= files
+    text = (zoo / "ppo-8gaussians.md").read_text(encoding="utf-8")
+    entry = json.loads((zoo / "index.json").read_text(encoding="utf-8"))["agents"]["ppo-8gaussians"]
+    assert entry["sha256"] in text and "make ppo" in text and "`kl_marginal`" in text and "T = 5" in text
+    assert "(dxdp-8gaussians.md)" in (zoo / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if AGENTS[name].trains and name != "any-step"])
+def test_weights_are_all_that_samples_need(name: str, tmp_path: Path) -> None:
+    """Of every agent, also those of other libraries; the file has no optimizer's state."""
+    for extra in ("sb3", "torchrl"):
+        if name.startswith(extra):
+            pytest.importorskip({"sb3": "stable_baselines3", "torchrl": "torchrl"}[extra])
+    agent = small(name, task_for(name))
+    agent.learn(agent.timesteps_per_iteration)
+    save_agent(agent, tmp_path / "whole.safetensors")
+    save_agent(agent, tmp_path / "weights.safetensors", weights_only=True)
+    whole, weights = ((tmp_path / f"{kind}.safetensors").stat().st_size for kind in ("whole", "weights"))
+    assert weights < 0.7 * whole
+    again = AGENTS[name].load(tmp_path / "weights.safetensors")
+    assert torch.equal(again.sample(5, seed=0), agent.sample(5, seed=0))
+
+
+def test_it_is_checked(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_pretrained("ppo-8gaussians") == []
+    assert main(["zoo", "check"]) == 0
+    assert "2 of 2 are as their cards say" in capsys.readouterr().out
+    index = json.loads((zoo / "index.json").read_text(encoding="utf-8"))
+    index["agents"]["ppo-8gaussians"]["scores"]["kl_bound"] = {"mean": -5.0, "std": 0.1}
+    (zoo / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (wrong,) = check_pretrained("ppo-8gaussians")
+    assert wrong.startswith("ppo-8gaussians: kl_bound is ")
+    assert main(["zoo", "check", "--names", "ppo-8gaussians"]) == 1
+    assert "0 of 1 are as their cards say" in capsys.readouterr().out
+    assert main(["zoo"]) == 0
+    assert "dxdp-8gaussians" in capsys.readouterr().out
+
+
+def test_damage_is_found(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'ppo-8gaussians'"):
+        load_pretrained("ppo-8gausians")
+    file = zoo / "ppo-8gaussians.safetensors"
+    whole = file.read_bytes()
+    other = (zoo / "dxdp-8gaussians.safetensors").read_bytes()
+    for content in (whole[:-5], whole[:200] + b"x" + whole[201:], b"", other):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is not the file that index\.json has the checksum of"):
+            load_pretrained("ppo-8gaussians")
+    assert main(["zoo", "check"]) == 1 and "1 of 2 are as their cards say" in capsys.readouterr().out
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks file 'ppo-8gaussians\.safetensors'"):
+        load_pretrained("ppo-8gaussians")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"format": 99, "agents": {}}', '{"format": 1, "agents": []}',
+     '{"format": 1, "agents": {"a": {"file": "../../etc/passwd", "sha256": "", "scores": {}}}}',
+     '{"format": 1, "agents": {"a": {"file": "a.safetensors"}}}',
+     '{"format": 1, "agents": {"a": {"file": 3, "sha256": "", "scores": {}}}}'],
+)  # fmt: skip
+def test_a_foreign_index_is_refused(zoo: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (zoo / "index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is no index of a zoo"):
+        list_pretrained()
+    assert main(["zoo", "list"]) == 2 and "no index of a zoo" in capsys.readouterr().err
+
+
+def test_where_there_is_no_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DXMI_RL_ZOO", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="set DXMI_RL_ZOO to a copy of it"):
+        load_pretrained("ppo-8gaussians")
+
+
+def test_what_may_not_be_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent: Any = dxmi_rl.make_agent("a2c", seed=0)
+    for name in ("", "a/b", "..", "index.json"):
+        with pytest.raises(ValueError, match="name must be a plain file name"):
+            add_pretrained(agent, name, tmp_path, command="")
+    own = dxmi_rl.make_agent("a2c", dxmi_rl.make_task(lambda x: x.square().sum(1), dim=2))
+    with pytest.raises(ValueError, match="it holds objects of yours"):
+        add_pretrained(own, "own", tmp_path, command="")
+    monkeypatch.setattr(pretrained, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="must have at most 1,000 bytes"):
+        add_pretrained(agent, "large", tmp_path / "zoo", command="")
+    assert list((tmp_path / "zoo").iterdir()) == []

@@ -1,0 +1,69 @@
+"""Train the agents of the zoo and write them into zoo/.
+
+    python tools/make_zoo.py                            # all that are missing: about an hour of one core
+    python tools/make_zoo.py --names dxdp-8gaussians    # one again
+
+They are the rows of the leaderboard's preset, "standard", with its budgets and seed 0: the agents of this package that
+aim at the target, on TASKS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.benchmark.protocol import Row
+from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.tasks import make_task
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
+from dxmi_rl.utils.torch_tools import seeded
+from dxmi_rl.zoo import add_pretrained
+from dxmi_rl.zoo.pretrained import INDEX, read_index
+
+ZOO = Path(__file__).parents[1] / "zoo"
+TASKS = ("8gaussians", "gmm25", "manywell32")
+ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
+"""Agents that aim at a reward, and not at the target."""
+SEED = 0
+
+
+def rows() -> dict[str, Row]:
+    """The rows of the zoo by the name of their agent there."""
+    chosen = [row for row in load_preset("standard").rows if row.task in TASKS and row.trains]
+    own = [row for row in chosen if not row.agent.startswith(("sb3-", "torchrl-")) and row.agent not in ELSEWHERE]
+    return {f"{row.agent}-{row.task}": row for row in own}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, or named; exit status 1 where an agent diverged."""
+    known = rows()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="+", choices=known, metavar="NAME", help="train these, also where they are")
+    parser.add_argument("--folder", type=Path, default=ZOO, help="the zoo; zoo/ of this clone by default")
+    asked = parser.parse_args(argv)
+    there = read_index(asked.folder) if (asked.folder / INDEX).is_file() else {}
+    failed = 0
+    for name in asked.names or [name for name in known if name not in there]:
+        row = known[name]
+        with one_thread(), seeded(SEED):
+            agent = row.build(make_task(row.task, **row.task_settings), SEED)
+            try:
+                agent.learn(int(row.budget), progress_bar=True)
+                entry = add_pretrained(agent, name, asked.folder, command=f"python tools/make_zoo.py --names {name}")
+            except (DivergenceError, NonFiniteError, ValueError) as error:
+                failed += 1
+                print(f"{name}: left out, {type(error).__name__}: {error}", flush=True)
+                continue
+        size = (asked.folder / entry["file"]).stat().st_size
+        print(f"{name}: {entry['seconds']:.0f} s, {size / 1000:.0f} kB", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
