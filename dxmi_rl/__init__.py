@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from dxmi_rl.mdp import DenoisingMDP
     from dxmi_rl.targets import list_targets, make_target
     from dxmi_rl.tasks import Task, list_tasks, make_task
-    from dxmi_rl.zoo import list_pretrained, load_pretrained
+    from dxmi_rl.zoo import from_hub, list_pretrained, load_pretrained, push_to_hub
 
 __version__ = "0.1.0"
 
@@ -73,7 +73,7 @@ _HOMES = {
     "dxmi_rl.mdp": ("DenoisingMDP",),
     "dxmi_rl.targets": ("list_targets", "make_target"),
     "dxmi_rl.tasks": ("Task", "list_tasks", "make_task"),
-    "dxmi_rl.zoo": ("list_pretrained", "load_pretrained"),
+    "dxmi_rl.zoo": ("from_hub", "list_pretrained", "load_pretrained", "push_to_hub"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -82,8 +82,8 @@ __all__ = [
     "SFTPG", "VGS", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "BestOfN", "DPMSolver", "DRaFT",
     "DenoisingMDP", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun", "PathWise",
     "PathWiseVarGrad", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad", "__version__", "evaluate",
-    "list_agents", "list_pretrained", "list_targets", "list_tasks", "load_agent", "load_pretrained", "make_agent",
-    "make_target", "make_task", "register_envs",
+    "from_hub", "list_agents", "list_pretrained", "list_targets", "list_tasks", "load_agent", "load_pretrained",
+    "make_agent", "make_target", "make_task", "push_to_hub", "register_envs",
 ]  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from dxmi_rl.utils.storage import JSON, write_atomically, write_json
 from dxmi_rl.zoo.cards import card, overview
 
 FORMAT = 1
-INDEX = "index.json"
+INDEX, CARD = "index.json", "README.md"
 MAX_BYTES = 1_000_000
 """Largest file of weights."""
 SIZES: dict[str, Any] = {"samples": 5000, "draws": 2, "trajectories": 5000, "fit": False}
@@ -138,7 +138,7 @@ def add_pretrained(agent: Agent[Any], name: str, folder: AnyPath, *, command: st
     _write_text(place / f"{name}.md", card(name, entry, evaluation, picture=is_renderable(agent.task.target)))
     entries = dict(sorted((entries | {name: entry}).items()))
     write_json(place / INDEX, {"format": FORMAT, "agents": entries})
-    _write_text(place / "README.md", overview(entries, CHECKED))
+    _write_text(place / CARD, overview(entries, CHECKED))
     return entry
 
 

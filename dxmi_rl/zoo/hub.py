@@ -1,0 +1,78 @@
+"""Agents on the Hugging Face Hub: each in a repository of its own, a zoo of one with a model card."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.utils.checks import CheckpointError, require
+from dxmi_rl.zoo.pretrained import CARD, INDEX, add_pretrained, list_pretrained, load_pretrained
+
+
+def push_to_hub(
+    agent: Agent[Any], repo_id: str, *, name: str | None = None, command: str = "", private: bool = False,
+    token: str | None = None, endpoint: str | None = None,
+) -> str:  # fmt: skip
+    """Put a trained agent on the Hub, with a card that is made from it; the repository's address.
+
+    Args:
+        repo_id: ``"user/repository"``, made if need be.
+        name: what the agent is called there; by default ``"<agent>-<task>"``.
+        command: what trains it again, for the card.
+        token: a token that may write; by default the one that ``hf auth login`` has stored.
+        endpoint: address of another server than the Hub.
+
+    Raises MissingExtraError without huggingface_hub (extra ``hub``), as ``add_pretrained``, and what huggingface_hub
+    raises for a repository that cannot be written.
+    """
+    hub = require("huggingface_hub", "hub")
+    name = f"{agent.name}-{agent.task.name}" if name is None else name
+    api = hub.HfApi(endpoint=endpoint, token=token, library_name="dxmi_rl")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        add_pretrained(agent, name, folder, command=command or "a script of its author's")
+        card = (folder / f"{name}.md").read_text(encoding="utf-8")
+        card = card.replace(f'load_pretrained("{name}")', f'from_hub("{repo_id}")')
+        (folder / CARD).write_text(front_matter(agent) + card, encoding="utf-8", newline="\n")
+        (folder / f"{name}.md").unlink()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"{name}, by dxmi_rl")
+    return f"{api.endpoint}/{repo_id}"
+
+
+def from_hub(
+    repo_id: str, *, name: str | None = None, revision: str | None = None, device: str | torch.device | None = None,
+    token: str | None = None, endpoint: str | None = None, cache: Path | None = None,
+) -> Agent[Any]:  # fmt: skip
+    """An agent that ``push_to_hub`` has put on the Hub. Nothing but the index and safetensors files is fetched.
+
+    Args:
+        name: which agent, where the repository has several.
+        revision: branch, tag or commit; by default the newest.
+        cache: folder for what is fetched; by default huggingface_hub's.
+
+    Raises MissingExtraError without huggingface_hub (extra ``hub``), ValueError where a name is needed, CheckpointError
+    for a repository without a zoo, as ``load_pretrained``, and what huggingface_hub raises for one that cannot be read.
+    """
+    hub = require("huggingface_hub", "hub")
+    folder = hub.snapshot_download(
+        repo_id, revision=revision, allow_patterns=[INDEX, "*.safetensors"], token=token, endpoint=endpoint,
+        cache_dir=cache,
+    )  # fmt: skip
+    if not (Path(folder) / INDEX).is_file():
+        raise CheckpointError(f"repository {repo_id!r} holds no agent that push_to_hub wrote: it has no {INDEX}.")
+    names = list_pretrained(folder)
+    if name is None and len(names) != 1:
+        raise ValueError(f"name must say which agent of {repo_id!r}, one of {names}.")
+    return load_pretrained(names[0] if name is None else name, folder=folder, device=device)
+
+
+def front_matter(agent: Agent[Any]) -> str:
+    """What the Hub reads of a model card."""
+    tags = ["reinforcement-learning", "diffusion", "dxmi_rl", agent.name, agent.task.name]
+    listed = "\n".join(f"- {tag}" for tag in tags)
+    return f"---\nlibrary_name: dxmi_rl\nlicense: mit\ntags:\n{listed}\n---\n\n"
