@@ -206,6 +206,7 @@ PAGES += [
         "your_own_energy",
         "your_own_pipeline",
         "your_own_reward",
+        "zoo",
     )
 ]
 SNIPPETS = [
