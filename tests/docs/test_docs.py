@@ -198,6 +198,7 @@ PAGES += [
     DOCS / f"{name}.md"
     for name in (
         "anomaly",
+        "clients",
         "images",
         "one_step",
         "particles",
@@ -220,7 +221,7 @@ SNIPPETS = [
 @pytest.mark.usefixtures("tiny", "short")
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(name: str, code: str) -> None:
-    for module, sign in (("stable_baselines3", "stable_baselines3"), ("torchrl", "TorchRLEnv")):
+    for module, sign in (("stable_baselines3", "stable_baselines3"), ("torchrl", "TorchRLEnv"), ("skrl", "skrl")):
         if sign in code:
             pytest.importorskip(module)
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
