@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_rl_zoo3_trains_and_plays(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     file = tmp_path / "runs/zoo/ppo/DxMIDenoise-v0_1/DxMIDenoise-v0.zip"
     assert file.exists()
-    played = subprocess.run([*command("enjoy"), "-n", "20"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    played = subprocess.run([*command("enjoy"), "-n", "20"], **options)
     assert played.returncode == 0, played.stderr
     assert "Mean episode length: 5.00" in played.stdout
     scores = dxmi_rl.evaluate(
