@@ -159,7 +159,8 @@ def _opened(file: Path, what: str) -> Image.Image:
     if not file.is_file():
         raise MissingDataError(f"{what} {str(file)!r} is not there.")
     try:
-        with Image.open(file) as picture:
+        with Image.open(file) as opened:
+            picture: Image.Image = opened
             picture.load()
             return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

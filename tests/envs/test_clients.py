@@ -27,9 +27,8 @@ def command(module: str) -> list[str]:
 
 @pytest.mark.slow
 def test_rl_zoo3_trains_and_plays(tmp_path: Path) -> None:
-    trained = subprocess.run(
-        [*command("train"), "-n", "400"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+    options: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300}
+    trained = subprocess.run([*command("train"), "-n", "400"], **options)
     assert trained.returncode == 0, trained.stderr
     file = tmp_path / "runs/zoo/ppo/DxMIDenoise-v0_1/DxMIDenoise-v0.zip"
     assert file.exists()
