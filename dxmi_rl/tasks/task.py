@@ -50,6 +50,8 @@ class Task:
             energy = self.mdp.energy.function
             digest = energy.digest(self.target) if isinstance(energy, RewardEnergy) else ""  # or that of the target
             fields["reward"] = f"a function {digest}".strip()
+        if self.config.denoiser != "learned":
+            del fields["pretraining"]  # it says nothing of this task, and its defaults may change
         if self.among is not None:
             fields["horizon"] += f" of {self.among}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}

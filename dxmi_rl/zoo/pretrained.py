@@ -48,7 +48,7 @@ def zoo_folder(folder: AnyPath | None = None) -> Path:
     Raises FileNotFoundError where there is none.
     """
     given = folder if folder is not None else os.environ.get("DXMI_RL_ZOO")
-    found = Path(__file__).parents[1] / "zoo" if given is None else Path(given).expanduser()
+    found = Path(__file__).parents[2] / "zoo" if given is None else Path(given).expanduser()
     if not (found / INDEX).is_file():
         raise FileNotFoundError(
             f"no zoo in folder {str(found)!r}: it must hold {INDEX}. The zoo is the folder zoo/ of the repository, and "
