@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="for everything that is written")
     parser.add_argument("--pipeline", type=Path, help="a folder that pipe.save_pretrained wrote; a small one is made")
     parser.add_argument("--agent", default="grpo", help="an agent that starts at the base sampler")
-    parser.add_argument("--beta", type=float, default=0.02, help="strength of the pull to the pipeline, in rewards")
+    parser.add_argument("--beta", type=float, default=0.02, help="a small one follows the reward; in its units")
     parser.add_argument("--horizon", type=int, default=4, help="denoising steps")
     parser.add_argument("--rewards", type=int, default=6400, help="evaluations of the reward")
     parser.add_argument("--pretraining", type=int, default=2000, help="training steps of the pipeline that is made")
@@ -79,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder: Path = asked.folder
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = asked.pipeline or folder / "pipeline"
+    if asked.pipeline is not None and not pipeline.is_dir():
+        parser.error(f"pipeline must be the folder of one, got {str(pipeline)!r}")
     if not pipeline.exists():
         make_pipeline(pipeline, steps=asked.pretraining)
 
@@ -106,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def watch(agent: Agent[Any]) -> None:
         nonlocal seen
-        if 4 * agent.costs.energy_evals // asked.rewards > seen:  # after every quarter
-            seen += 1
+        quarter = 4 * agent.costs.energy_evals // asked.rewards
+        if quarter > seen:
+            seen = quarter
             look(agent, f"after-{agent.costs.energy_evals}")
 
     look(agent, "before")

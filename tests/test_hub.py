@@ -61,7 +61,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def read(self, *, send: bool) -> None:
         self.asked.append(self.path)
-        if found := re.fullmatch(r"/api/models/(\w+/[\w-]+)/revision/\w+(\?.*)?", self.path):
+        if found := re.fullmatch(r"/api/models/(\w+/[\w-]+)(/revision/\w+)?(\?.*)?", self.path):
             if found[1] not in self.files:
                 return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name} for name in self.files[found[1]]]
@@ -72,7 +72,9 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(entries)
         found = re.fullmatch(r"/(\w+/[\w-]+)/resolve/\w+/(.+)", self.path)
         assert found, self.path
-        content = self.files[found[1]][found[2]]
+        content = self.files.get(found[1], {}).get(found[2])
+        if content is None:
+            return self.answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"}, send=send)
         etag = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": "0" * 40}
         return self.answer(content, 200, etag, send=send)
 
@@ -113,11 +115,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, A
 
 def test_what_is_pushed_comes_back(hub: dict[str, Any], tmp_path: Path) -> None:
     agent = small("ppo").learn(500)
-    assert push_to_hub(agent, "me/ppo", command="python mine.py", **hub) == f"{hub['endpoint']}/me/ppo"
+    told = {"command": "python mine.py", "licence": "mit"}
+    for _ in range(2):  # and again, in place of the first
+        assert push_to_hub(agent, "me/ppo", **told, **hub) == f"{hub['endpoint']}/me/ppo"
     files = Hub.files["me/ppo"]
     assert set(files) == {"README.md", "index.json", "ppo-8gaussians.png", "ppo-8gaussians.safetensors"}
     card = files["README.md"].decode()
-    assert 'agent = dxmi_rl.from_hub("me/ppo")' in card and "`python mine.py`" in card and "license: mit" in card
+    assert 'agent = dxmi_rl.from_hub("me/ppo")' in card and "`python mine.py`" in card and 'license: "mit"' in card
     files["evil.pkl"] = files["pytorch_model.bin"] = b"cos\nsystem\n(S'false'\ntR."
     again = from_hub("me/ppo", cache=tmp_path, **hub)
     assert torch.equal(again.sample(5, seed=0), agent.sample(5, seed=0))
@@ -139,3 +143,7 @@ def test_what_cannot_be_had_is_said(hub: dict[str, Any], tmp_path: Path) -> None
         from_hub("me/a2c", cache=tmp_path / "3", **hub)
     with pytest.raises(ValueError, match="name must be a plain file name"):
         push_to_hub(small("a2c"), "me/a2c", name="a/b", **hub)
+    before = dict(Hub.files["me/a2c"])
+    with pytest.raises(ValueError, match=r"must be a repository of its own: 'me/a2c' holds \['a2c-8gaussians'\]"):
+        push_to_hub(small("ppo"), "me/a2c", **hub)
+    assert Hub.files["me/a2c"] == before and "license" not in before["README.md"].decode()

@@ -3,8 +3,8 @@
     python tools/make_zoo.py                            # all that are missing: about an hour of one core
     python tools/make_zoo.py --names dxdp-8gaussians    # one again
 
-They are the rows of the leaderboard's preset, "standard", with its budgets and seed 0: the agents of this package that
-aim at the target, on TASKS.
+They are the rows of the leaderboard's preset, "standard", on TASKS, with its budgets and seed 0: the agents of this
+package, but for those of ELSEWHERE.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dxmi_rl.zoo.pretrained import INDEX, read_index
 ZOO = Path(__file__).parents[1] / "zoo"
 TASKS = ("8gaussians", "gmm25", "manywell32")
 ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
-"""Agents that aim at a reward, and not at the target."""
+"""Agents that are for fine-tuning toward a reward."""
 SEED = 0
 
 
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             agent = row.build(make_task(row.task, **row.task_settings), SEED)
             try:
                 agent.learn(int(row.budget), progress_bar=True)
-                entry = add_pretrained(agent, name, asked.folder, command=f"python tools/make_zoo.py --names {name}")
+                entry = add_pretrained(
+                    agent, name, asked.folder, command=f"python tools/make_zoo.py --names {name}", licence="MIT"
+                )
             except (DivergenceError, NonFiniteError, ValueError) as error:
                 failed += 1
                 print(f"{name}: left out, {type(error).__name__}: {error}", flush=True)

@@ -90,8 +90,8 @@ def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
 def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) -> Path:
     """Write the agent's training state, costs, settings and task, atomically.
 
-    With ``weights_only`` the state of optimizers, generators and replayed data is left out: the file is a third of the
-    size or less, and an agent that is loaded from it goes on learning with fresh ones.
+    With ``weights_only`` the state of optimizers, generators and replayed data is left out: the file is about a third
+    of the size, and an agent that is loaded from it goes on learning with fresh ones.
     """
     metadata = {
         "agent": agent.name,

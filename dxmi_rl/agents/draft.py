@@ -68,9 +68,10 @@ class DRaFT(Agent[DRaFTConfig]):
 
     def _build(self) -> None:
         self.require_energy()
+        if not isinstance(steps := self.config.last_steps, str) and steps > self.mdp.horizon:
+            raise ValueError(f"last_steps must lie in 1..{self.mdp.horizon}, the horizon, got {steps}.")
         self.policy = make_policy(self.mdp, self.config.policy)
         self.policy_optimizer = policy_optimizer(self.policy, self.config.policy)
-        self._path(self.mdp.horizon if self.config.last_steps == "random" else int(self.config.last_steps))
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.policy_optimizer}

@@ -79,7 +79,7 @@ class NoisedSamples:
 
 
 class ForwardProcessAgent(Agent[ForwardProcessConfigT]):
-    """Noises its own samples afresh and descends a loss of the policy's means at these states, weighted by rewards.
+    """It regresses means, so settings of the policy's sigma do nothing here: sigma stays the base sampler's.
 
     Subclasses define ``sample_weights``, what the loss is told of each sample, and ``policy_loss``.
     """

@@ -31,8 +31,9 @@ class RWR(ForwardProcessAgent[RWRConfig]):
 
     Samples x_T are noised afresh, x_t = alpha_t x_T + s_t eps, and each has the weight w = softmax(-E(x_T) / beta) over
     the batch. The loss is sum w |mu_theta(x_t) - mu_t(x_t, x_T)|^2 / (2 sigma_t^2): a weighted negative ELBO. Where it
-    is wholly minimised, one iteration leads from p to p exp(-E / beta), the next to p exp(-2 E / beta), and so on: no
-    temperature holds it back, only the number of iterations does.
+    is wholly minimised and steps are many, one iteration leads from p to p exp(-E / beta), the next to
+    p exp(-2 E / beta), and so on: no temperature holds it back, only the number of iterations does. In few steps every
+    iteration also narrows p, whatever the energy: the steps lead to the mean of what x_T may be, and their sigma stays.
     """
 
     name: ClassVar[str] = "rwr"

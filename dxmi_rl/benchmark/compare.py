@@ -199,7 +199,8 @@ def _execute(plan: Plan) -> Iterator[Outcome]:
     titles = {run.key: run.title for run in plan.missing}
 
     def now() -> str:
-        return f"running {'; '.join(titles.get(file.stem, '') for file in sorted(plan.results.glob('*.running')))}"
+        running = [titles[file.stem] for file in sorted(plan.results.glob("*.running")) if file.stem in titles]
+        return f"running {'; '.join(running)}" if running else "running"
 
     with _progress(len(plan.missing)) as advance, alive(now):
         for number, outcome in enumerate(stream, 1):

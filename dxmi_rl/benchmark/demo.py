@@ -40,8 +40,14 @@ class Demo:
         check_writable(plan.folder)
         with only_one(plan.folder):
             started = time.perf_counter()
+            failed = []
             for run in plan.selected:  # each time anew: what is shown is the training
-                store(run, plan.results, attempt(run, logging=Live()))
+                run.result_file(plan.results).unlink(missing_ok=True)
+                outcome = store(run, plan.results, attempt(run, logging=Live()))
+                failed += [] if outcome.error is None else [f"FAILED {run.title}: {outcome.error}"]
+            if failed:
+                print("\n".join(failed), file=sys.stderr)
+                return 1
             write_json(plan.folder / "seconds.json", time.perf_counter() - started)
             status = carry_out(replace(plan, missing=[]), f"dxmi-rl compare --preset demo --name {self.name}")
         page = (plan.folder.absolute() / "report.html").as_uri() + "#scene-8gaussians"

@@ -96,8 +96,8 @@ def log_weight_scores(
         else:
             lost = int((~log_w.isfinite()).sum())
             warnings.warn(
-                f"eubo is infinite: {lost} of {trajectories} chains from exact samples end where the policy never "
-                "starts.", UnreliableScoresWarning, stacklevel=3,
+                f"eubo is infinite or no number: {lost} of {trajectories} chains from exact samples have left the "
+                "finite numbers, or end where the policy never starts.", UnreliableScoresWarning, stacklevel=3,
             )  # fmt: skip
     if smc:
         scores |= smc_scores(mdp, density, energy, kernel, systems=max(2, trajectories // PARTICLES), seed=seed)

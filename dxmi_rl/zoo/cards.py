@@ -26,8 +26,9 @@ def card(name: str, entry: JSON, evaluation: str, *, picture: bool) -> str:
     made = ", ".join(f"{key} {value}" for key, value in entry["versions"].items())
     lines += [
         "", f"Over {evaluation}.", "",
-        f"Trained again by `{entry['command']}`. Made with {made}, on {entry['machine']['processor']}. "
-        f"Licence {entry['licence']}; SHA-256 {entry['sha256']}.",
+        f"Trained again by `{entry['command']}`. Made with {made}, on "
+        f"{entry['machine']['gpu'] or entry['machine']['processor']}. "
+        f"{'Licence ' + entry['licence'] + '; ' if entry['licence'] else ''}SHA-256 {entry['sha256']}.",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -39,16 +40,14 @@ def overview(entries: dict[str, JSON], scores: Sequence[str]) -> str:
         "`dxmi_rl.load_pretrained(name)` loads one, `dxmi-rl zoo list` names them and `dxmi-rl zoo check` scores them "
         "again. Each has a card with its command, scores and versions. Without a clone of the repository, set "
         "`DXMI_RL_ZOO` to a copy of this folder.", "",
-        "| name | task | transitions | energy evaluations | seconds | main score | exact samples |",
-        "|---|---|---|---|---|---|---|",
+        "| name | task | transitions | energy evaluations | seconds | main score |", "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, entry in entries.items():
         key = next((key for key in scores if key in entry["scores"]), None)
         kept = {} if key is None else entry["scores"][key]
         score = "" if key is None else f"`{key}` {number(kept['mean'])}"
-        floor = number(kept["floor"]) if "floor" in kept else ""
         lines.append(
             f"| [{name}]({name}.md) | {entry['task']} | {entry['timesteps']:,} | {entry['energy_evals']:,} | "
-            f"{entry['seconds']:,.0f} | {score} | {floor} |"
+            f"{entry['seconds']:,.0f} | {score} |"
         )
     return "\n".join(lines) + "\n"

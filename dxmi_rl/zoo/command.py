@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dxmi_rl.benchmark.tables import number
-from dxmi_rl.utils.checks import CheckpointError, require
+from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.zoo.pretrained import CHECKED, check_pretrained, read_index, zoo_folder
@@ -38,14 +38,13 @@ class Zoo:
                 raise UnknownNameError("pretrained agent", name, sorted(entries))
         chosen = list(self.names) or list(entries)
         if self.action == "list":
-            table = Table("name", "transitions", "score", "", "exact samples", box=SIMPLE_HEAD)
+            table = Table("name", "transitions", "score", "", box=SIMPLE_HEAD)
             table.columns[0].no_wrap = True
             for name in chosen:
                 entry = entries[name]
                 key = next((key for key in CHECKED if key in entry["scores"]), "")
-                kept = entry["scores"].get(key, {})
-                values = [number(kept[part]) if part in kept else "" for part in ("mean", "floor")]
-                table.add_row(name, f"{entry['timesteps']:,}", key, *values)
+                score = number(entry["scores"][key]["mean"]) if key else ""
+                table.add_row(name, f"{entry['timesteps']:,}", key, score)
             Console().print(table)
             return 0
         wrong: list[str] = []
@@ -53,7 +52,7 @@ class Zoo:
         for name in track(chosen, "zoo"):
             try:
                 found = check_pretrained(name, self.folder)
-            except (CheckpointError, FileNotFoundError) as error:
+            except (ValueError, OSError, ImportError) as error:  # damaged, missing, of another version or extra
                 found = [f"{name}: {error}"]
             wrong += found
             good += not found

@@ -119,6 +119,20 @@ def test_rwr_fitted_once_tilts_the_base_sampler() -> None:
     assert float(linear(agent.sample(20_000, seed=1)).mean()) - float(linear(base).mean()) > 1.5 * pull
 
 
+@pytest.mark.slow
+def test_rwr_narrows_in_few_steps_whatever_the_reward() -> None:
+    """Without differences of the reward many steps leave the law as it is; five do not."""
+    ratios = {}
+    for horizon in (5, 60):
+        target = GaussianMixture(torch.zeros(1, 2), 1.0, plot_range=(-4.0, 4.0))
+        task = make_task(target, horizon=horizon, reward=lambda x: 0.0 * x[:, 0], backward="base")
+        settings: dict[str, Any] = {"n_trajectories": 4000, "draws": 30, "n_epochs": 5, "n_minibatches": 60}
+        agent = make_agent("rwr", task, seed=0, anneal=False, **settings).learn(1)
+        base = make_agent("base", task).sample(20_000, seed=1)
+        ratios[horizon] = float(agent.sample(20_000, seed=1).var() / base.var())
+    assert ratios[5] < 0.6 and ratios[60] > 0.85
+
+
 def test_diffusion_nfts_loss_by_hand() -> None:
     agent = moved("diffusion-nft", mixing=0.5, kl_weight=0.3)
     assert isinstance(agent, DiffusionNFT)

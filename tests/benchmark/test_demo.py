@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dxmi_rl.benchmark import demo, presets
+from dxmi_rl.benchmark.attempt import Failure
 from dxmi_rl.cli import main
 from dxmi_rl.utils.progress import alive
 
@@ -60,6 +61,15 @@ def test_it_trains_each_time_and_ends_in_a_page(quick: list[str], capsys: pytest
     assert {run["agent"] for run in results["runs"]} == {"base", "dxdp"}
 
 
+def test_a_demo_that_fails_says_so(
+    quick: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["demo"]) == 0
+    monkeypatch.setattr(demo, "attempt", lambda run, **options: Failure("ValueError: no", "no"))
+    assert main(["demo"]) == 1
+    assert "FAILED 8gaussians" in capsys.readouterr().err and len(quick) == 1, "no page of the last one is opened"
+
+
 def test_the_browser_is_left_alone_when_asked(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--no-browser", "--name", "mine"]) == 0
     assert quick == [] and Path("runs/mine/report.html").exists()
@@ -77,11 +87,6 @@ def test_displays(platform: str, variables: dict[str, str], expected: bool, monk
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert demo.has_display() == expected
-
-
-def test_the_preset_is_the_one_that_the_docs_name() -> None:
-    rows = presets.load_preset("demo").rows
-    assert [(row.task, row.agent) for row in rows] == [("8gaussians", "base"), ("8gaussians", "dxdp")]
 
 
 def test_long_work_says_that_it_is_alive(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
