@@ -20,7 +20,7 @@ from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError
 
 HORIZONS = (1, 2, 4)
-WITHOUT_POLICY = {
+WITHOUT_POLICY = {"best-of-n",
     "base", "ddpm", "ddim", "edm-heun", "dpm-solver", "vgs", "sb3-ppo", "sb3-a2c", "sb3-sac", "sb3-td3", "torchrl-ppo",
     "torchrl-sac",
 }  # fmt: skip

@@ -17,7 +17,9 @@ from dxmi_rl.benchmark.presets import given_energy
 from dxmi_rl.evaluation import tempered_log_z
 from dxmi_rl.live_energy import EnergyError
 
-NEED_GRADIENTS = {"adjoint-matching", "adjoint-sampling", "dxdp-paper", "path-wise", "path-wise-vargrad", "vgs"}
+NEED_GRADIENTS = {
+    "adjoint-matching", "adjoint-sampling", "draft", "dxdp-paper", "path-wise", "path-wise-vargrad", "vgs",
+}  # fmt: skip
 TRAINED = [name for name in AGENTS if AGENTS[name].trains and not AGENTS[name].needs_denoiser and name != "dxmi"]
 
 

@@ -177,7 +177,9 @@ def test_keys_contain_everything() -> None:
     assert "conditional=False" in repr(PretrainingConfig(network="unet"))
     assert "conditional=True" in repr(PretrainingConfig(network="unet", conditional=True))
     task = make_task("8gaussians")
-    assert task.fingerprint().keys() == TaskConfig.__dataclass_fields__.keys()
+    assert task.fingerprint().keys() == TaskConfig.__dataclass_fields__.keys() - {"pretraining"}, "nothing is trained"
+    learned = make_task("8gaussians-data", pretraining={"iterations": 2, "batch_size": 8, "width": 8})
+    assert "iterations=2" in learned.fingerprint()["pretraining"]
     assert task.fingerprint()["label"] == "None" and "label=None" in repr(task.config)
 
 
