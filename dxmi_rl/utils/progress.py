@@ -51,8 +51,8 @@ def progress(description: str, total: float, *, completed: float = 0, show: bool
 
 @contextlib.contextmanager
 def alive(text: Callable[[], str], *, every: float = 10.0) -> Iterator[None]:
-    """Where there is no terminal for a bar, a line on standard error every ``every`` seconds: ``text()`` and how long
-    it has taken. For work in other processes, which has no bar of its own.
+    """Where there is no terminal for a bar, a line on standard error every ``every`` seconds, less often in long work:
+    ``text()`` and how long it has taken. For work in other processes, which has no bar of its own.
     """
     if sys.stderr.isatty():
         yield
@@ -60,7 +60,7 @@ def alive(text: Callable[[], str], *, every: float = 10.0) -> Iterator[None]:
     ended, started = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        while not ended.wait(every):
+        while not ended.wait(max(every, (time.monotonic() - started) / 10)):
             print(f"  {time.monotonic() - started:.0f} s: {text()}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=tell, daemon=True)
