@@ -27,7 +27,7 @@ from dxmi_rl.zoo import add_pretrained
 from dxmi_rl.zoo.pretrained import INDEX, read_index
 
 ZOO = Path(__file__).parents[1] / "zoo"
-TASKS = ("8gaussians", "gmm25", "manywell32")
+TASKS = ("8gaussians", "gmm25", "manywell32", "digits")
 ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
 """Agents that are for fine-tuning toward a reward."""
 SEED = 0

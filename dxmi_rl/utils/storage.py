@@ -181,6 +181,11 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]
     return tensors, metadata
 
 
+SHIPPED = Path(__file__).parents[1] / "data" / "made"
+"""Denoisers and energies of named data sets, the same for everybody, by their names in a cache: see
+tools/make_shipped.py."""
+
+
 def cache_path(kind: str, key: Mapping[str, object]) -> Path:
     """Where a trained thing of this configuration is cached: ``$DXMI_RL_CACHE`` or ``~/.cache/dxmi_rl``.
 
@@ -199,17 +204,18 @@ def cache_path(kind: str, key: Mapping[str, object]) -> Path:
 def cached_tensors(
     kind: str, key: Mapping[str, object], build: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Tensors from the cache, or built and stored there; a damaged cache file is rebuilt.
+    """Tensors from SHIPPED or the cache, or built and stored there; a damaged cache file is rebuilt.
 
     A cache that cannot be read or written costs a warning, never the tensors.
     """
     path = cache_path(kind, key)
-    try:
-        tensors, stored = load_tensors(path)
-        if stored == json.loads(json.dumps(dict(key))):
-            return tensors
-    except (CheckpointError, OSError):  # absent, damaged, or out of reach: what is built replaces it if it can
-        pass
+    for file in (SHIPPED / path.name, path):
+        try:
+            tensors, stored = load_tensors(file)
+            if stored == json.loads(json.dumps(dict(key))):
+                return tensors
+        except (CheckpointError, OSError):  # absent, damaged, or out of reach: what is built replaces it if it can
+            pass
     print(f"dxmi_rl: making {kind} of {key.get('target', key.get('task'))!r}, once; kept as {path}", file=sys.stderr)
     tensors = {name: tensor.detach().to("cpu") for name, tensor in build().items()}
     with cache_is_a_help():

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +196,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dxmi_rl.agents.one_step.KERNEL_STEPS", 20)
 
 
+CLEANRL = os.environ.get("CLEANRL")
 PAGES = [*sorted((DOCS / "targets").glob("*.md")), ENVIRONMENT]
 PAGES += [
     DOCS / f"{name}.md"
@@ -220,10 +224,18 @@ SNIPPETS = [
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny", "short")
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
-def test_snippet_runs(name: str, code: str) -> None:
-    for module, sign in (("stable_baselines3", "stable_baselines3"), ("torchrl", "TorchRLEnv"), ("skrl", "skrl")):
+def test_snippet_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, sign in (("torchrl", "TorchRLEnv"), *((m, m) for m in ("stable_baselines3", "skrl", "sbx", "tianshou"))):
         if sign in code:
             pytest.importorskip(module)
+    if "runpy" in code:
+        if CLEANRL is None:
+            pytest.skip("set CLEANRL to a clone of https://github.com/vwxyzjn/cleanrl")
+        shutil.copy(Path(CLEANRL, "cleanrl", "ppo_continuous_action.py"), ".")
+        monkeypatch.setattr(sys, "argv", sys.argv)
+        for wrapper in ("TransformObservation", "NormalizeObservation", "NormalizeReward"):
+            monkeypatch.setattr(gym.wrappers, wrapper, getattr(gym.wrappers, wrapper))  # put back what the code changes
+    code = re.sub(r"^timesteps = ([\d_]+)", r"timesteps = \1 // 80", code, flags=re.MULTILINE)  # of other libraries
     exec(compile(code, name, "exec"), {"__name__": "__main__"})
 
 
