@@ -4,7 +4,7 @@
     python tools/make_zoo.py --names dxdp-8gaussians    # one again
 
 They are the rows of the leaderboard's preset, "standard", on TASKS, with its budgets and seed 0: the agents of this
-package, but for those of ELSEWHERE.
+package, but for those of ELSEWHERE; and GAMES.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ from dxmi_rl.zoo import add_pretrained
 from dxmi_rl.zoo.pretrained import INDEX, read_index
 
 ZOO = Path(__file__).parents[1] / "zoo"
-TASKS = ("8gaussians", "gmm25", "manywell32", "digits")
+TASKS = ("8gaussians", "gmm25", "manywell32")
 ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
 """Agents that are for fine-tuning toward a reward."""
+GAMES = [
+    Row(
+        "dxmi", "digits", "dxmi", budget=600_000,
+        task_settings={"pretraining": {"width": 80}}, agent_settings={"agent_settings": {"value": {"width": 80}}},
+    )
+]  # fmt: skip
+"""Games of DxMI, with networks that are small enough for a file of the zoo: those of the task's defaults have 8 MB."""
 SEED = 0
 
 
@@ -37,7 +44,7 @@ def rows() -> dict[str, Row]:
     """The rows of the zoo by the name of their agent there."""
     chosen = [row for row in load_preset("standard").rows if row.task in TASKS and row.trains]
     own = [row for row in chosen if not row.agent.startswith(("sb3-", "torchrl-")) and row.agent not in ELSEWHERE]
-    return {f"{row.agent}-{row.task}": row for row in own}
+    return {f"{row.agent}-{row.task}": row for row in [*own, *GAMES]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

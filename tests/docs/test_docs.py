@@ -225,8 +225,8 @@ SNIPPETS = [
 @pytest.mark.usefixtures("tiny", "short")
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(name: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, sign in (("torchrl", "TorchRLEnv"), *((m, m) for m in ("stable_baselines3", "skrl", "sbx", "tianshou"))):
-        if sign in code:
+    for module in ("sbx", "skrl", "stable_baselines3", "tianshou", "torchrl"):
+        if {"torchrl": "TorchRLEnv"}.get(module, module) in code:
             pytest.importorskip(module)
     if "runpy" in code:
         if CLEANRL is None:

@@ -60,4 +60,4 @@ def test_they_are_made_again(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(make_shipped, "make_task", make)
     assert make_shipped.main([]) == 0
     assert sorted(file.name.split("-")[0] for file in made.iterdir()) == ["denoiser", "energy"]
-    assert not cache.exists() and storage.SHIPPED == made
+    assert not cache.exists() and made == storage.SHIPPED
