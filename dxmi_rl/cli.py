@@ -6,12 +6,12 @@ import re
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from dxmi_rl.utils.checks import DivergenceError, require
+from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import parsed_settings
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dxmi_rl.agents import Agent
 
-tyro = require("tyro", "bench")
+import tyro
 
 HELP = """Few-step denoising as a reinforcement-learning benchmark.
 
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         def __call__(self, command: str) -> int:
             return compare.compare(self, command)
 
-    commands = {
+    commands: dict[str, Callable[..., Any]] = {
         "demo": Demo, "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare,
         "report": Report, "zoo": Zoo}  # fmt: skip
     chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)

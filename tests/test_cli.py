@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,16 +98,6 @@ def test_evaluate_marks_a_log_z_from_few_effective_samples(
         printed = capsys.readouterr().out
         assert ("-0.25 *" in printed) == marked == ("* log_z is unreliable: ess < 0.1." in printed)
         assert f"{ess:.4g}" in printed, "always beside it"
-
-
-@pytest.mark.parametrize("lacks", [True, False])
-def test_without_its_extra_it_is_one_line(lacks: bool) -> None:
-    code = "import sys; sys.argv = ['dxmi-rl', '--help']; "
-    code += "sys.modules['tyro'] = None; " * lacks + "from dxmi_rl.__main__ import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 * lacks
-    assert ("dxmi_rl[bench]" in done.stderr) == lacks and len(done.stderr.splitlines()) == lacks
-    assert ("train" in done.stdout) != lacks
 
 
 @pytest.mark.parametrize("ending", [".npy", ".csv", ".safetensors", ".png"])

@@ -1,4 +1,4 @@
-"""Train the denoisers and the energy of dxmi_rl/data/made again: those of the named data sets, which everybody shares.
+"""Train the denoisers and the energy of dxmi_rl/shipped again: those of the named data sets, which everybody shares.
 
     python tools/make_shipped.py    # ten minutes of one core
 

@@ -76,7 +76,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import Table, number, print_tables, statistics_text
-from dxmi_rl.utils.checks import DivergenceError, require, resolve_device
+from dxmi_rl.utils.checks import DivergenceError, resolve_device
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, save_tensors, write_json
@@ -322,7 +322,8 @@ def method_table(methods: dict[str, dict[str, float]]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, draw, write; 2 for arguments that are not allowed or images that are not there."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     methods = arguments.methods or tuple(METHODS)
     total = len(arguments.sets) * len(arguments.seeds) * len(methods)

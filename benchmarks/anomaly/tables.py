@@ -221,7 +221,8 @@ def summarise(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fit, print, write; 2 for arguments that are not allowed or data that are not there."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs)

@@ -47,7 +47,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import write_json
 
 KEYS = ("kl_marginal", "kl_marginal_forward", "kl_bound", "sliced_w2", "sliced_w2_floor", "fd", "fd_floor")
@@ -206,7 +206,8 @@ def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, draw, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     rows = [TOGETHER, *(f"T = {horizon}" for horizon in arguments.horizons)]

@@ -64,7 +64,6 @@ from dxmi_rl.utils.checks import (
     NonFiniteError,
     check_integer,
     check_real,
-    require,
     resolve_device,
 )
 from dxmi_rl.utils.storage import write_json
@@ -278,7 +277,8 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_real("seconds", arguments.seconds, strict=True)

@@ -56,7 +56,7 @@ from rich.table import Table
 
 from benchmarks.scripts import command_line
 from dxmi_rl.benchmark.statistics import bootstrap_interval, interval, probability_of_improvement
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.storage import write_atomically, write_json
 
@@ -310,7 +310,8 @@ def _write(file: Path, text: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and simulate. Exit status: 2 for bad arguments, 130 after Ctrl-C."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=HELP)
     command = command_line(__file__, argv)
     try:

@@ -31,7 +31,6 @@ from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
 from dxmi_rl.benchmark.results import RULERS, SCHEMA, diverged, is_fitted
 from dxmi_rl.benchmark.tables import compact, number
-from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.storage import write_atomically
 
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
@@ -291,7 +290,8 @@ def between_markers(text: str, table: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check; exit status 1 when a file is out of step, 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         submissions = load_submissions(arguments.results)

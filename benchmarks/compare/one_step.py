@@ -52,7 +52,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation.evaluate import scoring_target
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import write_json
 
 KEYS = (
@@ -246,7 +246,8 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, draw, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     wanted = [(task, seed, arguments) for task in arguments.tasks for seed in arguments.seeds]

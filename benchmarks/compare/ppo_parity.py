@@ -168,7 +168,8 @@ def intervals(curves: list[list[float]]) -> list[list[float]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, compare and print; exit status 1 when intervals do not overlap somewhere, 2 for bad arguments."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("points", arguments.points)

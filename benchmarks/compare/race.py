@@ -42,7 +42,6 @@ from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.statistics import probability_of_improvement
 from dxmi_rl.benchmark.tables import compact, number
-from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
@@ -152,7 +151,8 @@ def print_race(everything: dict[str, Any], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read, print, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     try:

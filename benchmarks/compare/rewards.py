@@ -59,7 +59,7 @@ from dxmi_rl.evaluation import kl_to_base, marginal_scores
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
-from dxmi_rl.utils.checks import check_integer, check_real, require
+from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.storage import write_json
 
 KEYS = (
@@ -257,7 +257,8 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, draw, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     wanted = [(task, name, beta, seed, arguments) for seed in arguments.seeds for task in arguments.tasks

@@ -47,7 +47,7 @@ from dxmi_rl.evaluation.marginal import has_marginal
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import reference_target
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import write_json
 
 TRAJECTORIES = 100_000
@@ -134,7 +134,8 @@ def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     chosen = itertools.product(arguments.tasks, arguments.backward, arguments.agents, arguments.seeds)

@@ -52,7 +52,7 @@ from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation.evaluate import scoring_target
 from dxmi_rl.evaluation.metrics import mode_statistics, sliced_w2
 from dxmi_rl.smc import Particles, particle_filter
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import write_json
 
 COORDINATES = {"policy": {"coordinate_width": 32}, "value": {"coordinate_width": 32}}
@@ -255,7 +255,8 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, draw, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     wanted = [(row, seed, arguments) for row in arguments.rows for seed in arguments.seeds]

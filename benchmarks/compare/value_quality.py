@@ -54,7 +54,7 @@ from dxmi_rl.benchmark.tables import number
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.tasks import TASKS
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import input_gradient
 
@@ -223,7 +223,8 @@ def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, draw, write; exit status 2 for bad input."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     command = command_line(__file__, argv)
     wanted = [(task, row, seed, arguments) for task in arguments.tasks for row in ROWS for seed in arguments.seeds]

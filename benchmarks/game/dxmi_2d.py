@@ -58,7 +58,7 @@ from dxmi_rl.evaluation import exact_floors
 from dxmi_rl.irl import DxMI, recipe
 from dxmi_rl.irl.recipe_files import FINE_TASKS
 from dxmi_rl.targets import make_target
-from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, write_json
 
@@ -338,7 +338,8 @@ def draw_all(results: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]], 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         if arguments.budget is not None:

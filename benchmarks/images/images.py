@@ -58,7 +58,7 @@ from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
 from dxmi_rl.targets import ImageSet, make_target
-from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
@@ -197,7 +197,8 @@ def name_of(arguments: Arguments) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Play, print, write; 2 for arguments that are not allowed or images that are not there."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs)

@@ -123,7 +123,8 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Count or play, print, write; 2 for arguments that are not allowed or files that are not there."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_seeds(arguments.seeds)

@@ -32,7 +32,7 @@ from benchmarks.scripts import command_line, header
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.networks.features import DIGITS_CLASSIFIER, DigitsFeatures
 from dxmi_rl.targets.digits import load_digits_split
-from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.storage import save_tensors, write_json
 
 EPOCHS = 100
@@ -91,7 +91,8 @@ def test_accuracy(model: DigitsFeatures) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print, write; 2 for arguments that are not allowed."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("seeds", arguments.seeds, minimum=0)

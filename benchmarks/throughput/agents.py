@@ -41,7 +41,7 @@ from dxmi_rl.agents.policies import collect
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.utils.checks import check_integer, require, resolve_device
+from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import frozen, gradient_step
 
@@ -206,7 +206,8 @@ def arithmetic(agent: DxDPPaper, times: int) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; exit status 1 when the aim is missed, 2 for bad arguments."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("rounds", arguments.rounds)

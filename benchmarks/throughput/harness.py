@@ -85,7 +85,8 @@ def timed_sweep(execute: Callable[[Path], Any]) -> tuple[float, list[Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; exit status 1 when an aim is missed, 2 for bad arguments."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     try:
         check_integer("jobs", arguments.jobs, minimum=2)

@@ -382,7 +382,8 @@ def _write_report(plan: Plan, command: str, where: str, tables: list[Table]) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and measure. Exit status: 2 for bad arguments, 130 after Ctrl-C."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=HELP)
     command = command_line(__file__, argv)
     try:

@@ -375,7 +375,8 @@ def search_all(arguments: Arguments, agents: Sequence[str], command: str, optuna
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and search. Exit status: 1 when a process died, 2 for bad arguments, 130 after Ctrl-C."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=HELP)
     command = command_line(__file__, argv)
     try:

@@ -87,7 +87,6 @@ from dxmi_rl.benchmark.report import write_report
 from dxmi_rl.benchmark.results import assemble, without_paths
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, print_tables, ranking_tables
-from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.progress import alive, progress_columns
 from dxmi_rl.utils.storage import JSON, write_atomically, write_json
 
@@ -277,6 +276,7 @@ def compare(arguments: Arguments, command: str) -> int:
 
 def main(argv: Sequence[str] | None = None, prog: str = "benchmarks/compare/compare.py") -> int:
     """Parse the command line and compare; exit status as ``compare``."""
-    tyro = require("tyro", "bench")
+    import tyro
+
     arguments = tyro.cli(Arguments, args=argv, description=HELP, prog=Path(prog).name)
     return compare(arguments, shlex.join(["python", prog, *(sys.argv[1:] if argv is None else argv)]))

@@ -46,11 +46,9 @@ def end_with_parent(parent: int) -> None:
 
 
 def worker_processes(jobs: int) -> Any:
-    """loky's ProcessPoolExecutor of ``jobs`` processes, which end with this one however it ends.
+    """loky's ProcessPoolExecutor of ``jobs`` processes, which end with this one however it ends."""
+    from joblib.externals import loky
 
-    Raises MissingExtraError without the extra "bench".
-    """
-    loky = require("joblib.externals.loky", "bench")
     return loky.ProcessPoolExecutor(jobs, initializer=end_with_parent, initargs=(os.getpid(),))
 
 
@@ -63,7 +61,8 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
     Training a task's denoiser and measuring the floors would otherwise be repeated by every worker; the tasks are
     prepared in parallel, the largest first.
     """
-    joblib = require("joblib", "bench")
+    import joblib
+
     first = {run.row.task: run for run in reversed(runs)}
     order = sorted(first.values(), key=lambda run: -run.row.target.dim)
     parallel = joblib.Parallel(max(1, min(jobs, len(order))), initializer=end_with_parent, initargs=(os.getpid(),))

@@ -181,7 +181,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]
     return tensors, metadata
 
 
-SHIPPED = Path(__file__).parents[1] / "data" / "made"
+SHIPPED = Path(__file__).parents[1] / "shipped"
 """Denoisers and energies of named data sets, the same for everybody, by their names in a cache: see
 tools/make_shipped.py."""
 

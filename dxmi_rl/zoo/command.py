@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from dxmi_rl.benchmark.tables import number
-from dxmi_rl.utils.checks import require
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.zoo.pretrained import CHECKED, check_pretrained, read_index, zoo_folder
-
-tyro = require("tyro", "bench")
 
 
 @dataclass(frozen=True)

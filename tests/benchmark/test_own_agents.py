@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -113,7 +114,6 @@ def test_modules_packages_and_files(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_found_from_another_folder_and_in_workers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    joblib = pytest.importorskip("joblib")
     write(folder / "worker_module.py", BASE)
     owns = [OwnAgent("worker_module:Mine"), OwnAgent("worker_module.py:Mine")]
     (folder / "elsewhere").mkdir()

@@ -63,6 +63,5 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_is(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_runs_come_in_order(jobs: int, tmp_path: Path) -> None:
-    pytest.importorskip("joblib")
     arguments = [(tmp_path, {"number": number}) for number in (3, 1, 2)]
     assert run_all(run_file, arguments, jobs, "names of files") == [run_file(*own) for own in arguments]

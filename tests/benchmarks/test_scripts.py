@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tyro")
 from benchmarks.scripts import RESULTS, ROOT, command_line
 from dxmi_rl.utils.storage import write_json
 

@@ -124,7 +124,6 @@ def test_snippets_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", NAMES)
 def test_command_lines_are_sound(name: str) -> None:
-    pytest.importorskip("tyro")
     (line,) = re.findall(r"^    dxmi-rl (.*)", page_of(name), re.MULTILINE)
     words = shlex.split(line)
     chosen = cli.tyro.cli({"train": cli.Train, "evaluate": cli.Evaluate}[words[0]], args=words[1:])

@@ -1,4 +1,4 @@
-"""dxmi_rl/data/made: what named tasks are made of is there, and nobody trains it again."""
+"""dxmi_rl/shipped: what named tasks are made of is there, and nobody trains it again."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_they_are_made_again(cache: Path, tmp_path: Path, monkeypatch: pytest.Mo
     made = tmp_path / "made"
     monkeypatch.setattr(storage, "SHIPPED", made)
     monkeypatch.setattr(make_shipped, "names", lambda: ["moons"])
-    energy = next(Path(make_shipped.__file__).parents[1].glob("dxmi_rl/data/made/energy-*"))
+    energy = next(Path(make_shipped.__file__).parents[1].glob("dxmi_rl/shipped/energy-*"))
 
     def make(name: str, **options: Any) -> None:
         if options:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("tyro")
 from benchmarks.anomaly import images as script
 from dxmi_rl.anomaly import AnomalyImages
 

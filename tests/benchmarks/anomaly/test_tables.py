@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("tyro")
 pytest.importorskip("pyod")
 from benchmarks.anomaly import data
 from benchmarks.anomaly import tables as script

@@ -9,7 +9,6 @@ import pytest
 import torch
 from script_cases import documented
 
-pytest.importorskip("tyro")
 from benchmarks.compare import ppo_parity
 from dxmi_rl.agents import PPO
 

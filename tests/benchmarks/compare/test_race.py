@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("tyro")
 from benchmarks.compare import race
 from dxmi_rl.utils.registry import UnknownNameError
 

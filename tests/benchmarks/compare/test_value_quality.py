@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 from lqg_cases import lqg_agent
-
-pytest.importorskip("tyro")
 from PIL import Image
 
 from benchmarks.compare import value_quality

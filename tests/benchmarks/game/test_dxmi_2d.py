@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from script_cases import documented
 
-pytest.importorskip("tyro")
 from benchmarks.game import dxmi_2d
 from benchmarks.game import play as play_module
 from benchmarks.game.play import Play

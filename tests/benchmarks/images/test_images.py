@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from script_cases import documented
 
-pytest.importorskip("tyro")
 pytest.importorskip("prdc")
 from benchmarks.images import images as script
 from benchmarks.images import play as play_module

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 pytest.importorskip("diffusers")
-pytest.importorskip("tyro")
 pytest.importorskip("prdc")
 
 from benchmarks.images import paper

@@ -9,7 +9,6 @@ import pytest
 import torch
 from script_cases import documented
 
-pytest.importorskip("tyro")
 from benchmarks.throughput import agents
 from dxmi_rl.utils.torch_tools import seeded
 
