@@ -253,25 +253,6 @@ class List:
         return 0
 
 
-@dataclass(frozen=True)
-class Report:
-    """Write report.html, report.md and report.tex of a comparison again."""
-
-    results: Annotated[Path, tyro.conf.Positional]
-    """Folder of the comparison (runs/NAME), or a results.json."""
-    out: Path | None = None
-    """Folder to write to; by default where the results are."""
-
-    def __call__(self, command: str) -> int:
-        """Write the three files."""
-        from dxmi_rl.benchmark.report import load_results, write_report
-
-        results = load_results(self.results)
-        folder = self.out or (self.results if self.results.is_dir() else self.results.parent)
-        print("\n".join(map(str, write_report(results, folder))))
-        return 0
-
-
 def named_task(text: str) -> Any:
     """What ``text`` names: a task's name stays as it is, ``file.py:NAME`` is the object of that name in the file.
 
@@ -319,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dxmi_rl.benchmark import compare
     from dxmi_rl.benchmark.demo import Demo
     from dxmi_rl.benchmark.plan import Arguments
+    from dxmi_rl.benchmark.report.command import Report
     from dxmi_rl.zoo.command import Zoo
 
     @dataclass(frozen=True)

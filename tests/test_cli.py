@@ -155,6 +155,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
     assert page.read_text(encoding="utf-8") == before
     assert main(["report", "runs/one/results.json", "--out", "elsewhere"]) == 0
     assert sorted(file.name for file in (tmp_path / "elsewhere").iterdir()) == [
+        "playground.html",
         "report.html",
         "report.md",
         "report.tex",

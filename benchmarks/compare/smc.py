@@ -140,11 +140,8 @@ def measure(row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
 
 def filtered(agent: Any, way: str, twist: FittedTwist, arguments: Arguments, seed: int) -> Particles:
     """The particle filters of one of WAYS."""
-    values = agent.values if hasattr(agent, "values") else agent.value
-    # PPO's critic is a return, DxDP's V a cost.
-    sign = 1.0 if agent.name == "ppo" else -1.0
     twists: dict[str, Callable[[Tensor, int], Tensor] | None] = dict.fromkeys(WAYS, twist)
-    twists |= {WAYS[0]: None, WAYS[1]: lambda x, t: sign * values(x, t) / agent.mdp.tau}
+    twists |= {WAYS[0]: None, WAYS[1]: lambda x, t: agent.predict_values(x, t) / agent.mdp.tau}
     return particle_filter(
         agent.mdp, agent.density(), arguments.systems, arguments.particles, twist=twists[way],
         candidates=CANDIDATES if way == WAYS[3] else 1, generator=agent.generator_of(seed + 1),

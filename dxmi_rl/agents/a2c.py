@@ -94,6 +94,10 @@ class A2C(Agent[A2CConfig]):
         x, _, t = trajectory.transitions()
         return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        found: Tensor = self.value(x, t)
+        return found
+
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions, the paper's actor-critic update."""
         _, x_next, _ = trajectory.transitions()

@@ -148,6 +148,10 @@ class AnyStep(Agent[AnyStepConfig]):
         source = self.agents[self.mdp.horizon]
         return source.density(self._policy_at(source, policy))
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        """With the largest number of steps; ``at(T)`` has those of another."""
+        return self.agents[self.mdp.horizon].predict_values(x, t)
+
     def _policy_at(self, agent: Agent[Any], policy: nn.Module | None) -> nn.Module | None:
         return policy.at(agent.mdp.horizon, agent.policy) if isinstance(policy, SharedWeights) else policy
 

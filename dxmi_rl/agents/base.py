@@ -276,15 +276,14 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """The policy, or a copy with other weights, as a density over the next state (rollout.Policy)."""
         return cast(Policy, self.policy if policy is None else policy)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        """The soft return from x_t on that the agent's value function expects: ``[batch]``; None where it has none."""
+        return None
+
     def predict(
-        self,
-        observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]],
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-        *,
-        coordinates: str = "noise",
-    ) -> tuple[np.ndarray[Any, Any], Any]:
+        self, observation: np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]], state: Any = None,
+        episode_start: Any = None, deterministic: bool = False, *, coordinates: str = "noise",
+    ) -> tuple[np.ndarray[Any, Any], Any]:  # fmt: skip
         """Action for observations of the environment, flat or as dictionaries, single or batched.
 
         Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` takes the

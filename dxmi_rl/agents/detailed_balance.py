@@ -92,9 +92,9 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
     def log_flows(self, paths: Trajectory) -> Tensor:
         """log F_t(x_t), t < T: ``[T, n]``."""
         x, _, t = paths.transitions()
-        return self.values(x, t).view(self.mdp.horizon, -1) / self.mdp.tau
+        return self.predict_values(x, t).view(self.mdp.horizon, -1) / self.mdp.tau
 
-    def values(self, x: Tensor, t: Tensor | int) -> Tensor:
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
         """tau log F_t(x): ``[batch]``."""
         assert self.log_z is not None and self.value is not None
         log_scale = per_step(self.mdp.state_scale, t, x).log()

@@ -105,6 +105,10 @@ class DPOK(Agent[DPOKConfig]):
         x, _, t = trajectory.transitions()
         return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        found: Tensor = self.value(x, t)
+        return found
+
     @torch.no_grad()
     def regularised_rewards(self, trajectory: Trajectory, base: ops.Moments) -> Tensor:
         """beta (log p_base - log pi_old)(x_{t+1} | x_t), the last plus -E(x_T): ``[T, n]``.

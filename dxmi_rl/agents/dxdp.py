@@ -157,6 +157,9 @@ class DxDP(GuidedAgent[DxDPConfig]):
         learned: Tensor = self.value(x, t)
         return learned if self.lookahead is None else learned + self.lookahead(x, t, trained=trained)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        return -self.values(x, t)
+
     @property
     def energy_weight(self) -> float:
         """The factor of E, below 1 in the first part of a budget (``tempering``)."""

@@ -132,6 +132,10 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | {"value": self.value}
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        found: Tensor = self.value(x, t)
+        return -found
+
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, log = self.config, Log()
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)

@@ -99,6 +99,10 @@ class PPO(Agent[PPOConfig]):
         x, _, t = trajectory.transitions()
         return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        found: Tensor = self.value(x, t)
+        return found
+
     def update(self, trajectory: Trajectory, advantages: Tensor, returns: Tensor) -> Log:
         """``n_epochs`` passes of policy and value steps; advantages and returns are ``[T n]``, time-major."""
         config, log = self.config, Log()

@@ -96,6 +96,10 @@ class SFTPG(Agent[SFTPGConfig]):
         x, _, t = trajectory.transitions()
         return ops.gae(rewards, self.value(x, t).view_as(rewards), 1.0)
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        found: Tensor = self.value(x, t)
+        return found
+
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor, rows: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over ``rows`` (the paper's policy gradient with its baseline function)."""
         x_next = trajectory.transitions()[1][rows]

@@ -187,6 +187,9 @@ class VGS(Agent[VGSConfig]):
     def modules(self) -> dict[str, nn.Module]:
         return super().modules() | {"value": self.value}
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
+        return -self.policy.value(x, t)
+
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, mdp, log = self.config, self.mdp, Log()
         explorer = self._explorer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import time
 import warnings
@@ -16,6 +17,7 @@ from torch import Tensor
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.evaluation import evaluate, quick_scores
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.tasks import make_task
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import seeded
@@ -163,16 +165,18 @@ def sigma_ratios(agent: Agent[Any], seed: int, n: int = 1000) -> list[float]:
 
 @torch.no_grad()
 def paths(agent: Agent[Any], seed: int) -> JSON:
-    """Denoising paths for the report, in bytes: 300 of vectors (their first two coordinates), 36 of images.
+    """Denoising paths for the report: 300 of vectors (their first two coordinates), 36 of images.
 
     ``{"shape": [T + 1, n, ...], "low", "high", "coordinates", "data"}`` with ``data`` in base64; a value is low +
     byte / 255 (high - low), and what lies beyond is moved to the edge, outside of the plotting range. Agents without a
-    density have one frame, their samples.
+    density have one frame, their samples. To these come ``path_numbers``.
     """
     low, high = agent.task.target.plot_range
     image = len(agent.mdp.event_shape) == 3
     n = IMAGE_PATHS if image else PATHS
-    states = agent.sample_trajectory(n, seed=seed).x if agent.has_density else agent.sample(n, seed=seed)[None]
+    trajectory = agent.sample_trajectory(n, seed=seed) if agent.has_density else None
+    states = agent.sample(n, seed=seed)[None] if trajectory is None else trajectory.x
+    numbers = path_numbers(agent, states, trajectory)
     if not image:
         margin = 0.1 * (high - low)
         low, high, states = low - margin, high + margin, states.flatten(2)[..., :2]
@@ -183,4 +187,30 @@ def paths(agent: Agent[Any], seed: int) -> JSON:
         "high": high,
         "coordinates": None if image or agent.mdp.event_shape == (2,) else [0, 1],
         "data": base64.b64encode(quantised.numpy().tobytes()).decode(),
+    } | numbers
+
+
+def path_numbers(agent: Agent[Any], states: Tensor, trajectory: Trajectory | None) -> JSON:
+    """What is known of the states ``[T + 1, n, ...]`` of paths, each ``[T + 1, n]`` as base64 of little-endian float32.
+
+    ``energy``, E of every state; ``value``, the soft return from there on that the agent expects (at the end: -E);
+    ``log_weight``, log w of the path so far, -log p_0(x_0) + sum_s [log qb - log pi](x_s, x_{s+1}) and, at the end,
+    -E(x_T) / tau (-E(x_T) for tau = 0). What an agent or a task lacks is left out.
+    """
+    mdp, numbers = agent.mdp, dict[str, Tensor]()
+    if not mdp.has_energy:
+        return {}
+    numbers["energy"] = energy = torch.stack([mdp.energy(x) for x in states])
+    if trajectory is not None:
+        values = [value for t, x in enumerate(states[:-1]) if (value := agent.predict_values(x, t)) is not None]
+        if values:
+            numbers["value"] = torch.stack([*values, -energy[-1]])
+        with contextlib.suppress(TypeError):  # episodes that start at noised data have no weights
+            start = mdp.start_log_prob(states[0])
+            x, x_next, t = trajectory.transitions()
+            ratio = mdp.kernel.log_prob(x, x_next, t).view(mdp.horizon, -1) - trajectory.log_prob
+            numbers["log_weight"] = torch.cat([-start[None], ratio]).cumsum(0)
+            numbers["log_weight"][-1] -= energy[-1] / (mdp.tau or 1.0)
+    return {
+        key: base64.b64encode(number.cpu().numpy().astype("<f4").tobytes()).decode() for key, number in numbers.items()
     }

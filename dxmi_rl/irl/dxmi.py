@@ -200,6 +200,9 @@ class DxMI(Agent[DxMIConfig]):
         self.task.at(horizon)
         return self
 
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        return self.agent.predict_values(x, t)
+
     def sample(
         self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None,
         particles: int | None = None, twist: Twist | None = None,

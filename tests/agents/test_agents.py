@@ -504,3 +504,30 @@ def test_log_z_of_a_trained_policy(agent: str, target: str, steps: int, settings
 
 def test_policies_are_corrections_of_vectors_and_owners_of_images() -> None:
     assert isinstance(small("ppo").policy, CorrectionPolicy)
+
+
+VALUED = [name for name in AGENTS if AGENTS[name].predict_values is not Agent.predict_values]
+
+
+@pytest.mark.parametrize("name", [name for name in VALUED if name not in ("any-step", "dxdp", "dxdp-paper", "dxmi")])
+def test_predicted_values_are_returns(name: str) -> None:
+    """The better a state, the more: they rise as the energy falls."""
+    agent = train(small(name), 60)
+    x = agent.sample_trajectory(2000, seed=1).x[-2]
+    with torch.no_grad():
+        found = agent.predict_values(x, agent.mdp.horizon - 1)
+        assert found is not None and found.shape == (2000,)
+        assert float(torch.corrcoef(torch.stack([found, -agent.mdp.energy(x)]))[0, 1]) > 0.1
+
+
+def test_values_that_are_costs_are_predicted_with_the_other_sign() -> None:
+    x = torch.randn(7, 2)
+    for name in ("dxdp", "dxdp-paper"):
+        agent: Any = small(name)
+        costs = agent.values if name == "dxdp" else agent.value
+        assert torch.equal(agent.predict_values(x, 3), -costs(x, 3))
+    game: Any = small("dxmi")
+    assert torch.equal(game.predict_values(x, 3), game.agent.predict_values(x, 3))
+    shared = make_agent("dxdp", make_task("8gaussians", horizon=(2, 4)), seed=0)
+    assert torch.equal(shared.predict_values(x, 3), shared.at(4).predict_values(x, 3))
+    assert small("grpo").predict_values(x, 3) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -17,15 +18,19 @@ import pytest
 from report_cases import SKILL, TASKS, make_results, summarise
 
 from dxmi_rl.benchmark.report import load_results, write_report
+from dxmi_rl.benchmark.report.changes import changes
 from dxmi_rl.benchmark.report.charts import make_styles
 from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.figures import figures
 from dxmi_rl.benchmark.report.formatting import show, show_entry, show_range
 from dxmi_rl.benchmark.report.page import page
+from dxmi_rl.benchmark.report.playground import SEEDS, payload, playground
 from dxmi_rl.benchmark.report.scenes import make_scene, median_run
 from dxmi_rl.benchmark.report.text import latex, markdown
 from dxmi_rl.benchmark.results import without_paths
 from dxmi_rl.benchmark.statistics import interquartile_mean, interval, median, optimality_gap, welch_t_test
 from dxmi_rl.benchmark.tables import compact
+from dxmi_rl.cli import main
 
 # Synthetic results ----------------------------------------------------------------------------------------------------
 
@@ -173,7 +178,7 @@ def test_page_is_one_file_of_reasonable_size(html: str, reader: Reader) -> None:
     assert len(html.encode()) < 2e6
     for tag, attributes in reader.tags:
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
+            assert (attributes.get(name) or "#").startswith(("#", "data:", "playground.html")), (tag, attributes)
     assert "url(http" not in html
     assert "@import" not in html
     names = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]
@@ -210,7 +215,7 @@ def test_labels_stay_text() -> None:
 def test_one_run(tmp_path: Path) -> None:
     results = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
     files = write_report(results, tmp_path / "new")
-    assert [file.name for file in files] == ["report.html", "report.md", "report.tex"]
+    assert [file.name for file in files] == ["report.html", "report.md", "report.tex", "playground.html"]
     assert sorted(tmp_path.joinpath("new").iterdir()) == sorted(files)
     text = Reader(files[0].read_text(encoding="utf-8")).text
     assert "there are no intervals" in text
@@ -457,3 +462,90 @@ def test_denoising_paths_come_from_the_files_of_runs(results: dict[str, Any], tm
     (tmp_path / "results" / "run 1.json").write_text(json.dumps(runs[1]), encoding="utf-8")
     found = load_results(tmp_path)["runs"]
     assert found[1]["paths"] == json.loads(json.dumps(runs[1]["paths"])) and "paths" not in found[0]
+
+
+# Two comparisons, one figure, the playground --------------------------------------------------------------------------
+
+
+def earlier() -> dict[str, Any]:
+    """dxdp was worse, sb3-ppo was not there, and another agent was."""
+    return make_results({"base": 0.0, "dxdp": 0.7, "ppo": 0.9, "old": 0.4}, tasks=("8gaussians", "digits"))
+
+
+def test_what_changed() -> None:
+    now, before = Comparison(make_results(tasks=("8gaussians", "digits", "gmm25"))), Comparison(earlier())
+    found = {(change.task, change.label): change for change in changes(now, before)}
+    verdicts = {label: found["8gaussians", label].verdict for label in ("base", "dxdp", "ppo", "sb3-ppo", "old")}
+    assert verdicts == {"base": "no clear change", "dxdp": "better", "ppo": "no clear change", "sb3-ppo": "new",
+                        "old": "gone"}  # fmt: skip
+    assert found["digits", "dxdp"].verdict == "better", "where higher is better"
+    assert found["gmm25", "dxdp"].verdict == "new"
+    back = {(change.task, change.label): change for change in changes(before, now)}
+    assert back["8gaussians", "dxdp"].verdict == "worse" and back["gmm25", "ppo"].verdict == "gone"
+    difference = found["8gaussians", "dxdp"].difference
+    test = welch_t_test(-np.array(now.values("8gaussians", "dxdp")), -np.array(before.values("8gaussians", "dxdp")))
+    assert difference is not None and difference.value == pytest.approx(test.difference)
+    same = changes(now, now)
+    assert {change.verdict for change in same} == {"no clear change"}
+    alone = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
+    assert [change.verdict for change in changes(Comparison(alone), Comparison(alone))] == ["the same"]
+    other = make_results({"ppo": 0.9}, seeds=1, tasks=("8gaussians",))
+    other["tasks"]["8gaussians"]["score"] = "sliced_w2"
+    assert [change.verdict for change in changes(Comparison(other), Comparison(alone))] == ["not comparable"]
+
+
+def test_the_report_says_what_changed(tmp_path: Path) -> None:
+    results = make_results(seeds=2, tasks=("8gaussians",), paths=False)
+    files = write_report(results, tmp_path, before=earlier() | {"name": "the <first>", "schema": 2})
+    html, text = (file.read_text(encoding="utf-8") for file in files[:2])
+    reader = Reader(html)
+    (table,) = [table for table in reader.tables if "Welch" in table["caption"]]
+    assert table["rows"][0][3:5] == ["before", "now"] and len(table["rows"]) == 1 + 5 + 4
+    assert "What changed since the <first>" in reader.text and "their bounds cannot be compared" in reader.text
+    assert "What changed since the \\<first\\>" in text and "**better**" in text
+    assert "What changed" not in write_report(results, tmp_path)[0].read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="results must be a dict"):
+        write_report(results, tmp_path, before=[])  # type: ignore[arg-type]
+
+
+def test_one_figure_for_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = make_results(seeds=2, tasks=("8gaussians", "manywell32"), paths=False)
+    names = set(figures(Comparison(results)))
+    assert {"curve-8gaussians-energy_evals", "profile-sample-manywell32", "aggregate-fine-tune-IQM"} <= names
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results), encoding="utf-8")
+    for name, ending, start in (
+        ("curve-8gaussians-seconds", "pdf", b"%PDF"),
+        ("aggregate-sample-IQM", "png", b"\x89P"),
+    ):
+        out = tmp_path / f"figure.{ending}"
+        assert main(["report", str(file), "--figure", name, "--out", str(out)]) == 0
+        assert out.read_bytes().startswith(start) and str(out) in capsys.readouterr().out
+    assert (
+        main(["report", str(file), "--figure", "curve-8gaussians-energy_evals", "--out", str(tmp_path / "a.svg")]) == 0
+    )
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert all(f"<!-- {label} -->" in drawn for label in SKILL), "a legend"
+    assert main(["report", str(file), "--figure", "curve-8gaussian-seconds"]) == 2
+    assert "curve-8gaussians-seconds" in capsys.readouterr().err
+    assert main(["report", str(file), "--figure", "curve-8gaussians-seconds", "--out", "a.gif"]) == 2
+    assert "out must end with .pdf, .png, .svg" in capsys.readouterr().err
+
+
+def test_the_playground_has_every_row(results: dict[str, Any]) -> None:
+    comparison = Comparison(results)
+    content = payload(comparison)
+    assert set(content["tasks"]) == set(TASKS) and len(content["runs"]) == SEEDS * len(SKILL) * len(TASKS)
+    first = content["runs"][0]
+    run = next(run for run in results["runs"] if run["key"] == hash_of(first))
+    assert first["energy"] == run["paths"]["energy"] and first["T"] == 5 and first["score"].startswith("kl_bound_fit")
+    text = playground(comparison)
+    assert text is not None and "url(http" not in text and text.count("</script>") == 2
+    assert playground(Comparison(make_results(seeds=1, tasks=("gmm25",), paths=False))) is None
+    hostile = make_results({"<script>alert(1)</script>": 0.5}, seeds=1, tasks=("gmm25",))
+    assert "<script>alert" not in (playground(Comparison(hostile)) or "")
+
+
+def hash_of(shown: dict[str, Any]) -> str:
+    """The key that report_cases gives this run."""
+    return hashlib.sha256(f"{shown['task']} {shown['agent']} {shown['seed']}".encode()).hexdigest()[:16]

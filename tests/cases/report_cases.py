@@ -105,8 +105,11 @@ def _paths(task: str, skill: float, generator: np.random.Generator) -> dict[str,
     steps = (1 - part) * start + part * end
     low, top = float(steps.min()), float(steps.max())
     data = np.round(255 * (steps - low) / (top - low)).astype(np.uint8)
+    energy = np.square(steps - end).reshape(*steps.shape[:2], -1).sum(-1)
+    numbers = {"energy": energy} | ({} if image else {"value": -2 * energy, "log_weight": 1.0 - energy})
+    floats = {key: base64.b64encode(value.astype("<f4").tobytes()).decode() for key, value in numbers.items()}
     return {"shape": list(steps.shape), "low": low, "high": top, "data": base64.b64encode(data.tobytes()).decode(),
-            "coordinates": [0, 1] if task == "manywell32" else None}  # fmt: skip
+            "coordinates": [0, 1] if task == "manywell32" else None, **floats}  # fmt: skip
 
 
 def _summary(results: dict[str, Any], task: str, label: str) -> dict[str, Any]:

@@ -86,22 +86,30 @@ def _check_keys(name: str, value: object, keys: tuple[str, ...]) -> None:
         raise ValueError(f"{name} lacks {', '.join(missing)}.")
 
 
-def write_report(results: JSON, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write ``report.html``, ``report.md`` and ``report.tex`` into ``folder``; their paths.
+def write_report(results: JSON, folder: str | os.PathLike[str], *, before: JSON | None = None) -> list[Path]:
+    """Write ``report.html``, ``report.md``, ``report.tex`` and, where runs kept their paths, ``playground.html`` into
+    ``folder``; their paths.
 
     Args:
         results: results of one comparison, as ``load_results`` returns them.
         folder: made if need be. Every file is replaced as a whole or not at all.
+        before: results of an earlier comparison: the page and the Markdown say what changed since.
 
-    Raises ValueError, naming what is missing, when ``results`` is of another schema.
+    Raises ValueError, naming what is missing, when ``results`` or ``before`` is of another schema.
     """
     check_results(results)
+    if before is not None:
+        check_results(before)
     from dxmi_rl.benchmark.report.content import Comparison
     from dxmi_rl.benchmark.report.page import page
+    from dxmi_rl.benchmark.report.playground import playground
     from dxmi_rl.benchmark.report.text import latex, markdown
 
-    comparison = Comparison(results)
-    texts = {"report.html": page(comparison), "report.md": markdown(comparison), "report.tex": latex(comparison)}
+    comparison, earlier = Comparison(results), None if before is None else Comparison(before)
+    texts = {"report.html": page(comparison, earlier), "report.md": markdown(comparison, earlier),
+             "report.tex": latex(comparison)}  # fmt: skip
+    if (played := playground(comparison)) is not None:
+        texts["playground.html"] = played
 
     def write(name: str, text: str) -> Path:
         return write_atomically(Path(folder) / name, lambda file: _write_text(file, text))

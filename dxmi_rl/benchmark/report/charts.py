@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -21,7 +23,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
-from dxmi_rl.benchmark.pictures import COLOURS, MARKERS
+from dxmi_rl.benchmark.pictures import COLOURS, MARKERS, PLAIN
 from dxmi_rl.benchmark.report.aggregates import Aggregate
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.statistics import Interval, curve_band, performance_profile
@@ -44,7 +46,6 @@ AXES = {
     "energy_evals": ("energy evaluations", EngFormatter(sep=" ")),
     "seconds": ("training seconds", FuncFormatter(lambda value, _: f"{value:g}")),
 }
-PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
 LOG_RATIO = 8.0
 """Values that span a larger ratio are drawn on a logarithmic axis."""
 
@@ -107,8 +108,24 @@ def swatch(style: Style) -> str:
     return f'<svg class="swatch" aria-hidden="true"><use href="#swatch-{style.index}"/></svg>'
 
 
+_kept: ContextVar[dict[str, Figure] | None] = ContextVar("figures", default=None)
+
+
+@contextlib.contextmanager
+def kept_figures() -> Iterator[dict[str, Figure]]:
+    """All figures that ``svg`` draws meanwhile, by name."""
+    found: dict[str, Figure] = {}
+    token = _kept.set(found)
+    try:
+        yield found
+    finally:
+        _kept.reset(token)
+
+
 def svg(figure: Figure, name: str, description: str) -> str:
     """The figure as inline SVG with an accessible name; its identifiers depend on ``name`` only."""
+    if (kept := _kept.get()) is not None:
+        kept[name.replace(" ", "-")] = figure
     file = io.StringIO()
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # glyphs that matplotlib's own font lacks are the browser's
@@ -238,7 +255,8 @@ def curve_charts(comparison: Comparison, task: str, styles: dict[str, Style]) ->
             if floor is not None and (floor > 0 or not logarithmic):
                 axes.axhline(floor, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             for name, level in levels.items():
-                axes.axhline(level, color=styles[name].colour if name else INK, linewidth=1.6, linestyle=(0, (1, 1.5)))
+                colour = styles[name].colour if name else INK
+                axes.axhline(level, color=colour, linewidth=1.6, linestyle=(0, (1, 1.5)), label=name or "base sampler")
             for curve in curves:
                 _draw_curve(axes, curve, cost, styles[curve.label])
             cut = _scale(axes, curves, [*levels.values(), *([] if floor is None else [floor])], logarithmic)
@@ -258,7 +276,7 @@ def _draw_curve(axes: Axes, curve: _Curve, cost: str, style: Style) -> None:
     axes.fill_between(x, low, high, color=style.colour, alpha=0.17, linewidth=0)
     axes.plot(
         x, iqm, color=style.colour, linestyle=style.dash, linewidth=1.5, marker=style.marker, markersize=4.5,
-        markevery=(style.index % every, every),
+        markevery=(style.index % every, every), label=curve.label,
     )  # fmt: skip
 
 
@@ -321,7 +339,7 @@ def profile_charts(aggregate: Aggregate, styles: dict[str, Style]) -> list[tuple
                     axes.fill_between(thresholds, below, above, color=style.colour, alpha=0.13, linewidth=0, step="mid")
                 axes.step(
                     thresholds, fraction, where="mid", color=style.colour, linestyle=style.dash, linewidth=1.5,
-                    marker=style.marker, markersize=4, markevery=(4 + 3 * style.index % 16, 16),
+                    marker=style.marker, markersize=4, markevery=(4 + 3 * style.index % 16, 16), label=label,
                 )  # fmt: skip
             axes.set(xlabel="normalised score τ", ylabel="fraction of runs above τ", ylim=(-0.03, 1.03), title=title)
             axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -11,7 +11,20 @@ from html import escape
 from dxmi_rl.benchmark.report.charts import Style, swatch
 from dxmi_rl.benchmark.report.formatting import MISSING
 
-__all__ = ["Cell", "Column", "Row", "agent", "command", "escape", "legend", "plain", "script_json", "slug", "table"]
+__all__ = [
+    "Cell",
+    "Column",
+    "Row",
+    "agent",
+    "anchor",
+    "command",
+    "escape",
+    "legend",
+    "plain",
+    "script_json",
+    "slug",
+    "table",
+]
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,11 @@ def script_json(value: object) -> str:
     """JSON that cannot end the script element that it stands in."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def anchor(name: str) -> str:
+    """A link to the section of this identifier, to be copied."""
+    return f' <a class="anchor" href="#{name}" aria-label="Link to this section">#</a>'
 
 
 def agent(label: str, styles: dict[str, Style]) -> str:

@@ -16,6 +16,7 @@ from dxmi_rl.benchmark.report.appendix import (
     settings_table,
     versions,
 )
+from dxmi_rl.benchmark.report.changes import changes_section
 from dxmi_rl.benchmark.report.charts import (
     Style,
     curve_charts,
@@ -31,6 +32,7 @@ from dxmi_rl.benchmark.report.markup import (
     Column,
     Row,
     agent,
+    anchor,
     command,
     escape,
     legend,
@@ -46,8 +48,8 @@ from dxmi_rl.utils.storage import JSON
 COST_ORDER = ["energy_evals", "seconds", "timesteps", "energy_grad_evals", "policy_draws", "denoiser_calls"]
 
 
-def page(comparison: Comparison) -> str:
-    """The whole page as one string."""
+def page(comparison: Comparison, before: Comparison | None = None) -> str:
+    """The whole page as one string, with what changed since ``before``."""
     results, styles = comparison.results, make_styles(comparison.labels)
     scenes: JSON = {}
     sections = "\n".join(_task_section(comparison, task, styles, scenes) for task in comparison.tasks)
@@ -58,7 +60,8 @@ def page(comparison: Comparison) -> str:
         script=_resource("script.js"),
         scenes=script_json(scenes),
         swatches=swatches(styles),
-        navigation=_navigation(comparison),
+        navigation=_navigation(comparison, before),
+        changes="" if before is None else changes_section(comparison, before),
         introduction=_introduction(comparison),
         failures=_failures(comparison),
         glance=_glance(comparison),
@@ -81,10 +84,13 @@ def _resource(name: str) -> str:
 # Head -----------------------------------------------------------------------------------------------------------------
 
 
-def _navigation(comparison: Comparison) -> str:
-    links = [("summary", "Summary"), *((f"task-{slug(task)}", task) for task in comparison.tasks)]
-    links += [("profiles", "Profiles"), ("settings", "Settings and commands")]
-    return "".join(f'<li><a href="#{target}">{escape(name)}</a></li>' for target, name in links)
+def _navigation(comparison: Comparison, before: Comparison | None) -> str:
+    links = [("#changes", "What changed")] if before is not None else []
+    links += [("#summary", "Summary"), *((f"#task-{slug(task)}", task) for task in comparison.tasks)]
+    links += [("#profiles", "Profiles"), ("#settings", "Settings and commands")]
+    if any(run.get("paths") for run in comparison.runs):
+        links.append(("playground.html", "Playground"))
+    return "".join(f'<li><a href="{target}">{escape(name)}</a></li>' for target, name in links)
 
 
 def _introduction(comparison: Comparison) -> str:
@@ -134,7 +140,9 @@ def _aggregates(comparison: Comparison, styles: dict[str, Style]) -> str:
     if len(comparison.tracks) > 1:
         parts.append("<p>Tracks are never pooled: each has its own aggregate and table.</p>")
     for track in comparison.tracks:
-        heading = f"<h3>Over all tasks: track {escape(track)}</h3><p>{escape(_track(track))}</p>"
+        name = f"aggregate-{slug(track)}"
+        heading = f'<h3 id="{name}">Over all tasks: track {escape(track)}{anchor(name)}</h3>'
+        heading += f"<p>{escape(_track(track))}</p>"
         found = [aggregate for aggregate in comparison.aggregates if aggregate.track == track]
         parts.append(heading + (_aggregate(found[0], styles) if found else "<p>No task has normalised scores.</p>"))
     return "\n".join(parts)
@@ -289,9 +297,11 @@ def _task_section(comparison: Comparison, task: str, styles: dict[str, Style], s
         figures = "".join(f"<figure>{chart}</figure>" for chart in charts)
         curves = f'{labels}<div class="charts">{figures}</div><p class="note">{escape(caption)}</p>'
     return (
-        f'<section id="{name}" aria-labelledby="{name}-title"><h3 id="{name}-title">{escape(task)}</h3>'
+        f'<section id="{name}" aria-labelledby="{name}-title"><h3 id="{name}-title">{escape(task)}{anchor(name)}</h3>'
         f'<dl class="facts line">{items}</dl><p class="verdict">{escape(comparison.verdict(task))}</p>{rerun}'
-        f"<h4>Samples</h4>{_scene(comparison, task, styles, scenes)}<h4>Learning curves</h4>{curves}</section>"
+        f'<h4 id="samples-{slug(task)}">Samples{anchor(f"samples-{slug(task)}")}</h4>'
+        f'{_scene(comparison, task, styles, scenes)}<h4 id="curves-{slug(task)}">Learning curves'
+        f"{anchor(f'curves-{slug(task)}')}</h4>{curves}</section>"
     )
 
 

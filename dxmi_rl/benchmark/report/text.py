@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
+from dxmi_rl.benchmark.report.changes import HEADER, changes, notes, title
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_seconds
 from dxmi_rl.benchmark.tables import LEGEND, compact
@@ -36,8 +37,8 @@ class TextTable:
     caption: str
 
 
-def markdown(comparison: Comparison) -> str:
-    """Verdicts, aggregates and one table per task."""
+def markdown(comparison: Comparison, before: Comparison | None = None) -> str:
+    """Verdicts, what changed since ``before``, aggregates and one table per task."""
     results = comparison.results
     seconds = show_seconds(float(results["seconds"]))
     parts = [
@@ -52,7 +53,7 @@ def markdown(comparison: Comparison) -> str:
         parts += [f"**{len(failed)} failed {runs}, missing below:**", "\n".join(failed)]
     verdicts = [f"- **{_plain(task)}**: {_plain(comparison.verdict(task))}" for task in comparison.tasks]
     parts += ["**The best of each task:**", "\n".join(verdicts)]
-    for table in tables(comparison):
+    for table in ([] if before is None else [_changes_table(comparison, before)]) + tables(comparison):
         lines = [_markdown_line([_plain(cell) for cell in table.header])]
         lines.append(_markdown_line(["---", *["---:"] * (len(table.header) - 1)]))
         for cells, bold in zip(table.body, table.bold, strict=True):
@@ -101,6 +102,13 @@ def tables(comparison: Comparison) -> list[TextTable]:
     """The aggregates, one per track, then one table per task."""
     aggregates = [_aggregate_table(aggregate) for aggregate in comparison.aggregates if aggregate.scores]
     return aggregates + [_task_table(comparison, task) for task in comparison.tasks]
+
+
+def _changes_table(comparison: Comparison, before: Comparison) -> TextTable:
+    found = changes(comparison, before)
+    bold = [[False] * 6 + [change.verdict in ("better", "worse")] + [False] * 2 for change in found]
+    body = [change.cells() for change in found]
+    return TextTable(title(before), "changes", list(HEADER), body, bold, notes(comparison, before))
 
 
 def _aggregate_table(aggregate: Aggregate) -> TextTable:

@@ -1,0 +1,125 @@
+"""What changed between two comparisons, row by row: for the page and for Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dxmi_rl.benchmark.report.content import Comparison, Difference, Line
+from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_signed
+from dxmi_rl.benchmark.report.markup import Cell, Column, anchor, escape, plain, table
+from dxmi_rl.benchmark.results import RULERS
+from dxmi_rl.benchmark.statistics import welch_t_test
+from dxmi_rl.benchmark.tables import compact
+
+HEADER = ("agent", "task", "score", "before", "now", "change", "verdict", "energy evaluations", "seconds")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One agent on one task, before and now."""
+
+    task: str
+    label: str
+    score: str
+    """Name of the ranking score with an arrow; empty where the two comparisons rank by different ones."""
+    before: Line | None
+    """None where it was not there."""
+    now: Line | None
+    difference: Difference | None
+    """In the mean of the ranking score, positive is better."""
+
+    @property
+    def verdict(self) -> str:
+        """One word, or two: what is certain of the change."""
+        if self.before is None or self.now is None:
+            return "new" if self.before is None else "gone"
+        if self.difference is None:
+            return "not comparable"
+        if self.difference.clear is None:
+            return "one run" if self.difference.value else "the same"
+        if not self.difference.clear:
+            return "no clear change"
+        return "better" if self.difference.value > 0 else "worse"
+
+    def cells(self) -> list[str]:
+        """Texts of a row of HEADER."""
+        change = MISSING
+        if self.difference is not None:
+            bounds = show_range(self.difference.low, self.difference.high)
+            change = f"{show_signed(self.difference.value)} {bounds}".strip()
+        costs = [" → ".join(_cost(entry, key) for entry in (self.before, self.now)) for key in HEADER_COSTS]
+        return [
+            self.label, self.task, self.score, self._score(self.before), self._score(self.now), change, self.verdict,
+            *costs,
+        ]  # fmt: skip
+
+    def _score(self, line: Line | None) -> str:
+        return MISSING if line is None else show_entry(line.entry)
+
+
+HEADER_COSTS = ("energy_evals", "seconds")
+
+
+def _cost(line: Line | None, key: str) -> str:
+    return MISSING if line is None else show(line.summary["costs"].get(key), compact)
+
+
+def changes(now: Comparison, before: Comparison) -> list[Change]:
+    """Rows of both comparisons, in the order of ``now`` and then those that are gone."""
+    found = []
+    for task in dict.fromkeys([*now.tasks, *before.tasks]):
+        lines = {line.label: line for line in now.lines(task)} if task in now.tasks else {}
+        earlier = {line.label: line for line in before.lines(task)} if task in before.tasks else {}
+        for label in dict.fromkeys([*lines, *earlier]):
+            line, old = lines.get(label), earlier.get(label)
+            shown = line or old
+            assert shown is not None
+            same = line is None or old is None or line.score == old.score
+            difference = _difference(now, before, line, old) if line and old and same else None
+            found.append(Change(task, label, shown.name if same else "", old, line, difference))
+    return found
+
+
+def _difference(now: Comparison, before: Comparison, line: Line, old: Line) -> Difference | None:
+    own, others = (np.array(one.values(line.task, line.label)) for one in (now, before))
+    if not (own.size and others.size):
+        return None
+    sign = -1.0 if line.better == "lower" else 1.0
+    if min(own.size, others.size) > 1 and (np.ptp(own) > 0 or np.ptp(others) > 0):
+        test = welch_t_test(sign * own, sign * others)
+        return Difference(old.label, test.difference, test.low, test.high, test.p_value)
+    return Difference(old.label, float(sign * (own.mean() - others.mean())))
+
+
+def title(before: Comparison) -> str:
+    """What the earlier comparison is."""
+    return f"What changed since {before.results['name']} ({show_date(str(before.results['date']))})"
+
+
+def notes(now: Comparison, before: Comparison) -> str:
+    """How to read the table, and what keeps its two sides from being compared."""
+    text = "Changes are in the mean of the ranking score, positive is better, with the interval of Welch's t-test."
+    rulers = [RULERS[one.results["schema"]] for one in (before, now)]
+    if rulers[0] != rulers[1]:
+        text += f" The fitted kernel was {rulers[0]} and is {rulers[1]}: their bounds cannot be compared."
+    return text
+
+
+def changes_section(now: Comparison, before: Comparison) -> str:
+    """The section of the page."""
+    columns = [Column(name, numeric=index > 2 and name != "verdict") for index, name in enumerate(HEADER)]
+    rows = []
+    for change in changes(now, before):
+        cells = [plain(text, text) for text in change.cells()]
+        if change.difference is not None:
+            cells[5] = Cell(escape(change.cells()[5]), change.difference.value)
+        if change.verdict in ("better", "worse"):
+            cells[6] = Cell(f"<strong>{change.verdict}</strong>", change.verdict)
+        rows.append((cells, {"task": change.task, "label": change.label}))
+    caption = f"{escape(notes(now, before))} Earlier: <code>{escape(str(before.results['command']))}</code>"
+    return (
+        '<section id="changes" aria-labelledby="changes-title"><h2 id="changes-title">'
+        f"{escape(title(before))}{anchor('changes')}</h2>{table(columns, rows, caption, sortable=True)}</section>"
+    )
