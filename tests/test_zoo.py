@@ -172,3 +172,10 @@ def test_the_repositorys_zoo_has_nothing_that_does_not_belong_to_it() -> None:
 def test_every_agent_of_the_repository_can_be_loaded(name: str) -> None:
     x = load_pretrained(name, folder=OURS).sample(2, seed=0)
     assert bool(x.isfinite().all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list_pretrained(OURS)[::8])
+def test_agents_of_the_repository_score_as_their_cards_say(name: str) -> None:
+    """On whatever machine this runs; ``dxmi-rl zoo check`` is about all of them."""
+    assert check_pretrained(name, OURS) == []
