@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[1])
@@ -23,14 +24,20 @@ from dxmi_rl import list_tasks, make_task
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils import storage
+from dxmi_rl.utils.storage import JSON
 
 KINDS = ("denoiser", "energy")
 """Files of a cache that are shipped; not those of denoisers after four fifths of the training."""
 
 
-def names() -> list[str]:
-    """Tasks whose denoiser is learned."""
-    return [name for name in list_tasks() if TASKS[name].denoiser == "learned"]
+SMALL = {"pretraining": {"width": 80}}
+"""Digits as the zoo's game plays on them (tools/make_zoo.py)."""
+
+
+def tasks() -> list[tuple[str, JSON]]:
+    """Named tasks whose denoiser is learned, that of the zoo, and the one whose energy is; with their settings."""
+    named = [(name, dict[str, Any]()) for name in list_tasks() if TASKS[name].denoiser == "learned"]
+    return [*named, ("digits", SMALL), ("digits", {"energy": "fixed"})]
 
 
 def make(folder: Path) -> list[Path]:
@@ -40,9 +47,8 @@ def make(folder: Path) -> list[Path]:
     os.environ["DXMI_RL_CACHE"] = str(folder)
     try:
         with one_thread():
-            for name in names():
-                make_task(name)
-            make_task("digits", energy="fixed")
+            for name, settings in tasks():
+                make_task(name, **settings)
     finally:
         storage.SHIPPED = shipped
         os.environ.pop("DXMI_RL_CACHE")

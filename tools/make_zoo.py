@@ -14,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # started as a file: imports are from the root of the repository
-    sys.path[0] = str(Path(__file__).parents[1])
+if __name__ == "__main__":  # started as a file: imports are from the root of the repository, too
+    sys.path.append(str(Path(__file__).parents[1]))
+
+from make_shipped import SMALL
 
 from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Row
@@ -33,7 +35,7 @@ ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
 GAMES = [
     Row(
         "dxmi", "digits", "dxmi", budget=600_000,
-        task_settings={"pretraining": {"width": 80}}, agent_settings={"agent_settings": {"value": {"width": 80}}},
+        task_settings=SMALL, agent_settings={"agent_settings": {"value": {"width": 80}}},
     )
 ]  # fmt: skip
 """Games of DxMI, with networks that are small enough for a file of the zoo: those of the task's defaults have 8 MB."""

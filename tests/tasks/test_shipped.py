@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import make_shipped
 import pytest
 
-from dxmi_rl import make_target, make_task
+from dxmi_rl import load_pretrained, make_target, make_task
 from dxmi_rl.diffusion import pretraining
 from dxmi_rl.irl import fixed
 from dxmi_rl.tasks import TASKS
@@ -30,6 +31,7 @@ def test_digits_are_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretraining, "_Cloning", no)
     monkeypatch.setattr(fixed, "DxMI", no)
     make_task("digits", energy="fixed")
+    load_pretrained("dxmi-digits")
     assert not cache.exists()
 
 
@@ -38,8 +40,8 @@ def test_all_learned_denoisers_are_there_with_the_settings_of_today() -> None:
     shipped = [storage.load_tensors(file)[1] for file in storage.SHIPPED.glob("denoiser-*.safetensors")]
     found = {(key["target"], key["iterations"], key["width"], key["depth"], key["fourier"]) for key in shipped}
     wanted = set()
-    for name in make_shipped.names():
-        settings = TASKS[name].pretraining
+    for name, changes in make_shipped.tasks():
+        settings = replace(TASKS[name].pretraining, **changes.get("pretraining", {}))
         target = make_target(str(TASKS[name].target)).name
         wanted.add((target, settings.iterations, settings.width, settings.depth, settings.fourier))
     assert found == wanted and len(shipped) == len(wanted)
@@ -48,7 +50,7 @@ def test_all_learned_denoisers_are_there_with_the_settings_of_today() -> None:
 def test_they_are_made_again(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = tmp_path / "made"
     monkeypatch.setattr(storage, "SHIPPED", made)
-    monkeypatch.setattr(make_shipped, "names", lambda: ["moons"])
+    monkeypatch.setattr(make_shipped, "tasks", lambda: [("moons", {}), ("digits", {"energy": "fixed"})])
     energy = next(Path(make_shipped.__file__).parents[1].glob("dxmi_rl/shipped/energy-*"))
 
     def make(name: str, **options: Any) -> None:
