@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -37,8 +36,8 @@ class AnyStep(Agent[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number. Each iteration is for one horizon; transitions are shared in proportion to sqrt(T). ``at(T)`` is the agent
-    of one horizon, which may be any number between the smallest and the largest.
+    number. Each iteration is for one horizon, and all get equally many transitions. ``at(T)`` is the agent of one
+    horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
         agent = AnyStep(task, agent="dxdp").learn(100_000)
@@ -114,8 +113,7 @@ class AnyStep(Agent[AnyStepConfig]):
         return self._between[horizon]
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        # Between equal numbers of iterations, too few for one step, and equal transitions, too few for many.
-        horizon = min(self.trained, key=lambda steps: self.trained[steps] / math.sqrt(steps))
+        horizon = min(self.trained, key=self.trained.__getitem__)
         before = self.costs.timesteps
         log = self.agents[horizon].iterate(on_final)
         self.trained[horizon] += self.costs.timesteps - before
