@@ -74,6 +74,11 @@ class Train:
                 f"agent {self.agent!r} is trained already: dxmi-rl evaluate scores it. To train on, load it in Python: "
                 "agent = dxmi_rl.load_agent(file), then agent.learn(n, reset_num_timesteps=False)."
             )
+        if self.task.rpartition(":")[0].endswith(".py"):
+            raise ValueError(
+                f"task must be named for training on the command line, got {self.task!r}: train on objects of yours in "
+                "Python (docs/your_own_energy.md), and score the checkpoint with dxmi-rl evaluate --task file.py:NAME."
+            )
         check_integer("points", self.points)
         check_real("budget", self.budget)
         row = make_row(

@@ -181,6 +181,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["sample", "base", "--out", "x.txt"], "unknown ending of out '.txt'"),
         (["sample", "base", "--n", "0"], "n must be >= 1"),
         (["report", "nowhere"], "no results at"),
+        (["train", "ppo", "--task", "mine.py:energy"], "task must be named for training on the command line"),
         (["compare", "--preset", "quik"], "Did you mean 'quick'"),
     ],
 )
@@ -193,6 +194,15 @@ def test_errors_are_one_line_and_leave_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_with_another_ending_is_no_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pt").write_bytes(b"x")
+    assert main(["compare", "--agent", "a.pt"]) == 2
+    assert "agent must be a file that ends with .safetensors or .zip, got 'a.pt'" in capsys.readouterr().err
 
 
 OWN = """

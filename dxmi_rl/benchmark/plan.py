@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dxmi_rl.agents.plain import check_config, has_plain_settings
+from dxmi_rl.benchmark.own_agents import is_own_agent
 from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, check_rows, make_runs
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
@@ -86,6 +87,8 @@ def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
     for task in dict.fromkeys(row.task for row in rows):
         like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
         for agent in arguments.agent:
+            if Path(agent).is_file() and not is_own_agent(agent):
+                raise ValueError(f"agent must be a file that ends with .safetensors or .zip, got {agent!r}.")
             row = make_row(
                 task, agent, like.budget, unit=like.unit, fit=like.fit, task_settings=like.task_settings,
                 seeds=like.seeds, trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),
@@ -95,7 +98,7 @@ def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
                 elsewhere.append(f"{row.label} on {task}")
             elif row.energy_given or row.own.learns_energy:
                 found.append(row)
-            else:
+            elif not arguments.tasks or task in arguments.tasks:
                 without_energy.append(f"{row.label} on {task}")
     for skipped, reason in ((without_energy, "these tasks give no energy to learn from"),
                             (elsewhere, "these checkpoints were trained on another task")):  # fmt: skip

@@ -34,8 +34,8 @@ SCORE_COST, FIT_COST = 100_000, 1_300_000
 TRANSITIONS_PER_SECOND = 30_000
 """Rough speed of training in 2-D; it only orders the runs."""
 RANKED_BY = {
-    "kl_bound_fit": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower", "sliced_w2": "lower",
-    "quantile_error": "lower",
+    "kl_bound_fit": "lower", "kl_marginal": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower",
+    "sliced_w2": "lower", "quantile_error": "lower",
 }  # fmt: skip
 """Scores that a task can be ranked by, the first that applies, and which direction is better."""
 
@@ -326,8 +326,8 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
 
 
 def exact_score(scores: dict[str, float], key: str) -> float | None:
-    """What an exact sampler scores: a bound on the KL is 0, others have a floor beside them, or nothing is known."""
-    return 0.0 if key == "kl_bound_fit" else scores.get(f"{key}_floor")
+    """What an exact sampler scores: a KL and its bound are 0, others have a floor beside them, or nothing is known."""
+    return 0.0 if key in ("kl_bound_fit", "kl_marginal") else scores.get(f"{key}_floor")
 
 
 def normalise(score: float, base: float, floor: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast, get_type_hints
 
 from dxmi_rl.targets.base import Modes, Target, TargetError
@@ -132,6 +132,14 @@ def target_class(name: str) -> type[Target]:
     return cast(type[Target], builder if inspect.isclass(builder) else get_type_hints(builder)["return"])
 
 
+def check_options(what: str, builder: Callable[..., Target], options: Mapping[str, object]) -> None:
+    """Raise UnknownNameError for an option that the builder of a target does not take."""
+    known = list(inspect.signature(builder).parameters)
+    for key in options:
+        if key not in known:
+            raise UnknownNameError(f"option of {what}", key, known)
+
+
 def make_target(name: str, **options: object) -> Target:
     """Build the target ``name`` with ``options`` of its builder, such as ``linear_below`` of "lj13".
 
@@ -140,10 +148,7 @@ def make_target(name: str, **options: object) -> Target:
     missing.
     """
     builder = TARGETS[name]
-    known = list(inspect.signature(builder).parameters)
-    for key in options:
-        if key not in known:
-            raise UnknownNameError(f"option of target {name!r}", key, known)
+    check_options(f"target {name!r}", builder, options)
     target = builder(**options)
     target.name, target.options = name, dict(options)
     return target

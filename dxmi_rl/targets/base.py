@@ -91,6 +91,8 @@ class Target(nn.Module):
         self.scale = check_real("scale", scale, strict=True)
         if smallest_scale is not None:
             smallest_scale = check_real("smallest_scale", smallest_scale, strict=True)
+            if smallest_scale > 1.001 * self.scale:  # equal ones may differ by rounding
+                raise ValueError(f"smallest_scale must be at most scale, {self.scale:g}, got {smallest_scale:g}.")
         self.smallest_scale = smallest_scale
         self.plot_range = _check_range("plot_range", plot_range)
         self.log_z = log_z

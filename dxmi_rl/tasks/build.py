@@ -22,6 +22,7 @@ from dxmi_rl.targets import (
     Target,
     TargetError,
     Tilted,
+    check_options,
     make_reward,
     target_class,
 )
@@ -146,11 +147,13 @@ def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: di
     if isinstance(name, str):
         return TASKS[name], name
     if isinstance(name, (Tensor, np.ndarray)):
+        check_options("a target of data", DataTarget, options)
         name = DataTarget(name, **options)
     elif own_energy:
         if dim is None:
             raise ValueError("dim must say the dimension of an energy of your own, for example dim=2.")
         shape = dim if isinstance(dim, tuple) else (check_integer("dim", dim),)
+        check_options("a target of an energy", EnergyTarget, options)
         name = EnergyTarget(cast(Energy, name), shape, **options)
     if not isinstance(name, Target):
         raise TypeError(f"task must be a name, a Target, an energy, a data tensor or a Task, got {name!r}.")

@@ -40,7 +40,9 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     written; a device such as /dev/stdout is written to as it is.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        raise IsADirectoryError(f"path must name a file, and {str(path)!r} is a folder.")
+    if path.exists() and not path.is_file():
         write(path)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,9 +47,10 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_it_trains_each_time_and_ends_in_a_page(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
+    for turn in range(2):
         assert main(["demo"]) == 0
         printed = capsys.readouterr().out
+        assert ("The demo trains each time" in printed) == bool(turn)
         assert "dxdp, 0 transitions" in printed and "kl_bound" in printed and "press play" in printed
         assert max(len(line) for line in printed.splitlines() if "file:" not in line) <= 100
     page = Path("runs/demo/report.html")

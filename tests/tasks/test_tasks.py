@@ -324,3 +324,12 @@ def test_data_that_the_noise_levels_do_not_fit_are_warned_of(shift: float, facto
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_task(rows, pretraining=QUICK)
+
+
+def test_options_of_own_targets_are_checked() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'scale'"):
+        make_task(lambda x: x.square().sum(1), dim=2, target_options={"scal": 1.0})
+    with pytest.raises(UnknownNameError, match="option of a target of data"):
+        make_task(torch.randn(50, 2), target_options={"scal": 1.0})
+    with pytest.raises(ValueError, match=r"smallest_scale must be at most scale, 1, got 5\."):
+        make_task(lambda x: x.square().sum(1), dim=2, target_options={"scale": 1.0, "smallest_scale": 5.0})

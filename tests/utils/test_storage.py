@@ -387,3 +387,9 @@ def test_links_stay_and_devices_are_written_to(tmp_path: Path) -> None:
 def test_an_integer_beyond_floats_is_no_real() -> None:
     with pytest.raises(ValueError, match="must be finite"):
         check_real("r", 10**400)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match=r"path must name a file, and .* is a folder"):
+        write_json(tmp_path, {})
+    assert list(tmp_path.iterdir()) == []

@@ -57,7 +57,7 @@
     number.value = Math.max(0, Math.min(count - 1, Math.floor(+(wanted.path ?? number.value)) || 0));
     get("note").textContent = [
       steps === 0 ? "This agent has no density: only its samples are kept." : "",
-      numbers.log_weight ? "The log weight of a path so far is -log p₀(x₀) and, of every step, the log-probability of "
+      numbers.log_weight ? "The log weight of a path so far is minus the log-density of its start x₀ and, of every step, the log-probability of "
         + "the way back less that of the policy; the last has -E / τ added." : "", scene.note,
     ].filter(Boolean).join(" ");
     draw();
