@@ -7,17 +7,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from agent_cases import same, small, state, task_for
+from sklearn.metrics import roc_auc_score
 
 import dxmi_rl
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.checkpoint import save_agent
+from dxmi_rl.anomaly import EnergyDetector
 from dxmi_rl.cli import main
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.zoo import add_pretrained, check_pretrained, list_pretrained, load_pretrained, pretrained
+from dxmi_rl.zoo import (
+    add_pretrained,
+    add_pretrained_detector,
+    check_pretrained,
+    detectors,
+    list_pretrained,
+    load_pretrained,
+    load_pretrained_detector,
+    pretrained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +167,7 @@ def test_what_cannot_be_put_in_leaves_the_agent_that_has_the_name(zoo: Path, mon
 
 
 def test_a_score_that_is_no_number_is_wrong(zoo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_evaluated", lambda *given, **options: {"kl_bound": float("nan")})
+    monkeypatch.setattr(pretrained, "evaluated", lambda *given, **options: {"kl_bound": float("nan")})
     assert any("kl_bound is nan" in line for line in check_pretrained("ppo-8gaussians"))
 
 
@@ -169,9 +181,35 @@ def test_the_repositorys_zoo_has_nothing_that_does_not_belong_to_it() -> None:
 
 
 @pytest.mark.parametrize("name", list_pretrained(OURS))
-def test_every_agent_of_the_repository_can_be_loaded(name: str) -> None:
-    x = load_pretrained(name, folder=OURS).sample(2, seed=0)
-    assert bool(x.isfinite().all())
+def test_all_of_the_repository_can_be_loaded(name: str) -> None:
+    if name.startswith("detector-"):
+        scores = load_pretrained_detector(name, folder=OURS).score_samples(detectors.table_of(name[9:])[1])
+        assert bool(np.isfinite(scores).all())
+    else:
+        assert bool(load_pretrained(name, folder=OURS).sample(2, seed=0).isfinite().all())
+
+
+def test_detectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted, rows, outlier = detectors.table_of("cancer")
+    assert len(fitted) == 178 and len(rows) == 179 + 212 and outlier.sum() == 212
+    detector = EnergyDetector(pretraining_iterations=50, max_iterations=2, width=16).fit(fitted)
+    given: dict[str, Any] = {"table": "cancer", "command": "make it", "seconds": 1.0}
+    entry = add_pretrained_detector(detector, "mine", tmp_path, **given)
+    agent = small("ppo").learn(1000)
+    add_pretrained(agent, "an-agent", tmp_path, command="")
+    again = load_pretrained_detector("mine", folder=tmp_path)
+    assert np.array_equal(again.score_samples(rows), detector.score_samples(rows))
+    assert entry["scores"]["auroc"]["mean"] == roc_auc_score(outlier, -detector.score_samples(rows))
+    assert check_pretrained("mine", tmp_path) == []
+    assert 'load_pretrained_detector("mine")' in (tmp_path / "mine.md").read_text(encoding="utf-8")
+    assert (tmp_path / "mine.png").is_file() and "(mine.md)" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="'mine' is a detector: load_pretrained_detector loads it"):
+        load_pretrained("mine", folder=tmp_path)
+    with pytest.raises(ValueError, match="'an-agent' is an agent: load_pretrained loads it"):
+        load_pretrained_detector("an-agent", folder=tmp_path)
+    with pytest.raises(UnknownNameError, match="Did you mean 'cancer'"):
+        add_pretrained_detector(detector, "other", tmp_path, **given | {"table": "canser"})
+    assert main(["zoo", "--folder", str(tmp_path)]) == 0 and "auroc" in capsys.readouterr().out
 
 
 @pytest.mark.slow

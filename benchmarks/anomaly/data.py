@@ -7,14 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_digits
 
+from dxmi_rl.anomaly.table_data import Rows, cancer, digit
 from dxmi_rl.targets import MissingDataError
 from dxmi_rl.utils.checks import require
 
-Rows = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""Rows ``[n, features]``, and which of them are outliers."""
 MLBENCH = Path("/usr/lib/R/site-library/mlbench/data")
 """Where Debian's package r-cran-mlbench puts its sets."""
 UCI = {
@@ -54,18 +51,6 @@ def uci(name: str, folder: Path = MLBENCH) -> Rows:
     rows = columns.apply(lambda values: pandas.to_numeric(values.astype(str), errors="coerce")).to_numpy(np.float64)
     whole = np.isfinite(rows).all(1)
     return rows[whole], np.isin(classes[whole], outliers)
-
-
-def cancer() -> Rows:
-    """569 rows of 30 columns, 212 malignant ones are outliers: scikit-learn's breast cancer."""
-    rows, classes = load_breast_cancer(return_X_y=True)
-    return rows, classes == 0
-
-
-def digit(inlier: int) -> Rows:
-    """1,797 digits of 8 x 8; all but one digit are outliers."""
-    rows, classes = load_digits(return_X_y=True)
-    return rows, classes != inlier
 
 
 def all_sets(folder: Path = MLBENCH) -> dict[str, Callable[[], Rows]]:

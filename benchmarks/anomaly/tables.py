@@ -62,6 +62,7 @@ from benchmarks.scripts import command_line, header
 from dxmi_rl.agents import DxDP
 from dxmi_rl.anomaly import EnergyDetector
 from dxmi_rl.anomaly.detector import standardisation
+from dxmi_rl.anomaly.table_data import split_inliers
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.sweep import one_thread
@@ -115,15 +116,13 @@ def default_methods(protocol: str) -> tuple[str, ...]:
 
 def split(outlier: np.ndarray, protocol: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of rows to train on and to score."""
-    random, inliers, outliers = np.random.default_rng(seed), np.flatnonzero(~outlier), np.flatnonzero(outlier)
     if protocol == "all":
+        random, inliers, outliers = np.random.default_rng(seed), np.flatnonzero(~outlier), np.flatnonzero(outlier)
         if len(outliers) > len(inliers):
             outliers = random.permutation(outliers)[: len(inliers) // 9]
         rows = np.sort(np.concatenate([inliers, outliers]))
         return rows, rows
-    inliers = random.permutation(inliers)
-    half = len(inliers) // 2
-    return inliers[:half], np.concatenate([inliers[half:], outliers])
+    return split_inliers(outlier, seed)
 
 
 def make_method(

@@ -14,7 +14,9 @@ from rich.table import Table
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.zoo.pretrained import CHECKED, check_pretrained, read_index, zoo_folder
+from dxmi_rl.zoo.cards import count
+from dxmi_rl.zoo.check import check_pretrained
+from dxmi_rl.zoo.pretrained import CHECKED, read_index, zoo_folder
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Zoo:
                 entry = entries[name]
                 key = next((key for key in CHECKED if key in entry["scores"]), "")
                 score = number(entry["scores"][key]["mean"]) if key else ""
-                table.add_row(name, f"{entry['timesteps']:,}", key, score)
+                table.add_row(name, count(entry, "timesteps"), key, score)
             Console().print(table)
             return 0
         wrong: list[str] = []
