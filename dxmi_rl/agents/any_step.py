@@ -17,6 +17,7 @@ from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
+from dxmi_rl.utils.checks import check_fraction
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 
@@ -29,6 +30,11 @@ class AnyStepConfig:
     """The algorithm: an agent with a Gaussian policy of this package."""
     agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
     """Its settings."""
+    share: float = 0.0
+    """Transitions are shared in proportion to T to this power: 0 gives all horizons as many, 1 as many iterations."""
+
+    def __post_init__(self) -> None:
+        check_fraction("share", self.share)
 
 
 class AnyStep(Agent[AnyStepConfig]):
@@ -36,8 +42,8 @@ class AnyStep(Agent[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number. Each iteration is for one horizon, and all get equally many transitions. ``at(T)`` is the agent of one
-    horizon, which may be any number between the smallest and the largest.
+    number. Each iteration is for one horizon, the one that is furthest behind its ``share`` of the transitions.
+    ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
         agent = AnyStep(task, agent="dxdp").learn(100_000)
@@ -113,7 +119,7 @@ class AnyStep(Agent[AnyStepConfig]):
         return self._between[horizon]
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        horizon = min(self.trained, key=self.trained.__getitem__)
+        horizon = min(self.trained, key=lambda steps: self.trained[steps] / steps**self.config.share)
         before = self.costs.timesteps
         log = self.agents[horizon].iterate(on_final)
         self.trained[horizon] += self.costs.timesteps - before

@@ -89,7 +89,8 @@ class DxMI(Agent[DxMIConfig]):
         self.task.mdp.set_energy(self.energy)
         self.agent: Agent[Any]
         if len(self.task.horizons) > 1:
-            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings)
+            # An iteration is also a step of the energy, and games with too many of them go astray.
+            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.5)
             self.agent = AnyStep(self.task, seed=self.seed, config=shared)
         else:
             self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)

@@ -31,9 +31,10 @@ def several(horizons: tuple[int, ...] = HORIZONS, name: str = "gmm9", **changes:
     return make_task(name, **{"backward": "learned", "horizon": horizons, **changes})
 
 
-def any_step(agent: str = "dxdp", task: Task | None = None, seed: int = 0) -> AnyStep:
+def any_step(agent: str = "dxdp", task: Task | None = None, seed: int = 0, **settings: Any) -> AnyStep:
     task = several() if task is None else task
-    return AnyStep(task, seed=seed, agent=agent, agent_settings=small(agent, task.at(task.horizons[-1])).config)
+    inside = small(agent, task.at(task.horizons[-1])).config
+    return AnyStep(task, seed=seed, agent=agent, agent_settings=inside, **settings)
 
 
 def iterations(agent: Any, n: int) -> Any:
@@ -120,11 +121,15 @@ def test_all_horizons_learn_the_same_weights(name: str) -> None:
         assert torch.equal(x[-1], agent.sample(5, seed=0, horizon=horizon)) and len(x) == horizon + 1
 
 
-def test_all_horizons_get_equally_many_transitions() -> None:
-    agent = any_step("ppo")
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_transitions_are_shared_by_a_power_of_the_horizon(share: float) -> None:
+    agent = any_step("ppo", share=share)
     agent.learn(40 * agent.timesteps_per_iteration)
-    shares = agent.trained.values()
-    assert sum(shares) == agent.num_timesteps and max(shares) - min(shares) <= agent.timesteps_per_iteration
+    assert sum(agent.trained.values()) == agent.num_timesteps
+    shares = [agent.trained[horizon] / horizon**share for horizon in HORIZONS]
+    assert max(shares) < 1.1 * min(shares)
+    with pytest.raises(ValueError, match="share"):
+        any_step("ppo", share=1.5)
 
 
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
@@ -185,7 +190,7 @@ def test_particles_and_denoisers_share_theirs() -> None:
 def test_a_short_training_helps_every_horizon() -> None:
     task = several((2, 8), "8gaussians")
     base = {horizon: make_agent("base", task.at(horizon)) for horizon in (2, 8)}
-    agent = AnyStep(task, seed=0).learn(20_000)
+    agent = AnyStep(task, seed=0).learn(32_000)
     sizes: dict[str, Any] = {"fit": False, "floors": False, "draws": 1, "samples": 2000, "trajectories": 4000}
     for horizon, start in base.items():
         ours, theirs = evaluate(agent, horizon=horizon, **sizes), evaluate(start, **sizes)
@@ -238,7 +243,7 @@ def test_frozen_steps() -> None:
 
 def test_every_horizon_has_its_local_searches() -> None:
     settings = {"n_trajectories": 8, "buffer_size": 64, "local_search_every": 2, "local_search_steps": 1}
-    agent = AnyStep(several((2, 3)), agent="trajectory-balance", agent_settings=settings)
+    agent = AnyStep(several((2, 3)), agent="trajectory-balance", agent_settings=settings, share=1.0)
     searches = {2: 0, 3: 0}
     for horizon in searches:
         inner: Any = agent.agents[horizon]
