@@ -34,6 +34,7 @@ if __name__ == "__main__":  # started as a file: imports are from the root of th
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +56,7 @@ TOGETHER = "any-step"
 """The row of AnyStep."""
 SHOWN = {
     "kl_marginal": "KL(samples || target) [nats]", "kl_bound": "bound with the kernel of training [nats]",
-    "fd": "Frechet distance on the classifier's features",
+    "fd": "Fréchet distance of features",
 }  # fmt: skip
 
 
@@ -201,7 +202,10 @@ def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) 
     axis.set(xscale="log", yscale="log", title=task, xlabel="steps T", ylabel=SHOWN[key])
     ticks = list(scores_at(runs, task, True, key))
     axis.set_xticks(ticks, [str(step) for step in ticks])
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
