@@ -140,7 +140,7 @@ def test_off_policy_it_finds_the_optimum_too() -> None:
         lqg_task(), **SMALL | SMALL_VALUE | {"n_trajectories": 64}, replay=3, td_lambda=0.95, value_steps=8,
         policy_steps=2, warmup_iterations=20, warmup_value_steps=10, **RATES,
     )  # fmt: skip
-    error = errors(agent.learn(110_000), value_sign=1.0)
+    error = errors(agent.learn(110_000), values=True)
     assert error["value"] < 0.08, error
     assert error["mean"] < 0.035, error
     assert error["sigma"] < 0.025, error

@@ -329,7 +329,7 @@ def test_it_finds_the_soft_values_and_the_optimal_policy() -> None:
         max_grad_norm=1.0,
     )  # fmt: skip
     agent.learn(400_000)
-    error = errors(agent, value_sign=1.0, solution=solve(both))
+    error = errors(agent, values=True, solution=solve(both))
     assert error["value"] < 0.08, error
     assert error["mean"] < 0.035, error
     assert error["sigma"] < 0.06, error

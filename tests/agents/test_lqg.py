@@ -113,7 +113,7 @@ def test_dxdp_finds_the_soft_values_and_the_optimal_policy() -> None:
     )  # fmt: skip
     assert isinstance(agent, DxDP)
     agent.learn(300_000)
-    error = errors(agent, value_sign=1.0)
+    error = errors(agent, values=True)
     assert error["value"] < 0.02, error
     assert error["mean"] < 0.02, error
     assert error["sigma"] < 0.05, error
@@ -128,7 +128,7 @@ def test_ppo_finds_them_too() -> None:
     )  # fmt: skip
     assert isinstance(agent, PPO)
     agent.learn(300_000)
-    error = errors(agent, value_sign=-1.0)
+    error = errors(agent, values=True)
     assert error["value"] < 0.06, error
     assert error["mean"] < 0.03, error
     assert error["sigma"] < 0.03, error

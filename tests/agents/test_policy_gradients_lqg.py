@@ -137,7 +137,7 @@ def test_they_find_the_soft_optimum(
     """Mean, sigma and value within these relative errors of the closed form; ``errors`` says relative to what."""
     agent = plain_agent(name, lqg_task(), seed=0, **{**SMALL, **POLICY_RATES, **settings})
     agent.learn(steps)
-    error = errors(agent, value_sign=None if value is None else -1.0)
+    error = errors(agent, values=value is not None)
     assert error["mean"] < mean and error["sigma"] < sigma, error
     assert value is None or error["value"] < value, error
 
@@ -189,6 +189,6 @@ def test_dpok_finds_its_own_optimum() -> None:
     )  # fmt: skip
     assert isinstance(agent, DPOK)
     agent.learn(240_000)
-    error = errors(agent, -1.0, solve_dpok(agent.mdp.base.sigma, 0.5))
+    error = errors(agent, True, solve_dpok(agent.mdp.base.sigma, 0.5))
     assert error["mean"] < 0.02 and error["sigma"] < 0.01 and error["value"] < 0.1, error
     assert errors(agent)["mean"] > 0.1, "the soft optimum is another"

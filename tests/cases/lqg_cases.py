@@ -105,20 +105,19 @@ def per(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:
     return table[t].to(x).expand_as(x)
 
 
-def errors(agent: Agent[Any], value_sign: float | None = None, solution: Solution | None = None) -> dict[str, float]:
+def errors(agent: Agent[Any], values: bool = False, solution: Solution | None = None) -> dict[str, float]:
     """Largest relative errors over t on the agent's own states: RMS of the policy's mean over the standard deviation
-    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, when ``value_sign`` says how its values
-    relate to the soft cost-to-go (1 for costs, -1 for rewards), RMS of V over V's standard deviation ("value")."""
+    of the optimal mean ("mean"), RMS of sigma / sigma* - 1 ("sigma") and, with ``values``, RMS of its predicted values
+    over the standard deviation of the soft return-to-go ("value")."""
     solution = solve() if solution is None else solution
     trajectory, density = agent.sample_trajectory(20_000, seed=1), agent.density()
     rows: dict[str, list[float]] = {"mean": [], "sigma": []}
     with torch.no_grad():
         for t in range(5):
             x = trajectory.x[t]
-            if value_sign is not None:
-                values = getattr(agent, "values", None) or agent.value  # type: ignore[attr-defined]
-                value: Tensor = value_sign * values(x, t).double()
-                wanted = solution.value(x.double(), t)
+            if values:
+                value, wanted = agent.predict_values(x, t), -solution.value(x.double(), t)
+                assert value is not None
                 rows.setdefault("value", []).append(float((value - wanted).square().mean().sqrt() / wanted.std()))
             mean, log_std = density.moments(x, t)
             best, best_log_std = solution.moments(x.double(), t)
