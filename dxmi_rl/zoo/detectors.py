@@ -54,8 +54,9 @@ def add_pretrained_detector(
 ) -> JSON:  # fmt: skip
     """Put a detector that was fitted to the first rows of ``table_of`` into a zoo. Returns its entry.
 
-    ``seconds`` is how long that took, ``command`` and ``licence`` are as in ``add_pretrained``. Raises as that, and
-    UnknownNameError for a table that is none of TABLES.
+    ``seconds`` is how long that took, ``command`` and ``licence`` are as in ``add_pretrained``. Raises UnknownNameError
+    for a table that is none of TABLES, NotFittedError before ``fit``, and ValueError for a name or weights that
+    ``put`` refuses.
     """
     scores = detector_scores(detector, table)
     with tempfile.TemporaryDirectory() as temporary:
@@ -76,7 +77,7 @@ def load_pretrained_detector(
 
     Raises as ``load_pretrained``, and ValueError for the name of an agent.
     """
-    file, _ = checked_file(name, folder, detector=True)
+    file = checked_file(name, folder, detector=True)
     return EnergyDetector.load(file, device=None if device is None else str(device))
 
 

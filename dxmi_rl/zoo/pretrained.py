@@ -102,11 +102,11 @@ def load_pretrained(
     CheckpointError for a damaged or foreign file, and for one whose checksum is not the index's, ValueError for the
     name of a detector.
     """
-    return load_agent(checked_file(name, folder, detector=False)[0], device=device)
+    return load_agent(checked_file(name, folder, detector=False), device=device)
 
 
-def checked_file(name: str, folder: AnyPath | None, *, detector: bool) -> tuple[Path, JSON]:
-    """The file of an agent or a detector of a zoo, and its entry. Raises as ``load_pretrained``."""
+def checked_file(name: str, folder: AnyPath | None, *, detector: bool) -> Path:
+    """The file of an agent or a detector of a zoo. Raises as ``load_pretrained``."""
     place = zoo_folder(folder)
     entries = read_index(place)
     if name not in entries:
@@ -114,12 +114,12 @@ def checked_file(name: str, folder: AnyPath | None, *, detector: bool) -> tuple[
     if (entries[name]["agent"] == DETECTOR) != detector:
         kind, other = ("an agent", "load_pretrained") if detector else ("a detector", "load_pretrained_detector")
         raise ValueError(f"{name!r} is {kind}: {other} loads it.")
-    file = place / entries[name]["file"]
+    file: Path = place / entries[name]["file"]
     if not file.is_file():
         raise FileNotFoundError(f"the zoo in {str(place)!r} lacks file {file.name!r} of {name!r}.")
     if hashlib.sha256(file.read_bytes()).hexdigest() != entries[name]["sha256"]:
         raise CheckpointError(f"{str(file)!r} is not the file that {INDEX} has the checksum of: damaged, or another.")
-    return file, entries[name]
+    return file
 
 
 def add_pretrained(

@@ -526,6 +526,8 @@ def test_one_figure_for_a_paper(tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
     assert all(f"<!-- {label} -->" in drawn for label in SKILL), "a legend"
+    assert main(["report", str(file), "--figure", "curve-8gaussians-seconds", "--against", str(file)]) == 2
+    assert "against belongs to whole reports" in capsys.readouterr().err
     assert main(["report", str(file), "--figure", "curve-8gaussian-seconds"]) == 2
     assert "curve-8gaussians-seconds" in capsys.readouterr().err
     assert main(["report", str(file), "--figure", "curve-8gaussians-seconds", "--out", "a.gif"]) == 2

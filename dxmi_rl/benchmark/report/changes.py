@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from dxmi_rl.benchmark.report.content import Comparison, Difference, Line
+from dxmi_rl.benchmark.report.content import Comparison, Difference, Line, difference_of
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_signed
 from dxmi_rl.benchmark.report.markup import Cell, Column, anchor, escape, plain, table
 from dxmi_rl.benchmark.results import RULERS
-from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import compact
 
 HEADER = ("agent", "task", "score", "before", "now", "change", "verdict", "energy evaluations", "seconds")
@@ -77,20 +74,12 @@ def changes(now: Comparison, before: Comparison) -> list[Change]:
             shown = line or old
             assert shown is not None
             same = line is None or old is None or line.score == old.score
-            difference = _difference(now, before, line, old) if line and old and same else None
+            difference = None
+            if line is not None and old is not None and same:
+                sign = -1.0 if line.better == "lower" else 1.0
+                difference = difference_of(now.values(task, label), before.values(task, label), label, sign)
             found.append(Change(task, label, shown.name if same else "", old, line, difference))
     return found
-
-
-def _difference(now: Comparison, before: Comparison, line: Line, old: Line) -> Difference | None:
-    own, others = (np.array(one.values(line.task, line.label)) for one in (now, before))
-    if not (own.size and others.size):
-        return None
-    sign = -1.0 if line.better == "lower" else 1.0
-    if min(own.size, others.size) > 1 and (np.ptp(own) > 0 or np.ptp(others) > 0):
-        test = welch_t_test(sign * own, sign * others)
-        return Difference(old.label, test.difference, test.low, test.high, test.p_value)
-    return Difference(old.label, float(sign * (own.mean() - others.mean())))
 
 
 def title(before: Comparison) -> str:

@@ -29,6 +29,8 @@ class Report:
         results = load_results(self.results)
         folder = self.results if self.results.is_dir() else self.results.parent
         if self.figure is not None:
+            if self.against is not None:
+                raise ValueError(f"against belongs to whole reports, and figure {self.figure!r} is one chart: give one")
             from dxmi_rl.benchmark.report.content import Comparison
             from dxmi_rl.benchmark.report.figures import write_figure
 

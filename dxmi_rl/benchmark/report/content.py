@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,6 +93,17 @@ class Line:
         return f"{self.score} {'↓' if self.better == 'lower' else '↑'}" if self.score else MISSING
 
 
+def difference_of(values: Sequence[float], others: Sequence[float], other: str, sign: float) -> Difference | None:
+    """By how much the first scores are ahead of those of ``other``; ``sign`` is 1 where higher is better, else -1."""
+    own, theirs = sign * np.array(values), sign * np.array(others)
+    if not (own.size and theirs.size):
+        return None
+    if min(own.size, theirs.size) > 1 and (np.ptp(own) > 0 or np.ptp(theirs) > 0):
+        test = welch_t_test(own, theirs)
+        return Difference(other, test.difference, test.low, test.high, test.p_value)
+    return Difference(other, float(own.mean() - theirs.mean()))
+
+
 class Comparison:
     """The results of one comparison, with what the report derives from them."""
 
@@ -153,18 +164,10 @@ class Comparison:
                 other = order[1]["label"]
             elif not best and rank(entry) > -math.inf:
                 other = order[0]["label"]
-            difference = None if other is None else self._difference(name, label, other, sign)
+            values, others = self.values(name, label), [] if other is None else self.values(name, other)
+            difference = None if other is None else difference_of(values, others, other, sign)
             lines.append(Line(name, label, entry, task["score"], task["better"], best, difference))
         return lines
-
-    def _difference(self, task: str, label: str, other: str, sign: float) -> Difference | None:
-        own, others = np.array(self.values(task, label)), np.array(self.values(task, other))
-        if not (own.size and others.size):
-            return None
-        if min(own.size, others.size) > 1 and (np.ptp(own) > 0 or np.ptp(others) > 0):
-            test = welch_t_test(sign * own, sign * others)
-            return Difference(other, test.difference, test.low, test.high, test.p_value)
-        return Difference(other, float(sign * (own.mean() - others.mean())))
 
     def seeds_of(self, summary: JSON) -> int:
         """Number of seeds that a row was to have; results from before rows had seeds of their own say it for all."""

@@ -57,7 +57,7 @@ def page(comparison: Comparison, before: Comparison | None = None) -> str:
     return template.substitute(
         title=escape(str(results["name"])),
         style=palette_css() + _resource("style.css"),
-        script=_resource("script.js"),
+        script=_resource("shared.js") + _resource("script.js"),
         scenes=script_json(scenes),
         swatches=swatches(styles),
         navigation=_navigation(comparison, before),

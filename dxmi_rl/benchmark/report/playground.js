@@ -6,7 +6,6 @@
   const NAMES = { energy: "energy E [nats]", value: "value: expected soft return [nats]", log_weight: "log weight [nats]" };
   // Cividis, which the colour-blind see as everybody does.
   const SCALE = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838"];
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const text = (value) => Number.isFinite(value) ? String(+value.toPrecision(3)) : value === undefined ? "" : "∞";
@@ -49,7 +48,7 @@
     for (const key of Object.keys(NAMES)) if (run[key]) numbers[key] = new Float32Array(bytes(run[key]).buffer);
     liked = wanted.colour ?? liked;
     fill(colour, ["nothing", ...Object.keys(numbers)], liked);
-    shade();
+    shade(scene, dark.matches);
     slider.max = steps;
     slider.disabled = play.disabled = steps === 0;
     slider.value = Math.min(steps, wanted.t ?? steps);
@@ -87,19 +86,6 @@
       const part = high > low ? (at(key, t, n) - low) / (high - low) : 0.5;
       return SCALE[Math.max(0, Math.min(SCALE.length - 1, Math.floor((Number.isFinite(part) ? part : 1) * SCALE.length)))];
     };
-  }
-  function shade() {
-    if (!scene.grid) return;
-    const size = scene.size, picture = new ImageData(size, size), source = bytes(scene.grid);
-    const [from, to] = dark.matches ? [20, 84] : [255, 196];
-    for (let y = 0; y < size; y++) for (let x = 0; x < size; x++) {
-      const place = 4 * ((size - 1 - y) * size + x);
-      picture.data.fill(from + (to - from) * source[y * size + x] / 255, place, place + 3);
-      picture.data[place + 3] = 255;
-    }
-    scene.shading = document.createElement("canvas");
-    scene.shading.width = scene.shading.height = size;
-    scene.shading.getContext("2d").putImageData(picture, 0, 0);
   }
   // Where every state is drawn, in parts of the canvas: [left, top, width, height] of images, [x, y] of points.
   function places(t) {
@@ -273,7 +259,7 @@
   for (const select of [task, agent, horizon, seed]) select.addEventListener("change", () => choose());
   colour.addEventListener("change", () => { liked = colour.value; draw(); });
   get("choices").addEventListener("submit", (event) => event.preventDefault());
-  dark.addEventListener("change", () => { shade(); draw(); });
+  dark.addEventListener("change", () => { shade(scene, dark.matches); draw(); });
   addEventListener("hashchange", () => choose(fromAddress()));
   new ResizeObserver(draw).observe(canvas);
   choose(fromAddress());

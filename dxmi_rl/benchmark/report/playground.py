@@ -25,10 +25,10 @@ def playground(comparison: Comparison) -> str | None:
         return None
     files = resources.files("dxmi_rl.benchmark.report")
     parts = {name: files.joinpath(name).read_text(encoding="utf-8") for name in
-             ("playground.html", "playground.js", "style.css")}  # fmt: skip
+             ("playground.html", "shared.js", "playground.js", "style.css")}  # fmt: skip
     return Template(parts["playground.html"]).substitute(
         title=escape(str(comparison.results["name"])), style=palette_css() + parts["style.css"],
-        content=script_json(content), script=parts["playground.js"],
+        content=script_json(content), script=parts["shared.js"] + parts["playground.js"],
     )  # fmt: skip
 
 

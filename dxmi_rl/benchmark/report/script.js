@@ -91,7 +91,6 @@
   const data = JSON.parse(document.getElementById("scene-data").textContent);
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
   class Panel {
     constructor(scene, panel, figure) {
@@ -159,30 +158,13 @@
     }
   }
 
-  // The energy: grey that grows away from the background where the energy is low.
-  function shade(scene) {
-    if (!scene.grid) return;
-    const size = scene.size, picture = new ImageData(size, size), source = bytes(scene.grid);
-    const [from, to] = dark.matches ? [20, 84] : [255, 186];
-    for (let y = 0; y < size; y++) {
-      for (let x = 0; x < size; x++) {
-        const at = 4 * ((size - 1 - y) * size + x);
-        picture.data.fill(from + (to - from) * source[y * size + x] / 255, at, at + 3);
-        picture.data[at + 3] = 255;
-      }
-    }
-    scene.shading = document.createElement("canvas");
-    scene.shading.width = scene.shading.height = size;
-    scene.shading.getContext("2d").putImageData(picture, 0, 0);
-  }
-
   function start(element) {
     const scene = data[element.dataset.task];
     const slider = element.querySelector("input"), output = element.querySelector("output");
     const play = element.querySelector(".play");
     const figures = all("figure", element);
     element.classList.add("drawn");
-    shade(scene);
+    shade(scene, dark.matches);
     const panels = scene.panels.map((panel, index) => new Panel(scene, panel, figures[index]));
     let timer = 0, began = 0;
     const draw = (t = +slider.value) => {
@@ -210,7 +192,7 @@
       timer = requestAnimationFrame(frame);
     });
     slider.addEventListener("input", () => { stop(); draw(); });
-    dark.addEventListener("change", () => { shade(scene); draw(); });
+    dark.addEventListener("change", () => { shade(scene, dark.matches); draw(); });
     new ResizeObserver(() => draw()).observe(figures[0]);
     draw();
   }
