@@ -68,6 +68,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
     """Whether it works only with the gradient of the energy, which track "energy" hides."""
     takes_horizons: ClassVar[bool] = False
     """Whether it works on tasks with several horizons."""
+    held_by_beta: ClassVar[bool] = True
+    """Whether a reward's beta holds it near what the reward tilts; otherwise it aims at the largest reward."""
 
     def __init__(
         self,
@@ -118,7 +120,6 @@ class Agent(abc.ABC, Generic[ConfigT]):
     @abc.abstractmethod
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         """One iteration: a rollout, ``on_final(x_T)`` (DxMI's energy step), the updates. Returns losses to log.
-
         It adds the transitions of its rollout to ``costs.timesteps``; other costs are counted automatically.
         """
 
@@ -180,7 +181,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         having stopped. Budgets in seconds depend on the machine, and so do their numbers.
 
         Args:
-            callback: called after each iteration with the agent; returning False stops.
+            callback: called after each iteration with the agent; False stops (StopAtKL, AdaptiveBeta).
             reset_num_timesteps: count timesteps from 0 again.
             progress_bar: show a bar with the time left (silent when not a terminal).
             checkpoint: file that gets the state every ``checkpoint_every`` iterations and at the end.

@@ -48,6 +48,7 @@ class DiffusionNFT(ForwardProcessAgent[DiffusionNFTConfig]):
     """
 
     name: ClassVar[str] = "diffusion-nft"
+    held_by_beta: ClassVar[bool] = False
     Config = DiffusionNFTConfig
 
     def sample_weights(self, rewards: Tensor) -> Tensor:

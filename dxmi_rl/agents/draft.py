@@ -62,6 +62,7 @@ class DRaFT(Agent[DRaFTConfig]):
     """
 
     name: ClassVar[str] = "draft"
+    held_by_beta: ClassVar[bool] = False
     needs_gradient: ClassVar[bool] = True
     Config = DRaFTConfig
     policy: GaussianPolicy

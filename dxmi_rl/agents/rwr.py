@@ -37,6 +37,7 @@ class RWR(ForwardProcessAgent[RWRConfig]):
     """
 
     name: ClassVar[str] = "rwr"
+    held_by_beta: ClassVar[bool] = False
     Config = RWRConfig
 
     def _build(self) -> None:

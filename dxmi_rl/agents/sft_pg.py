@@ -59,6 +59,7 @@ class SFTPG(Agent[SFTPGConfig]):
     """
 
     name: ClassVar[str] = "sft-pg"
+    held_by_beta: ClassVar[bool] = False
     Config = SFTPGConfig
     policy: GaussianPolicy
 

@@ -10,10 +10,9 @@ from dxmi_rl.evaluation.log_weights import fit_kernel, tempered_log_z
 from dxmi_rl.evaluation.marginal import marginal_scores
 from dxmi_rl.evaluation.particles import particle_scores
 from dxmi_rl.evaluation.sample_scores import METRICS, Metric, SampleSets
-from dxmi_rl.evaluation.tilted import kl_to_base
 
 __all__ = [
     "METRICS", "Grid", "Metric", "SampleSets", "annealed_importance_sampling", "energy_quality",
-    "evaluate", "exact_floors", "fit_kernel", "image_distance", "image_scores", "kl_to_base", "marginal_scores",
+    "evaluate", "exact_floors", "fit_kernel", "image_distance", "image_scores", "marginal_scores",
     "particle_scores", "quick_scores", "tempered_log_z",
 ]  # fmt: skip

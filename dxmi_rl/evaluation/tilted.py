@@ -7,10 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dxmi_rl.diffusion import IdentitySampler
-from dxmi_rl.diffusion.gaussian import gaussian_log_prob
-from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.agents.kl_control import has_base_density, kl_to_base
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import RewardEnergy, Target, Tilted
 from dxmi_rl.tasks import Task
@@ -38,7 +35,7 @@ def reward_scores(
         return {}
     elif "kl_marginal" in scores and target.log_z is not None:
         found["kl_untilted"] = scores["kl_marginal"] + scores["reward"] / target.beta - target.log_z
-    if density is not None and _has_base(mdp):
+    if density is not None and has_base_density(mdp):
         generator = torch.Generator(mdp.device).manual_seed(seed)
         found["kl_base"] = kl_to_base(mdp, mdp.rollout(density, min(chains, CHAINS), generator))
     return found
@@ -51,26 +48,9 @@ def quick_reward_scores(task: Task, target: Target, final: Tensor, trajectory: T
     if tilting is None:
         return {}
     found = {"reward": _mean_reward(tilting, final)}
-    if trajectory is not None and _has_base(task.mdp):
+    if trajectory is not None and has_base_density(task.mdp):
         found["kl_base"] = kl_to_base(task.mdp, trajectory.select(slice(QUICK_CHAINS)))
     return found
-
-
-@torch.no_grad()
-def kl_to_base(mdp: DenoisingMDP, trajectory: Trajectory) -> float:
-    """KL of whole chains of a policy to those of the base sampler, in nats, from some of them; at least that of x_T.
-
-    The base sampler must have noise at every step.
-    """
-    base = mdp.base
-    x, x_next, t = trajectory.transitions()
-    log_base = gaussian_log_prob(x_next, base.mean(x, t), per_step(base.sigma, t, x).log())
-    return float((trajectory.log_prob.flatten() - log_base).double().mean()) * mdp.horizon
-
-
-def _has_base(mdp: DenoisingMDP) -> bool:
-    """Whether there is a base sampler with a density."""
-    return not (mdp.base.deterministic or isinstance(mdp.base, IdentitySampler))
 
 
 def _mean_reward(energy: RewardEnergy, x: Tensor) -> float:

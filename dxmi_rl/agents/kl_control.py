@@ -1,0 +1,132 @@
+"""Callbacks of ``learn`` that watch how far a sampler has left its base sampler: stop there, or steer beta."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.dxdp import DxDP
+from dxmi_rl.agents.gflownet import GFlowNet
+from dxmi_rl.diffusion import IdentitySampler
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.diffusion.schedules import per_step
+from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.targets import RewardEnergy
+from dxmi_rl.utils.checks import check_integer, check_real
+
+CHAINS = 256
+"""Chains that one look at the divergence draws; they ask for no energy."""
+RATE = 0.1
+"""Largest change of log beta per iteration."""
+
+
+@torch.no_grad()
+def kl_to_base(mdp: DenoisingMDP, trajectory: Trajectory) -> float:
+    """KL of whole chains of a policy to those of the base sampler, in nats, from some of them; at least that of x_T.
+
+    The base sampler must have noise at every step.
+    """
+    base = mdp.base
+    x, x_next, t = trajectory.transitions()
+    log_base = gaussian_log_prob(x_next, base.mean(x, t), per_step(base.sigma, t, x).log())
+    return float((trajectory.log_prob.flatten() - log_base).double().mean()) * mdp.horizon
+
+
+def has_base_density(mdp: DenoisingMDP) -> bool:
+    """Whether there is a base sampler with a density, from which ``kl_to_base`` can be taken."""
+    return not (mdp.base.deterministic or isinstance(mdp.base, IdentitySampler))
+
+
+class StopAtKL:
+    """Ends ``learn`` when KL(chains || base sampler's chains) has reached ``max_kl`` nats.
+
+        agent.learn(100_000, callback=StopAtKL(2.0))
+
+    It works with every agent that has a density, also with those that aim at the largest reward and that no beta holds.
+    It looks every ``every`` iterations, at CHAINS chains of its own, so the agent's random numbers stay as they are.
+
+    Attributes:
+        kl: the divergence at the last look, in nats; None before the first.
+
+    Raises ValueError for max_kl <= 0 and every < 1, and in use for an agent without a density or a task without a base
+    sampler that has one.
+    """
+
+    def __init__(self, max_kl: float, *, every: int = 1) -> None:
+        self.max_kl = check_real("max_kl", max_kl, strict=True)
+        self.every = check_integer("every", every)
+        self.kl: float | None = None
+        self._iterations = 0
+
+    def __call__(self, agent: Agent[Any]) -> bool:
+        """Called by ``learn`` after each iteration: False stops."""
+        self._iterations += 1
+        if self._iterations % self.every == 0:
+            self.kl = _look(agent)
+        return self.kl is None or self.kl < self.max_kl
+
+
+class AdaptiveBeta:
+    """Steers the task's beta so that KL(chains || base sampler's chains) comes to ``target_kl`` nats and stays there.
+
+        task = make_task("8gaussians", reward=r, backward="base")
+        control = AdaptiveBeta(2.0)
+        agent = make_agent("ppo", task).learn(100_000, callback=control)
+        control.beta  # that of the end
+
+    After every iteration log beta changes by RATE clip(log(KL / target_kl), -1, 1), from the divergence of CHAINS
+    chains of its own: a proportional controller, as of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2). The
+    reward's energy -r / beta changes in place, so the task keeps the last beta; a checkpoint does not hold it: pass
+    ``beta=control.beta`` when training goes on after a load.
+
+    Attributes:
+        beta: strength of the pull to the base sampler, in units of the reward; None before the first iteration.
+        kl: the divergence at the last look, in nats; None before the first.
+
+    Raises ValueError for target_kl <= 0 and beta <= 0, and in use for a task whose energy is not a reward that tilts
+    its base sampler, or an agent that aims at the largest reward, which no beta holds.
+    """
+
+    def __init__(self, target_kl: float, *, beta: float | None = None) -> None:
+        self.target_kl = check_real("target_kl", target_kl, strict=True)
+        self.beta = None if beta is None else check_real("beta", beta, strict=True)
+        self.kl: float | None = None
+        self._started = False
+
+    def __call__(self, agent: Agent[Any]) -> None:
+        """Called by ``learn`` after each iteration."""
+        energy = agent.mdp.energy.function
+        if not isinstance(energy, RewardEnergy):
+            raise ValueError("AdaptiveBeta needs a task with a reward and backward='base'.")
+        if not agent.held_by_beta or getattr(agent.config, "objective", "soft") == "terminal":
+            raise ValueError(f"agent {agent.name!r} aims at the largest reward, and no beta holds it: use StopAtKL.")
+        self.kl = _look(agent)
+        beta = energy.beta if self._started or self.beta is None else self.beta
+        self._started = True
+        error = math.log(max(self.kl, 1e-12) / self.target_kl)
+        self.beta = beta * math.exp(RATE * min(1.0, max(-1.0, error)))
+        _scale_energies(agent, energy.beta / self.beta)
+        energy.beta = self.beta
+
+
+def _look(agent: Agent[Any]) -> float:
+    if not (agent.has_density and has_base_density(agent.mdp)):
+        raise ValueError(f"agent {agent.name!r} on task {agent.task.name!r} has no divergence from a base sampler.")
+    chains = agent.sample_trajectory(CHAINS, seed=agent.costs.timesteps)
+    return kl_to_base(agent.mdp, chains)
+
+
+def _scale_energies(agent: Agent[Any], factor: float) -> None:
+    """Energies that an agent keeps were asked for at another beta."""
+    if isinstance(agent, DxDP):
+        kept, model = agent.memory.trajectories, agent.energy_model
+        if kept is not None and kept.energy is not None:
+            kept.energy = factor * kept.energy
+        if model is not None:
+            model.energy, model.gradient = factor * model.energy, factor * model.gradient
+    elif isinstance(agent, GFlowNet) and agent.buffer is not None:
+        agent.buffer.energy *= factor
