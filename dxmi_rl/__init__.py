@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         load_agent,
         make_agent,
     )
+    from dxmi_rl.agents.any_class import AnyClass
     from dxmi_rl.agents.any_step import AnyStep
     from dxmi_rl.agents.kl_control import AdaptiveBeta, StopAtKL
     from dxmi_rl.evaluation import evaluate
@@ -68,6 +69,7 @@ _HOMES = {
         "PathWiseVarGrad", "REINFORCE", "RWR", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3", "SFTPG", "TorchRLPPO",
         "TorchRLSAC", "TrajectoryBalance", "VGS", "VarGrad", "list_agents", "load_agent", "make_agent",
     ),
+    "dxmi_rl.agents.any_class": ("AnyClass",),
     "dxmi_rl.agents.any_step": ("AnyStep",),
     "dxmi_rl.agents.kl_control": ("AdaptiveBeta", "StopAtKL"),
     "dxmi_rl.evaluation": ("evaluate",),
@@ -81,11 +83,11 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "A2C", "AWM", "DDIM", "DDPM", "DPOK", "GRPO", "PPO", "REINFORCE", "RWR", "SB3A2C", "SB3PPO", "SB3SAC", "SB3TD3",
-    "SFTPG", "VGS", "AdaptiveBeta", "AdjointMatching", "AdjointSampling", "Agent", "AnyStep", "Base", "BestOfN",
-    "DPMSolver", "DRaFT", "DenoisingMDP", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI", "EDMHeun",
-    "PathWise", "PathWiseVarGrad", "StopAtKL", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance", "VarGrad",
-    "__version__", "evaluate", "from_hub", "list_agents", "list_pretrained", "list_targets", "list_tasks", "load_agent",
-    "load_pretrained", "make_agent", "make_target", "make_task", "push_to_hub", "register_envs",
+    "SFTPG", "VGS", "AdaptiveBeta", "AdjointMatching", "AdjointSampling", "Agent", "AnyClass", "AnyStep", "Base",
+    "BestOfN", "DPMSolver", "DRaFT", "DenoisingMDP", "DetailedBalance", "DiffusionNFT", "DxDP", "DxDPPaper", "DxMI",
+    "EDMHeun", "PathWise", "PathWiseVarGrad", "StopAtKL", "Task", "TorchRLPPO", "TorchRLSAC", "TrajectoryBalance",
+    "VarGrad", "__version__", "evaluate", "from_hub", "list_agents", "list_pretrained", "list_targets", "list_tasks",
+    "load_agent", "load_pretrained", "make_agent", "make_target", "make_task", "push_to_hub", "register_envs",
 ]  # fmt: skip
 
 

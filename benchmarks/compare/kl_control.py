@@ -3,9 +3,9 @@
     python benchmarks/compare/kl_control.py --seeds 0 1 2 3 4 --json kl_control.json --picture kl_control.png
 
 Every agent gets ``--evals`` evaluations of the reward on the task with ``backward="base"``: at each of ``--betas``,
-fixed ("beta"; agents that no beta holds only at the smallest); with beta steered to each divergence of ``--kls`` ("adaptive", agents that beta holds); and stopped at
-that divergence, at the smallest of the betas ("stop"). Rewards and divergences are looked at on the way, on samples of
-their own.
+fixed ("beta"; agents that no beta holds only at the smallest); with beta steered to each divergence of ``--kls``
+("adaptive", agents that beta holds), from the largest of the betas on; and stopped at that divergence, at the smallest
+of the betas ("stop"). Rewards and divergences are looked at on the way, on samples of their own.
 
 Keys of ``--json FILE``:
 
@@ -136,7 +136,7 @@ class Curve:
 
 def measure(task: str, name: str, control: str, level: float, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Train one agent under one control, and score it."""
-    beta = {"beta": level, "adaptive": 1.0, "stop": min(arguments.betas)}[control]
+    beta = {"beta": level, "adaptive": max(arguments.betas), "stop": min(arguments.betas)}[control]
     agent = make_agent(name, tilted_base(task, beta, arguments), seed=seed)
     controls = {"beta": lambda: None, "adaptive": lambda: AdaptiveBeta(level), "stop": lambda: StopAtKL(level)}
     curve = Curve(task, arguments, controls[control]())
@@ -173,7 +173,7 @@ def run(task: str, name: str, control: str, level: float, seed: int, arguments: 
     """``measure`` on one thread; a finished run is read."""
     settings = {
         "task": task, "agent": name, "control": control, "level": level, "seed": seed, "evals": arguments.evals,
-        "horizon": arguments.horizon, "device": arguments.device, "start": min(arguments.betas),
+        "horizon": arguments.horizon, "device": arguments.device, "betas": [max(arguments.betas), min(arguments.betas)],
     }  # fmt: skip
     uses = [AGENTS[name], TiltedMixture, type(make_task(task).target), KERNELS["base"], evaluate, AdaptiveBeta]
     with one_thread():

@@ -7,6 +7,8 @@ tasks whose base sampler is tilted (backward "base"), where weighted samples of 
 Agents get ``--evals`` evaluations of the reward at each of ``--betas``. On tilted mixtures DPOK, adjoint matching
 and AWM, which add the divergence from the base sampler themselves, and DiffusionNFT and SFT-PG, which aim at the
 largest reward, are given the reward alone; the others get the tilted energy. All are scored against the tilted density.
+"guidance" is not trained: the base sampler, moved by the gradient of the reward of what its denoiser expects, with the
+weight of GUIDANCE that is best by its own sliced_w2.
 
 Keys of ``--json FILE``:
 
@@ -18,11 +20,13 @@ Keys of ``--json FILE``:
       .reward, .kl_untilted     its mean reward, and its divergence from what is tilted
       .true_reward              of 100,000 exact samples, where the reward is a proxy
       .ess                      effective sample size of the estimate, a fraction, where it is one
+      .sliced_w2                of SCORED right samples to as many others
     runs                        one entry per task, agent, beta and seed
       .task, .agent, .beta, .seed   of the run
       .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
       .scores                   kl_marginal and kl_marginal_forward (to the tilted density), reward, over_optimisation,
-                                true_reward, kl_untilted, kl_base, elbo, fd: as evaluate has them, those that apply
+                                true_reward, kl_untilted, kl_base, elbo, fd: as evaluate has them, those that apply;
+                                sliced_w2, to right samples
 """
 
 from __future__ import annotations
@@ -49,15 +53,17 @@ from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
-from dxmi_rl import evaluate, make_agent, make_target, make_task
+from dxmi_rl import DxDP, evaluate, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.kl_control import kl_to_base
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
+from dxmi_rl.costs import counting
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation import marginal_scores
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
+from dxmi_rl.evaluation.metrics import sliced_w2
 from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real
@@ -65,11 +71,20 @@ from dxmi_rl.utils.storage import write_json
 
 KEYS = (
     "kl_marginal", "kl_marginal_forward", "reward", "over_optimisation", "true_reward", "kl_untilted", "kl_base",
-    "elbo", "fd",
+    "elbo", "fd", "sliced_w2",
 )  # fmt: skip
-REWARD_ALONE = ("adjoint-matching", "awm", "diffusion-nft", "dpok", "sft-pg")
+REWARD_ALONE = ("adjoint-matching", "awm", "diffusion-nft", "dpok", "sft-pg", "guidance")
 """Agents that add the divergence from the base sampler themselves, or aim at the largest reward."""
 SAMPLES = 100_000
+SCORED, SETS = 5000, 5
+"""Samples on either side of ``sliced_w2``, and right sets that it is a mean over."""
+GUIDANCE = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Weights of guidance that are tried, in units of the target's scale."""
+UNTRAINED: dict[str, Any] = {
+    "lookahead_value": True, "value_steps": 0, "energy_model": False, "gradient_weight": 0.0, "correction": False,
+    "value_input": False,
+}  # fmt: skip
+"""Settings of DxDP whose values are the reward of what the base sampler's denoiser expects."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -83,7 +98,7 @@ class Arguments:
     tasks: tuple[str, ...] = ("gmm25-tilted",)
     """Tilted mixtures in the plane, or tasks whose base sampler a reward tilts."""
     agents: tuple[str, ...] = ("base", "dxdp", "ppo", "grpo", "dpok", "adjoint-matching")
-    """Agents with a density."""
+    """Agents with a density, or "guidance"."""
     betas: tuple[float, ...] = (4.0, 2.0, 1.0, 0.5, 0.25)
     """Strengths of the pull to the data, from strong to weak."""
     evals: int = 20_000
@@ -109,6 +124,8 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
     if isinstance(target, TiltedMixture) and name in REWARD_ALONE:
         reward, parts = target.reward, {"horizon": arguments.horizon, "device": arguments.device}
         built = make_task(task.partition("-")[0], energy=lambda x: -reward(x), tau=beta, backward="learned", **parts)
+    if name == "guidance":
+        return guided(task, built, beta, seed, arguments)
     agent = make_agent(name, built, seed=seed)
     if agent.trains:
         agent.learn(energy_evals=arguments.evals)
@@ -122,9 +139,50 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):
             scores = evaluate(agent, seed=seed, samples=SAMPLES // 10, trajectories=SAMPLES // 10, floors=False)
         scores["over_optimisation"] = scores["reward"] - exact(task, beta, arguments)["reward"]
+    scores["sliced_w2"] = distance(task, agent.sample(SCORED, seed=seed + 2), beta, arguments)
     costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
     kept = {key: scores[key] for key in KEYS if key in scores}
     return {"task": task, "agent": name, "beta": beta, "seed": seed, **costs, "scores": kept}
+
+
+def guided(task: str, built: Task, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
+    """The scores of the base sampler with guidance, that of the best weight."""
+    agent = DxDP(built, seed=seed, **UNTRAINED)
+    found = list[dict[str, float]]()
+    with counting(agent.costs):
+        for weight in GUIDANCE:
+            x = agent.sample(SCORED, seed=seed + 2, guidance=weight * built.target.scale)
+            scores = {"sliced_w2": distance(task, x, beta, arguments), "reward": reward_of(built, x)}
+            found.append(scores | {"over_optimisation": scores["reward"] - exact(task, beta, arguments)["reward"]})
+    best = min(found, key=lambda scores: scores["sliced_w2"])
+    costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
+    return {"task": task, "agent": "guidance", "beta": beta, "seed": seed, **costs, "scores": best}
+
+
+def reward_of(built: Task, x: Tensor) -> float:
+    """The mean of r over samples, of an energy that is the reward alone."""
+    energy = built.mdp.energy.function
+    with torch.no_grad():
+        rewards = energy.rewards(x) if isinstance(energy, RewardEnergy) else -built.mdp.energy(x)
+    return float(rewards.double().mean())
+
+
+def distance(task: str, x: Tensor, beta: float, arguments: Arguments) -> float:
+    """Sliced W2 to right samples, the mean over SETS sets of them."""
+    right = [right_samples(task, beta, 2 * place, arguments) for place in range(SETS)]
+    return statistics.mean(sliced_w2(x.flatten(1), one.flatten(1)) for one in right)
+
+
+@functools.lru_cache(maxsize=64)
+def right_samples(task: str, beta: float, seed: int, arguments: Arguments) -> Tensor:
+    """SCORED samples of the tilted density, or of the base sampler by their weights."""
+    generator = torch.Generator(arguments.device).manual_seed(seed)
+    if not TASKS[task].rewarded:
+        return make_target(task, beta=beta).to(torch.device(arguments.device)).sample(SCORED, generator)
+    x, rewards = base_samples(task, arguments)
+    half = slice(seed % 2, None, 2)  # two seeds share no sample
+    rows = torch.multinomial((rewards[half] / beta).softmax(0), SCORED, replacement=True, generator=generator)
+    return x[half][rows]
 
 
 def tilted_task(task: str, beta: float, arguments: Arguments) -> Task:
@@ -139,7 +197,7 @@ def exact(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
     """The mean reward of what is right, and its divergence from what is tilted."""
     found: dict[str, Any] = {"task": task, "beta": beta}
     if TASKS[task].rewarded:
-        rewards = base_rewards(task, arguments) / beta
+        rewards = base_samples(task, arguments)[1] / beta
         weights = rewards.softmax(0)
         reward = float(weights @ rewards) * beta
         log_z = float(rewards.logsumexp(0)) - math.log(len(rewards))
@@ -151,20 +209,23 @@ def exact(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
         if target.true_reward is not None:
             samples = target.sample(SAMPLES, torch.Generator().manual_seed(0))
             found["true_reward"] = target.own_scores(samples)["true_reward"]
-    return found | {"reward": reward, "kl_untilted": reward / beta - log_z}
+    others = [right_samples(task, beta, 2 * place + 1, arguments) for place in range(SETS)]
+    floor = statistics.mean(distance(task, x, beta, arguments) for x in others)
+    return found | {"reward": reward, "kl_untilted": reward / beta - log_z, "sliced_w2": floor}
 
 
 @functools.cache
-def base_rewards(task: str, arguments: Arguments) -> Tensor:
-    """r of samples of the base sampler, float64."""
+def base_samples(task: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
+    """Samples of the base sampler, and r of them in float64."""
     built = tilted_task(task, 1.0, arguments)
     energy = built.mdp.energy.function
     assert isinstance(energy, RewardEnergy)
     with torch.no_grad():
-        return energy.rewards(make_agent("base", built).sample(SAMPLES, seed=0)).double()
+        x = make_agent("base", built).sample(SAMPLES, seed=0)
+        return x, energy.rewards(x).double()
 
 
-CODE = code_of(measure, tilted_task, exact, base_rewards)
+CODE = code_of(measure, guided, right_samples, tilted_task, exact, base_samples)
 """Digest of what is measured here: workers, which get functions without their source, cannot make it."""
 
 
@@ -172,7 +233,8 @@ def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> d
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "agent": name, "beta": beta, "seed": seed, "evals": arguments.evals,
                 "horizon": arguments.horizon, "device": arguments.device}  # fmt: skip
-    uses = [AGENTS[name], TiltedMixture, type(make_task(task).target), KERNELS["learned"], KERNELS["base"], evaluate]
+    kind = DxDP if name == "guidance" else AGENTS[name]
+    uses = [kind, TiltedMixture, type(make_task(task).target), KERNELS["learned"], KERNELS["base"], evaluate]
     with one_thread():
         file = run_file(arguments.folder, settings, uses, CODE)
         return kept_result(file, lambda: measure(task, name, beta, seed, arguments))
@@ -189,6 +251,9 @@ def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], 
             cells = []
             for key in keys:
                 values = [found["scores"][key] for found in own if found["agent"] == name and key in found["scores"]]
+                if not values:
+                    cells.append("")
+                    continue
                 cells.append(f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
             spent = statistics.median(found["seconds"] for found in own if found["agent"] == name)
             table.add_row(name, *cells, f"{spent:.0f}")
@@ -205,7 +270,7 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
     figure = Figure(figsize=(4.4 * columns, 3.7 * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), columns, squeeze=False)
     for line, task in zip(axes, tasks, strict=True):
-        own = [one for one in runs if one["task"] == task]
+        own = [one for one in runs if one["task"] == task and one["agent"] != "guidance"]
         betas = sorted({one["beta"] for one in own})
         low, high = betas[0], betas[-1]
         curve = [exact(task, low * (high / low) ** (place / 40), arguments) for place in range(41)]
@@ -239,7 +304,8 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
         # Who runs away would squeeze all others into a corner: the table has them.
         far, best = max(one["kl_untilted"] for one in curve), max(one["reward"] for one in curve)
         least = min(0.0, *(one["reward"] for one in curve))
-        line[0].set(xlim=(-0.05 * far, 1.5 * far), ylim=(least - 0.1 * (best - least), best + 0.4 * (best - least)))
+        if best > least:
+            line[0].set(xlim=(-0.05 * far, 1.5 * far), ylim=(least - 0.1 * (best - least), best + 0.4 * (best - least)))
         line[0].set(xlabel=f"{of} [nats]", ylabel="mean reward", title=task)
         for column, (key, label) in panels.items():
             line[column].set(xscale="log", xlabel="beta", ylabel=label, title=task)
@@ -271,7 +337,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_real("betas", beta, strict=True)
         check_seeds(arguments.seeds)
         for name in arguments.agents:
-            AGENTS[name]
+            if name != "guidance":
+                AGENTS[name]
         for task in arguments.tasks:
             if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
                 raise ValueError(f"tasks must have a reward, got {task!r}.")

@@ -39,7 +39,7 @@ from dxmi_rl.agents.wrapped.torchrl_ppo import TorchRLPPO, TorchRLPPOConfig
 from dxmi_rl.agents.wrapped.torchrl_sac import TorchRLSAC, TorchRLSACConfig
 from dxmi_rl.costs import Costs
 from dxmi_rl.targets import Target
-from dxmi_rl.tasks import Task
+from dxmi_rl.tasks import TASKS, Task, make_task
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import Registry
 from dxmi_rl.utils.settings import changed
@@ -126,6 +126,7 @@ for _agent in (
 ):  # fmt: skip
     AGENTS.add(_agent.name, _agent)
 AGENTS.add_entry_point("any-step", "dxmi_rl.agents.any_step:AnyStep")
+AGENTS.add_entry_point("any-class", "dxmi_rl.agents.any_class:AnyClass")
 AGENTS.add_entry_point("dxmi", "dxmi_rl.irl.dxmi:DxMI")  # which needs the others
 
 
@@ -138,7 +139,7 @@ def make_agent(
     name: str, task: str | Task | Target = "8gaussians", *, seed: int = 0, config: Any = None, **settings: Any
 ) -> Agent[Any]:
     """Build the agent ``name``; on a task with several horizons AnyStep around it, or one that does not train on the
-    largest.
+    largest; on a task with several classes AnyClass around it.
 
     ``config`` is a Config of the agent, or "plain" for the settings from before the search (docs/tuning.md); None: the
     defaults. Raises UnknownNameError (with the near names) for an unknown agent, config or setting.
@@ -146,11 +147,16 @@ def make_agent(
     kind = AGENTS[name]
     if isinstance(config, str):
         config = changed(kind.Config(), plain_settings(config, name), f"plain setting of {name!r}")
+    if isinstance(task, str) and isinstance(TASKS[task].label, tuple):
+        task = make_task(task)
     if isinstance(task, Task) and not kind.trains:
         task = task.at(task.horizons[-1])
     if isinstance(task, Task) and len(task.horizons) > 1 and not kind.takes_horizons:
         inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
         return AGENTS["any-step"](task, seed=seed, agent=name, agent_settings=inside)
+    if isinstance(task, Task) and len(task.labels) > 1 and not kind.takes_labels:
+        inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
+        return AGENTS["any-class"](task, seed=seed, agent=name, agent_settings=inside)
     return kind(task, seed=seed, config=config, **settings)
 
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING, Any
 
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.targets import Tilted
 from dxmi_rl.tasks import Task
+
+if TYPE_CHECKING:
+    from dxmi_rl.agents.base import Agent
+
+
+def check_cases(agent: Agent[Any]) -> None:
+    """Raises ValueError for a task with several horizons or classes, where the agent does not take them."""
+    task, name = agent.task, agent.name
+    if len(task.horizons) > 1 and not agent.takes_horizons:
+        raise ValueError(f"agent {name!r} takes one horizon, got {task.horizons}: use AnyStep around it.")
+    if len(task.labels) > 1 and not agent.takes_labels:
+        raise ValueError(f"agent {name!r} takes one class, got label={task.labels}: use AnyClass around it.")
 
 
 def check_own_steps(name: str, mdp: DenoisingMDP) -> None:

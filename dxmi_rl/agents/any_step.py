@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
+from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import GaussianPolicy
+from dxmi_rl.agents.shared import SharedAgents
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
 from dxmi_rl.utils.checks import check_fraction
 from dxmi_rl.utils.settings import changed
-from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class AnyStepConfig:
         check_fraction("share", self.share)
 
 
-class AnyStep(Agent[AnyStepConfig]):
+class AnyStep(SharedAgents[AnyStepConfig]):
     """An algorithm on a task with several horizons: one policy, value and kernel for all of them.
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
@@ -55,7 +53,6 @@ class AnyStep(Agent[AnyStepConfig]):
     name: ClassVar[str] = "any-step"
     Config = AnyStepConfig
     takes_horizons: ClassVar[bool] = True
-    policy: SharedWeights
 
     def default_config(self, settings: Mapping[str, Any]) -> AnyStepConfig:
         """The defaults of the agent that ``settings`` name."""
@@ -72,38 +69,16 @@ class AnyStep(Agent[AnyStepConfig]):
             raise ValueError(
                 f"agent must train a Gaussian policy of this package on one horizon, got {self.config.agent!r}."
             )
-        self.agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]}
-        """Those that are trained, by horizon."""
-        self.agents[source.mdp.horizon] = source
+        agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]}
         self._between: dict[int, Agent[Any]] = {}
         self.task = self.task.with_parts(kernel=source.mdp.kernel)
         self.mdp = self.task.mdp
         self.has_density = source.has_density
-        self.trained = dict.fromkeys(self.task.horizons, 0)
-        """Transitions of each horizon so far."""
-        self._share()
-        self._modules = {
-            name: SharedWeights({horizon: agent.modules()[name] for horizon, agent in self.agents.items()})
-            for name in source.modules()
-        }
-        self.policy = self._modules["policy"]
+        self._adopt(agents | {source.mdp.horizon: source}, source.mdp.horizon)
 
     def _made(self, horizon: int) -> Agent[Any]:
         """An agent on one horizon, with weights of its own."""
         return AGENTS[self.config.agent](self.task.at(horizon), seed=self.seed, config=self.config.agent_settings)
-
-    def _share(self) -> None:
-        """Let all agents have the weights and optimizers of the one with the largest horizon, and what this one has."""
-        source = self.agents[self.task.horizons[-1]]
-        weights, optimizers = source.modules(), source.all_optimizers()
-        for agent in (*self.agents.values(), *self._between.values()):
-            agent.generator, agent.costs, agent.progress = self.generator, self.costs, self.progress
-            if agent is source:
-                continue
-            for name, module in agent.modules().items():
-                share_parameters(module, weights[name])
-            for name, optimizer in agent.all_optimizers().items():
-                share_optimizer(optimizer, optimizers[name])
 
     def at(self, horizon: int) -> Agent[Any]:
         """The agent with this number of steps, which shares the weights; any from the smallest to the largest.
@@ -115,20 +90,11 @@ class AnyStep(Agent[AnyStepConfig]):
             return self.agents[horizon]
         if horizon not in self._between:
             self._between[horizon] = self._made(horizon)
-        self._share()
+        self._share(self._between.values())
         return self._between[horizon]
 
-    def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        horizon = min(self.trained, key=lambda steps: self.trained[steps] / steps**self.config.share)
-        before = self.costs.timesteps
-        log = self.agents[horizon].iterate(on_final)
-        self.trained[horizon] += self.costs.timesteps - before
-        return log
-
-    @property
-    def timesteps_per_iteration(self) -> int:
-        """Transitions of an iteration with the largest horizon."""
-        return self.agents[self.task.horizons[-1]].timesteps_per_iteration
+    def share_of(self, case: int) -> float:
+        return float(case**self.config.share)
 
     # -- samples -----------------------------------------------------------------------------------------------
 
@@ -145,19 +111,16 @@ class AnyStep(Agent[AnyStepConfig]):
     ) -> Trajectory:
         """n whole episodes with their log-probabilities; ``policy`` as in ``density``."""
         agent = self.at(self.mdp.horizon if horizon is None else horizon)
-        return agent.sample_trajectory(n, seed=seed, policy=self._policy_at(agent, policy))
+        return agent.sample_trajectory(n, seed=seed, policy=self._policy_of(agent.mdp.horizon, agent, policy))
 
     def density(self, policy: nn.Module | None = None) -> Policy:
         """The policy of the largest horizon, or that of a copy of ``self.policy`` with other weights."""
         source = self.agents[self.mdp.horizon]
-        return source.density(self._policy_at(source, policy))
+        return source.density(self._policy_of(self.mdp.horizon, source, policy))
 
     def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         """With the largest number of steps; ``at(T)`` has those of another."""
         return self.agents[self.mdp.horizon].predict_values(x, t)
-
-    def _policy_at(self, agent: Agent[Any], policy: nn.Module | None) -> nn.Module | None:
-        return policy.at(agent.mdp.horizon, agent.policy) if isinstance(policy, SharedWeights) else policy
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, *,
@@ -166,72 +129,6 @@ class AnyStep(Agent[AnyStepConfig]):
         """As an agent's, for observations of an environment of this task, all of one horizon."""
         agent = self.at(observed_horizon(self.mdp, observation))
         return agent.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
-
-    # -- training state ----------------------------------------------------------------------------------------
-
-    def set_progress(self, progress: float) -> None:
-        self.progress = progress
-        for agent in self.agents.values():
-            agent.set_progress(progress)
-
-    def modules(self) -> dict[str, nn.Module]:
-        return dict(self._modules)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return self.agents[self.task.horizons[-1]].optimizers()
-
-    def extra_tensors(self) -> dict[str, Tensor]:
-        """Of every horizon that is trained, and how much it was."""
-        tensors = {"trained": torch.tensor(list(self.trained.values()))}
-        for horizon in self.task.horizons:
-            tensors |= {f"{horizon}/{name}": value for name, value in self.agents[horizon].extra_tensors().items()}
-        return tensors
-
-    def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.trained = dict(zip(self.task.horizons, tensors["trained"].tolist(), strict=True))
-        for horizon in self.task.horizons:
-            start = f"{horizon}/"
-            own = {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
-            self.agents[horizon].set_extra_tensors(own)
-        self._share()  # optimizers that were restored have other states, and the costs are others
-
-
-class SharedWeights(nn.Module):
-    """One module per horizon, all with the same parameters, which ``state_dict`` holds once."""
-
-    def __init__(self, parts: dict[int, nn.Module]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict({str(horizon): part for horizon, part in parts.items()})
-
-    def at(self, horizon: int, unseen: nn.Module) -> nn.Module:
-        """The module of a horizon; where there is none, a copy of ``unseen`` with these weights."""
-        if str(horizon) in self.parts:
-            return self.parts[str(horizon)]
-        part = copy.deepcopy(unseen)
-        share_parameters(part, next(iter(self.parts.values())))
-        return part
-
-    def state_dict(self, *arguments: Any, **settings: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Parameters as "NAME", buffers as "T/NAME"."""
-        state: dict[str, Any] = {}
-        for horizon, part in self.parts.items():
-            weights = _parameter_names(part)
-            for name, value in part.state_dict().items():
-                state[name if name in weights else f"{horizon}/{name}"] = value
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **settings: Any) -> Any:
-        """Put back what ``state_dict`` gave; raises KeyError or RuntimeError for what does not fit."""
-        if odd := state_dict.keys() - self.state_dict().keys():
-            raise RuntimeError(f"tensors {sorted(odd)} have no place here.")
-        for horizon, part in self.parts.items():
-            weights = _parameter_names(part)
-            names = list(part.state_dict())
-            part.load_state_dict({name: state_dict[name if name in weights else f"{horizon}/{name}"] for name in names})
-
-
-def _parameter_names(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_parameters(remove_duplicate=False)}
 
 
 def _defaults(settings: Mapping[str, Any]) -> AnyStepConfig:

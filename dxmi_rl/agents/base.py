@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents.aims import check_cases
 from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.prediction import predicted_action
@@ -68,6 +69,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
     """Whether it works only with the gradient of the energy, which track "energy" hides."""
     takes_horizons: ClassVar[bool] = False
     """Whether it works on tasks with several horizons."""
+    takes_labels: ClassVar[bool] = False
+    """Whether it works on tasks with several classes."""
     held_by_beta: ClassVar[bool] = True
     """Whether a reward's beta holds it near what the reward tilts; otherwise it aims at the largest reward."""
 
@@ -83,8 +86,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         self.seed = seed = check_seed(seed)
         with seeded(seed):
             self.task = make_task(task, device=device)
-        if len(self.task.horizons) > 1 and not self.takes_horizons:
-            raise ValueError(f"agent {self.name!r} takes one horizon, got {self.task.horizons}: use AnyStep around it.")
+        check_cases(self)
         with seeded(seed):  # agents on one built task have a learned kernel each, and the seed decides its weights
             self.task = self.task.with_own_kernel()
         self.mdp = self.task.mdp
@@ -109,7 +111,6 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return cast(ConfigT, changed(cls.Config(), values, f"setting of {cls.name!r}"))
 
     # -- to be defined by an algorithm -------------------------------------------------------------------------
-
     policy: nn.Module
     """The sampling policy; its parameters are what DxMI averages."""
 
@@ -151,7 +152,6 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return self.mdp.horizon * self.mdp.base.denoiser_calls
 
     # -- the verbs ---------------------------------------------------------------------------------------------
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(task={self.task.name!r}, seed={self.seed}, num_timesteps={self.num_timesteps})"
 

@@ -117,7 +117,7 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         timed = config.time_dependent_value
         # One value for all steps: with several horizons in units that they have in common.
-        scale = mdp.state_scale[-2:-1] if mdp.base.schedule.codes is None else mdp.state_scale[-1:]
+        scale = mdp.state_scale[-1:] if mdp.base.schedule.several_horizons else mdp.state_scale[-2:-1]
         network: nn.Module = value_network(mdp, config.value, None if timed else scale)
         network = network if timed else TimelessNetwork(network)
         self.value = ValueFunction(mdp, config.value, network=network)

@@ -266,7 +266,7 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
         raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
     if isinstance(config, PolicyConfig) and config.fixed_last_sigma:
         policy.freeze_last_sigma()
-    several = mdp.base.schedule.codes is not None  # then all horizons have the same parts
+    several = mdp.base.schedule.several_horizons  # then all have the same parts
     if config.trained_steps is not None and (several or config.trained_steps < mdp.horizon):
         policy.freeze_first_steps(max(0, mdp.horizon - config.trained_steps))
     if not isinstance(config, PolicyConfig):

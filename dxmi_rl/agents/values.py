@@ -36,7 +36,8 @@ def value_network(
 
     ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures. Particles have a ParticleMLP.
     """
-    codes = mdp.base.schedule.codes if scale is None else None
+    schedule = mdp.base.schedule
+    codes = schedule.codes if scale is None else schedule.class_codes(len(scale))
     scale = mdp.state_scale[:-1] if scale is None else scale
     if mdp.particles is not None:
         check_without_coordinates("value.coordinate_width", config.coordinate_width)

@@ -23,7 +23,7 @@ from torch import nn
 from dxmi_rl.agents import AGENTS, Agent, load_agent
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
-from dxmi_rl.envs.observations import time_left
+from dxmi_rl.envs.observations import told_of
 from dxmi_rl.irl import DxMI
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, require
@@ -83,7 +83,7 @@ class CheckpointAgent(Agent[CheckpointConfig]):
 
     def _build(self) -> None:
         observations, actions = self.model.observation_space, self.model.action_space
-        width = self.mdp.dim + len(time_left(self.mdp, 0))
+        width = self.mdp.dim + len(told_of(self.mdp, 0))
         shapes, wanted = (observations.shape, actions.shape), ((width,), (self.mdp.dim,))
         if shapes != wanted or not isinstance(actions, spaces.Box):
             raise CheckpointError(

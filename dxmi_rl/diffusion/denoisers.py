@@ -66,6 +66,7 @@ class DenoiserMLP(nn.Module):
 
     With z = x / alpha, level l = s / alpha and the data's standard deviation c:
     D = c^2 / (l^2 + c^2) z + l c / sqrt(l^2 + c^2) F(z / sqrt(l^2 + c^2), log l); F sees a Fourier code of log l.
+    With ``classes`` it also sees the class, one-hot (``row_classes``).
     """
 
     frequencies: Tensor
@@ -79,15 +80,17 @@ class DenoiserMLP(nn.Module):
         depth: int,
         residual: bool,
         fourier: int = 0,
+        classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.classes = scale, classes
+        self.label: int | None = None
         dim = math.prod(event_shape)
         self.register_buffer("frequencies", 2.0 ** torch.arange(-2, 2) * math.pi / 8)
         self.net = MLP(
             dim,
             dim,
-            condition=1 + 2 * len(self.frequencies),
+            condition=1 + 2 * len(self.frequencies) + (classes or 0),
             width=width,
             depth=depth,
             residual=residual,
@@ -95,18 +98,37 @@ class DenoiserMLP(nn.Module):
             zero=True,
         )
 
-    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
-        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
+    def forward(self, x: Tensor, alpha: Level, s: Level, label: Tensor | int | None = None) -> Tensor:
+        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``; ``label`` as ``row_classes``."""
         z = x / column(alpha, x)
         ratio = s / alpha
         level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         log_level = level.log().reshape(-1, 1)
         angles = log_level * self.frequencies
         code = torch.cat([log_level / 4, angles.sin(), angles.cos()], dim=1).expand(len(x), -1)
+        shown = row_classes(x, self.label if label is None else label, self.classes)
+        if shown is not None:
+            code = torch.cat([code, nn.functional.one_hot(shown, self.classes or 0).to(x.dtype)], dim=1)
         level = level.view(-1, *[1] * (x.dim() - 1))
         total = (level**2 + self.scale**2).sqrt()
         out: Tensor = self.net((z / total).flatten(1), code)
         return (self.scale / total) ** 2 * z + level * self.scale / total * out.view_as(x)
+
+
+def row_classes(x: Tensor, label: Tensor | int | None, classes: int | None) -> Tensor | None:
+    """The class of every row ``[batch]`` for a network that knows ``classes`` of them; None where it knows none.
+
+    ``label``: one class, or a LongTensor ``[batch]``. Raises ValueError for a class without ``classes``, and for none
+    with them.
+    """
+    if (label is None) != (classes is None):
+        raise ValueError(f"label must be a class if and only if there are any, got {label!r} of {classes}.")
+    if label is None or isinstance(label, Tensor):
+        return label
+    chosen, count = check_integer("label", label, minimum=None), classes or 0
+    if not 0 <= chosen < count:
+        raise ValueError(f"label must be one of {count} classes, 0 to {count - 1}, got {label!r}.")
+    return torch.full((len(x),), chosen, device=x.device)
 
 
 class VelocityDenoiser(nn.Module):

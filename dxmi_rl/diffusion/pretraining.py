@@ -32,7 +32,7 @@ from dxmi_rl.utils.torch_tools import average_towards
 
 Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]
-UNET_ONLY = ("channels", "layers", "attention", "preconditioning", "conditional")
+UNET_ONLY = ("channels", "layers", "attention", "preconditioning")
 MLP_ONLY = ("width", "depth", "residual", "fourier")
 EARLY = 0.8
 """After this part of the iterations the averaged weights are kept, too."""
@@ -73,7 +73,7 @@ class PretrainingConfig:
     preconditioning: str = "edm"
     """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
     conditional: bool = False
-    """A U-Net is told the class of every image."""
+    """The network is told the class of every image."""
     ema: float = 0.999
     """Decay of the averaged weights that are returned."""
     seed: int = 0
@@ -87,6 +87,8 @@ class PretrainingConfig:
     def used(self) -> JSON:
         """The settings that matter to this network: what caches and checkpoints go by."""
         left_out = {"network", *UNET_ONLY} if self.network == "mlp" else {*MLP_ONLY}
+        if self.network == "mlp" and not self.conditional:
+            left_out.add("conditional")
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def __repr__(self) -> str:
@@ -106,7 +108,7 @@ def pretrained_denoiser(
     whether the last fifth changed anything.
 
     Raises UnknownNameError for an unknown network, MissingExtraError for a U-Net without diffusers, ValueError for
-    ``conditional`` without a U-Net and images with labels, DivergenceError on a non-finite loss.
+    ``conditional`` without images with labels, DivergenceError on a non-finite loss.
     """
     config, device = config or PretrainingConfig(), device or torch.device("cpu")
     denoiser, labelled = _build(target, config), _labelled(target, config)
@@ -143,8 +145,6 @@ def train_denoiser(
 def _build(target: Target, config: PretrainingConfig) -> Denoiser:
     if config.network not in NETWORKS:
         raise UnknownNameError("network of pretraining", config.network, NETWORKS)
-    if config.conditional and config.network != "unet":
-        raise ValueError(f"network of a conditional pretraining must be 'unet', got {config.network!r}.")
     labelled = _labelled(target, config)
     classes = None if labelled is None else labelled.classes
     with torch.random.fork_rng(devices=[]):
@@ -156,7 +156,7 @@ def _build(target: Target, config: PretrainingConfig) -> Denoiser:
             )  # fmt: skip
         return DenoiserMLP(
             target.event_shape, target.scale, width=config.width, depth=config.depth, residual=config.residual,
-            fourier=config.fourier,
+            fourier=config.fourier, classes=classes,
         )  # fmt: skip
 
 

@@ -20,8 +20,8 @@ KNOTS = 4
 class Schedule(nn.Module):
     """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0.
 
-    ``codes``, ``[T, C]``, is what networks are told of each step where they serve several horizons (``level_codes``);
-    None: its number, one-hot.
+    ``codes``, ``[T, C]``, is what networks are told of each step where they serve several horizons (``level_codes``) or
+    classes (``tell_class``); None: its number, one-hot.
 
     Raises ValueError unless the noise levels s / alpha fall strictly and alpha is positive.
     """
@@ -29,6 +29,8 @@ class Schedule(nn.Module):
     alpha: Tensor
     s: Tensor
     codes: Tensor | None
+    class_code: Tensor | None
+    """The class among several, one-hot ``[L]``; None with one."""
 
     def __init__(self, alpha: np.ndarray, s: np.ndarray, start_std: float) -> None:
         super().__init__()
@@ -44,11 +46,29 @@ class Schedule(nn.Module):
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=dtype))
         self.register_buffer("s", torch.as_tensor(s, dtype=dtype))
         self.register_buffer("codes", None, persistent=False)
+        self.register_buffer("class_code", None, persistent=False)
 
     @property
     def horizon(self) -> int:
         """Number of steps T."""
         return len(self.alpha) - 1
+
+    @property
+    def several_horizons(self) -> bool:
+        """Whether it is one of several numbers of steps."""
+        return self.codes is not None and self.class_code is None
+
+    def tell_class(self, place: int, classes: int) -> None:
+        """Let networks be told that this is the class at ``place`` of so many."""
+        self.class_code = torch.eye(classes, dtype=self.alpha.dtype, device=self.alpha.device)[place]
+        self.codes = self.class_codes(self.horizon)
+
+    def class_codes(self, steps: int) -> Tensor | None:
+        """The numbers of so many steps, one-hot, with the class: ``[steps, steps + L]``; None with one class."""
+        if self.class_code is None:
+            return None
+        own = torch.eye(steps, dtype=self.alpha.dtype, device=self.alpha.device)
+        return torch.cat([own, self.class_code.expand(steps, -1)], dim=1)
 
     @property
     def levels(self) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.diffusion.denoisers import Level, column
+from dxmi_rl.diffusion.denoisers import Level, column, row_classes
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
@@ -90,31 +90,20 @@ class DenoiserUNet(nn.Module):
     def forward(self, x: Tensor, alpha: Level, s: Level, label: Tensor | int | None = None) -> Tensor:
         """``[batch, channels, height, width]``, and numbers or ``[batch]`` -> the shape of x.
 
-        ``label``: one class, or a LongTensor ``[batch]``. Raises ValueError for a class without ``classes``, and for
-        none with them.
+        ``label`` as ``row_classes``, which says what is raised.
         """
         ratio = s / alpha
         level = ratio if isinstance(ratio, Tensor) else x.new_full((1,), ratio)
         z = x / column(alpha, x)
         spread = level.view(-1, 1, 1, 1)
-        told = (self.times(level).to(x.dtype).expand(len(x)), self._labels(x, label))
+        shown = row_classes(x, self.label if label is None else label, self.classes)
+        told = (self.times(level).to(x.dtype).expand(len(x)), shown)
         if self.preconditioning == "epsilon":
             noise: Tensor = self.net(z / (1 + spread**2).sqrt(), *told).sample
             return z - spread * noise
         total = (spread**2 + self.scale**2).sqrt()
         out: Tensor = self.net(z / total, *told).sample
         return (self.scale / total) ** 2 * z + spread * self.scale / total * out
-
-    def _labels(self, x: Tensor, label: Tensor | int | None) -> Tensor | None:
-        label = self.label if label is None else label
-        if (label is None) != (self.classes is None):
-            raise ValueError(f"label must be a class if and only if there are any, got {label!r} of {self.classes}.")
-        if label is None or isinstance(label, Tensor):
-            return label
-        chosen, classes = check_integer("label", label, minimum=None), self.classes or 0
-        if not 0 <= chosen < classes:
-            raise ValueError(f"label must be one of {classes} classes, 0 to {classes - 1}, got {label!r}.")
-        return torch.full((len(x),), chosen, device=x.device)
 
     def times(self, level: Tensor) -> Tensor:
         """What the network is told of noise levels s / alpha: ``[batch] -> [batch]``."""

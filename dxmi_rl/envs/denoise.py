@@ -41,6 +41,8 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     With several horizons, `horizon=(1, 2, 4)`, every episode draws one of them (many episodes at once the same one) and
     the spaces are those of the largest. The flat observation is then ``Box(d + 2,)``, [x_t, 1 - t/T, 1 - (t+1)/T], the
     last entry 0 at t = T, and the dictionary has "horizon": T, too. ``env.unwrapped.mdp`` is that of the episode.
+    With several classes, `label=(0, 1, 2)`, an episode draws one of them in the same way: the flat observation ends
+    with it, one-hot, and the dictionary has "label".
 
     ## Rewards
     r_t = tau log qb(x_t | x_{t+1}) in nats for the backward kernel qb; the last step adds -E(x_T).

@@ -12,7 +12,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dxmi_rl.envs.observations import time_left
+from dxmi_rl.envs.observations import told_of
 from dxmi_rl.envs.rendering import check_renderable, is_renderable, render_samples
 from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError
 from dxmi_rl.rollout import Trajectory
@@ -71,8 +71,9 @@ class Episodes:
             check_integer("fit_backward", fit_backward, minimum=0)
         self.task = build_task(task, target, dim, energy, device, task_changes)
         self.mdp = self.task.mdp
-        """That of the present episodes: with several horizons, of the one that they drew."""
-        self._mdps = [self.task.at(horizon).mdp for horizon in self.task.horizons]
+        """That of the present episodes: with several horizons or classes, of the one that they drew."""
+        self._mdps = [case.mdp for case in self.task.cases]
+        self._place = 0
         self.mdp.check_coordinates(coordinates)
         if render_mode is not None:
             check_renderable(self.task.target)
@@ -84,7 +85,7 @@ class Episodes:
         self._x: Tensor | None = None
         self._visited: list[Tensor] = []
         self._generator = torch.Generator(self.mdp.device)
-        self._horizon_generator = torch.Generator()  # on the CPU: the device is not waited for
+        self._case_generator = torch.Generator()  # on the CPU: the device is not waited for
         self._finite = torch.ones(len(_FAILURES), dtype=torch.bool, device=self.mdp.device)
 
     # -- spaces ------------------------------------------------------------------------------------------------
@@ -94,8 +95,11 @@ class Episodes:
             x = spaces.Box(-np.inf, np.inf, self.mdp.event_shape, np.float32)
             # T + 1 values: the final observation has t = T and must lie in its space (SB3 one-hot encodes it).
             steps = spaces.Discrete(self.mdp.horizon + 1)
-            return spaces.Dict({"x": x, "t": steps} | ({"horizon": steps} if self._tells_horizon else {}))
-        told = len(time_left(self.mdp, 0))
+            more: dict[str, spaces.Space[Any]] = {"horizon": steps} if self._tells_horizon else {}
+            if len(self.task.labels) > 1:
+                more["label"] = spaces.Discrete(self.task.labels[-1] + 1)
+            return spaces.Dict({"x": x, "t": steps} | more)
+        told = len(told_of(self.mdp, 0))
         bound = np.full(self.mdp.dim + told, np.inf, np.float32)
         low, high = -bound, bound.copy()
         low[-told:], high[-told:] = 0.0, 1.0
@@ -112,7 +116,7 @@ class Episodes:
 
     @property
     def _tells_horizon(self) -> bool:
-        return self.mdp.base.schedule.codes is not None
+        return self.mdp.base.schedule.several_horizons
 
     @property
     def x(self) -> Tensor:
@@ -128,17 +132,18 @@ class Episodes:
 
     def reset(self, np_random: np.random.Generator) -> None:
         """Start new episodes; all numbers of theirs and of those that follow come from one draw of ``np_random``, or
-        two with several horizons.
+        two with several horizons or classes.
         """
         self._generator.manual_seed(int(np_random.integers(2**63 - 1)))
         if len(self._mdps) > 1:
-            self._horizon_generator.manual_seed(int(np_random.integers(2**63 - 1)))
+            self._case_generator.manual_seed(int(np_random.integers(2**63 - 1)))
         self.start()
 
     def start(self) -> None:
         """Start new episodes from the running stream of random numbers."""
         if len(self._mdps) > 1:
-            self.mdp = self._mdps[int(torch.randint(len(self._mdps), (), generator=self._horizon_generator))]
+            self._place = int(torch.randint(len(self._mdps), (), generator=self._case_generator))
+            self.mdp = self._mdps[self._place]
         self._x, self.t = self.mdp.reset(self.count, self._generator), 0
         self._visited = [self._x] if self.fit_backward else []
         self.returns = torch.zeros(self.count, device=self.mdp.device)
@@ -177,18 +182,20 @@ class Episodes:
 
     def observe(self) -> Observation:
         """The observations of all episodes, freshly copied: ``[count, d + 1]``, or a dict of ``x`` and ``t``; with
-        several horizons ``[count, d + 2]`` (``time_left``), or with ``horizon``.
+        several horizons or classes more (``told_of``), or with ``horizon`` or ``label``.
         """
         x, t = self.x, self.t
         if self.layout == "dict":
             told = {"t": t, "horizon": self.mdp.horizon} if self._tells_horizon else {"t": t}
+            if len(self.task.labels) > 1:
+                told["label"] = self.task.labels[self._place]
             numbers = {
                 key: torch.full((self.count,), value, dtype=torch.int64, device=x.device) for key, value in told.items()
             }
             return {"x": x.to(torch.float32, copy=True), **numbers}
         rows = x.flatten(1).float()
-        for left in time_left(self.mdp, t):
-            rows = append_column(rows, left)
+        for number in told_of(self.mdp, t):
+            rows = append_column(rows, number)
         return rows
 
     def parse_action(self, action: object, batch_shape: tuple[int, ...]) -> Tensor:

@@ -11,19 +11,27 @@ from torch import Tensor
 from dxmi_rl.mdp import DenoisingMDP
 
 
-def time_left(mdp: DenoisingMDP, t: int) -> tuple[float, ...]:
-    """What a flat observation tells of the step: 1 - t / T; on a task with several horizons also what is left after
-    the step, 1 - (t + 1) / T, or 0 at t = T.
+def told_of(mdp: DenoisingMDP, t: int) -> tuple[float, ...]:
+    """What a flat observation tells beside x: 1 - t / T; on a task with several horizons also what is left after the
+    step, 1 - (t + 1) / T, or 0 at t = T; on one with several classes also the class, one-hot.
     """
     now, after = 1 - t / mdp.horizon, max(0.0, 1 - (t + 1) / mdp.horizon)
-    return (now,) if mdp.base.schedule.codes is None else (now, after)
+    return (now, after) if mdp.base.schedule.several_horizons else (now, *_class_code(mdp))
+
+
+def _class_code(mdp: DenoisingMDP) -> list[float]:
+    code = mdp.base.schedule.class_code
+    return [] if code is None else code.tolist()
 
 
 def observe(mdp: DenoisingMDP, x: Tensor, t: Tensor | int) -> Tensor:
-    """The flat observations of states, x and ``time_left``: ``[batch, d + 1 or 2]``; t may be T, too."""
+    """The flat observations of states, x and ``told_of``: ``[batch, d + 1 or more]``; t may be T, too."""
     steps = t if isinstance(t, Tensor) else torch.full((len(x),), t, device=x.device)
     now = 1 - steps.to(x.dtype) / mdp.horizon
-    told = [now] if mdp.base.schedule.codes is None else [now, (now - 1 / mdp.horizon).clamp_min(0)]
+    told = [now]
+    if mdp.base.schedule.several_horizons:
+        told.append((now - 1 / mdp.horizon).clamp_min(0))
+    told += [torch.full_like(now, number) for number in _class_code(mdp)]
     return torch.cat([x.flatten(1), torch.stack(told, dim=1)], dim=1)
 
 
@@ -33,7 +41,7 @@ def observed_horizon(mdp: DenoisingMDP, observation: Any) -> int:
 
     Raises ValueError for observations of another shape, or from episodes of different horizons.
     """
-    if mdp.base.schedule.codes is None:
+    if not mdp.base.schedule.several_horizons:
         return mdp.horizon
     if isinstance(observation, dict):
         if "horizon" not in observation:
@@ -46,6 +54,23 @@ def observed_horizon(mdp: DenoisingMDP, observation: Any) -> int:
     if len(found) > 1:
         raise ValueError(f"observations must be of one horizon, got {found}.")
     return found[0]
+
+
+def observed_label(mdp: DenoisingMDP, labels: tuple[int, ...], observation: Any) -> int:
+    """The class of the episodes that observations belong to; ``mdp`` is any of a task with several ``labels``.
+
+    Raises ValueError for observations of another shape, of another class or of several.
+    """
+    if isinstance(observation, dict):
+        if "label" not in observation:
+            raise ValueError(f"observation must have 'label' on a task with classes, got {list(observation)}.")
+        found = torch.as_tensor(_plain(observation["label"])).reshape(-1).unique().tolist()
+    else:
+        places = _rows(mdp, observation)[:, mdp.dim + 1 :].argmax(1).unique().tolist()
+        found = [labels[place] for place in places]
+    if len(found) != 1 or found[0] not in labels:
+        raise ValueError(f"observations must be of one class of {list(labels)}, got {found}.")
+    return int(found[0])
 
 
 def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tensor, bool]:
@@ -69,7 +94,7 @@ def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tens
 def _rows(mdp: DenoisingMDP, observation: Any) -> Tensor:
     """Flat observations as rows of a tensor."""
     flat = torch.as_tensor(_plain(observation), dtype=mdp.dtype, device=mdp.device)
-    width = mdp.dim + len(time_left(mdp, 0))
+    width = mdp.dim + len(told_of(mdp, 0))
     if flat.shape[-1] != width or flat.dim() > 2:
         raise ValueError(f"observation must have shape [{width}] or [batch, {width}], got {list(flat.shape)}.")
     return flat.reshape(-1, width)

@@ -9,7 +9,7 @@ from gymnasium.error import ResetNeeded
 from torch import Tensor
 
 from dxmi_rl.envs.episodes import Episodes, TaskLike, append_column
-from dxmi_rl.envs.observations import time_left
+from dxmi_rl.envs.observations import told_of
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import check_integer, require
@@ -26,7 +26,6 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     The environment is stateless: ``step`` reads everything from the tensordict that it is given, so that an episode
     can be continued, replayed or branched from any of its tensordicts, and rows may be at different steps. Entries:
-
     - "x", ``[*batch, *event_shape]``, and "t", ``[*batch]``, int64, 0..T: the MDP's state. A transform that changes
       them in place changes the state; give it ``out_keys``.
     - "horizon", ``[*batch]``, int64, where the task has several: T of the row's episode, which a reset draws for all
@@ -48,29 +47,30 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         arguments: all other arguments of DenoiseEnv but ``render_mode``. With ``fit_backward`` the kernel is fitted
             to every finished batch of episodes, whose rows must make the steps t = 0..T-1 in order and together.
 
-    ``set_seed`` fixes the starting states, whatever torch's global generator does; without it they differ from run to
-    run. ``close`` has nothing to let go of: a closed environment still steps. Gamma, lambda and entropy coefficients
-    are those of the other interfaces: 1, 1 and tau.
+    ``set_seed`` fixes the starting states; without it they differ from run to run. A closed environment still steps.
+    Gamma, lambda and entropy coefficients are those of the other interfaces: 1, 1 and tau.
 
-    Raises what DenoiseEnv raises, and MissingExtraError when torchrl is absent. ``step`` raises ResetNeeded without a
-    state or at t = T; TypeError or ValueError for entries of another dtype, shape or device; NonFiniteError and
-    EnergyError as DenoiseVectorEnv does: on the CPU at once, on CUDA when an episode ends. TorchRL itself raises
-    RuntimeError for another batch size than a locked one.
+    Raises what DenoiseEnv raises, MissingExtraError without torchrl, ValueError for several classes. ``step`` raises
+    ResetNeeded without a state or at t = T; TypeError or ValueError for entries of another dtype, shape or device;
+    NonFiniteError and EnergyError on the CPU at once, on CUDA when an episode ends. TorchRL itself raises RuntimeError
+    for another batch size than a locked one.
     """
 
     def __init__(self, task: TaskLike | None = None, *, num_envs: int | None = None, **arguments: Any) -> None:
         if "render_mode" in arguments:
             raise TypeError("TorchRLEnv draws no pictures and takes no render_mode: see dxmi_rl.envs.render_samples.")
         batch = () if num_envs is None else (check_integer("num_envs", num_envs),)
-        # One episode that is never played: it checks the arguments, builds the task and knows the spaces.
+        # One episode that is never played: it checks arguments, builds the task, knows the spaces.
         self._setup = Episodes(1, task, **arguments)
+        if len(self.task.labels) > 1:
+            raise ValueError(f"TorchRLEnv takes one class, got label={self.task.labels}: pass task.of_class(label).")
         super().__init__(device=self.mdp.device, batch_size=batch)
         self._batch_locked = num_envs is not None  # on the instance: EnvBase keeps it on the class
         self._dtype = self.mdp.base.sigma.dtype
         self._transitions: list[tuple[Tensor, Tensor]] = []
         self._known: dict[str, tuple[Tensor, int, int, int]] = {}
         self._mdps = {horizon: self.task.at(horizon).mdp for horizon in self.task.horizons}
-        self._time_left = {horizon: self._told(mdp) for horizon, mdp in self._mdps.items()}
+        self._told_of = {horizon: self._told(mdp) for horizon, mdp in self._mdps.items()}
         self._generator = torch.Generator(self.device)
         self._horizon_generator = torch.Generator()
         self._set_seed(None)
@@ -101,7 +101,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if self.device != previous:
             _move(self.task, self.device)
             self._setup._finite = self._setup._finite.to(self.device)
-            self._time_left = {horizon: told.to(self.device) for horizon, told in self._time_left.items()}
+            self._told_of = {horizon: told.to(self.device) for horizon, told in self._told_of.items()}
             self._generator = torch.Generator(self.device).manual_seed(self._generator.initial_seed())
             self._horizon_generator.manual_seed(self._horizon_generator.initial_seed())
             self._transitions, self._known = [], {}
@@ -154,7 +154,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
             raise ValueError(f"'x' must have shape {[*batch, *mdp.event_shape]}, got {list(x.shape)}.")
         x = _shaped(x, (batch.numel(), *mdp.event_shape))
         # Shapes and steps are known to be right; all else is left to ``transition``, which raises.
-        right = x.dtype == action.dtype and x.device == action.device == self._time_left[horizon].device
+        right = x.dtype == action.dtype and x.device == action.device == self._told_of[horizon].device
         transition = mdp.checked_transition if right else mdp.transition
         x_next, running, terminal = transition(x, first if lockstep else t.reshape(-1), action, self.coordinates)
         reward = running if terminal is None else running + terminal
@@ -187,7 +187,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         }
         for name in self._state_names[1:]:
             state[name] = Categorical(self.mdp.horizon + 1, shape=batch, dtype=torch.int64, device=self.device)
-        width = self.mdp.dim + len(time_left(self.mdp, 0))
+        width = self.mdp.dim + len(told_of(self.mdp, 0))
         observation = {"observation": Unbounded(shape=(*batch, width), **kind)}
         seen = state | (observation if self._setup.layout == "flat" else {})
         self.state_spec = Composite(state, shape=batch, device=self.device).clone()
@@ -202,8 +202,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         return ["x", "t", "horizon"] if len(self._mdps) > 1 else ["x", "t"]
 
     def _told(self, mdp: DenoisingMDP) -> Tensor:
-        """``time_left`` of every step: ``[T + 1, 1 or 2]``."""
-        return torch.tensor([time_left(mdp, t) for t in range(mdp.horizon + 1)], dtype=self._dtype, device=self.device)
+        """``told_of`` of every step: ``[T + 1, 1 or 2]``."""
+        return torch.tensor([told_of(mdp, t) for t in range(mdp.horizon + 1)], dtype=self._dtype, device=self.device)
 
     def _entries(self, x: Tensor, t: int | Tensor, horizon: int, batch: torch.Size) -> dict[str, Tensor]:
         """The observation's entries for states x, one per row, at the step t that all rows share, or ``[*batch]``."""
@@ -214,10 +214,10 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if self._setup.layout == "flat":
             rows = _shaped(x, (batch.numel(), self.mdp.dim))
             if isinstance(t, int):
-                for left in time_left(self._mdps[horizon], t):
+                for left in told_of(self._mdps[horizon], t):
                     rows = append_column(rows, left)
             else:
-                rows = torch.cat([rows, self._time_left[horizon][t.reshape(-1)]], dim=-1)
+                rows = torch.cat([rows, self._told_of[horizon][t.reshape(-1)]], dim=-1)
             entries["observation"] = _shaped(rows, (*batch, rows.shape[1]))
         return entries
 

@@ -23,7 +23,7 @@ from dxmi_rl.evaluation.log_weights import (
 from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
-from dxmi_rl.evaluation.tilted import quick_reward_scores, reward_scores
+from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_scores
 from dxmi_rl.mdp import Energy
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
@@ -86,9 +86,10 @@ def evaluate(
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
         ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
         ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (of a reward:
-        ``reward_scores``), ``energy_w2``, ``energy_tv``, ``distance_tv``, ``w2``, ``w2_aligned`` (particles;
-        ``particle_scores``), ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` (images; on features
-        the target names), ``denoiser_calls`` (per sample). Keys that do not apply are absent.
+        ``reward_scores``), ``class_accuracy`` (several classes: ``class_scores``), ``energy_w2``, ``energy_tv``,
+        ``distance_tv``, ``w2``, ``w2_aligned`` (particles; ``particle_scores``), ``fd``, ``kd``, ``precision``,
+        ``recall``, ``density``, ``coverage`` (images; on features the target names), ``denoiser_calls`` (per sample).
+        Keys that do not apply are absent.
 
     Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
     density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and left out,
@@ -127,7 +128,11 @@ def evaluate(
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)
-        scores |= reward_scores(task, target, known, draw, scores, samples=samples, chains=trajectories, seed=seed + 8)
+        sizes = {"samples": samples, "chains": trajectories, "seed": seed + 8}
+        if len(task.labels) > 1:
+            scores |= class_scores(model, **sizes)
+        else:
+            scores |= reward_scores(task, target, known, draw, scores, **sizes)
         if hasattr(model, "score"):
             scores["auc"] = auc(model.score, target, samples, seed)
         if floors:

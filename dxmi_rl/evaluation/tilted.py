@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dxmi_rl.agents.kl_control import has_base_density, kl_to_base
+from dxmi_rl.networks.features import load_features
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import RewardEnergy, Target, Tilted
 from dxmi_rl.tasks import Task
@@ -43,7 +45,7 @@ def reward_scores(
 
 def quick_reward_scores(task: Task, target: Target, final: Tensor, trajectory: Trajectory | None) -> dict[str, float]:
     """``reward`` and ``kl_base`` of one set of samples, and of the chains that made them, for learning curves."""
-    energy = task.mdp.energy.function
+    energy = task.mdp.energy.function if len(task.labels) < 2 else None
     tilting = energy if isinstance(energy, RewardEnergy) else target.tilting if isinstance(target, Tilted) else None
     if tilting is None:
         return {}
@@ -51,6 +53,28 @@ def quick_reward_scores(task: Task, target: Target, final: Tensor, trajectory: T
     if trajectory is not None and has_base_density(task.mdp):
         found["kl_base"] = kl_to_base(task.mdp, trajectory.select(slice(QUICK_CHAINS)))
     return found
+
+
+def class_scores(
+    model: Any, *, samples: int, chains: int, seed: int
+) -> dict[str, float]:  # fmt: skip
+    """Scores of an agent on several classes, means over them: ``class_accuracy``, the part of the samples that the
+    target's classifier takes for their class, where it has one; and of a reward ``reward`` and ``kl_base``.
+    """
+    found: dict[str, list[float]] = {}
+    each = max(1, samples // len(model.task.labels))
+    network: Any = load_features(model.task.target.features, model.mdp.device)
+    for label in model.task.labels:
+        part = model.of_class(label)
+        x, energy = part.sample(each, seed=seed), part.mdp.energy.function
+        if hasattr(network, "logits"):
+            right = (network.logits(x).argmax(1) == label).double().mean()
+            found.setdefault("class_accuracy", []).append(float(right))
+        if isinstance(energy, RewardEnergy):
+            found.setdefault("reward", []).append(_mean_reward(energy, x))
+            paths = part.sample_trajectory(max(1, min(chains, CHAINS) // len(model.task.labels)), seed=seed)
+            found.setdefault("kl_base", []).append(kl_to_base(part.mdp, paths))
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def _mean_reward(energy: RewardEnergy, x: Tensor) -> float:

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS, Base
-from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig, SharedWeights
+from dxmi_rl.agents.any_class import AnyClass, AnyClassConfig
+from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent, check_unguided
+from dxmi_rl.agents.shared import SharedWeights, sample_of_all
 from dxmi_rl.costs import count_energy
-from dxmi_rl.envs.observations import observed_horizon
+from dxmi_rl.envs.observations import observed_horizon, observed_label
 from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipe_files import recipe, recipe_for
+from dxmi_rl.networks import EnergyDenoiser
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.utils.checks import check_batch
@@ -40,11 +43,15 @@ class DxMI(Agent[DxMIConfig]):
     well below 1: tau = 0.1 / d, the paper's, in tasks that have only data, yours included, 0.03 / d in tasks of image
     sets. ``dxmi_rl.irl.equilibrium`` computes where the game ends, and ``energy_quality`` scores the energy.
 
+    On a task with several classes one policy and one energy serve all: each iteration is for one class, and the energy,
+    which must be one that starts as the denoiser, is told which. ``of_class(c)`` is the game of one class.
+
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
 
     name: ClassVar[str] = "dxmi"
     takes_horizons: ClassVar[bool] = True
+    takes_labels: ClassVar[bool] = True
     Config = DxMIConfig
 
     def _configure(self, config: DxMIConfig | None, settings: Mapping[str, Any]) -> DxMIConfig:
@@ -76,7 +83,7 @@ class DxMI(Agent[DxMIConfig]):
             raise ValueError("task must have no reward: DxMI learns the energy, and would not use the reward.")
         self.loss = ENERGY_LOSSES[config.loss]
         self.loss.resolved(config.gamma, config.noise_ratio)
-        if config.agent in (self.name, AnyStep.name):
+        if config.agent in (self.name, AnyStep.name, AnyClass.name):
             raise ValueError(f"agent must train a sampler; {config.agent!r} cannot be nested.")
         inner = AGENTS[config.agent]
         if not (inner.trains or inner is Base):
@@ -87,14 +94,18 @@ class DxMI(Agent[DxMIConfig]):
         self.energy = make_energy(target, config.energy, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
         self.task = self.task.with_own_energy()
         self.task.mdp.set_energy(self.energy)
+        self._tell_classes()
         self.agent: Agent[Any]
         if len(self.task.horizons) > 1:
             # An iteration is also a step of the energy, and games with too many of them go astray.
             shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.5)
             self.agent = AnyStep(self.task, seed=self.seed, config=shared)
+        elif len(self.task.labels) > 1:
+            several = AnyClassConfig(agent=config.agent, agent_settings=config.agent_settings)
+            self.agent = AnyClass(self.task, seed=self.seed, config=several)
         else:
             self.agent = inner(self.task, seed=self.seed, config=config.agent_settings)
-        self.task, self.mdp = self.agent.task, self.agent.mdp
+        self.task, self.mdp, self.has_density = self.agent.task, self.agent.mdp, self.agent.has_density
         self.generator.manual_seed(self.seed + 1_000_003)  # the data must not share the agent's stream of noise
         self.costs = self.agent.costs
         self.policy = copy.deepcopy(self.agent.policy).requires_grad_(False)
@@ -105,6 +116,22 @@ class DxMI(Agent[DxMIConfig]):
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
         )
+
+    def _tell_classes(self) -> None:
+        """Give every class of several the energy as it is told this class."""
+        if len(self.task.labels) < 2:
+            return
+        if not isinstance(self.energy, EnergyDenoiser) or self.config.replay:
+            raise ValueError("label must be one class for an energy that is no denoiser, and with replay.")
+        for label in self.task.labels:
+            self.task.of_class(label).mdp.set_energy(self.energy.of_class(label))
+
+    def _of_case(self, energy: nn.Module) -> nn.Module:
+        """An energy as it is told the class of the present iteration, where there are several."""
+        if not isinstance(self.agent, AnyClass):
+            return energy
+        assert isinstance(energy, EnergyDenoiser)
+        return energy.of_class(self.agent.case)
 
     def __repr__(self) -> str:
         recipe = f", recipe={self.config.recipe!r}" if self.config.recipe else ""
@@ -129,7 +156,8 @@ class DxMI(Agent[DxMIConfig]):
     def update_energy(self, final: Tensor) -> Log:
         """One Adam step on the energy's loss: as many data as samples x_T, present and replayed."""
         config, final = self.config, self._with_past(final)
-        data = self.task.target.data(len(final), self.generator)
+        task = self.task.of_class(self.agent.case) if isinstance(self.agent, AnyClass) else self.task
+        data = task.target.data(len(final), self.generator)
         if self.data_noise:
             noise = torch.randn(data.shape, generator=self.generator, device=data.device)
             data = data + self.data_noise * noise
@@ -137,8 +165,8 @@ class DxMI(Agent[DxMIConfig]):
         if self.augmentation is not None:
             x = self.augmentation(x, self.generator)
         x.requires_grad_(config.gradient_penalty > 0)
-        energy = self.energy.train()(x)
-        added = energy if self.anchor is None else energy - self.anchor(x)
+        energy = self._of_case(self.energy.train())(x)
+        added = energy if self.anchor is None else energy - self._of_case(self.anchor)(x)
         data_part, policy_part = added.chunk(2)
         loss = self.loss(data_part, policy_part, config.gamma, config.noise_ratio)
         if config.gradient_penalty:
@@ -192,32 +220,53 @@ class DxMI(Agent[DxMIConfig]):
 
         Raises ValueError for another.
         """
-        if isinstance(self.policy, SharedWeights):
-            found = copy.copy(self)
-            found.agent = self.agent.at(horizon)
-            found.task, found.mdp = found.agent.task, found.agent.mdp
-            found.policy = self.policy.at(horizon, found.agent.policy)
-            return found
+        if isinstance(self.agent, AnyStep):
+            return self._with(self.agent.at(horizon), horizon)
         self.task.at(horizon)
         return self
+
+    def of_class(self, label: int) -> DxMI:
+        """The game of one of several classes. Raises ValueError for another."""
+        if not isinstance(self.agent, AnyClass):
+            self.task.of_class(label)
+            return self
+        found = self._with(self.agent.of_class(label), label)
+        for key in ("energy", "average_energy"):
+            setattr(found, key, getattr(self, key).of_class(label))
+        return found
+
+    def _with(self, agent: Agent[Any], case: int) -> DxMI:
+        """The game with the agent of one case."""
+        found = copy.copy(self)
+        found.agent = agent
+        found.task, found.mdp, found.has_density = agent.task, agent.mdp, agent.has_density
+        assert isinstance(self.policy, SharedWeights)
+        found.policy = self.policy.at(case, agent.policy)
+        return found
 
     def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
         return self.agent.predict_values(x, t)
 
     def sample(
         self, n: int, *, seed: int | None = None, guidance: float = 0.0, horizon: int | None = None,
-        particles: int | None = None, twist: Twist | None = None,
+        particles: int | None = None, twist: Twist | None = None, label: int | None = None,
     ) -> Tensor:  # fmt: skip
         """Samples x_T ``[n, *event_shape]`` of the averaged policy; with ``guidance`` > 0, lambda, moved by the
         gradients of the inner agent's values and, at the end, of the averaged energy (GuidedPolicy). ``horizon`` is the
-        number of steps, as in ``at``; None: the largest. ``particles`` are as an agent's, with the averaged energy.
+        number of steps, as in ``at``; None: the largest. ``label`` is the class; None: as many of each. ``particles``
+        are as an agent's, with the averaged energy.
 
         Raises ValueError for guidance where the inner agent has no soft values ("dxdp" and "dxdp-paper" have), or of
         particles.
         """
-        if horizon is not None or isinstance(self.policy, SharedWeights):
-            found = self.at(self.mdp.horizon if horizon is None else horizon)
-            return found.sample(n, seed=seed, guidance=guidance, particles=particles, twist=twist)
+        options: dict[str, Any] = {"guidance": guidance, "particles": particles, "twist": twist}
+        if label is not None:
+            return self.of_class(label).sample(n, seed=seed, **options)
+        if isinstance(self.agent, AnyClass):
+            parts = [self.of_class(one) for one in self.task.labels]
+            return sample_of_all(parts, n, self.generator_of(seed), **options)
+        if horizon is not None or isinstance(self.agent, AnyStep):
+            return self.at(self.mdp.horizon if horizon is None else horizon).sample(n, seed=seed, **options)
         if not guidance:
             if particles is None and twist is None:
                 return super().sample(n, seed=seed)
@@ -232,23 +281,34 @@ class DxMI(Agent[DxMIConfig]):
         return self.mdp.sample(guided, n, self.generator_of(seed))
 
     def sample_trajectory(
-        self, n: int, *, seed: int | None = None, policy: nn.Module | None = None, horizon: int | None = None
-    ) -> Trajectory:
-        """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate)."""
-        if horizon is not None:
-            found = self.at(horizon)
+        self, n: int, *, seed: int | None = None, policy: nn.Module | None = None, horizon: int | None = None,
+        label: int | None = None,
+    ) -> Trajectory:  # fmt: skip
+        """n episodes of the averaged policy (pass ``policy=dxmi.agent.policy`` for the last iterate).
+
+        Raises ValueError without a class where there are several.
+        """
+        case = horizon if label is None else label
+        if case is not None:
+            found = self.at(case) if label is None else self.of_class(label)
             if isinstance(policy, SharedWeights):
-                policy = policy.at(horizon, found.agent.policy)
+                policy = policy.at(case, found.agent.policy)
             return found.sample_trajectory(n, seed=seed, policy=policy)
+        if isinstance(self.agent, AnyClass):
+            raise ValueError(f"label must be a class for whole episodes, one of {self.task.labels}, got None.")
         return super().sample_trajectory(n, seed=seed, policy=policy)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, *,
         coordinates: str = "noise",
     ) -> tuple[np.ndarray[Any, Any], Any]:  # fmt: skip
-        """As an agent's, of the averaged policy; with several horizons for observations of any of them."""
-        if isinstance(self.policy, SharedWeights):
+        """As an agent's, of the averaged policy; with several horizons or classes for observations of one of them."""
+        found = self
+        if isinstance(self.agent, AnyStep):
             found = self.at(observed_horizon(self.mdp, observation))
+        elif isinstance(self.agent, AnyClass):
+            found = self.of_class(observed_label(self.mdp, self.task.labels, observation))
+        if found is not self:
             return found.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
         return super().predict(observation, state, episode_start, deterministic, coordinates=coordinates)
 
@@ -256,11 +316,15 @@ class DxMI(Agent[DxMIConfig]):
         return self.agent.density(self.policy if policy is None else policy)
 
     def score(self, x: Tensor | np.ndarray[Any, Any]) -> Tensor:
-        """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data. Raises as ``check_batch``."""
+        """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data; with several classes the
+        lowest of theirs. Raises as ``check_batch``.
+        """
         x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
+        energies = [self.average_energy]
+        if isinstance(self.agent, AnyClass):
+            energies = [self.of_class(label).average_energy for label in self.task.labels]
         with torch.no_grad():
-            score: Tensor = self.average_energy(x)
-        return score
+            return torch.stack([energy(x) for energy in energies]).amin(0)
 
     def set_progress(self, progress: float) -> None:
         super().set_progress(progress)

@@ -24,7 +24,7 @@ from dxmi_rl.utils.settings import changed
 FOLDER = Path(__file__).with_name("recipes")
 FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 """Tasks of the plane with finer structure than 8 Gaussians."""
-SMALL_IMAGES = ("digits",)
+SMALL_IMAGES = ("digits", "digits-classes")
 """Image tasks that take the recipe of small sets."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,15 @@ class EnergyDenoiser(EnergyNetwork):
         self.register_buffer("levels", scale * torch.tensor(levels))
         self.log_gain = nn.Parameter(-power * torch.tensor(levels).log())
         self.bias = nn.Parameter(torch.zeros(()))
+
+    def of_class(self, label: int) -> EnergyDenoiser:
+        """This energy, with the same weights, where D is told a class."""
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
+        denoiser: Any = copy.copy(self.denoiser)
+        denoiser.label = label
+        view.denoiser = denoiser
+        return view
 
     def forward(self, x: Tensor) -> Tensor:
         n, copies = len(x), len(self.levels)

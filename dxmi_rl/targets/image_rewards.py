@@ -1,4 +1,4 @@
-"""Rewards of images with values in [-1, 1]: a class, the width of strokes, a colour, the size of the JPEG file."""
+"""Rewards of images with values in [-1, 1]: class, width of strokes, colour, size of the JPEG file, measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets.base import Target
-from dxmi_rl.utils.checks import check_integer, require
+from dxmi_rl.targets.image_set import ImageSet
+from dxmi_rl.utils.checks import check_integer, check_real, require
 
 
 class DigitClass(nn.Module):
@@ -104,6 +105,62 @@ class Compressibility(nn.Module):
             )
             sizes.append(len(file.getvalue()))
         return -torch.tensor(sizes, dtype=x.dtype, device=x.device) / 1000
+
+
+class Measurement(nn.Module):
+    """Log-likelihood of a linear measurement, up to a constant: r(x) = -|A (x - y)|^2 / (2 noise^2).
+
+    y is test image number ``image``; at beta = 1 the aim is the posterior of images given what was measured of it.
+
+    Raises ValueError for targets without test images, an image that is not there, and noise <= 0.
+    """
+
+    measured: Tensor
+
+    def __init__(self, target: Target, *, image: int = 0, noise: float) -> None:
+        super().__init__()
+        if not isinstance(target, ImageSet):
+            raise ValueError(f"a measurement is of a set of images, and target {target.name!r} is none.")
+        held, place = target.test_images, check_integer("image", image, minimum=0)
+        if place >= len(held):
+            raise ValueError(f"image must lie in 0..{len(held) - 1}, the test images of {target.name!r}, got {image}.")
+        self.noise = check_real("noise", noise, strict=True)
+        self.register_buffer("measured", self.measure(held[place : place + 1]))
+
+    def measure(self, x: Tensor) -> Tensor:
+        """A x: ``[batch, *event_shape] -> [batch, ...]``."""
+        raise NotImplementedError(f"{type(self).__name__} must define measure.")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
+        errors = (self.measure(x) - self.measured.to(x.dtype)).flatten(1)
+        return -errors.square().sum(1) / (2 * self.noise**2)
+
+
+class Inpainting(Measurement):
+    """The upper half of a held-out image is seen, with noise of standard deviation ``noise`` in every value."""
+
+    def __init__(self, target: Target, *, image: int = 0, noise: float = 0.5) -> None:
+        super().__init__(target, image=image, noise=noise)
+
+    def measure(self, x: Tensor) -> Tensor:
+        return x[:, :, : x.shape[2] // 2]
+
+
+class SuperResolution(Measurement):
+    """The means of blocks of ``factor`` x ``factor`` values of a held-out image are seen, with noise.
+
+    Raises ValueError also for a factor that does not divide height and width.
+    """
+
+    def __init__(self, target: Target, *, image: int = 0, factor: int = 2, noise: float = 0.25) -> None:
+        self.factor = check_integer("factor", factor)
+        if any(side % self.factor for side in target.event_shape[1:]):
+            raise ValueError(f"factor must divide height and width, {list(target.event_shape[1:])}, got {factor}.")
+        super().__init__(target, image=image, noise=noise)
+
+    def measure(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x, self.factor)
 
 
 def _check_shape(name: str, target: Target, wanted: tuple[int | None, ...]) -> None:

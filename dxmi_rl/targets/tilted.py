@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.targets.base import Modes, Target, TargetError
-from dxmi_rl.targets.image_rewards import Compressibility, DigitClass, MeanColor, StrokeWidth
+from dxmi_rl.targets.image_rewards import (
+    Compressibility,
+    DigitClass,
+    Inpainting,
+    MeanColor,
+    StrokeWidth,
+    SuperResolution,
+)
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm25
 from dxmi_rl.targets.rewards import QuadraticReward, WithinData
 from dxmi_rl.utils.checks import check_real
@@ -225,6 +232,8 @@ REWARDS.add("digit-class", DigitClass)
 REWARDS.add("stroke-width", StrokeWidth)
 REWARDS.add("mean-color", MeanColor)
 REWARDS.add("compressibility", Compressibility)
+REWARDS.add("inpainting", Inpainting)
+REWARDS.add("super-resolution", SuperResolution)
 
 
 def make_reward(reward: Reward | str, target: Target, **options: object) -> Reward:

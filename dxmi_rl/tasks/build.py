@@ -23,13 +23,12 @@ from dxmi_rl.targets import (
     TargetError,
     Tilted,
     check_options,
-    make_reward,
     target_class,
 )
 from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target
 from dxmi_rl.tasks.table import TASKS, default_config
-from dxmi_rl.tasks.task import Task, build_mdp, check_horizon
+from dxmi_rl.tasks.task import Task, base_energy, build_mdp, check_horizon, check_label
 from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 from dxmi_rl.utils.storage import JSON
@@ -92,7 +91,7 @@ def make_task(
                 raise UnknownNameError("pretraining setting", key, known)
         changes["pretraining"] = replace(config.pretraining, **changes["pretraining"])
     if changes.get("label") is not None:
-        changes["label"] = check_integer("label", changes["label"], minimum=0)
+        changes["label"] = check_label(changes["label"])
         if changes.get("denoiser", config.denoiser) == "learned":
             changes["pretraining"] = replace(changes.get("pretraining", config.pretraining), conditional=True)
     if "horizon" in changes:
@@ -120,8 +119,9 @@ def make_task(
     if config.track in FROM_SCRATCH:
         target = _hidden(target, gradient=config.track == "sample")
     if config.backward == "base" and config.reward is not None and config.rewarded:
-        reward = make_reward(config.reward, target, **config.reward_options)
-        energy = RewardEnergy(reward, config.beta, target, differentiable=config.differentiable)
+        energy = base_energy(config, target)
+    if isinstance(config.label, tuple) and energy is not None and not isinstance(energy, RewardEnergy):
+        raise ValueError("label must be one class with an energy, which is told none: pass a reward, backward='base'.")
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = build_mdp(config, target, resolved)
@@ -136,6 +136,8 @@ def make_task(
         task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
     elif config.reward is not None:
         task.mdp.set_energy(target.energy)
+    if len(task.labels) > 1:
+        task.mdp = task.of_class(task.labels[0]).mdp
     return task
 
 

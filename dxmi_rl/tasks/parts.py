@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from dxmi_rl.diffusion import (
     BackwardKernel,
     BaseReference,
     BaseSampler,
+    DenoiserMLP,
     DenoiserUNet,
     FlowSDE,
     IdentitySampler,
@@ -27,7 +31,18 @@ from dxmi_rl.diffusion import (
     pretrained_denoiser,
 )
 from dxmi_rl.diffusion.schedules import variance_exploding
-from dxmi_rl.targets import DataTarget, GaussianMixture, ImageSet, Target, Tilted, make_reward, make_target, tilt
+from dxmi_rl.targets import (
+    REWARDS,
+    DataTarget,
+    GaussianMixture,
+    ImageSet,
+    Reward,
+    Target,
+    Tilted,
+    make_reward,
+    make_target,
+    tilt,
+)
 from dxmi_rl.tasks.config import BASES, FROM_SCRATCH, TaskConfig
 from dxmi_rl.utils.checks import check_real
 from dxmi_rl.utils.registry import UnknownNameError
@@ -39,13 +54,14 @@ def reference_target(config: TaskConfig, device: torch.device | None = None) -> 
     if config.label is not None:
         if not isinstance(target, ImageSet):
             raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
-        target = target.of_class(config.label)
+        if isinstance(config.label, int):
+            target = target.of_class(config.label)
     if device is not None:
         target = target.to(device)
     if config.reward is not None and config.rewarded:
         if config.backward == "base":  # the base sampler is what the reward tilts
             return target
-        reward = make_reward(config.reward, target, **config.reward_options)
+        reward = task_reward(config, target)
         return tilt(target, reward, config.beta, differentiable=config.differentiable)
     for name, idle in (("beta", config.beta == 1.0), ("differentiable", config.differentiable is None),
                        ("reward_options", not config.reward_options)):  # fmt: skip
@@ -78,7 +94,7 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
         if config.pretraining.conditional and config.label is None:
             raise ValueError("label must be a class of the images with a conditional pretraining, got None.")
-        whole = target if config.label is None else _whole_target(config)
+        whole = _whole_target(config) if isinstance(config.label, int) else target
         denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
     elif isinstance(config.denoiser, nn.Module):
         denoiser = config.denoiser
@@ -86,7 +102,7 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
         denoiser = _load(config.denoiser)
     if isinstance(denoiser, DenoiserUNet):
         _check_shape(denoiser, target)
-    return _told_class(denoiser, config.label)
+    return told_class(denoiser, next(iter(labels_of(config)), None))
 
 
 def _load(path: str) -> nn.Module:
@@ -107,9 +123,30 @@ def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
-    """The denoiser as it is told this class; weights are shared, as other tasks may have other classes."""
-    if isinstance(denoiser, DenoiserUNet) and denoiser.classes is not None:
+def labels_of(config: TaskConfig) -> tuple[int, ...]:
+    """The classes, rising; none where the task does not tell them apart."""
+    return config.label if isinstance(config.label, tuple) else () if config.label is None else (config.label,)
+
+
+def task_reward(config: TaskConfig, target: Target) -> Reward:
+    """The reward r(x) of a configuration with one class or none; what has an argument ``label`` is told the class."""
+    reward, options, label = config.reward, config.reward_options, config.label
+    assert reward is not None
+    if isinstance(label, int):
+        kind = REWARDS[reward] if isinstance(reward, str) else getattr(reward, "forward", reward)
+        if "label" in inspect.signature(kind).parameters:
+            if not isinstance(reward, str):
+                return functools.partial(cast(Callable[..., Tensor], reward), label=label)
+            options = {"label": label} | options
+    return make_reward(reward, target, **options)
+
+
+def told_class(denoiser: nn.Module, label: int | None) -> nn.Module:
+    """The denoiser as it is told this class; weights are shared, as other tasks may have other classes.
+
+    Raises ValueError for a class that it does not know.
+    """
+    if isinstance(denoiser, (DenoiserUNet, DenoiserMLP)) and denoiser.classes is not None:
         if label is None or label >= denoiser.classes:
             raise ValueError(f"label must be a class of the denoiser, 0 to {denoiser.classes - 1}, got {label!r}.")
         denoiser = copy.copy(denoiser)

@@ -1,11 +1,11 @@
-"""A built task: one DenoisingMDP, or one for each of several horizons."""
+"""A built task: one DenoisingMDP, or one for each of several horizons or classes."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.targets import ParticleTarget, RewardEnergy, Target
 from dxmi_rl.tasks.config import TaskConfig
-from dxmi_rl.tasks.parts import build_base, build_kernel, of_base
+from dxmi_rl.tasks.parts import build_base, build_kernel, labels_of, of_base, reference_target, task_reward, told_class
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import JSON
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
@@ -33,14 +33,16 @@ class Task:
     config: TaskConfig
     target: Target
     mdp: DenoisingMDP
-    """With several horizons, that of the largest."""
+    """With several horizons, that of the largest; with several classes, that of the first."""
     energy_replaced: bool
     """The reward is not the target's own energy but one that was given."""
     spec: JSON | None
     """JSON-able arguments that ``make_task`` rebuilds it from, or None when it holds objects of the user, or is one
-    horizon of several."""
+    horizon or class of several."""
     among: tuple[int, ...] | None = None
     """The horizons of the task that this one horizon was taken from (``at``)."""
+    energies: dict[int, LiveEnergy] = field(default_factory=dict, repr=False, compare=False)
+    """The energies of several classes, which ``of_class`` hands out."""
     _built: dict[int, Task] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> dict[str, str]:
@@ -79,6 +81,40 @@ class Task:
             mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
             self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
         return self._built[horizon]
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The classes, rising; none where the task does not tell them apart."""
+        return labels_of(self.config)
+
+    @property
+    def cases(self) -> list[Task]:
+        """The tasks of all horizons, or of all classes; mostly this one alone."""
+        if len(self.labels) > 1:
+            return [self.of_class(label) for label in self.labels]
+        return [self.at(horizon) for horizon in self.horizons]
+
+    def of_class(self, label: int) -> Task:
+        """The task of one of its classes: its images, and the denoiser, which shares its weights, told this class.
+
+        Raises ValueError for another class.
+        """
+        if check_integer("label", label, minimum=None) not in self.labels:
+            raise ValueError(f"label must be one of the task's classes, {list(self.labels)}, got {label}.")
+        if len(self.labels) == 1:
+            return self
+        if label not in self._built:
+            config = replace(self.config, label=label)
+            target = reference_target(config, self.device)
+            denoiser = told_class(cast(nn.Module, self.mdp.base.denoiser), label)
+            with torch.random.fork_rng(devices=[]):
+                mdp = build_mdp(config, target, self.device, denoiser, self.labels)
+            if label not in self.energies:
+                energy = base_energy(config, target) if config.rewarded else None
+                self.energies[label] = LiveEnergy(energy, energy is not None and not energy.differentiable)
+            mdp.energy = self.energies[label]
+            self._built[label] = replace(self, config=config, target=target, mdp=mdp, spec=None)
+        return self._built[label]
 
     def with_horizon(self, horizon: int) -> Task:
         """The same task with another number of steps: its target and its denoiser, and by reference the energy that it
@@ -127,7 +163,9 @@ class Task:
 
     def with_own_energy(self) -> Task:
         """The task for an agent that learns the energy: others on the same task do not see it."""
-        return self.with_parts(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
+        own = self.with_parts(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
+        own.energies = {label: LiveEnergy(one.function, one.values_only) for label, one in self.energies.items()}
+        return own
 
     def with_parts(self, **parts: Any) -> Task:
         """The task on a copy of its MDP that has other parts and shares the rest."""
@@ -147,20 +185,25 @@ class Task:
 
 
 def build_mdp(
-    config: TaskConfig, target: Target, device: torch.device, denoiser: nn.Module | None = None
-) -> DenoisingMDP:
+    config: TaskConfig, target: Target, device: torch.device, denoiser: nn.Module | None = None,
+    labels: tuple[int, ...] = (),
+) -> DenoisingMDP:  # fmt: skip
     """The MDP of a configuration, without an energy; with several horizons, that of the largest. ``denoiser`` is one
-    that was made before.
+    that was made before; ``labels`` are the classes among which networks are told this one.
 
     Raises ValueError for horizons or parts that are not allowed.
     """
     several = isinstance(config.horizon, tuple)
+    if several and isinstance(config.label, tuple):
+        raise ValueError(f"label must be one class with several horizons, got {config.label}.")
     horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
     base = build_base(config, target, horizon, device, denoiser)
     if several:
         if isinstance(base, ReverseSampler) and config.schedule not in ALIKE:
             raise ValueError(f"schedule must be one of {ALIKE} with several horizons, got {config.schedule!r}.")
         base.schedule.codes = _codes(base.schedule, base.schedule)
+    if isinstance(config.label, int) and labels:
+        base.schedule.tell_class(labels.index(config.label), len(labels))
     kernel = build_kernel(config, target, base)
     if several and kernel.adapts and kernel.optimizer is None:
         raise ValueError(f"backward {config.backward!r} is fitted step by step, which several horizons cannot share.")
@@ -174,6 +217,23 @@ def build_mdp(
         particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
         device=device,
     )
+
+
+def base_energy(config: TaskConfig, target: Target) -> RewardEnergy:
+    """The energy of a reward that tilts the base sampler; with several classes, that of the first."""
+    if isinstance(config.label, tuple):
+        config = replace(config, label=config.label[0])
+    return RewardEnergy(task_reward(config, target), config.beta, target, differentiable=config.differentiable)
+
+
+def check_label(label: object) -> int | tuple[int, ...]:
+    """A class, or several as a rising tuple. Raises TypeError or ValueError."""
+    if not isinstance(label, (tuple, list)):
+        return check_integer("label", label, minimum=0)
+    classes = [check_integer("label", one, minimum=0) for one in label]
+    if not classes or any(after <= before for before, after in itertools.pairwise(classes)):
+        raise ValueError(f"label must be a class or several that rise, such as (0, 1, 2), got {label!r}.")
+    return classes[0] if len(classes) == 1 else tuple(classes)
 
 
 def check_horizon(horizon: object) -> int | tuple[int, ...]:

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from dxmi_rl.diffusion.gaussian import standard_log_prob
 from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.envs.observations import observe, time_left
+from dxmi_rl.envs.observations import observe, told_of
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.utils.checks import require
 
@@ -129,7 +129,7 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
     Raises TypeError for other distributions than a diagonal Gaussian and for other observations than the flat ones.
     """
     distributions = require("stable_baselines3.common.distributions", "sb3")
-    width = mdp.dim + len(time_left(mdp, 0))
+    width = mdp.dim + len(told_of(mdp, 0))
     if getattr(policy.observation_space, "shape", None) != (width,):
         raise TypeError(
             f"only SB3 policies on flat observations [{width}] of this task have a density here, got "
@@ -195,7 +195,7 @@ def torchrl_density(actor: Any, mdp: DenoisingMDP, coordinates: str = "noise") -
 
     device = next((parameter.device for parameter in actor.parameters()), mdp.device)
     with torch.no_grad():
-        example = distribution(torch.zeros(1, mdp.dim + len(time_left(mdp, 0)), device=device))
+        example = distribution(torch.zeros(1, mdp.dim + len(told_of(mdp, 0)), device=device))
 
     if isinstance(example, distributions.TanhNormal):
 

@@ -1,0 +1,117 @@
+"""All classes: one set of weights that samples every class of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.policies import GaussianPolicy
+from dxmi_rl.agents.shared import SharedAgents, sample_of_all
+from dxmi_rl.envs.observations import observed_label
+from dxmi_rl.rollout import Trajectory
+from dxmi_rl.smc import Twist
+from dxmi_rl.utils.settings import changed
+
+
+@dataclass(frozen=True)
+class AnyClassConfig:
+    """Settings of AnyClass."""
+
+    agent: str = "dxdp"
+    """The algorithm: an agent with a Gaussian policy of this package, or one that is not trained."""
+    agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
+    """Its settings."""
+
+
+class AnyClass(SharedAgents[AnyClassConfig]):
+    """An algorithm on a task with several classes: one policy and one value for all of them.
+
+    It holds one agent per class, an ordinary one on the images and the reward of that class. All have the same weights,
+    and the same optimizers; denoisers and networks are told the class. Each iteration is for one class, in turn.
+    ``of_class(c)`` is the agent of one class.
+
+        task = make_task("digits", label=tuple(range(10)), reward="digit-class", backward="base")
+        agent = AnyClass(task, agent="dpok").learn(100_000)
+        agent.sample(1000, label=3)
+
+    Raises ValueError for an algorithm without a Gaussian policy of this package, such as those of other libraries, and
+    for a task with one class.
+    """
+
+    name: ClassVar[str] = "any-class"
+    Config = AnyClassConfig
+    takes_labels: ClassVar[bool] = True
+    has_density = False
+    """Which of its classes a sample is of is not known; ``of_class(c)`` has a density."""
+
+    def default_config(self, settings: Mapping[str, Any]) -> AnyClassConfig:
+        """The defaults of the agent that ``settings`` name."""
+        return _defaults(settings)
+
+    @classmethod
+    def parse_config(cls, values: Mapping[str, Any]) -> AnyClassConfig:
+        return changed(_defaults(values), values, f"setting of {cls.name!r}")
+
+    def _build(self) -> None:
+        name, settings = self.config.agent, self.config.agent_settings
+        inner = AGENTS[name]
+        if len(self.task.labels) < 2:
+            raise ValueError(f"task must have several classes, label=(0, 1, ...), got {self.task.config.label!r}.")
+        if inner.takes_labels or inner.takes_horizons:
+            raise ValueError(f"agent must work on one class, got {name!r}.")
+        made = {label: inner(self.task.of_class(label), seed=self.seed, config=settings) for label in self.task.labels}
+        if inner.trains and not isinstance(made[self.task.labels[0]].policy, GaussianPolicy):
+            raise ValueError(f"agent must have a Gaussian policy of this package, got {name!r}.")
+        self._adopt(made, self.task.labels[0])
+
+    def share_of(self, case: int) -> float:
+        return 1.0
+
+    def learn(self, *budget: Any, **options: Any) -> Self:
+        """As an agent's; nothing where the algorithm is not trained."""
+        return super().learn(*budget, **options) if AGENTS[self.config.agent].trains else self
+
+    def of_class(self, label: int) -> Agent[Any]:
+        """The agent of one class, which shares the weights. Raises ValueError for another."""
+        self.task.of_class(label)
+        return self.agents[label]
+
+    def sample(
+        self, n: int, *, seed: int | None = None, particles: int | None = None, twist: Twist | None = None,
+        label: int | None = None,
+    ) -> Tensor:  # fmt: skip
+        """As an agent's, of one class; None: of all, as many of each, in random order."""
+        if label is not None:
+            return self.of_class(label).sample(n, seed=seed, particles=particles, twist=twist)
+        return sample_of_all(self.agents.values(), n, self.generator_of(seed), particles=particles, twist=twist)
+
+    def sample_trajectory(
+        self, n: int, *, seed: int | None = None, policy: nn.Module | None = None, label: int | None = None
+    ) -> Trajectory:
+        """n whole episodes of one class with their log-probabilities; ``policy`` as in ``density``.
+
+        Raises ValueError without a class.
+        """
+        if label is None:
+            raise ValueError(f"label must be a class for whole episodes, one of {list(self.agents)}, got None.")
+        agent = self.of_class(label)
+        return agent.sample_trajectory(n, seed=seed, policy=self._policy_of(label, agent, policy))
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, *,
+        coordinates: str = "noise",
+    ) -> tuple[np.ndarray[Any, Any], Any]:  # fmt: skip
+        """As an agent's, for observations of an environment of this task, all of one class."""
+        agent = self.of_class(observed_label(self.mdp, self.task.labels, observation))
+        return agent.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
+
+
+def _defaults(settings: Mapping[str, Any]) -> AnyClassConfig:
+    agent = settings.get("agent", AnyClassConfig.agent)
+    return AnyClassConfig(agent=agent, agent_settings=AGENTS[agent].Config())
