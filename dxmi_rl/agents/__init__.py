@@ -153,11 +153,16 @@ def make_agent(
         task = task.at(task.horizons[-1])
     if isinstance(task, Task) and len(task.horizons) > 1 and not kind.takes_horizons:
         inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
-        return AGENTS["any-step"](task, seed=seed, agent=name, agent_settings=inside)
+        return _around("any-step", name, inside, task, seed)
     if isinstance(task, Task) and len(task.labels) > 1 and not kind.takes_labels:
         inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
-        return AGENTS["any-class"](task, seed=seed, agent=name, agent_settings=inside)
+        return _around("any-class", name, inside, task, seed)
     return kind(task, seed=seed, config=config, **settings)
+
+
+def _around(wrapper: str, name: str, settings: Any, task: Task, seed: int) -> Agent[Any]:
+    kind = AGENTS[wrapper]
+    return kind(task, seed=seed, config=kind.Config(agent=name, agent_settings=settings))
 
 
 def load_agent(

@@ -9,7 +9,6 @@ import torch
 
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.dxdp import DxDP
-from dxmi_rl.agents.gflownet import GFlowNet
 from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
@@ -128,5 +127,3 @@ def _scale_energies(agent: Agent[Any], factor: float) -> None:
             kept.energy = factor * kept.energy
         if model is not None:
             model.energy, model.gradient = factor * model.energy, factor * model.gradient
-    elif isinstance(agent, GFlowNet) and agent.buffer is not None:
-        agent.buffer.energy *= factor

@@ -26,8 +26,8 @@ def default_mdp() -> DenoisingMDP:
 
 def gaussian(observation: Tensor) -> tuple[Tensor, Tensor]:
     """A law that depends on the state and the step."""
-    x, time_left = observation[:, :2], observation[:, 2:]
-    return 0.2 * x.flip(1) + time_left, -0.5 + 0.1 * x
+    x, told_of = observation[:, :2], observation[:, 2:]
+    return 0.2 * x.flip(1) + told_of, -0.5 + 0.1 * x
 
 
 def density(mdp: DenoisingMDP, coordinates: str, squash: bool) -> ActionDensity:

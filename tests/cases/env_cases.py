@@ -167,8 +167,8 @@ class Face:
     def _rows(self, observation: Any) -> np.ndarray:
         if isinstance(observation, dict):
             x, t = np.asarray(observation["x"]), np.asarray(observation["t"])
-            time_left = np.float32(1 - t / self.mdp.horizon)
-            return np.concatenate([x.reshape(self.count, -1), time_left.reshape(self.count, 1)], axis=1)
+            told_of = np.float32(1 - t / self.mdp.horizon)
+            return np.concatenate([x.reshape(self.count, -1), told_of.reshape(self.count, 1)], axis=1)
         return np.asarray(observation).copy().reshape(self.count, -1)
 
 
@@ -180,8 +180,8 @@ def follow(face: Face, observation: np.ndarray, action: np.ndarray, coordinates:
     x_next, reward = mdp.step(
         x.reshape(shape), step, torch.from_numpy(np.float32(action)).reshape(shape), coordinates=coordinates
     )
-    time_left = np.full((face.count, 1), 1 - (step + 1) / horizon, np.float32)
-    return np.concatenate([x_next.flatten(1).numpy(), time_left], axis=1), reward.numpy()
+    told_of = np.full((face.count, 1), 1 - (step + 1) / horizon, np.float32)
+    return np.concatenate([x_next.flatten(1).numpy(), told_of], axis=1), reward.numpy()
 
 
 def play(env: Any, actions: np.ndarray, seed: int) -> tuple[list[Any], list[Any]]:

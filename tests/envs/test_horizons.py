@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 
 from dxmi_rl import AnyStep, evaluate, make_task
 from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv
-from dxmi_rl.envs.observations import observe, observed_horizon, parse_observation, time_left
+from dxmi_rl.envs.observations import observe, observed_horizon, parse_observation, told_of
 
 ID = "DxMIDenoise-v0"
 HORIZONS = (1, 2, 4)
@@ -113,7 +113,7 @@ def test_the_energy_of_all_horizons_is_one() -> None:
 
 def test_one_horizon_is_as_before() -> None:
     env = DenoiseEnv("gmm9", horizon=(3,))
-    assert env.observation_space.shape == (3,) and time_left(env.mdp, 1) == (pytest.approx(2 / 3),)
+    assert env.observation_space.shape == (3,) and told_of(env.mdp, 1) == (pytest.approx(2 / 3),)
     assert set(DenoiseEnv("gmm9", horizon=3, observation="dict").observation_space.spaces) == {"x", "t"}  # type: ignore[attr-defined]
 
 

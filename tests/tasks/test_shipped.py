@@ -38,12 +38,13 @@ def test_digits_are_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_learned_denoisers_are_there_with_the_settings_of_today() -> None:
     """Not by the digests of their data, in whose last bits processors may differ."""
     shipped = [storage.load_tensors(file)[1] for file in storage.SHIPPED.glob("denoiser-*.safetensors")]
-    found = {(key["target"], key["iterations"], key["width"], key["depth"], key["fourier"]) for key in shipped}
+    kept = ("iterations", "width", "depth", "fourier")
+    found = {(key["target"], key.get("conditional", False), *(key[one] for one in kept)) for key in shipped}
     wanted = set()
     for name, changes in make_shipped.tasks():
         settings = replace(TASKS[name].pretraining, **changes.get("pretraining", {}))
         target = make_target(str(TASKS[name].target)).name
-        wanted.add((target, settings.iterations, settings.width, settings.depth, settings.fourier))
+        wanted.add((target, settings.conditional, *(getattr(settings, one) for one in kept)))
     assert found == wanted and len(shipped) == len(wanted)
 
 
