@@ -14,7 +14,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import GaussianPolicy
 from dxmi_rl.agents.shared import SharedAgents, sample_of_all
 from dxmi_rl.envs.observations import observed_label
-from dxmi_rl.rollout import Trajectory
+from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
 from dxmi_rl.utils.settings import changed
 
@@ -40,15 +40,13 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         agent = AnyClass(task, agent="dpok").learn(100_000)
         agent.sample(1000, label=3)
 
-    Raises ValueError for an algorithm without a Gaussian policy of this package, such as those of other libraries, and
-    for a task with one class.
+    On a task with one class, or none, it is that agent. Raises ValueError for an algorithm without a Gaussian policy of
+    this package, such as those of other libraries.
     """
 
     name: ClassVar[str] = "any-class"
     Config = AnyClassConfig
     takes_labels: ClassVar[bool] = True
-    has_density = False
-    """Which of its classes a sample is of is not known; ``of_class(c)`` has a density."""
 
     def default_config(self, settings: Mapping[str, Any]) -> AnyClassConfig:
         """The defaults of the agent that ``settings`` name."""
@@ -61,14 +59,20 @@ class AnyClass(SharedAgents[AnyClassConfig]):
     def _build(self) -> None:
         name, settings = self.config.agent, self.config.agent_settings
         inner = AGENTS[name]
-        if len(self.task.labels) < 2:
-            raise ValueError(f"task must have several classes, label=(0, 1, ...), got {self.task.config.label!r}.")
         if inner.takes_labels or inner.takes_horizons:
             raise ValueError(f"agent must work on one class, got {name!r}.")
-        made = {label: inner(self.task.of_class(label), seed=self.seed, config=settings) for label in self.task.labels}
-        if inner.trains and not isinstance(made[self.task.labels[0]].policy, GaussianPolicy):
+        labels = self.task.labels or (0,)
+        made = {label: inner(task, seed=self.seed, config=settings)
+                for label, task in zip(labels, self.task.cases, strict=True)}  # fmt: skip
+        source = made[labels[0]]
+        if inner.trains and not isinstance(source.policy, GaussianPolicy):
             raise ValueError(f"agent must have a Gaussian policy of this package, got {name!r}.")
-        self._adopt(made, self.task.labels[0])
+        if len(labels) == 1:
+            self.task = source.task
+            self.mdp = self.task.mdp
+        # Which of several classes a sample is of is not known, so there is no density of all.
+        self.has_density = source.has_density and len(labels) == 1
+        self._adopt(made, labels[0])
 
     def share_of(self, case: int) -> float:
         return 1.0
@@ -89,6 +93,8 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         """As an agent's, of one class; None: of all, as many of each, in random order."""
         if label is not None:
             return self.of_class(label).sample(n, seed=seed, particles=particles, twist=twist)
+        if len(self.agents) == 1:
+            return self.agents[self._main].sample(n, seed=seed, particles=particles, twist=twist)
         return sample_of_all(self.agents.values(), n, self.generator_of(seed), particles=particles, twist=twist)
 
     def sample_trajectory(
@@ -96,19 +102,34 @@ class AnyClass(SharedAgents[AnyClassConfig]):
     ) -> Trajectory:
         """n whole episodes of one class with their log-probabilities; ``policy`` as in ``density``.
 
-        Raises ValueError without a class.
+        Raises ValueError without a class where there are several.
         """
-        if label is None:
-            raise ValueError(f"label must be a class for whole episodes, one of {list(self.agents)}, got None.")
-        agent = self.of_class(label)
-        return agent.sample_trajectory(n, seed=seed, policy=self._policy_of(label, agent, policy))
+        case = self._only_case() if label is None else label
+        agent = self.agents[case] if label is None else self.of_class(label)
+        return agent.sample_trajectory(n, seed=seed, policy=self._policy_of(case, agent, policy))
+
+    def density(self, policy: nn.Module | None = None) -> Policy:
+        """As an agent's, of a task with one class; raises ValueError where there are several."""
+        source = self.agents[self._only_case()]
+        return source.density(self._policy_of(self._main, source, policy))
+
+    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor | None:
+        """As an agent's, of a task with one class; raises ValueError where there are several."""
+        return self.agents[self._only_case()].predict_values(x, t)
+
+    def _only_case(self) -> int:
+        if len(self.agents) > 1:
+            raise ValueError(f"label must be a class, one of {list(self.agents)}, got None: see of_class.")
+        return self._main
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False, *,
         coordinates: str = "noise",
     ) -> tuple[np.ndarray[Any, Any], Any]:  # fmt: skip
         """As an agent's, for observations of an environment of this task, all of one class."""
-        agent = self.of_class(observed_label(self.mdp, self.task.labels, observation))
+        agent = self.agents[self._main]
+        if len(self.agents) > 1:
+            agent = self.of_class(observed_label(self.mdp, self.task.labels, observation))
         return agent.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
 
 

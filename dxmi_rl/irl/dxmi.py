@@ -23,6 +23,7 @@ from dxmi_rl.irl.augmentation import make_augmentation
 from dxmi_rl.irl.config import DxMIConfig, make_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipe_files import recipe, recipe_for
+from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.networks import EnergyDenoiser
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
@@ -123,8 +124,7 @@ class DxMI(Agent[DxMIConfig]):
             return
         if not isinstance(self.energy, EnergyDenoiser) or self.config.replay:
             raise ValueError("label must be one class for an energy that is no denoiser, and with replay.")
-        for label in self.task.labels:
-            self.task.of_class(label).mdp.set_energy(self.energy.of_class(label))
+        self.task.energies = {label: LiveEnergy(self.energy.of_class(label)) for label in self.task.labels}
 
     def _of_case(self, energy: nn.Module) -> nn.Module:
         """An energy as it is told the class of the present iteration, where there are several."""

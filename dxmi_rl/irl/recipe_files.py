@@ -24,7 +24,7 @@ from dxmi_rl.utils.settings import changed
 FOLDER = Path(__file__).with_name("recipes")
 FINE_TASKS = ("checkerboard", "2spirals", "rings", "moons", "gmm25")
 """Tasks of the plane with finer structure than 8 Gaussians."""
-SMALL_IMAGES = ("digits", "digits-classes")
+SMALL_IMAGES = ("digits",)
 """Image tasks that take the recipe of small sets."""
 
 
@@ -74,7 +74,7 @@ def recipe_for(task: Task, agent: str = "dxdp", settings: Mapping[str, Any] | No
         return "images-unet"
     if denoiser is None or _chooses_network(settings or {}):
         return "images-small"
-    return "digits" if task.name in SMALL_IMAGES else "images"
+    return "digits" if task.name in (*SMALL_IMAGES, "digits-classes") else "images"
 
 
 def _chooses_network(settings: Mapping[str, Any]) -> bool:

@@ -120,8 +120,6 @@ def make_task(
         target = _hidden(target, gradient=config.track == "sample")
     if config.backward == "base" and config.reward is not None and config.rewarded:
         energy = base_energy(config, target)
-    if isinstance(config.label, tuple) and energy is not None and not isinstance(energy, RewardEnergy):
-        raise ValueError("label must be one class with an energy, which is told none: pass a reward, backward='base'.")
     # A learned kernel is initialised here, on the CPU, and the caller's stream stays as it was.
     with torch.random.fork_rng(devices=[]):
         mdp = build_mdp(config, target, resolved)

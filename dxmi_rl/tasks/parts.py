@@ -8,7 +8,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -132,13 +131,19 @@ def task_reward(config: TaskConfig, target: Target) -> Reward:
     """The reward r(x) of a configuration with one class or none; what has an argument ``label`` is told the class."""
     reward, options, label = config.reward, config.reward_options, config.label
     assert reward is not None
-    if isinstance(label, int):
-        kind = REWARDS[reward] if isinstance(reward, str) else getattr(reward, "forward", reward)
-        if "label" in inspect.signature(kind).parameters:
-            if not isinstance(reward, str):
-                return functools.partial(cast(Callable[..., Tensor], reward), label=label)
+    if isinstance(reward, str):
+        if isinstance(label, int) and "label" in inspect.signature(REWARDS[reward]).parameters:
             options = {"label": label} | options
-    return make_reward(reward, target, **options)
+        return make_reward(reward, target, **options)
+    return make_reward(told_label(reward, label) if callable(reward) else reward, target, **options)
+
+
+def told_label(function: Callable[..., Tensor], label: object) -> Callable[..., Tensor]:
+    """A reward or an energy that is told the class, where it has an argument ``label`` and there is one class."""
+    called = function.forward if isinstance(function, nn.Module) else function
+    if not isinstance(label, int) or "label" not in inspect.signature(called).parameters:
+        return function
+    return functools.partial(function, label=label)
 
 
 def told_class(denoiser: nn.Module, label: int | None) -> nn.Module:

@@ -85,6 +85,18 @@ def test_a_reward_of_ones_own_is_told_the_class() -> None:
     assert torch.equal(told_none.of_class(1).mdp.energy(x), told_none.of_class(7).mdp.energy(x))
 
 
+def test_so_is_an_energy() -> None:
+    def darkness(x: Tensor, label: int) -> Tensor:
+        return -label * x.flatten(1).mean(1)
+
+    task = make_task("digits", label=LABELS, energy=darkness, pretraining=PRETRAINING)
+    x = task.target.data(20)
+    assert torch.allclose(task.of_class(7).mdp.energy(x), -7 * x.flatten(1).mean(1))
+    task = make_task("digits", label=LABELS, energy=lambda x: x.flatten(1).mean(1), pretraining=PRETRAINING)
+    task.mdp.set_energy(lambda x: 0 * x.flatten(1).sum(1) + 5.0)  # told no class: one for all
+    assert torch.equal(task.of_class(7).mdp.energy(x), torch.full((20,), 5.0))
+
+
 @pytest.mark.parametrize("label", [(), (3, 3), (4, 1), (-1, 2), -1])
 def test_classes_that_are_none(label: Any) -> None:
     with pytest.raises(ValueError, match="label must"):
@@ -101,16 +113,12 @@ def test_what_does_not_go_with_classes() -> None:
     assert make_task("digits", label=[3], pretraining=PRETRAINING).labels == (3,)
     with pytest.raises(ValueError, match="label must be one class with several horizons"):
         classes(horizon=(2, 4))
-    with pytest.raises(ValueError, match="label must be one class with an energy"):
-        make_task("digits", label=LABELS, energy=lambda x: x.flatten(1).sum(1), pretraining=PRETRAINING)
     with pytest.raises(ValueError, match="label must be None for target '8gaussians'"):
         make_task("8gaussians", label=(0, 1))
     with pytest.raises(ValueError, match="agent must have a Gaussian policy of this package, got 'sb3-ppo'"):
         make_agent("sb3-ppo", classes())
     with pytest.raises(ValueError, match="agent must work on one class, got 'dxmi'"):
         AnyClass(classes(), agent="dxmi")
-    with pytest.raises(ValueError, match=r"task must have several classes, label=\(0, 1, ...\), got 3"):
-        AnyClass(make_task("digits", label=3, reward="digit-class", backward="base", pretraining=PRETRAINING))
     with pytest.raises(ValueError, match="agent 'ppo' takes one class"):
         AGENTS["ppo"](classes())
 

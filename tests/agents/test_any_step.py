@@ -24,7 +24,7 @@ WITHOUT_POLICY = {"best-of-n",
     "base", "ddpm", "ddim", "edm-heun", "dpm-solver", "vgs", "sb3-ppo", "sb3-a2c", "sb3-sac", "sb3-td3", "torchrl-ppo",
     "torchrl-sac",
 }  # fmt: skip
-SHARING = [name for name in AGENTS if name not in WITHOUT_POLICY | {"dxmi", "any-step"}]
+SHARING = [name for name in AGENTS if name not in WITHOUT_POLICY | {"dxmi", "any-step", "any-class"}]
 
 
 def several(horizons: tuple[int, ...] = HORIZONS, name: str = "gmm9", **changes: Any) -> Task:
@@ -208,7 +208,7 @@ def test_make_agent_wraps_on_several_horizons() -> None:
         DxDP(several())
 
 
-@pytest.mark.parametrize("name", [*sorted(WITHOUT_POLICY), "dxmi", "any-step"])
+@pytest.mark.parametrize("name", [*sorted(WITHOUT_POLICY), "dxmi", "any-step", "any-class"])
 def test_agents_without_a_policy_of_ours_are_refused(name: str) -> None:
     skip_without_extra(name)
     with pytest.raises(ValueError, match=rf"agent must train a Gaussian policy of this package .*, got '{name}'"):

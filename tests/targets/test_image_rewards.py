@@ -53,10 +53,31 @@ def test_flat_images_compress_better() -> None:
     assert float(finer(noise).min()) > float(reward(noise).max())
 
 
+def test_measurements_are_log_likelihoods() -> None:
+    digits: Any = make_target("digits")
+    image, x = digits.test_images[5], digits.test_images[6:8]
+    half = make_reward("inpainting", digits, image=5, noise=0.4)
+    likelihood = torch.distributions.Normal(image[:, :4], 0.4).log_prob(x[:, :, :4]).flatten(1).sum(1)
+    assert torch.allclose(half(x)[0] - half(x)[1], likelihood[0] - likelihood[1], rtol=1e-4)
+    assert float(half(image[None])) == 0.0
+    changed = image[None].clone()
+    changed[:, :, 4:] = 0.0  # what is not seen does not count
+    assert float(half(changed)) == 0.0
+    blocks = make_reward("super-resolution", digits, image=5, factor=4, noise=0.1)
+    means = image.view(1, 2, 4, 2, 4).mean((2, 4))
+    wanted = torch.distributions.Normal(means, 0.1).log_prob(x.view(2, 1, 2, 4, 2, 4).mean((3, 5))).flatten(1).sum(1)
+    assert torch.allclose(blocks(x)[0] - blocks(x)[1], wanted[0] - wanted[1], rtol=1e-4)
+    assert blocks.measured.shape == (1, 1, 2, 2)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("name", "target", "options", "error", "text"),
     [
         ("digit-class", COLOUR, {"label": 3}, ValueError, "is of images 1 x 8 x 8"),
+        ("inpainting", COLOUR, {}, ValueError, "a measurement is of a set of images"),
+        ("inpainting", make_target("digits"), {"image": 360}, ValueError, r"image must lie in 0\.\.359"),
+        ("inpainting", make_target("digits"), {"noise": 0.0}, ValueError, "noise must"),
+        ("super-resolution", make_target("digits"), {"factor": 3}, ValueError, "factor must divide height and width"),
         ("stroke-width", COLOUR, {}, ValueError, "is of images 1 x any x any"),
         ("mean-color", make_target("digits"), {}, ValueError, "is of images 3 x any x any"),
         ("compressibility", make_target("8gaussians"), {}, ValueError, "is of images"),
@@ -73,4 +94,6 @@ def test_what_is_refused(name: str, target: Target, options: Any, error: type[Ex
 
 
 def test_every_named_reward_is_tried_here() -> None:
-    assert set(REWARDS) == {"digit-class", "stroke-width", "mean-color", "compressibility"}
+    assert set(REWARDS) == {
+        "digit-class", "stroke-width", "mean-color", "compressibility", "inpainting", "super-resolution",
+    }  # fmt: skip
