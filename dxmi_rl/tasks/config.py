@@ -45,8 +45,8 @@ class TaskConfig:
     """Settings of the learned denoiser."""
     label: int | tuple[int, ...] | None = None
     """A class of images with labels: the target is its images, and the denoiser, which was trained on all images with
-    their classes, is told this one; so is a reward, or an energy, with an argument of this name. Several, such as
-    (0, 1, 2), for one sampler of all of them (AnyClass; environments draw one of them for every episode)."""
+    their classes, is told this one; so is a reward with an argument of this name. Several, such as (0, 1, 2), for one
+    sampler of all of them (AnyClass; environments draw one of them for every episode)."""
     backward: str = "forward"
     """Name of the backward kernel, or "base": agents stay near the base sampler, whose density takes the kernel's
     place."""

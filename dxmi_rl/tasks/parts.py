@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -131,19 +131,14 @@ def task_reward(config: TaskConfig, target: Target) -> Reward:
     """The reward r(x) of a configuration with one class or none; what has an argument ``label`` is told the class."""
     reward, options, label = config.reward, config.reward_options, config.label
     assert reward is not None
-    if isinstance(reward, str):
-        if isinstance(label, int) and "label" in inspect.signature(REWARDS[reward]).parameters:
-            options = {"label": label} | options
-        return make_reward(reward, target, **options)
-    return make_reward(told_label(reward, label) if callable(reward) else reward, target, **options)
-
-
-def told_label(function: Callable[..., Tensor], label: object) -> Callable[..., Tensor]:
-    """A reward or an energy that is told the class, where it has an argument ``label`` and there is one class."""
-    called = function.forward if isinstance(function, nn.Module) else function
-    if not isinstance(label, int) or "label" not in inspect.signature(called).parameters:
-        return function
-    return functools.partial(function, label=label)
+    if isinstance(label, int):
+        called = REWARDS[reward] if isinstance(reward, str) else getattr(reward, "forward", reward)
+        if "label" in inspect.signature(called).parameters:
+            if isinstance(reward, str):
+                options = {"label": label} | options
+            else:
+                reward = cast(Reward, functools.partial(reward, label=label))
+    return make_reward(reward, target, **options)
 
 
 def told_class(denoiser: nn.Module, label: int | None) -> nn.Module:

@@ -24,7 +24,6 @@ from dxmi_rl.tasks.parts import (
     reference_target,
     task_reward,
     told_class,
-    told_label,
 )
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.storage import JSON
@@ -119,19 +118,13 @@ class Task:
             with torch.random.fork_rng(devices=[]):
                 mdp = build_mdp(config, target, self.device, denoiser, self.labels)
             if label not in self.energies:
-                self.energies[label] = self._energy_of(config, target)
+                energy = base_energy(config, target) if config.rewarded else None
+                self.energies[label] = (
+                    self.mdp.energy if energy is None else LiveEnergy(energy, not energy.differentiable)
+                )
             mdp.energy = self.energies[label]
             self._built[label] = replace(self, config=config, target=target, mdp=mdp, spec=None)
         return self._built[label]
-
-    def _energy_of(self, config: TaskConfig, target: Target) -> LiveEnergy:
-        """That of one class: a reward, or the task's own energy, which is told the class where it has ``label``."""
-        main = self.mdp.energy
-        if config.rewarded:
-            energy = base_energy(config, target)
-            return LiveEnergy(energy, not energy.differentiable)
-        told = None if main.function is None else told_label(main.function, config.label)
-        return main if told is main.function else LiveEnergy(told, main.values_only)
 
     def with_horizon(self, horizon: int) -> Task:
         """The same task with another number of steps: its target and its denoiser, and by reference the energy that it
