@@ -6,8 +6,9 @@ import copy
 import functools
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -134,10 +135,9 @@ def task_reward(config: TaskConfig, target: Target) -> Reward:
     if isinstance(label, int):
         called = REWARDS[reward] if isinstance(reward, str) else getattr(reward, "forward", reward)
         if "label" in inspect.signature(called).parameters:
-            if isinstance(reward, str):
-                options = {"label": label} | options
-            else:
-                reward = cast(Reward, functools.partial(reward, label=label))
+            if not isinstance(reward, str):
+                return functools.partial(cast(Callable[..., Tensor], reward), label=label)
+            options = {"label": label} | options
     return make_reward(reward, target, **options)
 
 
