@@ -162,7 +162,7 @@ def list_searched() -> list[str]:
     "adjoint-sampling", "awm", "diffusion-nft", "draft", "rwr" and "vgs", whose settings have not been searched.
     """
     others = (
-        DxMI.name, AnyStep.name, "any-class", DxDPPaper.name, AdjointSampling.name, AWM.name, DiffusionNFT.name, DRaFT.name,
-        RWR.name, VGS.name,
+        DxMI.name, AnyStep.name, "any-class", DxDPPaper.name, AdjointSampling.name, AWM.name, DiffusionNFT.name,
+        DRaFT.name, RWR.name, VGS.name,
     )  # fmt: skip
     return [name for name in AGENTS if AGENTS[name].trains and name not in others]

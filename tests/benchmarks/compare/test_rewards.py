@@ -25,6 +25,7 @@ def test_a_small_run_writes_what_its_docstring_lists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rewards, "SAMPLES", 200)
+    monkeypatch.setattr(rewards, "SCORED", 50)
 
     @functools.wraps(marginal_scores)
     def quick(*parts: Any, **options: Any) -> dict[str, float]:
