@@ -45,7 +45,7 @@ def main_scores(result: Result) -> str:
     """A finished run's scores and seconds in one line."""
     keys = ["kl_bound", "kl_bound_fit", "elbo_tau", "sliced_w2", "fd", "auc"]
     scores = "  ".join(f"{key} {number(result['scores'][key])}" for key in keys if key in result["scores"])
-    return f"{scores}  (train {result['costs']['seconds']:.0f} s, score {result['evaluation_seconds']:.0f} s)"
+    return f"{scores}  ({result['costs']['seconds']:.0f} + {result['evaluation_seconds']:.0f} s)"
 
 
 @dataclass(frozen=True)
