@@ -8,7 +8,7 @@ Agents get ``--evals`` evaluations of the reward at each of ``--betas``. On tilt
 and AWM, which add the divergence from the base sampler themselves, and DiffusionNFT and SFT-PG, which aim at the
 largest reward, are given the reward alone; the others get the tilted energy. All are scored against the tilted density.
 "guidance" is not trained: the base sampler, moved by the gradient of the reward of what its denoiser expects, with the
-weight of GUIDANCE that is best by its own sliced_w2.
+weight of GUIDANCE that is best by sliced_w2 on other samples and other right ones; its costs are those of the search.
 
 Keys of ``--json FILE``:
 
@@ -20,13 +20,14 @@ Keys of ``--json FILE``:
       .reward, .kl_untilted     its mean reward, and its divergence from what is tilted
       .true_reward              of 100,000 exact samples, where the reward is a proxy
       .ess                      effective sample size of the estimate, a fraction, where it is one
-      .sliced_w2                of SCORED right samples to as many others
+      .sliced_w2                of right samples to as many others, and their number .right
     runs                        one entry per task, agent, beta and seed
       .task, .agent, .beta, .seed   of the run
       .timesteps, .energy_evals, .gradient_steps, .seconds   costs of training
+      .weight                   of guidance alone
       .scores                   kl_marginal and kl_marginal_forward (to the tilted density), reward, over_optimisation,
                                 true_reward, kl_untilted, kl_base, elbo, fd: as evaluate has them, those that apply;
-                                sliced_w2, to right samples
+                                sliced_w2, of as many samples as there are right ones, to these
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import functools
 import math
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +79,9 @@ REWARD_ALONE = ("adjoint-matching", "awm", "diffusion-nft", "dpok", "sft-pg", "g
 """Agents that add the divergence from the base sampler themselves, or aim at the largest reward."""
 SAMPLES = 100_000
 SCORED, SETS = 5000, 5
-"""Samples on either side of ``sliced_w2``, and right sets that it is a mean over."""
+"""Samples on either side of ``sliced_w2``, and right sets that it is a mean over; of base samplers fewer and one."""
+POOLS = 15
+"""Times SAMPLES of the base sampler, of which right ones are accepted."""
 GUIDANCE = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Weights of guidance that are tried, in units of the target's scale."""
 UNTRAINED: dict[str, Any] = {
@@ -148,41 +152,59 @@ def measure(task: str, name: str, beta: float, seed: int, arguments: Arguments) 
 def guided(task: str, built: Task, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
     """The scores of the base sampler with guidance, that of the best weight."""
     agent = DxDP(built, seed=seed, **UNTRAINED)
-    found = list[dict[str, float]]()
-    with counting(agent.costs):
-        for weight in GUIDANCE:
-            x = agent.sample(SCORED, seed=seed + 2, guidance=weight * built.target.scale)
-            scores = {"sliced_w2": distance(task, x, beta, arguments), "reward": reward_of(built, x)}
-            found.append(scores | {"over_optimisation": scores["reward"] - exact(task, beta, arguments)["reward"]})
-    best = min(found, key=lambda scores: scores["sliced_w2"])
-    costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps", "seconds")}
-    return {"task": task, "agent": "guidance", "beta": beta, "seed": seed, **costs, "scores": best}
+    started, found = time.perf_counter(), dict[float, float]()
+    for weight in GUIDANCE:
+        with counting(agent.costs):
+            x = agent.sample(SCORED, seed=seed + 3, guidance=weight * built.target.scale)
+        found[weight] = distance(task, x, beta, arguments, place=1)
+    seconds = time.perf_counter() - started
+    best = min(found, key=lambda weight: found[weight])
+    x = agent.sample(SCORED, seed=seed + 2, guidance=best * built.target.scale)
+    scores = {"sliced_w2": distance(task, x, beta, arguments), "reward": float(rewards_of(built, x).mean())}
+    scores["over_optimisation"] = scores["reward"] - exact(task, beta, arguments)["reward"]
+    costs = {key: getattr(agent.costs, key) for key in ("timesteps", "energy_evals", "gradient_steps")}
+    run = {"task": task, "agent": "guidance", "beta": beta, "seed": seed, "weight": best}
+    return run | costs | {"seconds": seconds, "scores": scores}
 
 
-def reward_of(built: Task, x: Tensor) -> float:
-    """The mean of r over samples, of an energy that is the reward alone."""
+@torch.no_grad()
+def rewards_of(built: Task, x: Tensor) -> Tensor:
+    """r of samples ``[n]`` in float64, of an energy that is the reward alone."""
     energy = built.mdp.energy.function
-    with torch.no_grad():
-        rewards = energy.rewards(x) if isinstance(energy, RewardEnergy) else -built.mdp.energy(x)
-    return float(rewards.double().mean())
+    return (energy.rewards(x) if isinstance(energy, RewardEnergy) else -built.mdp.energy(x)).double()
 
 
-def distance(task: str, x: Tensor, beta: float, arguments: Arguments) -> float:
-    """Sliced W2 to right samples, the mean over SETS sets of them."""
-    right = [right_samples(task, beta, 2 * place, arguments) for place in range(SETS)]
-    return statistics.mean(sliced_w2(x.flatten(1), one.flatten(1)) for one in right)
+def distance(task: str, x: Tensor, beta: float, arguments: Arguments, *, place: int = 0) -> float:
+    """Sliced W2 to as many right samples, the mean over sets of them; ``place`` 0 and 1 share none."""
+    sets = 1 if TASKS[task].rewarded else SETS
+    right = [right_samples(task, beta, 2 * number + place, arguments) for number in range(sets)]
+    return statistics.mean(sliced_w2(x[: len(one)].flatten(1), one.flatten(1)) for one in right)
 
 
 @functools.lru_cache(maxsize=64)
 def right_samples(task: str, beta: float, seed: int, arguments: Arguments) -> Tensor:
-    """SCORED samples of the tilted density, or of the base sampler by their weights."""
+    """Samples of the tilted density: SCORED, or of a base sampler every second that is accepted."""
+    if TASKS[task].rewarded:
+        return accepted(task, beta, arguments)[seed % 2 :: 2][:SCORED]
     generator = torch.Generator(arguments.device).manual_seed(seed)
-    if not TASKS[task].rewarded:
-        return make_target(task, beta=beta).to(torch.device(arguments.device)).sample(SCORED, generator)
-    x, rewards = base_samples(task, arguments)
-    half = slice(seed % 2, None, 2)  # two seeds share no sample
-    rows = torch.multinomial((rewards[half] / beta).softmax(0), SCORED, replacement=True, generator=generator)
-    return x[half][rows]
+    return make_target(task, beta=beta).to(torch.device(arguments.device)).sample(SCORED, generator)
+
+
+@functools.cache
+def accepted(task: str, beta: float, arguments: Arguments) -> Tensor:
+    """Samples of the base sampler, each accepted with probability exp((r - largest r) / beta): exact ones, but for
+    rewards beyond the largest of the first pool.
+    """
+    built = tilted_task(task, beta, arguments)
+    base, generator = make_agent("base", built, seed=1), torch.Generator(arguments.device).manual_seed(1)
+    largest, kept = float(base_samples(task, arguments)[1].max()), list[Tensor]()
+    for _ in range(POOLS):
+        x = base.sample(SAMPLES)
+        chance = ((rewards_of(built, x) - largest) / beta).exp()
+        kept.append(x[torch.rand(len(x), generator=generator, device=x.device) < chance])
+        if sum(map(len, kept)) >= 2 * SCORED:
+            break
+    return torch.cat(kept)
 
 
 def tilted_task(task: str, beta: float, arguments: Arguments) -> Task:
@@ -212,25 +234,23 @@ def exact(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
     return found | {"reward": reward, "kl_untilted": reward / beta - log_z}
 
 
-def floor(task: str, beta: float, arguments: Arguments) -> float:
-    """The ``sliced_w2`` of right samples."""
-    others = [right_samples(task, beta, 2 * place + 1, arguments) for place in range(SETS)]
-    return statistics.mean(distance(task, x, beta, arguments) for x in others)
+def floor(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
+    """The ``sliced_w2`` of right samples, and their number."""
+    others = [right_samples(task, beta, 2 * number + 1, arguments) for number in range(SETS)]
+    found = statistics.mean(distance(task, x, beta, arguments) for x in others)
+    return {"sliced_w2": found, "right": len(right_samples(task, beta, 0, arguments))}
 
 
 @functools.cache
 def base_samples(task: str, arguments: Arguments) -> tuple[Tensor, Tensor]:
     """Samples of the base sampler, and r of them in float64."""
     built = tilted_task(task, 1.0, arguments)
-    energy = built.mdp.energy.function
-    assert isinstance(energy, RewardEnergy)
-    with torch.no_grad():
-        x = make_agent("base", built).sample(SAMPLES, seed=0)
-        return x, energy.rewards(x).double()
+    x = make_agent("base", built).sample(SAMPLES, seed=0)
+    return x, rewards_of(built, x)
 
 
-CODE = code_of(measure, guided, right_samples, tilted_task, exact, base_samples)
-"""Digest of what is measured here: workers, which get functions without their source, cannot make it."""
+CODE = code_of(sys.modules[__name__])
+"""Digest of this file."""
 
 
 def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -268,7 +288,9 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
     """Per task: reward against divergence from what is tilted; divergence from the tilted density against beta (of base
     samplers reward beyond the right one); and, where the reward is a proxy, the true reward against beta.
     """
-    tasks = list(dict.fromkeys(one["task"] for one in runs))
+    tasks = list(dict.fromkeys(one["task"] for one in runs if one["agent"] != "guidance"))
+    if not tasks:
+        raise ValueError("picture needs an agent that is trained, or 'base'.")
     proxies = [task for task in tasks if any("true_reward" in one["scores"] for one in runs if one["task"] == task)]
     columns = 3 if proxies else 2
     figure = Figure(figsize=(4.4 * columns, 3.7 * len(tasks)), layout="constrained")
@@ -348,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"tasks must have a reward, got {task!r}.")
         runs = run_all(run, wanted, arguments.jobs, "agents")
         known = [
-            exact(task, beta, arguments) | {"sliced_w2": floor(task, beta, arguments)}
+            exact(task, beta, arguments) | floor(task, beta, arguments)
             for task in arguments.tasks
             for beta in arguments.betas
         ]

@@ -229,14 +229,15 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
                     good.look(log, samples=save)
-                if save and checkpoint is not None:
+                if callback is not None and callback(self) is False:
+                    done = True
+                    if not save:
+                        save = checkpoint is not None
+                        good.look(log, samples=save)
+                if save and checkpoint is not None:  # with what the callback has changed
                     self.save(checkpoint)
                     saved_at = time.monotonic()
-                if callback is not None and callback(self) is False:
-                    if not save:
-                        good.look(log, samples=checkpoint is not None)
-                        if checkpoint is not None:
-                            self.save(checkpoint)
+                if done:
                     break
         return self
 
@@ -312,7 +313,6 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return agent
 
     # -- for algorithms ----------------------------------------------------------------------------------------
-
     def require_energy(self, *, gradient: bool = False) -> None:
         """Raise EnergyError when the task has no reward to learn from, or none of the ``gradient`` it needs."""
         if not self.mdp.has_energy:

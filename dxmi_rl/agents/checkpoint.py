@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.costs import Costs
+from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
@@ -73,6 +74,8 @@ def training_state(agent: Agent[Any]) -> dict[str, Tensor]:
     tensors = {"generator": agent.generator.get_state()} | weights(agent)
     for name, optimizer in agent.all_optimizers().items():
         tensors |= flatten_optimizer(f"optimizer/{name}", optimizer)
+    if isinstance(energy := agent.mdp.energy.function, RewardEnergy):
+        tensors["reward_beta"] = torch.tensor(energy.beta, dtype=torch.float64)  # AdaptiveBeta moves it
     return tensors | {f"extra/{name}": tensor for name, tensor in agent.extra_tensors().items()}
 
 
@@ -82,6 +85,8 @@ def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
     for name, optimizer in agent.all_optimizers().items():
         restore_optimizer(f"optimizer/{name}", optimizer, tensors)
     agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
+    if isinstance(energy := agent.mdp.energy.function, RewardEnergy) and "reward_beta" in tensors:
+        energy.beta = float(tensors["reward_beta"])
     # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
     if tensors["generator"].numel() == agent.generator.get_state().numel():
         agent.generator.set_state(tensors["generator"])

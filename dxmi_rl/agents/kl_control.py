@@ -9,13 +9,14 @@ import torch
 
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.dxdp import DxDP
+from dxmi_rl.agents.shared import SharedAgents
 from dxmi_rl.diffusion import IdentitySampler
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import RewardEnergy
-from dxmi_rl.utils.checks import check_integer, check_real
+from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real
 
 CHAINS = 256
 """Chains that one look at the divergence draws; they ask for no energy."""
@@ -64,9 +65,10 @@ class StopAtKL:
     def __call__(self, agent: Agent[Any]) -> bool:
         """Called by ``learn`` after each iteration: False stops."""
         self._iterations += 1
-        if self._iterations % self.every == 0:
-            self.kl = _look(agent)
-        return self.kl is None or self.kl < self.max_kl
+        if self._iterations % self.every:
+            return True
+        self.kl = _look(agent)
+        return not self.kl >= self.max_kl  # where it is NaN, learn steps back
 
 
 class AdaptiveBeta:
@@ -79,43 +81,56 @@ class AdaptiveBeta:
 
     After every iteration log beta changes by RATE clip(log(KL / target_kl), -1, 1), from the divergence of CHAINS
     chains of its own: a proportional controller, as of Ziegler et al. 2019 (arXiv 1909.08593, section 2.2). The
-    reward's energy -r / beta changes in place, so the task keeps the last beta; a checkpoint does not hold it: pass
-    ``beta=control.beta`` when training goes on after a load.
+    reward's energy -r / beta changes in place: the task keeps the last beta, and a checkpoint holds it. DxDP's kept
+    energies follow; its gradient targets of the last rollouts, a few iterations old, do not.
 
     Attributes:
         beta: strength of the pull to the base sampler, in units of the reward; None before the first iteration.
         kl: the divergence at the last look, in nats; None before the first.
 
-    Raises ValueError for target_kl <= 0 and beta <= 0, and in use for a task whose energy is not a reward that tilts
-    its base sampler, or an agent that aims at the largest reward, which no beta holds.
+    Raises ValueError for target_kl <= 0, and in use for a task whose energy is not a reward that tilts its base
+    sampler, one with several classes, or an agent that aims at the largest reward, which no beta holds.
     """
 
-    def __init__(self, target_kl: float, *, beta: float | None = None) -> None:
+    def __init__(self, target_kl: float) -> None:
         self.target_kl = check_real("target_kl", target_kl, strict=True)
-        self.beta = None if beta is None else check_real("beta", beta, strict=True)
+        self.beta: float | None = None
         self.kl: float | None = None
-        self._started = False
 
     def __call__(self, agent: Agent[Any]) -> None:
         """Called by ``learn`` after each iteration."""
         energy = agent.mdp.energy.function
-        if not isinstance(energy, RewardEnergy):
-            raise ValueError("AdaptiveBeta needs a task with a reward and backward='base'.")
-        if not agent.held_by_beta or getattr(agent.config, "objective", "soft") == "terminal":
+        if not isinstance(energy, RewardEnergy) or len(agent.task.labels) > 1:
+            raise ValueError("AdaptiveBeta needs a task with a reward and backward='base', and one class.")
+        if not all(_held(part) for part in _parts(agent)):
             raise ValueError(f"agent {agent.name!r} aims at the largest reward, and no beta holds it: use StopAtKL.")
         self.kl = _look(agent)
-        beta = energy.beta if self._started or self.beta is None else self.beta
-        self._started = True
+        if math.isnan(self.kl):  # learn steps back
+            return
         error = math.log(max(self.kl, 1e-12) / self.target_kl)
-        self.beta = beta * math.exp(RATE * min(1.0, max(-1.0, error)))
-        _scale_energies(agent, energy.beta / self.beta)
+        self.beta = energy.beta * math.exp(RATE * min(1.0, max(-1.0, error)))
+        for part in _parts(agent):
+            _scale_energies(part, energy.beta / self.beta)
         energy.beta = self.beta
 
 
+def _parts(agent: Agent[Any]) -> list[Agent[Any]]:
+    """The agents inside one that holds several, or itself."""
+    return list(agent.agents.values()) if isinstance(agent, SharedAgents) else [agent]
+
+
+def _held(agent: Agent[Any]) -> bool:
+    return agent.held_by_beta and getattr(agent.config, "objective", "soft") != "terminal"
+
+
 def _look(agent: Agent[Any]) -> float:
+    """The divergence, NaN where the chains have left the finite numbers."""
     if not (agent.has_density and has_base_density(agent.mdp)):
         raise ValueError(f"agent {agent.name!r} on task {agent.task.name!r} has no divergence from a base sampler.")
-    chains = agent.sample_trajectory(CHAINS, seed=agent.costs.timesteps)
+    try:
+        chains = agent.sample_trajectory(CHAINS, seed=agent.costs.timesteps)
+    except NonFiniteError:
+        return math.nan
     return kl_to_base(agent.mdp, chains)
 
 

@@ -193,7 +193,9 @@ def _execute(plan: Plan) -> Iterator[Outcome]:
         if arguments.tensorboard or arguments.track:
             logging = Logging(plan.folder.absolute() / "logs", arguments.tensorboard, arguments.track)
         stream = execute_all(plan.missing, plan.results, plan.jobs, arguments.device, logging)
-    print("running: every run is trained and then scored; a line comes when it ends, with the seconds of both", flush=True)
+    print(
+        "running: every run is trained and then scored; a line comes when it ends, with the seconds of both", flush=True
+    )
     started, before = time.perf_counter(), _seconds_spent(plan.folder)
     titles = {run.key: run.title for run in plan.missing}
 

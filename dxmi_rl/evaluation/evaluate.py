@@ -102,6 +102,8 @@ def evaluate(
             raise ValueError("policy must be None with a horizon: pass agent.at(horizon) and a policy of its own.")
         model = model.at(horizon)
     task, density = resolve(model, task, policy, coordinates, horizon)
+    if policy is not None and density is None:
+        raise ValueError("policy must be None for an agent without a density; of several classes, pass of_class(c).")
     task = _with_its_energy(model, task)
     mdp, target = task.mdp, scoring_target(task)
     scores: dict[str, float] = {}

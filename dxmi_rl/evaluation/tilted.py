@@ -59,7 +59,8 @@ def class_scores(
     model: Any, *, samples: int, chains: int, seed: int
 ) -> dict[str, float]:  # fmt: skip
     """Scores of an agent on several classes, means over them: ``class_accuracy``, the part of the samples that the
-    target's classifier takes for their class, where it has one; and of a reward ``reward`` and ``kl_base``.
+    target's classifier takes for their class, where it has one (that of digits is also the reward "digit-class", and
+    then no witness); and of a reward ``reward`` and ``kl_base``.
     """
     found: dict[str, list[float]] = {}
     each = max(1, samples // len(model.task.labels))

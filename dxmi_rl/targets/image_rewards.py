@@ -138,7 +138,7 @@ class Measurement(nn.Module):
 
 
 class Inpainting(Measurement):
-    """The upper half of a held-out image is seen, with noise of standard deviation ``noise`` in every value."""
+    """The upper half of a held-out image is known, up to noise of standard deviation ``noise`` in every value."""
 
     def __init__(self, target: Target, *, image: int = 0, noise: float = 0.5) -> None:
         super().__init__(target, image=image, noise=noise)
@@ -148,7 +148,7 @@ class Inpainting(Measurement):
 
 
 class SuperResolution(Measurement):
-    """The means of blocks of ``factor`` x ``factor`` values of a held-out image are seen, with noise.
+    """The means of blocks of ``factor`` x ``factor`` values of a held-out image are known, up to noise.
 
     Raises ValueError also for a factor that does not divide height and width.
     """

@@ -154,19 +154,31 @@ class ImageSet(Target):
 
         Raises TargetError without labels or without two training and two test images of that class.
         """
-        whole = check_integer("label", label, minimum=0)
+        return self.of_classes((label,))
+
+    def of_classes(self, labels: tuple[int, ...]) -> ImageSet:
+        """The images of some classes as a set of their own, with the scale of all; itself where these are all.
+
+        Raises TargetError as ``of_class``.
+        """
+        chosen = [check_integer("label", label, minimum=0) for label in labels]
         if self.train_labels is None or self.test_labels is None:
             raise TargetError(f"target {self.name!r} has no labels.")
-        train, test = self.train_labels == whole, self.test_labels == whole
-        if min(int(train.sum()), int(test.sum())) < 2:
-            raise TargetError(
-                f"label must be a class with two training and two test images, got {whole}, of which target "
-                f"{self.name!r}, with {self.classes} classes, has {int(train.sum())} and {int(test.sum())}."
-            )
-        parts = {"train_labels": self.train_labels[train].cpu(), "test_labels": self.test_labels[test].cpu()}
+        for label in chosen:
+            train, test = (int((part == label).sum()) for part in (self.train_labels, self.test_labels))
+            if min(train, test) < 2:
+                raise TargetError(
+                    f"label must be a class with two training and two test images, got {label}, of which target "
+                    f"{self.name!r}, with {self.classes} classes, has {train} and {test}."
+                )
+        wanted = torch.tensor(chosen, device=self.device)
+        own, held = torch.isin(self.train_labels, wanted), torch.isin(self.test_labels, wanted)
+        if bool(own.all()) and bool(held.all()):
+            return self
+        parts = {"train_labels": self.train_labels[own].cpu(), "test_labels": self.test_labels[held].cpu()}
         found = ImageSet(
-            self.train_bytes[train].cpu(), self.test_bytes[test].cpu(), **parts, levels=self.levels, scale=self.scale,
-            name=f"{self.name} {whole}", features=self.features,
+            self.train_bytes[own].cpu(), self.test_bytes[held].cpu(), **parts, levels=self.levels, scale=self.scale,
+            name=f"{self.name} {', '.join(map(str, chosen))}", features=self.features,
         )  # fmt: skip
         return found.to(self.device)
 

@@ -107,6 +107,8 @@ def make_task(
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
     config = replace(config, **changes)
+    if isinstance(config.label, tuple) and "label" in config.reward_options:
+        raise ValueError(f"reward_options must have no 'label' with several classes, got {config.reward_options}.")
     if config.track not in TRACKS:
         raise UnknownNameError("track", config.track, TRACKS)
     if energy is not None and config.rewarded:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +52,7 @@ def reference_target(config: TaskConfig, device: torch.device | None = None) -> 
     if config.label is not None:
         if not isinstance(target, ImageSet):
             raise ValueError(f"label must be None for target {target.name!r}, which is no set of images.")
-        if isinstance(config.label, int):
-            target = target.of_class(config.label)
+        target = target.of_classes(labels_of(config))
     if device is not None:
         target = target.to(device)
     if config.reward is not None and config.rewarded:
@@ -94,7 +91,7 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
             raise ValueError(f"target {target.name!r} has no data to train a denoiser on: pass base=None.")
         if config.pretraining.conditional and config.label is None:
             raise ValueError("label must be a class of the images with a conditional pretraining, got None.")
-        whole = _whole_target(config) if isinstance(config.label, int) else target
+        whole = target if config.label is None else _whole_target(config)
         denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
     elif isinstance(config.denoiser, nn.Module):
         denoiser = config.denoiser
@@ -135,10 +132,23 @@ def task_reward(config: TaskConfig, target: Target) -> Reward:
     if isinstance(label, int):
         called = REWARDS[reward] if isinstance(reward, str) else getattr(reward, "forward", reward)
         if "label" in inspect.signature(called).parameters:
-            if not isinstance(reward, str):
-                return functools.partial(cast(Callable[..., Tensor], reward), label=label)
-            options = {"label": label} | options
+            if isinstance(reward, str):
+                options = {"label": label} | options
+            else:
+                reward = ToldReward(reward, label)
     return make_reward(reward, target, **options)
+
+
+class ToldReward(nn.Module):
+    """A reward r(x, label), a function or module, at one class."""
+
+    def __init__(self, reward: Callable[..., Tensor], label: int) -> None:
+        super().__init__()
+        self.reward, self.label = reward, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        """r(x), ``[batch]``."""
+        return self.reward(x, label=self.label)
 
 
 def told_class(denoiser: nn.Module, label: int | None) -> nn.Module:

@@ -49,6 +49,8 @@ class Task:
     horizon or class of several."""
     among: tuple[int, ...] | None = None
     """The horizons of the task that this one horizon was taken from (``at``)."""
+    classes: tuple[int, ...] = ()
+    """The classes of the task that this one class was taken from (``of_class``)."""
     energies: dict[int, LiveEnergy] = field(default_factory=dict, repr=False, compare=False)
     """The energies of several classes, which ``of_class`` hands out."""
     _built: dict[int, Task] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -64,6 +66,8 @@ class Task:
             del fields["pretraining"]  # it says nothing of this task, and its defaults may change
         if self.among is not None:
             fields["horizon"] += f" of {self.among}"
+        if self.classes:
+            fields["label"] += f" of {self.classes}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
@@ -105,7 +109,7 @@ class Task:
     def of_class(self, label: int) -> Task:
         """The task of one of its classes: its images, and the denoiser, which shares its weights, told this class.
 
-        Raises ValueError for another class.
+        A reward is that of the class alone; another energy is one for all classes. Raises ValueError for another class.
         """
         if check_integer("label", label, minimum=None) not in self.labels:
             raise ValueError(f"label must be one of the task's classes, {list(self.labels)}, got {label}.")
@@ -123,7 +127,8 @@ class Task:
                     self.mdp.energy if energy is None else LiveEnergy(energy, not energy.differentiable)
                 )
             mdp.energy = self.energies[label]
-            self._built[label] = replace(self, config=config, target=target, mdp=mdp, spec=None)
+            parts: dict[str, Any] = {"config": config, "target": target, "mdp": mdp, "spec": None}
+            self._built[label] = replace(self, **parts, classes=self.labels)
         return self._built[label]
 
     def with_horizon(self, horizon: int) -> Task:
@@ -134,11 +139,14 @@ class Task:
         """
         config = replace(self.config, horizon=check_integer("horizon", horizon))
         with torch.random.fork_rng(devices=[]):
-            mdp = build_mdp(config, self.target, self.device, getattr(self.mdp.base, "denoiser", None))
+            mdp = build_mdp(config, self.target, self.device, getattr(self.mdp.base, "denoiser", None), self.classes)
         mdp.energy = LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only)
         mdp._start = self.mdp._start
         spec = None if self.spec is None else self.spec | {"horizon": horizon}
-        return replace(self, config=config, mdp=mdp, spec=spec, among=None)
+        found = replace(self, config=config, mdp=mdp, spec=spec, among=None, energies=_copies(self.energies))
+        if len(found.labels) > 1:
+            found.mdp = found.of_class(found.labels[0]).mdp
+        return found
 
     def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
         main = self.mdp
@@ -174,7 +182,7 @@ class Task:
     def with_own_energy(self) -> Task:
         """The task for an agent that learns the energy: others on the same task do not see it."""
         own = self.with_parts(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
-        own.energies = {label: LiveEnergy(one.function, one.values_only) for label, one in self.energies.items()}
+        own.energies = _copies(self.energies)
         return own
 
     def with_parts(self, **parts: Any) -> Task:
@@ -227,6 +235,10 @@ def build_mdp(
         particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
         device=device,
     )
+
+
+def _copies(energies: dict[int, LiveEnergy]) -> dict[int, LiveEnergy]:
+    return {label: LiveEnergy(one.function, one.values_only) for label, one in energies.items()}
 
 
 def base_energy(config: TaskConfig, target: Target) -> RewardEnergy:

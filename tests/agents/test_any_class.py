@@ -93,6 +93,44 @@ def test_an_energy_of_ones_own_is_that_of_all_classes() -> None:
     assert torch.equal(task.of_class(7).mdp.energy(x), torch.full((20,), 5.0))
 
 
+def test_some_classes_are_a_set_of_their_own() -> None:
+    whole, some = make_task("digits-classes").target, classes().target
+    assert isinstance(whole, ImageSet) and isinstance(some, ImageSet)
+    assert whole.name == "digits" and some.name == "digits 1, 4, 7" and some.scale == whole.scale
+    assert set(some.train_labels.tolist()) == set(some.test_labels.tolist()) == set(LABELS)  # type: ignore[union-attr]
+    assert classes().mdp.base.denoiser.classes == 10  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="label must be a class with two training and two test images, got 12"):
+        classes(label=(0, 12))
+    with pytest.raises(ValueError, match="reward_options must have no 'label' with several classes"):
+        classes(reward_options={"label": 3})
+
+
+def test_a_module_as_a_reward_stays_one() -> None:
+    class Noisy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = torch.nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, label: int) -> Tensor:
+            dropped: Tensor = self.dropout(x)
+            return label * dropped.flatten(1).mean(1)
+
+    task = classes(reward=Noisy())
+    x = task.target.data(20)
+    assert torch.allclose(task.of_class(4).mdp.energy(x), -4 * x.flatten(1).mean(1), atol=1e-5)  # in eval mode
+
+
+def test_another_horizon_keeps_the_classes() -> None:
+    task = classes().with_horizon(3)
+    assert task.mdp.horizon == 3 and task.mdp is task.of_class(1).mdp
+    for layout in LAYOUTS:
+        env = DenoiseEnv(task, observation=layout)
+        assert env.reset(seed=0)[0] in env.observation_space
+    alone = classes().of_class(4).with_horizon(3)
+    assert torch.equal(alone.mdp.base.schedule.class_code, torch.eye(3)[1])  # type: ignore[arg-type]
+    assert "of (1, 4, 7)" in alone.fingerprint()["label"]
+
+
 @pytest.mark.parametrize("label", [(), (3, 3), (4, 1), (-1, 2), -1])
 def test_classes_that_are_none(label: Any) -> None:
     with pytest.raises(ValueError, match="label must"):
@@ -259,6 +297,8 @@ def test_one_game_serves_all_classes(tmp_path: Path) -> None:
     game.save(tmp_path / "game.safetensors")
     loaded = load_agent(tmp_path / "game.safetensors")
     assert torch.equal(loaded.sample(20, seed=1), game.sample(20, seed=1))
+    with pytest.raises(ValueError, match="policy must be None for an agent without a density"):
+        evaluate(game, policy=game.agent.policy, samples=20)
     with pytest.raises(ValueError, match="label must be a class for whole episodes"):
         game.sample_trajectory(3)
     assert game.sample_trajectory(3, label=4, seed=0).x.shape == (5, 3, 1, 8, 8)

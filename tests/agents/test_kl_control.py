@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from agent_cases import small
 
-from dxmi_rl import AdaptiveBeta, DxDP, StopAtKL, make_task
+from dxmi_rl import AdaptiveBeta, AnyStep, DxDP, StopAtKL, load_agent, make_task
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.any_step import AnyStepConfig
 from dxmi_rl.agents.kl_control import RATE, kl_to_base
 from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.tasks import Task
@@ -20,6 +22,11 @@ LARGEST = ["diffusion-nft", "draft", "rwr", "sft-pg"]
 
 def tilted(beta: float = 0.5, **changes: Any) -> Task:
     return make_task("8gaussians", reward=lambda x: x[:, 0], beta=beta, backward="base", horizon=3, **changes)
+
+
+def named() -> Task:
+    """A task that a checkpoint can build again."""
+    return make_task("digits-stroke", pretraining={"iterations": 50, "batch_size": 64, "width": 16})
 
 
 def beta_of(task: Task) -> float:
@@ -82,15 +89,31 @@ def test_beta_moves_by_the_rule() -> None:
     assert above.beta == pytest.approx(before * torch.tensor(RATE).exp().item())
 
 
-def test_training_goes_on_with_the_beta_it_is_given() -> None:
-    control = AdaptiveBeta(0.5)
-    agent = small("dpok", tilted()).learn(3000, callback=control)
-    assert control.beta is not None
-    other = small("dpok", tilted())
-    again = AdaptiveBeta(0.5, beta=control.beta)
-    again(other)
-    assert again.beta is not None and abs(again.beta / control.beta - 1) <= RATE * 1.1
-    assert beta_of(agent.task) == control.beta
+@pytest.mark.parametrize("name", ["dpok", "dxdp"])
+def test_a_checkpoint_holds_beta(name: str, tmp_path: Path) -> None:
+    agent = small(name, named()).learn(3000, callback=AdaptiveBeta(0.5), checkpoint=tmp_path / "agent.safetensors")
+    loaded = load_agent(tmp_path / "agent.safetensors")
+    assert beta_of(loaded.task) == beta_of(agent.task) != 0.5
+    budget = agent.num_timesteps
+    for one in (agent, loaded):
+        one.learn(budget, reset_num_timesteps=False, callback=AdaptiveBeta(0.5))
+    assert torch.equal(loaded.sample(20, seed=1), agent.sample(20, seed=1))
+
+
+@pytest.mark.parametrize("control", [StopAtKL(1e6), AdaptiveBeta(1e6)])
+def test_divergence_is_left_to_learn(control: Any) -> None:
+    agent, iterations = small("ppo", tilted()), list[int]()
+
+    def callback(trained: Any) -> bool | None:
+        iterations.append(1)
+        if len(iterations) == 3:
+            with torch.no_grad():
+                next(iter(trained.policy.parameters())).fill_(float("nan"))
+        found: bool | None = control(trained)
+        return found
+
+    agent.learn(6 * agent.timesteps_per_iteration, callback=callback)
+    assert agent.costs.setbacks == 1 and bool(agent.sample(10).isfinite().all())
 
 
 def test_kept_energies_are_those_of_the_new_beta() -> None:
@@ -102,6 +125,19 @@ def test_kept_energies_are_those_of_the_new_beta() -> None:
     assert torch.allclose(kept.energy, agent.mdp.energy(kept.final), rtol=1e-4)
     assert torch.allclose(model.energy, agent.mdp.energy(model.x), rtol=1e-4)
     assert torch.allclose(model.gradient, agent.mdp.energy.gradient(model.x), rtol=1e-4)
+
+
+def test_agents_inside_others_keep_theirs_too() -> None:
+    config = AnyStepConfig(agent="dxdp", agent_settings=AGENTS["dxdp"].Config(n_trajectories=16))
+    task = make_task("8gaussians", reward=lambda x: x[:, 0], beta=0.5, backward="base", horizon=(2, 3))
+    agent = AnyStep(task, seed=0, config=config).learn(1000)
+    AdaptiveBeta(1e6)(agent)
+    for part in agent.agents.values():
+        kept = part.memory.trajectories  # type: ignore[attr-defined]
+        assert torch.allclose(kept.energy, part.mdp.energy(kept.final), rtol=1e-4)
+    drafts = AnyStep(task, agent="draft")
+    with pytest.raises(ValueError, match="agent 'any-step' aims at the largest reward"):
+        AdaptiveBeta(1.0)(drafts)
 
 
 @pytest.mark.parametrize("name", LARGEST)
@@ -122,8 +158,6 @@ def test_bad_input() -> None:
             StopAtKL(wrong)
         with pytest.raises(ValueError, match="target_kl"):
             AdaptiveBeta(wrong)
-        with pytest.raises(ValueError, match="beta"):
-            AdaptiveBeta(1.0, beta=wrong)
     with pytest.raises(ValueError, match="every"):
         StopAtKL(1.0, every=0)
     with pytest.raises(ValueError, match="AdaptiveBeta needs a task with a reward and backward='base'"):
