@@ -64,6 +64,7 @@ LOOKS, LOOK_CHAINS = 20, 1000
 SAMPLES = 10_000
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 MARKERS = {"beta": "o", "adaptive": "D", "stop": "X"}
+WORDS = {"beta": "fixed beta", "adaptive": "beta steered", "stop": "stopped"}
 
 
 @dataclass(frozen=True)
@@ -239,18 +240,22 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
             curve = [row for row in known[task] if key in row]
             if curve:
                 axis.plot([row["kl"] for row in curve], [row[key] for row in curve], "k-", linewidth=1, label="exact")
+            seen = list[float]()
+            reached = sorted(one["scores"]["kl_base"] for one in own)
+            # Who runs away would squeeze all others into a corner: the table has them.
+            high = 4 * max((row["kl"] for row in curve), default=reached[len(reached) // 2])
             for (name, control, _), same in groups(own).items():
                 x, y = (statistics.median(one["scores"][part] for one in same) for part in ("kl_base", key))
+                seen += [y] if x < high else []
                 label = name if control == "beta" and not axis.get_legend_handles_labels()[1].count(name) else None
                 axis.plot(
                     max(x, 1e-2), y, MARKERS[control], color=colours[name], markersize=6, markeredgecolor="white",
                     markeredgewidth=0.5, label=label,
                 )  # fmt: skip
+            axis.set_xlim(max(1e-2, 0.5 * reached[0]), high)
             axis.set(xscale="log", xlabel="KL(chains || base sampler) [nats]", ylabel=key.replace("_", " "), title=task)
-            if curve:
-                values = [row[key] for row in curve]
-                margin = 0.3 * (max(values) - min(values))
-                axis.set_ylim(min(values) - margin, max(values) + margin)
+            margin = 0.15 * (max(seen) - min(seen))
+            axis.set_ylim(min(seen) - margin, max(seen) + margin)
         for name in names:
             same = [one for one in own if one["agent"] == name and one["control"] != "beta"]
             steered = [one for one in same if one["control"] == "adaptive"] or same
@@ -266,6 +271,8 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
         line[2].set(xlabel="evaluations of the reward", ylabel="reward, beta steered", title=task)
         for axis in line[len(keys) : 2]:
             axis.set_visible(False)
+    for control, marker in MARKERS.items():
+        axes[0, 0].plot([], [], marker, color="#7f7f7f", label=WORDS[control])
     axes[0, 0].legend(frameon=False, fontsize=7)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)
