@@ -72,6 +72,11 @@ def counting(costs: Costs) -> Iterator[None]:
         hook.remove()
 
 
+def is_counting() -> bool:
+    """Whether the present call is part of a training."""
+    return bool(_COUNTERS)
+
+
 def count_energy(rows: int, differentiated: bool = False) -> None:
     """Note ``rows`` evaluations of the energy, ``differentiated`` in x or not."""
     if _COUNTERS:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.costs import count_energy
+from dxmi_rl.costs import count_energy, is_counting
 from dxmi_rl.utils.checks import all_finite
 from dxmi_rl.utils.torch_tools import evaluation_mode
 
@@ -34,6 +35,8 @@ class LiveEnergy:
         """Whether the function has a gradient in x, found out by the first ``value_and_gradient``."""
         self.swaps = 0
         """How often ``set`` has put another function in its place."""
+        self.seconds = 0.0
+        """Time that the function has taken in training, but for what CUDA does beside."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """E(x): ``[batch]``, in the dtype of x; modules in eval mode, gradients flow when autograd is on.
@@ -45,6 +48,7 @@ class LiveEnergy:
             raise EnergyError("this task has no energy: pass energy=, a module or function [batch, ...] -> [batch].")
         graph = torch.is_grad_enabled() and not self.values_only
         count_energy(len(x), differentiated=graph and x.requires_grad and self.differentiable is not False)
+        started = time.perf_counter()
         with evaluation_mode(self.function), torch.set_grad_enabled(graph):
             try:
                 value = self.function(x.clone())
@@ -56,6 +60,8 @@ class LiveEnergy:
                     f"the energy fails for a batch of shape {list(x.shape)}, states of norm {float(norms.min()):.3g} "
                     f"to {float(norms.max()):.3g}: {type(error).__name__}: {error}"
                 ) from error
+        if is_counting():
+            self.seconds += time.perf_counter() - started
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
@@ -65,6 +71,11 @@ class LiveEnergy:
                 f"{str(value.device)!r}."
             )
         return value.to(x.dtype)
+
+    def share_of(self, seconds: float) -> str:
+        """What a progress bar says of an energy that takes more than half of the time, such as a slow reward."""
+        share = self.seconds / max(seconds, 1e-9)
+        return f"{min(1.0, share):.0%} of the time in the energy" if share > 0.5 else ""
 
     def set(self, function: Energy, points: Tensor) -> None:
         """Swap the reward model after a trial on ``points``; a failure leaves the present one.

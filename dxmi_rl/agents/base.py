@@ -223,7 +223,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
-                advance(spent)
+                advance(spent, self.mdp.energy.share_of(self.costs.seconds))
                 done = spent >= end
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None

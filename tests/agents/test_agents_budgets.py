@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from agent_cases import same, skip_without_extra, small, state
+from torch import Tensor
 
-from dxmi_rl import list_agents, load_agent
+from dxmi_rl import list_agents, load_agent, make_task
+from dxmi_rl.agents import base
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.storage import save_tensors
 
@@ -73,3 +78,27 @@ def test_load_agent_finds_the_class(name: str, tmp_path: Path) -> None:
     save_tensors(tmp_path / "other.safetensors", {}, {})
     with pytest.raises(CheckpointError, match="names no agent"):
         load_agent(tmp_path / "other.safetensors")
+
+
+def test_a_slow_reward_is_asked_in_batches_and_shown_in_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, rows = list[str](), list[int]()
+
+    @contextlib.contextmanager
+    def bar(*_: Any, **__: Any) -> Iterator[Any]:
+        yield lambda done, text="": texts.append(text)
+
+    def slow(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        time.sleep(0.001 * len(x))
+        return x[:, 0]
+
+    monkeypatch.setattr(base, "progress", bar)
+    task = make_task("8gaussians", reward=slow, backward="base", horizon=2)
+    rows.clear()
+    agent = small("ppo", task)
+    agent.learn(4 * agent.timesteps_per_iteration)
+    assert rows == [32] * 4  # one call per rollout
+    assert len(texts) == 4 and all(re.fullmatch(r"\d+% of the time in the energy", text) for text in texts)
+    texts.clear()
+    small("ppo", "8gaussians").learn(200)
+    assert set(texts) == {""}
