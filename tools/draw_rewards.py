@@ -28,7 +28,8 @@ SHOWN, SAMPLES = 32, 2000
 
 def show(axes: Axes, x: Tensor, title: str) -> None:
     """Images in rows of eight."""
-    rows = x.squeeze(1).unflatten(0, (-1, 8)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    framed = torch.nn.functional.pad(x.squeeze(1), (0, 1, 0, 1), value=0.2)
+    rows = framed.unflatten(0, (-1, min(8, len(x)))).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     axes.imshow(rows.cpu(), cmap="gray", vmin=-1, vmax=1)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)
@@ -37,7 +38,7 @@ def show(axes: Axes, x: Tensor, title: str) -> None:
 def main() -> None:
     """Train, print, draw."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    figure = Figure(figsize=(9.6, 2.5 * len(NAMES)), layout="constrained")
+    figure = Figure(figsize=(9.6, 1.85 * len(NAMES)), layout="constrained")
     for line, name in zip(figure.subplots(len(NAMES), 3), NAMES, strict=True):
         task = make_task(name)
         energy, target = task.mdp.energy.function, task.target
@@ -46,7 +47,7 @@ def main() -> None:
         with one_thread():
             agents["after"].learn(energy_evals=10_000)
         if hasattr(energy.reward, "measured"):
-            show(line[0], target.test_images[:1].expand(8, -1, -1, -1), f"{name}: the image that is measured")
+            show(line[0], target.test_images[:1], f"{name}: what is measured")
         else:
             show(line[0], target.test_images[:SHOWN], f"{name}: test images")
         for axes, (when, agent) in zip(line[1:], agents.items(), strict=True):
