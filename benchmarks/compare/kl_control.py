@@ -45,7 +45,8 @@ from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
 from dxmi_rl import Agent, evaluate, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.agents.kl_control import AdaptiveBeta, StopAtKL, kl_to_base
+from dxmi_rl.agents.aims import kl_to_base
+from dxmi_rl.agents.kl_control import AdaptiveBeta, StopAtKL
 from dxmi_rl.benchmark.pictures import save_figure
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread

@@ -1,11 +1,17 @@
-"""What an agent aims at, beside what the task asks for."""
+"""What an agent aims at, beside what the task asks for, and how far it has left its base sampler."""
 
 from __future__ import annotations
 
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from dxmi_rl.diffusion import IdentitySampler
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
+from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Tilted
 from dxmi_rl.tasks import Task
 
@@ -35,3 +41,20 @@ def warn_of_density(name: str, task: Task) -> None:
             f"agent {name!r} aims at the base sampler tilted by the whole energy, which has the data's density beside "
             "the reward here: pass the reward with backward='base'.", stacklevel=5,
         )  # fmt: skip
+
+
+@torch.no_grad()
+def kl_to_base(mdp: DenoisingMDP, trajectory: Trajectory) -> float:
+    """KL of whole chains of a policy to those of the base sampler, in nats, from some of them; at least that of x_T.
+
+    The base sampler must have noise at every step.
+    """
+    base = mdp.base
+    x, x_next, t = trajectory.transitions()
+    log_base = gaussian_log_prob(x_next, base.mean(x, t), per_step(base.sigma, t, x).log())
+    return float((trajectory.log_prob.flatten() - log_base).double().mean()) * mdp.horizon
+
+
+def has_base_density(mdp: DenoisingMDP) -> bool:
+    """Whether there is a base sampler with a density, from which ``kl_to_base`` can be taken."""
+    return not (mdp.base.deterministic or isinstance(mdp.base, IdentitySampler))

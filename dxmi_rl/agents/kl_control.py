@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
+from dxmi_rl.agents.aims import has_base_density, kl_to_base
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.dxdp import DxDP
 from dxmi_rl.agents.shared import SharedAgents
-from dxmi_rl.diffusion import IdentitySampler
-from dxmi_rl.diffusion.gaussian import gaussian_log_prob
-from dxmi_rl.diffusion.schedules import per_step
-from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real
 
@@ -22,23 +16,6 @@ CHAINS = 256
 """Chains that one look at the divergence draws; they ask for no energy."""
 RATE = 0.1
 """Largest change of log beta per iteration."""
-
-
-@torch.no_grad()
-def kl_to_base(mdp: DenoisingMDP, trajectory: Trajectory) -> float:
-    """KL of whole chains of a policy to those of the base sampler, in nats, from some of them; at least that of x_T.
-
-    The base sampler must have noise at every step.
-    """
-    base = mdp.base
-    x, x_next, t = trajectory.transitions()
-    log_base = gaussian_log_prob(x_next, base.mean(x, t), per_step(base.sigma, t, x).log())
-    return float((trajectory.log_prob.flatten() - log_base).double().mean()) * mdp.horizon
-
-
-def has_base_density(mdp: DenoisingMDP) -> bool:
-    """Whether there is a base sampler with a density, from which ``kl_to_base`` can be taken."""
-    return not (mdp.base.deterministic or isinstance(mdp.base, IdentitySampler))
 
 
 class StopAtKL:

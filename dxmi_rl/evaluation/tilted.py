@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dxmi_rl.agents.kl_control import has_base_density, kl_to_base
+from dxmi_rl.agents.aims import has_base_density, kl_to_base
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.targets import RewardEnergy, Target, Tilted

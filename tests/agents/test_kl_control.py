@@ -11,8 +11,9 @@ from agent_cases import small
 
 from dxmi_rl import AdaptiveBeta, AnyStep, DxDP, StopAtKL, load_agent, make_task
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.aims import kl_to_base
 from dxmi_rl.agents.any_step import AnyStepConfig
-from dxmi_rl.agents.kl_control import RATE, kl_to_base
+from dxmi_rl.agents.kl_control import RATE
 from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.tasks import Task
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl import evaluate, make_agent, make_task
-from dxmi_rl.agents.kl_control import kl_to_base
+from dxmi_rl.agents.aims import kl_to_base
 from dxmi_rl.targets import GaussianMixture, RewardEnergy
 
 SLOPE, BETA, T = torch.tensor([0.8, -0.4]), 1.5, 4
