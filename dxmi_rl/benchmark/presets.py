@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.any_class import AnyClass
 from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.benchmark.own_agents import is_own_agent
@@ -145,10 +146,10 @@ def make_row(
 def given_energy(task: str, task_settings: JSON | None = None) -> list[str]:
     """All agents that a task with a given energy is for.
 
-    They are all but DxMI, which learns an energy of its own from data, AnyStep, which has one of them inside, and those
-    that need a denoiser or a gradient of the energy where the task gives none.
+    They are all but DxMI, which learns an energy of its own from data, AnyStep and AnyClass, which have one of them inside, and
+    those that need a denoiser or a gradient of the energy where the task gives none.
     """
-    names = [name for name in AGENTS.names() if name not in (DxMI.name, AnyStep.name)]
+    names = [name for name in AGENTS.names() if name not in (DxMI.name, AnyStep.name, AnyClass.name)]
     rows = [Row(name, task, name, task_settings=task_settings or {}) for name in names]
     return [row.agent for row in rows if _fits(row)]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dxmi_rl.agents import AGENTS, make_agent
+from dxmi_rl.agents.any_class import AnyClass
 from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.code import code_digest
@@ -151,7 +152,9 @@ class Row:
             classes.append(AGENTS[self.agent])
         if isinstance(self.task_settings.get("horizon"), (list, tuple)):
             classes.append(AnyStep)
-        if self.agent in (DxMI.name, AnyStep.name):
+        if isinstance(self.task_settings.get("label", TASKS[self.task].label), (list, tuple)):
+            classes.append(AnyClass)
+        if self.agent in (DxMI.name, AnyStep.name, AnyClass.name):
             classes.append(AGENTS[self.agent_settings.get("agent", "dxdp")])
         if self.energy in ENERGIES:
             found.add(ENERGIES[self.energy].split(":")[0])

@@ -24,7 +24,7 @@ from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import setting_names
 
-INNER = [name for name in AGENTS if name not in ("dxmi", "any-step") and AGENTS[name].trains]
+INNER = [name for name in AGENTS if name not in ("dxmi", "any-step", "any-class") and AGENTS[name].trains]
 FAST = {
     "n_trajectories": 64, "policy.width": 16, "policy.depth": 2, "value.width": 16, "value.depth": 2, "width": 16,
     "warmup_iterations": 0,
