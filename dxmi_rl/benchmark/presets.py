@@ -146,8 +146,8 @@ def make_row(
 def given_energy(task: str, task_settings: JSON | None = None) -> list[str]:
     """All agents that a task with a given energy is for.
 
-    They are all but DxMI, which learns an energy of its own from data, AnyStep and AnyClass, which have one of them inside, and
-    those that need a denoiser or a gradient of the energy where the task gives none.
+    They are all but DxMI, which learns an energy of its own from data, AnyStep and AnyClass, which have one of them
+    inside, and those that need a denoiser or a gradient of the energy where the task gives none.
     """
     names = [name for name in AGENTS.names() if name not in (DxMI.name, AnyStep.name, AnyClass.name)]
     rows = [Row(name, task, name, task_settings=task_settings or {}) for name in names]
