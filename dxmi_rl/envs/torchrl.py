@@ -26,6 +26,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     The environment is stateless: ``step`` reads everything from the tensordict that it is given, so that an episode
     can be continued, replayed or branched from any of its tensordicts, and rows may be at different steps. Entries:
+
     - "x", ``[*batch, *event_shape]``, and "t", ``[*batch]``, int64, 0..T: the MDP's state. A transform that changes
       them in place changes the state; give it ``out_keys``.
     - "horizon", ``[*batch]``, int64, where the task has several: T of the row's episode, which a reset draws for all
@@ -52,8 +53,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
 
     Raises what DenoiseEnv raises, MissingExtraError without torchrl, ValueError for several classes. ``step`` raises
     ResetNeeded without a state or at t = T; TypeError or ValueError for entries of another dtype, shape or device;
-    NonFiniteError and EnergyError on the CPU at once, on CUDA when an episode ends. TorchRL itself raises RuntimeError
-    for another batch size than a locked one.
+    NonFiniteError and EnergyError, on CUDA when an episode ends. TorchRL raises RuntimeError for another batch size.
     """
 
     def __init__(self, task: TaskLike | None = None, *, num_envs: int | None = None, **arguments: Any) -> None:
