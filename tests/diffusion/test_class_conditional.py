@@ -152,8 +152,6 @@ def test_what_cannot_be_is_refused() -> None:
         make_task(squares(), label="left", pretraining=TINY)
     with pytest.raises(ValueError, match="label must be None for target '8gaussians'"):
         make_task("8gaussians", label=1)
-    with pytest.raises(ValueError, match="network of a conditional pretraining must be 'unet'"):
-        make_task("digits", label=1)
     unlabelled = ImageSet(squares().train_bytes, squares().test_bytes)
     with pytest.raises(TargetError, match="has no labels"):
         make_task(unlabelled, label=1)
