@@ -10,7 +10,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.dxdp import DxDP
 from dxmi_rl.agents.shared import SharedAgents
 from dxmi_rl.targets import RewardEnergy
-from dxmi_rl.utils.checks import NonFiniteError, check_integer, check_real
+from dxmi_rl.utils.checks import NonFiniteError, check_real
 
 CHAINS = 256
 """Chains that one look at the divergence draws; they ask for no energy."""
@@ -24,26 +24,21 @@ class StopAtKL:
         agent.learn(100_000, callback=StopAtKL(2.0))
 
     It works with every agent that has a density, also with those that aim at the largest reward and that no beta holds.
-    It looks every ``every`` iterations, at CHAINS chains of its own, so the agent's random numbers stay as they are.
+    It looks after every iteration, at CHAINS chains of its own, so the agent's random numbers stay as they are.
 
     Attributes:
         kl: the divergence at the last look, in nats; None before the first.
 
-    Raises ValueError for max_kl <= 0 and every < 1, and in use for an agent without a density or a task without a base
+    Raises ValueError for max_kl <= 0, and in use for an agent without a density or a task without a base
     sampler that has one.
     """
 
-    def __init__(self, max_kl: float, *, every: int = 1) -> None:
+    def __init__(self, max_kl: float) -> None:
         self.max_kl = check_real("max_kl", max_kl, strict=True)
-        self.every = check_integer("every", every)
         self.kl: float | None = None
-        self._iterations = 0
 
     def __call__(self, agent: Agent[Any]) -> bool:
         """Called by ``learn`` after each iteration: False stops."""
-        self._iterations += 1
-        if self._iterations % self.every:
-            return True
         self.kl = _look(agent)
         return not self.kl >= self.max_kl  # where it is NaN, learn steps back
 
@@ -78,7 +73,10 @@ class AdaptiveBeta:
         """Called by ``learn`` after each iteration."""
         energy = agent.mdp.energy.function
         if not isinstance(energy, RewardEnergy) or len(agent.task.labels) > 1:
-            raise ValueError("AdaptiveBeta needs a task with a reward and backward='base', and one class.")
+            raise ValueError(
+                "AdaptiveBeta needs a task with a reward and backward='base', and one class, got task "
+                f"{agent.task.name!r} with backward={agent.task.config.backward!r} and label={agent.task.config.label}."
+            )
         if not all(_held(part) for part in _parts(agent)):
             raise ValueError(f"agent {agent.name!r} aims at the largest reward, and no beta holds it: use StopAtKL.")
         self.kl = _look(agent)

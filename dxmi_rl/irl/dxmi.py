@@ -123,7 +123,10 @@ class DxMI(Agent[DxMIConfig]):
         if len(self.task.labels) < 2:
             return
         if not isinstance(self.energy, EnergyDenoiser) or self.config.replay:
-            raise ValueError("label must be one class for an energy that is no denoiser, and with replay.")
+            raise ValueError(
+                "label must be one class for an energy that is no denoiser, and with replay, got "
+                f"{self.task.labels} with energy {type(self.energy).__name__} and replay={self.config.replay}."
+            )
         self.task.energies = {label: LiveEnergy(self.energy.of_class(label)) for label in self.task.labels}
 
     def _of_case(self, energy: nn.Module) -> nn.Module:

@@ -47,19 +47,6 @@ def test_training_stops_at_the_divergence(name: str) -> None:
     assert measured == pytest.approx(control.kl, rel=0.3)
 
 
-def test_it_looks_every_so_many_iterations() -> None:
-    agent, control, looks = small("ppo", tilted()), StopAtKL(100.0, every=3), list[float | None]()
-
-    def callback(trained: Any) -> bool:
-        going = control(trained)
-        looks.append(control.kl)
-        return going
-
-    agent.learn(7 * agent.timesteps_per_iteration, callback=callback)
-    assert [kl is None for kl in looks] == [True, True, False, False, False, False, False]
-    assert looks[2] == looks[4] and looks[5] != looks[2]
-
-
 @pytest.mark.parametrize("control", [StopAtKL(1e6), None])
 def test_looking_changes_no_random_number(control: StopAtKL | None) -> None:
     agent = small("dxdp", tilted()).learn(2000, callback=control)
@@ -159,8 +146,6 @@ def test_bad_input() -> None:
             StopAtKL(wrong)
         with pytest.raises(ValueError, match="target_kl"):
             AdaptiveBeta(wrong)
-    with pytest.raises(ValueError, match="every"):
-        StopAtKL(1.0, every=0)
     with pytest.raises(ValueError, match="AdaptiveBeta needs a task with a reward and backward='base'"):
         AdaptiveBeta(1.0)(small("ppo"))
     scratch = small("ppo", make_task("8gaussians", track="sample"))
