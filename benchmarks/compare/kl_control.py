@@ -10,7 +10,7 @@ of the betas ("stop"). Rewards and divergences are looked at on the way, on samp
 Keys of ``--json FILE``:
 
     command, machine, versions  as in all studies
-    evals, horizon              what was asked for
+    evals, horizon, settings    what was asked for
     exact                       on tilted mixtures, the density itself at betas from the largest to the smallest
       .beta, .reward, .true_reward, .kl   and its divergence from the data
     runs                        one entry per task, agent, control and seed
@@ -56,6 +56,7 @@ from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.storage import write_json
 
 CONTROLS = ["beta", "adaptive", "stop"]
@@ -80,6 +81,8 @@ class Arguments:
         "dxdp", "ppo", "grpo", "dpok", "adjoint-matching", "awm", "diffusion-nft", "draft",
     )  # fmt: skip
     """Agents with a density that start at the base sampler."""
+    settings: tuple[str, ...] = ()
+    """Of agents, as AGENT.SETTING=VALUE: ``ppo.policy.fine_tuning_rate=3e-6``."""
     controls: tuple[str, ...] = ("beta", "adaptive", "stop")
     """Of the divergence."""
     betas: tuple[float, ...] = (1.0, 0.25, 0.0625)
@@ -112,6 +115,12 @@ def tilted_base(task: str, beta: float, arguments: Arguments) -> Task:
     return make_task(task, **parts)
 
 
+def settings_of(name: str, arguments: Arguments) -> dict[str, Any]:
+    """Those of ``arguments.settings`` that are for this agent."""
+    start = f"{name}."
+    return parsed_settings("settings", [w.removeprefix(start) for w in arguments.settings if w.startswith(start)])
+
+
 class Curve:
     """A callback that notes rewards and divergences on the way, and asks ``control`` whether to go on."""
 
@@ -139,7 +148,7 @@ class Curve:
 def measure(task: str, name: str, control: str, level: float, seed: int, arguments: Arguments) -> dict[str, Any]:
     """Train one agent under one control, and score it."""
     beta = {"beta": level, "adaptive": max(arguments.betas), "stop": min(arguments.betas)}[control]
-    agent = make_agent(name, tilted_base(task, beta, arguments), seed=seed)
+    agent = make_agent(name, tilted_base(task, beta, arguments), seed=seed, **settings_of(name, arguments))
     controls = {"beta": lambda: None, "adaptive": lambda: AdaptiveBeta(level), "stop": lambda: StopAtKL(level)}
     curve = Curve(task, arguments, controls[control]())
     agent.learn(energy_evals=arguments.evals, callback=curve)
@@ -176,6 +185,7 @@ def run(task: str, name: str, control: str, level: float, seed: int, arguments: 
     settings = {
         "task": task, "agent": name, "control": control, "level": level, "seed": seed, "evals": arguments.evals,
         "horizon": arguments.horizon, "device": arguments.device, "betas": [max(arguments.betas), min(arguments.betas)],
+        "settings": settings_of(name, arguments),
     }  # fmt: skip
     uses = [AGENTS[name], TiltedMixture, type(make_task(task).target), KERNELS["base"], evaluate, AdaptiveBeta]
     with one_thread():
@@ -307,6 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             for level in getattr(arguments, key):
                 check_real(key, level, strict=True)
         check_seeds(arguments.seeds)
+        for word in arguments.settings:
+            if word.partition(".")[0] not in arguments.agents:
+                raise ValueError(f"settings must begin with one of agents, got {word!r}.")
         for control in arguments.controls:
             if control not in CONTROLS:
                 raise UnknownNameError("control", control, CONTROLS)
@@ -316,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = run_all(run, wanted_runs(arguments), arguments.jobs, "agents")
         known = {task: exact(task, arguments) for task in arguments.tasks}
         if arguments.json is not None:
-            asked = {key: getattr(arguments, key) for key in ("evals", "horizon")}
+            asked = {key: getattr(arguments, key) for key in ("evals", "horizon", "settings")}
             write_json(arguments.json, header(command, arguments.device) | asked | {"exact": known, "runs": runs})
         if arguments.picture is not None:
             draw(runs, known, arguments.picture)

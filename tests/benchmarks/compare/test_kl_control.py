@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.compare import kl_control
 
-SIZES = ["--seeds", "0", "--evals", "640", "--horizon", "3", "--agents", "ppo", "diffusion-nft", "--betas", "1", "0.1"]
+SIZES = ["--seeds", "0", "--evals", "640", "--horizon", "3", "--agents", "ppo", "diffusion-nft", "--betas", "1", "0.1",
+         "--settings", "ppo.n_epochs=2"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -50,6 +51,9 @@ def test_a_small_run_writes_what_its_docstring_lists(
     [
         (["--controls", "adaptiv"], "Did you mean 'adaptive'"),
         (["--betas", "0"], "betas must"),
+        (["--settings", "a2c.n_trajectories=8"], "settings must begin with one of agents, got 'a2c.n_trajectories=8'"),
+        (["--settings", "ppo.n_epoch=8"], "Did you mean 'n_epochs'"),
+        (["--settings", "ppo.n_epochs"], "settings must hold name=value"),
         (["--kls", "-1"], "kls must"),
         (["--tasks", "gmm25"], "tasks must have a reward, got 'gmm25'"),
     ],
