@@ -94,7 +94,7 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     # With a kernel that was trained beside it a bound says as much about the kernel as about the policy.
     given = {other.energy for other in rows} == {row.energy} and row.energy_given
     fits = {is_fitted(result) for result in own}
-    same_ruler = fits == {True} or (fits == {False} and {other.backward for other in rows} == {"forward"})
+    same_ruler = fits == {True} or (fits == {False} and {other.backward for other in rows} in ({"forward"}, {"base"}))
     given = given and same_ruler
     # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.
     zero = next((other for other in rows if other.agent == BASE), None)

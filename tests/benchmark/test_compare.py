@@ -473,6 +473,18 @@ def test_terminals_get_rankings_that_fit_100_columns(capsys: pytest.CaptureFixtu
         assert "(exact samples 0, base sampler 502)" in printed and "(1 of 3 runs diverged)" in printed
 
 
+@pytest.mark.parametrize(("task", "backward", "key"), [
+    ("digits-inpainting", None, "elbo"), ("digits-inpainting", "forward", "elbo"),
+    ("digits-inpainting", "learned", "fd"), ("digits", None, "fd"),
+])  # fmt: skip
+def test_bounds_rank_where_one_kernel_that_is_not_trained_serves_all(task: str, backward: str | None, key: str) -> None:
+    """A task with a reward has the base sampler's own, and its ELBO is the aim."""
+    settings = {} if backward is None else {"backward": backward}
+    row = protocol.Row("base", task, "base", task_settings=settings)
+    result = {"task": task, "label": "base", "scores": {"elbo": -3.0, "fd": 9.0}, "sizes": {"fit": False}}
+    assert results_module._describe([row], [result])["score"] == key
+
+
 def test_steps_back_are_counted_in_the_label() -> None:
     """The mean over the runs is in the costs, their number in the label; results from before have none."""
     for costs, text in (({"setbacks": 0.6}, "3 steps back in 5 runs"), ({"setbacks": 0.2}, "1 step back in 5 runs")):
