@@ -3,8 +3,8 @@
     python benchmarks/images/classes.py --seeds 0 1 2 3 4 --json classes.json --picture classes.png
 
 One denoiser, told the class, is what all start from. The one game (DxMI on "digits-classes") has ``--timesteps``
-transitions, each of the ten a tenth of them. All are scored per class: with 36 test images of each class the distances
-are large, also those of training images.
+transitions, each of the ten a tenth of them, and with ``--kinds "ten long games"`` each all of them. All are scored per
+class: with 36 test images of each class the distances are large, also those of training images.
 
 Keys of ``--json FILE``:
 
@@ -12,7 +12,7 @@ Keys of ``--json FILE``:
     timesteps                   what was asked for
     exact                       one entry per class: training images of it
       .label, .fd               against its test images
-    runs                        one entry per kind ("base", "one game", "ten games"), seed and class
+    runs                        one entry per kind, seed and class
       .kind, .seed, .label      of the run
       .timesteps, .seconds      of the game that the class was trained in
       .fd, .class_accuracy, .recall   of the samples of the class, against its test images
@@ -47,9 +47,10 @@ from dxmi_rl.evaluation import image_distance
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
-KINDS = ("base", "one game", "ten games")
+KINDS = ["base", "one game", "ten games", "ten long games"]
 LABELS = tuple(range(10))
 SAMPLES = 500
 """Of every class."""
@@ -61,8 +62,10 @@ class Arguments:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the games."""
+    kinds: tuple[str, ...] = ("base", "one game", "ten games")
+    """What is trained; "ten long games" takes ten times as long."""
     timesteps: int = 320_000
-    """Transitions of the one game, and of the ten together."""
+    """Transitions of the one game, of the ten together, and of each of the ten long ones."""
     device: str = "cpu"
     """Torch device."""
     jobs: int = 1
@@ -77,9 +80,9 @@ class Arguments:
 
 def trained(kind: str, label: int, seed: int, arguments: Arguments) -> Agent[Any]:
     """The sampler of one class; of the one game that of all."""
-    if kind == "ten games":
+    if kind.startswith("ten"):
         game = DxMI(make_task("digits", label=label, device=arguments.device), seed=seed)
-        return game.learn(arguments.timesteps // len(LABELS))
+        return game.learn(arguments.timesteps // (len(LABELS) if kind == "ten games" else 1))
     task = make_task("digits-classes", device=arguments.device)
     agent = make_agent("base" if kind == "base" else "dxmi", task, seed=seed)
     return agent if kind == "base" else agent.learn(arguments.timesteps)
@@ -102,7 +105,7 @@ def classifier(target: Any) -> Any:
 def measure(kind: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """The scores of all classes, and images of each."""
     rows, pictures = list[dict[str, Any]](), list[Tensor]()
-    whole: Any = None if kind == "ten games" else trained(kind, 0, seed, arguments)
+    whole: Any = None if kind.startswith("ten") else trained(kind, 0, seed, arguments)
     for label in LABELS:
         agent = trained(kind, label, seed, arguments) if whole is None else whole.of_class(label)
         rows.append({"kind": kind, "seed": seed, **scores_of(agent, label, seed)})
@@ -147,7 +150,7 @@ def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], 
         cells = [f"{statistics.median(means[key]):.3g} [{min(means[key]):.3g}, {max(means[key]):.3g}]"
                  for key in ("fd", "class_accuracy")]  # fmt: skip
         least = min(one["class_accuracy"] for one in own)
-        seconds = statistics.median(means["seconds"]) * (len(LABELS) if kind == "ten games" else 1)
+        seconds = statistics.median(means["seconds"]) * (len(LABELS) if kind.startswith("ten") else 1)
         table.add_row(kind, *cells, f"{least:.3g}", f"{statistics.median(means['recall']):.3g}", f"{seconds:.0f}")
     console.print(table)
 
@@ -175,7 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for key in ("timesteps", "jobs"):
             check_integer(key, getattr(arguments, key))
         check_seeds(arguments.seeds)
-        wanted = [(kind, seed, arguments) for seed in arguments.seeds for kind in KINDS]
+        for kind in arguments.kinds:
+            if kind not in KINDS:
+                raise UnknownNameError("kinds", kind, KINDS)
+        wanted = [(kind, seed, arguments) for seed in arguments.seeds for kind in arguments.kinds]
         found = run_all(run, wanted, arguments.jobs, "games")
         runs, known = [row for one in found for row in one["rows"]], exact()
         if arguments.json is not None:

@@ -18,7 +18,7 @@ def test_a_small_run_writes_what_its_docstring_lists(
     monkeypatch.setattr(classes, "SAMPLES", 80)
     file, picture = tmp_path / "all.json", tmp_path / "all.png"
     places = ["--json", str(file), "--picture", str(picture), "--folder", str(tmp_path / "runs")]
-    arguments = ["--seeds", "0", "--timesteps", "6000", *places]
+    arguments = ["--seeds", "0", "--timesteps", "1000", "--kinds", *classes.KINDS, *places]
     assert classes.main(arguments) == 0
     everything = json.loads(file.read_text(encoding="utf-8"))
     text = str(classes.__doc__).split("Keys of", 1)[1]
@@ -29,7 +29,7 @@ def test_a_small_run_writes_what_its_docstring_lists(
                                                              for label in range(10)]  # fmt: skip
     for run in runs:
         assert run["class_accuracy"] > 0.9 and run["fd"] > 0
-        assert run["timesteps"] == {"base": 0, "one game": 6144, "ten games": 1024}[run["kind"]]
+        assert run["timesteps"] == {"base": 0, "one game": 1024, "ten games": 512, "ten long games": 1024}[run["kind"]]
     assert len(everything["exact"]) == 10
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "FD per class" in re.sub(r"[^A-Za-z ]+ *", "", capsys.readouterr().out.replace("\n", " "))
@@ -41,3 +41,5 @@ def test_a_small_run_writes_what_its_docstring_lists(
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert classes.main(["--timesteps", "0"]) == 2
     assert "timesteps must" in capsys.readouterr().err
+    assert classes.main(["--kinds", "ten game"]) == 2
+    assert "Did you mean 'ten games'" in capsys.readouterr().err
