@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
-KNOTS = 4
-"""Noise levels that ``level_codes`` interpolates between."""
-
 
 class Schedule(nn.Module):
     """``alpha`` and ``s``, both ``[T + 1]``, with s_t / alpha_t falling in t; ``start_std`` is s0 of x_0.
@@ -86,18 +83,15 @@ class Schedule(nn.Module):
 
 
 def level_codes(schedule: Schedule, lowest: float, highest: float) -> Tensor:
-    """The noise levels l_t and l_{t+1} of every step as networks of several horizons are told them: ``[T, 2 K + 1]``.
+    """The noise levels l_t and l_{t+1} of every step as networks of several horizons are told them: ``[T, 5]``.
 
-    Either level is given by K = KNOTS weights, which interpolate linearly between levels evenly spaced in log l, from
-    ``lowest`` to ``highest``; the last number is 1 where l_{t+1} is 0. So neighbouring levels have neighbouring codes.
+    Either level is given as (1 - p, p), p its place between ``lowest`` and ``highest`` in log l; the last number is 1
+    where l_{t+1} is 0, and its place 0 and 0. So a level between two others has a code between theirs.
     """
-    levels = schedule.levels.double()
-    place = (levels.clamp_min(lowest).log() - math.log(lowest)) / math.log(highest / lowest) * (KNOTS - 1)
-    knots = torch.arange(KNOTS, dtype=torch.float64, device=levels.device)
-    weights = (1 - (place.clamp(0, KNOTS - 1)[:, None] - knots).abs()).clamp_min(0)
-    clean = (levels == 0)[:, None]
-    weights = torch.where(clean, 0.0, weights)
-    return torch.cat([weights[:-1], weights[1:], clean[1:].double()], dim=1).to(schedule.alpha.dtype)
+    levels = schedule.levels.double()[:, None]
+    place = ((levels.clamp_min(lowest) / lowest).log() / math.log(highest / lowest)).clamp_max(1)
+    weights = torch.where(levels == 0, 0.0, torch.cat([1 - place, place], dim=1))
+    return torch.cat([weights[:-1], weights[1:], (levels[1:] == 0).double()], dim=1).to(schedule.alpha.dtype)
 
 
 def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ class MLP(nn.Module):
         fade: mean square of the input beyond which the Fourier features vanish (None: nowhere).
         residual: pre-norm residual blocks instead of plain layers.
         zero: start at output zero.
+        gated: the conditioning vector also multiplies every unit, by 1 at first.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class MLP(nn.Module):
         fade: float | None = None,
         residual: bool = False,
         zero: bool = False,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         self.features = FourierFeatures(fourier, fade) if fourier else None
@@ -88,14 +90,22 @@ class MLP(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
+        gates = [nn.Linear(condition, width, bias=False) for _ in range((depth + residual) * gated)]
+        for gate in gates:
+            nn.init.zeros_(gate.weight)
+        self.gates = nn.ModuleList(gates)
 
     def forward(self, x: Tensor, condition: Tensor | None = None, blur: Tensor | None = None) -> Tensor:
         """``[batch, inputs], [batch, condition] -> [batch, outputs]``; ``blur`` as in FourierFeatures."""
         hidden: Tensor = x if self.features is None else self.features(x, blur)
         if condition is not None:
             hidden = torch.cat([hidden, condition], dim=-1)
-        out: Tensor = self.layers(hidden)
-        return out
+        gates = iter(self.gates)
+        for layer in self.layers:
+            hidden = layer(hidden)
+            if isinstance(layer, nn.Linear | ResidualBlock) and (gate := next(gates, None)) is not None:
+                hidden = hidden * (1 + gate(condition))
+        return hidden
 
 
 class CoordinateMLP(nn.Module):
@@ -134,7 +144,8 @@ def step_codes(input_scale: Tensor, codes: Tensor | None) -> Tensor:
 
 
 class StepMLP(nn.Module):
-    """An MLP of (x, t), t = 0..steps-1 one-hot or as ``codes[t]``; x is divided by ``input_scale[t]`` first.
+    """An MLP of (x, t), t = 0..steps-1 one-hot or as ``codes[t]``; x is divided by ``input_scale[t]`` first. With
+    ``codes``, where one network serves several horizons or classes, they multiply the hidden units, too.
 
     Takes x ``[batch, *event]`` (flattened inside) and t as a LongTensor ``[batch]`` or an int; returns
     ``[batch, outputs]``. With ``coordinate_width`` the output of a ``CoordinateMLP`` over ``dim`` coordinates is added;
@@ -152,6 +163,7 @@ class StepMLP(nn.Module):
         pooled: bool = False, fade: float | None = None, blur: Tensor | None = None, codes: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        several = codes is not None
         codes = step_codes(input_scale, codes)
         steps = codes.shape[1]
         self.coordinates: CoordinateMLP | None = None
@@ -163,7 +175,7 @@ class StepMLP(nn.Module):
         self.pool = (outputs, dim) if pooled and dim is not None else None
         self.mlp = MLP(
             inputs, outputs, condition=steps, width=width, depth=depth, fourier=fourier, fade=fade, residual=residual,
-            zero=zero,
+            zero=zero, gated=several,
         )  # fmt: skip
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("blur", blur)

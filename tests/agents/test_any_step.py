@@ -14,7 +14,7 @@ from agent_cases import PRETRAINING, skip_without_extra, small
 from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.diffusion import make_schedule
-from dxmi_rl.diffusion.schedules import KNOTS, level_codes
+from dxmi_rl.diffusion.schedules import level_codes
 from dxmi_rl.evaluation.log_weights import fit_kernel
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError
@@ -49,13 +49,14 @@ def iterations(agent: Any, n: int) -> Any:
 def test_codes_interpolate_between_noise_levels() -> None:
     schedule = make_schedule("geometric", 9, level_max=8.0, level_min=0.5)
     codes = level_codes(schedule, 0.5, 8.0)
-    assert codes.shape == (9, 2 * KNOTS + 1) and bool((codes >= 0).all())
-    knots = torch.linspace(math.log(0.5), math.log(8.0), KNOTS)
-    now, after, clean = codes[:, :KNOTS], codes[:, KNOTS:-1], codes[:, -1]
-    assert torch.allclose(now @ knots, schedule.levels[:-1].log(), atol=1e-5)
-    assert torch.allclose(after[:-1] @ knots, schedule.levels[1:-1].log(), atol=1e-5)
-    assert torch.equal(clean, torch.eye(9)[-1]) and not bool(after[-1].any())
-    assert bool(((codes > 0).sum(1) <= 4).all())  # no more than two knots for either level
+    assert codes.shape == (9, 5) and bool((codes >= 0).all())
+    ends = torch.tensor([0.5, 8.0]).log()
+    assert torch.allclose(codes[:, :2] @ ends, schedule.levels[:-1].log(), atol=1e-5)
+    assert torch.allclose(codes[:-1, 2:4] @ ends, schedule.levels[1:-1].log(), atol=1e-5)
+    assert torch.equal(codes[:, 4], torch.eye(9)[-1]) and not bool(codes[-1, 2:4].any())
+    assert torch.allclose(codes[:-1].sum(1), torch.tensor(2.0))
+    inside = level_codes(schedule, 1.0, 4.0)[:, :2]  # of levels beyond the ends those of the ends
+    assert inside[0].tolist() == [0.0, 1.0] and inside[-1].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("schedule", ["karras", "cosine"])

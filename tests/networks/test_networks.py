@@ -50,6 +50,22 @@ def test_a_step_as_number_and_as_tensor_are_the_same(coordinate_width: int) -> N
     torch.testing.assert_close(network(x, 3), network(x, torch.full((7,), 3)))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_codes_multiply_the_hidden_units_by_one_at_first(residual: bool) -> None:
+    scale, codes = torch.ones(3), torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
+    gated = StepMLP(4, 2, scale, width=8, depth=2, residual=residual, codes=codes)
+    assert len(gated.mlp.gates) == 2 + residual
+    assert not StepMLP(4, 2, scale, width=8, depth=2, residual=residual).mlp.gates, "one-hot numbers of one task"
+    x = torch.randn(7, 4)
+    plain = gated.mlp.layers(torch.cat([x, codes[1].expand(7, -1)], dim=1))
+    torch.testing.assert_close(gated(x, 1), plain)
+    for gate in gated.mlp.gates:
+        gate.weight.data[:, 0] = -1.0  # the first number of a code closes all units
+    ends = gated(x, 0)
+    torch.testing.assert_close(ends, ends[:1].expand(7, -1))
+    assert (gated(x, 2).std(0) > 0).all()
+
+
 def test_the_joint_and_the_coordinate_part_add_up() -> None:
     scale = torch.linspace(2, 1, 5)
     both = moved(StepMLP(4, 6, scale, width=8, depth=2, dim=2, coordinate_width=8))
