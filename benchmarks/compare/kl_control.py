@@ -254,11 +254,12 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
             seen = list[float]()
             reached = sorted(one["scores"]["kl_base"] for one in own)
             # Who runs away would squeeze all others into a corner: the table has them.
-            high = 4 * max((row["kl"] for row in curve), default=reached[len(reached) // 2])
+            aimed = max((one["level"] for one in own if one["control"] != "beta"), default=0.0)
+            high = max(4 * max((row["kl"] for row in curve), default=reached[len(reached) // 2]), 2 * aimed)
             for (name, control, _), same in groups(own).items():
                 x, y = (statistics.median(one["scores"][part] for one in same) for part in ("kl_base", key))
                 seen += [y] if x < high else []
-                label = name if control == "beta" and not axis.get_legend_handles_labels()[1].count(name) else None
+                label = name if not axis.get_legend_handles_labels()[1].count(name) else None
                 axis.plot(
                     max(x, 1e-2), y, MARKERS[control], color=colours[name], markersize=6, markeredgecolor="white",
                     markeredgewidth=0.5, label=label,
@@ -272,6 +273,8 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
             steered = [one for one in same if one["control"] == "adaptive"] or same
             if not steered:
                 continue
+            levels = sorted({one["level"] for one in steered})
+            steered = [one for one in steered if one["level"] == levels[len(levels) // 2]]
             shortest = min(len(one["curve"]) for one in steered)
             rows = [[one["curve"][place] for one in steered] for place in range(shortest)]
             line[2].plot(
@@ -283,6 +286,8 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
         for axis in line[len(keys) : 2]:
             axis.set_visible(False)
     for control, marker in MARKERS.items():
+        if all(one["control"] != control for one in runs):
+            continue
         axes[0, 0].plot([], [], marker, color="#7f7f7f", label=WORDS[control])
     axes[0, 0].legend(frameon=False, fontsize=7)
     FigureCanvasAgg(figure)
