@@ -56,7 +56,7 @@ from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.settings import parsed_settings
+from dxmi_rl.utils.settings import changed, parsed_settings
 from dxmi_rl.utils.storage import write_json
 
 CONTROLS = ["beta", "adaptive", "stop"]
@@ -325,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in arguments.settings:
             if word.partition(".")[0] not in arguments.agents:
                 raise ValueError(f"settings must begin with one of agents, got {word!r}.")
+        for name in arguments.agents:
+            changed(AGENTS[name].Config(), settings_of(name, arguments), f"setting of {name!r}")
         for control in arguments.controls:
             if control not in CONTROLS:
                 raise UnknownNameError("control", control, CONTROLS)
