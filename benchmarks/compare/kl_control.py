@@ -259,7 +259,7 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
             for (name, control, _), same in groups(own).items():
                 x, y = (statistics.median(one["scores"][part] for one in same) for part in ("kl_base", key))
                 seen += [y] if x < high else []
-                label = name if not axis.get_legend_handles_labels()[1].count(name) else None
+                label = None if name in axis.get_legend_handles_labels()[1] else name
                 axis.plot(
                     max(x, 1e-2), y, MARKERS[control], color=colours[name], markersize=6, markeredgecolor="white",
                     markeredgewidth=0.5, label=label,
@@ -285,10 +285,8 @@ def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]
         line[2].set(xlabel="evaluations of the reward", ylabel="reward, beta steered", title=task)
         for axis in line[len(keys) : 2]:
             axis.set_visible(False)
-    for control, marker in MARKERS.items():
-        if all(one["control"] != control for one in runs):
-            continue
-        axes[0, 0].plot([], [], marker, color="#7f7f7f", label=WORDS[control])
+    for control in dict.fromkeys(one["control"] for one in runs):
+        axes[0, 0].plot([], [], MARKERS[control], color="#7f7f7f", label=WORDS[control])
     axes[0, 0].legend(frameon=False, fontsize=7)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)

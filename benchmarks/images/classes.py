@@ -12,7 +12,7 @@ Keys of ``--json FILE``:
     timesteps                   what was asked for
     exact                       one entry per class: training images of it
       .label, .fd               against its test images
-    runs                        one entry per kind, seed and class
+    runs                        one entry per kind of ``--kinds``, seed and class
       .kind, .seed, .label      of the run
       .timesteps, .seconds      of the game that the class was trained in
       .fd, .class_accuracy, .recall   of the samples of the class, against its test images
@@ -63,7 +63,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the games."""
     kinds: tuple[str, ...] = ("base", "one game", "ten games")
-    """What is trained; "ten long games" takes ten times as long."""
+    """What is scored, of KINDS; "ten long games" takes ten times as long as "ten games"."""
     timesteps: int = 320_000
     """Transitions of the one game, of the ten together, and of each of the ten long ones."""
     device: str = "cpu"
