@@ -48,7 +48,7 @@ from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import DxDP
-from dxmi_rl.agents.values import adjoint_along_paths
+from dxmi_rl.agents.adjoint import adjoint_along_paths
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS, save_figure
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.costs import Costs, counting

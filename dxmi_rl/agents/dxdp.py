@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.adjoint import adjoint_along_paths, missed_along_paths
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.energy_model import EnergyModel
 from dxmi_rl.agents.gradients import ValueGradient
@@ -20,7 +21,7 @@ from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, adjoint_along_paths, value_network
+from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
@@ -70,6 +71,9 @@ class DxDPConfig:
     is for many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
+    path_correction: bool = False
+    """Add what grad V misses: the adjoint along the path less grad V. With gradient_lambda = 1 and replay = 1 the
+    gradient of the first policy step is then unbiased for any V: for look-aheads, which mislead the first steps."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60
@@ -168,8 +172,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
     def last_value(self, x: Tensor) -> Tensor:
         """V_T, the energy or its model, times ``energy_weight``: ``[batch]``."""
-        energy = self.mdp.energy(x) if self.energy_model is None else self.energy_model(x)
-        return self.energy_weight * energy
+        return self.energy_weight * (self.mdp.energy(x) if self.energy_model is None else self.energy_model(x))
 
     def next_value(self, x: Tensor, t: Tensor | int) -> Tensor:
         """V_{t+1}(x): ``[batch]``."""
@@ -208,11 +211,12 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def ask(self, latest: Trajectory, energy_moved: bool = False) -> None:
         """Note E(x_T) and gradient targets in the latest rollout, and its final states in the energy model.
 
-        One evaluation per trajectory, with its gradient where it has one and it is of use. Raises ValueError for
-        gradient targets of an energy without a gradient and without a model.
+        One evaluation per trajectory, with its gradient where it has one and it is of use. Raises ValueError where it
+        has none, and no model, for gradients that are asked for.
         """
         config, model = self.config, self.energy_model
-        if model is None and not config.gradient_weight:
+        adjoint = config.gradient_weight > 0 or config.path_correction
+        if model is None and not adjoint:
             if config.correction or config.value_steps:
                 latest.energy = self.mdp.finite_energy(latest.final)
             return
@@ -222,9 +226,9 @@ class DxDP(GuidedAgent[DxDPConfig]):
                 model.clear()
             model.add(latest.final, latest.energy, last)
             last = input_gradient(model, latest.final) if last is None else last
-        if config.gradient_weight:
+        if adjoint:
             if last is None:
-                raise ValueError("gradient_weight must be 0 for an energy without a gradient and energy_model=False.")
+                raise ValueError("gradient_weight must be 0, path_correction False, without grad E or an energy_model.")
             last, mixing = self.energy_weight * last, config.gradient_lambda
             latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, self.values, latest, last, mixing)
 
@@ -267,9 +271,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
         x, _, t = trajectory.transitions()
         wanted = targets.flatten()
         if self.lookahead is not None:  # the network learns what the look-ahead leaves
-            with torch.no_grad():
-                wanted = wanted - self.lookahead(x, t)
-        if trajectory.value_gradient is None:
+            wanted = wanted - self.lookahead(x, t)
+        if trajectory.value_gradient is None or not self.config.gradient_weight:
             return self.value.fit(x, t, wanted)
         gradients, scale = trajectory.value_gradient.flatten(0, 1), self.mdp.state_scale[:-1]
         return self.value.fit_gradients(x, t, wanted, gradients, scale=scale, weight=self.config.gradient_weight)
@@ -291,7 +294,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
         With ``correction`` also the mean of rho_t (G_{t+1} - V_{t+1}), clipped, over the rollout's own x_{t+1}, G_t its
         ``returns`` ``[T, n]``. The policy gradient is then that of V plus the likelihood-ratio gradient of V's errors,
-        so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
+        so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247). ``path_correction`` makes it one for
+        the path-wise gradient (``missed_along_paths``).
         """
         x, x_next, t = trajectory.transitions()
         n = trajectory.n
@@ -306,6 +310,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
                 ratio = ops.importance_ratio(log_new, trajectory.log_prob.flatten())[: len(error)]
                 clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
                 loss = loss + torch.maximum(ratio * error, clipped * error).sum()
+        if self.config.path_correction and trajectory.horizon > 1:
+            loss = loss + missed_along_paths(self.values, trajectory, moments)
         return loss / len(x)
 
     @torch.no_grad()
@@ -327,8 +333,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def update_policy(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
         first = self.policy.frozen_steps
-        loss = self.policy_loss(trajectory.from_step(first), returns[first:])
-        config = self.config
+        loss, config = self.policy_loss(trajectory.from_step(first), returns[first:]), self.config
         return policy_step(
             self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=config.policy_steps
         )

@@ -20,6 +20,8 @@ Bytes = NDArray[np.uint8]
 
 SCALE_ROWS = 10_000
 """At most so many training images, evenly spaced, give the scale."""
+HELD_BACK = 5
+"""One training image of so many, in every class, is held back for choosing settings."""
 
 
 class ImageSet(Target):
@@ -181,6 +183,31 @@ class ImageSet(Target):
             name=f"{self.name} {', '.join(map(str, chosen))}", features=self.features,
         )  # fmt: skip
         return found.to(self.device)
+
+    def validation_split(self) -> ImageSet:
+        """The set to choose settings on, so that test images are seen once: training images alone, one in HELD_BACK of
+        every class in the place of the test images. The split is fixed, the scale and the levels are those of all.
+
+        Raises TargetError where a class has fewer than HELD_BACK training images.
+        """
+        rows = len(self.train_bytes)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(0)).to(self.train_bytes.device)
+        labels = torch.zeros_like(order) if self.train_labels is None else self.train_labels
+        held = torch.zeros_like(order, dtype=torch.bool)
+        for label in labels.unique():
+            own = order[labels[order] == label]
+            if len(own) < HELD_BACK:
+                raise TargetError(
+                    f"target {self.name!r} has too few training images to hold some back: {len(own)} of class "
+                    f"{int(label)}, {HELD_BACK} are needed."
+                )
+            held[own[: len(own) // HELD_BACK]] = True
+        found = copy.deepcopy(self)
+        found.train_bytes, found.test_bytes = self.train_bytes[~held], self.train_bytes[held]
+        if self.train_labels is not None:
+            found.train_labels, found.test_labels = self.train_labels[~held], self.train_labels[held]
+        found._digest = found._test_digest = None
+        return found
 
     def _numbers(self, rows: Tensor) -> Tensor:
         return rows.to(self.anchor.dtype) / (self.levels / 2) - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,19 @@ from dxmi_rl.agents import DxDP
 # The correction -------------------------------------------------------------------------------------------------------
 
 
+CORRECTIONS: dict[str, dict[str, Any]] = {
+    "none": {"correction": False},
+    "correction": {"correction": True, "td_lambda": 1.0},
+    "path_correction": {"correction": False, "path_correction": True, "gradient_lambda": 1.0},
+}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("correction", [True, False])
-def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_the_corrected_gradient_is_exact_with_a_wrong_value(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In closed form, from 600,000 trajectories."""
-    agent, policy, exact = lqg_agent(monkeypatch, "dxdp", n_trajectories=2000, td_lambda=1.0, correction=correction)
+    agent, policy, exact = lqg_agent(monkeypatch, "dxdp", n_trajectories=2000, **CORRECTIONS[kind])
     assert isinstance(agent, DxDP)
 
     def wrong(x: Tensor, t: Tensor | int) -> Tensor:
@@ -39,7 +47,7 @@ def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, mo
     found, wanted = policy_gradients(agent, policy, 300), exact_gradient(policy)
     z = (found.mean(0) - wanted) / (found.std(0) / math.sqrt(300))
     bias = float((found.mean(0) - wanted).norm() / wanted.norm())
-    if correction:  # 30 coordinates: 3 standard errors for nearly all, and as a whole no more than chance
+    if kind != "none":  # 30 coordinates: 3 standard errors for nearly all, and as a whole no more than chance
         assert int((z.abs() > 3).sum()) <= 1, z
         assert float(z.square().sum()) < 30 + 4 * math.sqrt(60)
         assert bias < 0.02
@@ -48,9 +56,9 @@ def test_the_corrected_gradient_is_exact_with_a_wrong_value(correction: bool, mo
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("correction", [True, False])
-def test_at_the_optimum_gradients_vanish_on_every_path(correction: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = at_the_optimum(monkeypatch, n_trajectories=50, correction=correction)
+@pytest.mark.parametrize("kind", CORRECTIONS)
+def test_at_the_optimum_gradients_vanish_on_every_path(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = at_the_optimum(monkeypatch, n_trajectories=50, **CORRECTIONS[kind])
     trajectory = play(agent)
     loss = agent.policy_loss(trajectory, agent.value_targets(trajectory))
     assert float(flat_gradient(loss, agent.policy).abs().max()) < 1e-12

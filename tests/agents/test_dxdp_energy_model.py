@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import DxDP, ValueConfig
+from dxmi_rl.agents.adjoint import adjoint_along_paths
 from dxmi_rl.agents.energy_model import ROWS, EnergyModel
 from dxmi_rl.agents.gradients import EnergyGradient
 from dxmi_rl.agents.policies import CorrectionPolicy, Recorder
-from dxmi_rl.agents.values import adjoint_along_paths
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.live_energy import LiveEnergy
 from dxmi_rl.rollout import Trajectory

@@ -74,7 +74,7 @@ def test_picked_episodes_stay_together(base: str | None) -> None:
 @pytest.mark.slow
 def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) -> None:
     agent = dxdp(
-        task_for("dxdp"), replay=3, correction=True, warmup_iterations=1, lookahead_value=True,
+        task_for("dxdp"), replay=3, correction=True, path_correction=True, warmup_iterations=1, lookahead_value=True,
         **{"policy.fixed_last_sigma": True},
     )  # fmt: skip
     step, paths = agent.timesteps_per_iteration, {k: tmp_path / str(k) for k in (1, 4, 9)}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from agent_cases import BATCH, PRETRAINING, task_for
-from dxdp_cases import T, dxdp
+from dxdp_cases import T, dxdp, play
 
 from dxmi_rl import make_task
 from dxmi_rl.agents.execution import set_execution
@@ -87,6 +87,37 @@ def test_the_network_learns_what_is_left(monkeypatch: pytest.MonkeyPatch) -> Non
     ((x, t, wanted),) = seen
     assert x.shape == (T * BATCH, 2)
     assert torch.allclose(wanted, targets[-1].flatten() - agent.lookahead(x, t), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_it_misses_is_the_adjoint_less_its_slope() -> None:
+    """The loss's gradient with ``path_correction`` less that without: <dx_{t+1} / d theta, g_{t+1} - grad V_{t+1}>."""
+    settings = {"value_steps": 0, "correction": False, "replay": 1, "path_correction": True, "gradient_lambda": 1.0}
+    agent = dxdp(lookahead_value=True, **settings)
+    trajectory = play(agent)
+    returns, state = agent.value_targets(trajectory), agent.generator.get_state()
+    weights: list[Any] = [*agent.policy.parameters()]
+    both = []
+    for on in (True, False):
+        agent.config = dataclasses.replace(agent.config, path_correction=on)
+        agent.generator.set_state(state)
+        both.append(torch.autograd.grad(agent.policy_loss(trajectory, returns), weights, allow_unused=True))
+    total = torch.zeros(())
+    assert trajectory.value_gradient is not None
+    means, log_stds = (part.view(T, trajectory.n, -1) for part in agent.policy.moments_along(trajectory))
+    for t in range(T - 1):
+        x_next, mean, log_std = trajectory.x[t + 1].clone().requires_grad_(), means[t], log_stds[t]
+        moving = mean + log_std.exp() * ((x_next - mean) / log_std.exp()).detach()
+        (slope,) = torch.autograd.grad(agent.values(x_next, t + 1).sum(), x_next)
+        total = total + (moving * (trajectory.value_gradient[t + 1] - slope)).sum() / (T * trajectory.n)
+    wanted = torch.autograd.grad(total, weights, allow_unused=True)
+    found = 0
+    for added, before, part in zip(*both, wanted, strict=True):
+        if part is not None and added is not None:
+            start = torch.zeros_like(added) if before is None else before
+            assert torch.allclose(added - start, part, rtol=1e-8, atol=1e-10)
+            found += int(bool(part.abs().sum() > 0))
+    assert found > 2
 
 
 @pytest.mark.slow

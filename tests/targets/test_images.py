@@ -30,6 +30,7 @@ from dxmi_rl.targets import (
     make_target,
     mnist5k,
 )  # fmt: skip
+from dxmi_rl.targets.base import TargetError
 from dxmi_rl.tasks import TASKS, TaskConfig
 from dxmi_rl.utils.checks import MissingExtraError
 from dxmi_rl.utils.registry import Registry, UnknownNameError
@@ -69,6 +70,26 @@ def test_copies_share_their_bytes_and_move_alone() -> None:
     assert twin.data(2).dtype == torch.float64 and target.data(2).dtype == torch.float32
     assert twin.train_bytes.dtype == torch.uint8
     assert pickle.loads(pickle.dumps(target)).digest() == target.digest()
+
+
+def test_settings_are_chosen_on_a_fifth_of_the_training_images_of_every_class() -> None:
+    labels = np.arange(30) % 3
+    target = made(train_labels=labels, test_labels=labels[:10])
+    chosen = target.validation_split()
+    assert chosen.train_labels is not None and chosen.test_labels is not None
+    assert torch.bincount(chosen.train_labels).tolist() == [8] * 3
+    assert torch.bincount(chosen.test_labels).tolist() == [2] * 3
+    both = torch.cat([chosen.train_bytes, chosen.test_bytes]).flatten(1)
+    assert len(both.unique(dim=0)) == 30, "no image is in both"
+    assert {*map(bytes, both.numpy())} == {*map(bytes, target.train_bytes.flatten(1).numpy())}, "no test image is seen"
+    for image, label in zip(chosen.test_bytes, chosen.test_labels, strict=True):
+        place = (target.train_bytes == image).flatten(1).all(1)
+        assert target.train_labels is not None and target.train_labels[place].item() == label
+    assert chosen.scale == target.scale and chosen.digest() != target.digest()
+    assert chosen.digest() == target.validation_split().digest()
+    assert len(target.train_bytes) == 30 and len(made().validation_split().test_bytes) == 6
+    with pytest.raises(TargetError, match="too few training images to hold some back: 4 of class 2"):
+        made(train_labels=np.arange(30) % 7, test_labels=labels[:10]).validation_split()
 
 
 @pytest.mark.parametrize(
