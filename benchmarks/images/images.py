@@ -14,10 +14,10 @@ finished runs are kept. Rows:
     ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
     dxmi                                  at T = 4 and 10, the task's recipe (dxmi_rl/irl/recipes) with DxDP inside;
                                           games of "mlp" on images that are no digits have a schedule of their own
-    dxmi/ppo, dxmi/grpo, dxmi/sft-pg      other agents inside, at T = 4
+    dxmi/path-wise, dxmi/ppo, and so on   other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
-    dxmi, recipe                          digits at T = 4: an energy that starts as the denoiser; in the other games on
-                                          digits it starts at random
+    dxmi, look-ahead alone                V is the look-ahead, and the policy's gradient is not corrected, at T = 4
+    dxmi, learned values                  V is a network that learns all of it, at T = 4
 
 ``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
 kernel, whose variances follow the sampler (adaptive velocity) or do not.
@@ -36,7 +36,7 @@ Keys of ``--json FILE``:
     floors             scores of training images against test images
     rows               per row: row, calls (of the denoiser, per sample), seeds, statistics {score: {iqm, median, ...}},
                        costs (means)
-    runs               every run: play, scores, curve (fd while training), costs
+    runs               every run: play, scores, curve (fd_train while training), costs
 """
 
 from __future__ import annotations
@@ -50,21 +50,20 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[2])
 
-from benchmarks.images.play import BACKBONES, SOLVERS, Play, build_task, run, samples_of
+from benchmarks.images.play import BACKBONES, SOLVERS, Play, build_task, images_of, run, samples_of
 from benchmarks.run_cache import run_all
 from benchmarks.scripts import command_line, header
 from dxmi_rl import evaluation
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.results import score_statistics
 from dxmi_rl.benchmark.tables import Table, compact, number, print_tables, statistics_text
-from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.utils.checks import check_integer, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""
-INSIDE = ("ppo", "grpo", "sft-pg")
+INSIDE = ("path-wise", "ppo", "grpo", "sft-pg")
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
 LOW_LEVELS: dict[str, Any] = {
@@ -80,13 +79,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "adaptive velocity": {"task.backward": "brownian"},
     "constant velocity": {"task.backward": "brownian", "task.backward_options": {"rate": 1.0}},
 }
-BUDGETS = {"digits": 600_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
+BUDGETS = {"digits": 300_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
 """Of games on small sets, at every horizon; longer ones go astray (MNIST 5k: seen with "mlp" at 14 x 14)."""
 EPISODES = 62_500
 """Of a game on other sets, whatever its horizon: as many iterations for both players."""
-RANDOM_START: dict[str, Any] = {"recipe": "images-small"}
-"""Long games on digits: from an energy that starts at random they end with better samples than from the denoiser's,
-which is the task's recipe, and the energy tells nothing about noise."""
+VALUES: dict[str, dict[str, Any]] = {
+    "look-ahead alone": {"agent.lookahead_value": True, "agent.value_steps": 0, "agent.path_correction": False},
+    "learned values": {"agent.lookahead_value": False, "agent.value_steps": 4, "agent.path_correction": False},
+}
+"""What V is in a game with DxDP, beside what the recipe has."""
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
     "fd_guided": "FD ↓,\nguided", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
@@ -108,6 +109,8 @@ class Arguments:
     """Seeds of every row."""
     ablations: bool = False
     """The recipe at T = 4 and what is changed in it, instead of the rows."""
+    validation: bool = False
+    """Score on training images that are held back instead of test images: to choose settings."""
     budget: int | None = None
     """Transitions of a game; by default those of ``BUDGETS``, or 250,000 at T = 4 and 625,000 at T = 10."""
     points: int = 5
@@ -125,15 +128,14 @@ class Arguments:
 
 
 def all_plays(
-    data: str, seeds: Sequence[int], budget: int | None = None, *, ablations: bool = False, backbone: str = "default"
+    data: str, seeds: Sequence[int], budget: int | None = None, *, ablations: bool = False, backbone: str = "default",
+    validation: bool = False,
 ) -> list[Play]:  # fmt: skip
     """Every row, or every ablation, with every seed. Raises UnknownNameError for an unknown set or backbone."""
     for key, value, known in (("data", data, DATA), ("backbone", backbone, BACKBONES)):
         if value not in known:
             raise UnknownNameError(key, value, list(known))
     own: dict[str, Any] = LOW_LEVELS if backbone == "mlp" and data != "digits" else {}
-    if data == "digits":
-        own = RANDOM_START
 
     def transitions(steps: int) -> int:
         return budget or BUDGETS.get(data, EPISODES * steps)
@@ -152,9 +154,10 @@ def all_plays(
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
-        if data == "digits":
-            rows.append(game | {"row": "dxmi, recipe, T = 4", "changes": {}})
-    return [Play(data=data, backbone=backbone, seed=seed, **row) for row in rows for seed in seeds]
+        rows += [game | {"row": f"dxmi, {name}, T = 4", "changes": own | changes} for name, changes in VALUES.items()]
+    return [
+        Play(data=data, backbone=backbone, seed=seed, validation=validation, **row) for row in rows for seed in seeds
+    ]
 
 
 def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -192,6 +195,7 @@ def table(rows: Sequence[dict[str, Any]], floors: dict[str, float], data: str) -
 def name_of(arguments: Arguments) -> str:
     """The set's name, the backbone where it is not the set's own, and whether these are ablations."""
     own = arguments.data if arguments.backbone == "default" else f"{arguments.data}-{arguments.backbone}"
+    own = f"{own}-validation" if arguments.validation else own
     return f"{own}-ablations" if arguments.ablations else own
 
 
@@ -209,15 +213,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         resolve_device(arguments.device)
         plays = all_plays(
             arguments.data, arguments.seeds, arguments.budget, ablations=arguments.ablations,
-            backbone=arguments.backbone,
+            backbone=arguments.backbone, validation=arguments.validation,
         )  # fmt: skip
         known = list(dict.fromkeys(play.row for play in plays))
         for row in arguments.rows:
             if row not in known:
                 raise UnknownNameError("row", row, known)
         plays = [play for play in plays if not arguments.rows or play.row in arguments.rows]
-        target = make_target(arguments.data)
-        assert isinstance(target, ImageSet)
+        target = images_of(plays[0])
     except (ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

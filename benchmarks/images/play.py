@@ -61,6 +61,8 @@ class Play:
     """Temperature in nats; None: IMAGE_TAU per dimension."""
     early: bool = False
     """With the denoiser as it was after four fifths of its pretraining."""
+    validation: bool = False
+    """On training images alone, some of them held back for the scores (``ImageSet.validation_split``)."""
     backbone: str = "default"
     """One of BACKBONES."""
     changes: dict[str, Any] = field(default_factory=dict)
@@ -82,13 +84,21 @@ def build_task(play: Play, device: str) -> Task:
     if (pretraining := BACKBONES[play.backbone]) is not None:
         changes["pretraining"] = pretraining
     with seeded(play.seed):
-        task = make_task(play.data, device=device, horizon=play.horizon, **changes)
+        data = images_of(play) if play.validation else play.data
+        task = make_task(data, device=device, horizon=play.horizon, **changes)
         if play.early:
             assert isinstance(task.mdp.base, ReverseSampler)
             task.mdp.base.denoiser = pretrained_denoiser(
                 task.target, task.config.pretraining, device=task.device, early=True
             )
     return task
+
+
+def images_of(play: Play) -> ImageSet:
+    """The play's set of images."""
+    found = make_target(play.data)
+    assert isinstance(found, ImageSet)
+    return found.validation_split() if play.validation else found
 
 
 def build_game(play: Play, task: Task) -> DxMI:
@@ -149,8 +159,8 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
             return
         costs = game.costs
         x = game.sample(samples_of(target), seed=EVALUATION_SEED + len(curve))
-        fd = evaluation.image_distance(target, x)
-        curve.append({"timesteps": costs.timesteps, "seconds": costs.seconds, "fd": fd})
+        fd = evaluation.image_distance(target, x, train=True)  # test images are seen once, at the end
+        curve.append({"timesteps": costs.timesteps, "seconds": costs.seconds, "fd_train": fd})
         write_json(curve_file(checkpoint), curve)
 
     if not curve:

@@ -24,8 +24,11 @@ def scored_images(target: ImageSet, most: int = FD_SAMPLES) -> int:
     return min(check_integer("most", most), len(target.train_bytes))
 
 
-def image_distance(target: ImageSet, x: Tensor) -> float:
-    """``fd`` of ``image_scores`` alone."""
+def image_distance(target: ImageSet, x: Tensor, *, train: bool = False) -> float:
+    """``fd`` of ``image_scores`` alone; with ``train`` ``fd_train`` instead, which sees no test image."""
+    if train:
+        network = load_features(target.features, x.device)
+        return feature_metrics.frechet_distance(network(x), network(target.train_data(len(x))))
     return feature_metrics.frechet_distance(*_features(target, x))
 
 

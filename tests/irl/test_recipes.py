@@ -135,7 +135,8 @@ def test_finer_targets_have_more_frequencies_but_their_fixed_energies_stay(task:
 def test_the_digits_have_a_recipe_of_their_own() -> None:
     game = DxMI(make_task("digits", pretraining=PRETRAINING), seed=0)
     assert game.config == recipe("digits")
-    assert game.config.energy.denoiser and not game.agent.config.lookahead_value
+    inner = game.agent.config
+    assert game.config.energy.denoiser and inner.lookahead_value and inner.path_correction
     assert isinstance(game.energy, EnergyDenoiser) and float(game.mdp.base.sigma[-1]) == pytest.approx(0.05)
 
 

@@ -83,7 +83,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     monkeypatch.setattr(DxMI, "learn", learn)
     again = play_module.run(play, tmp_path / "other")
     assert again["scores"] == whole["scores"]
-    assert [point["fd"] for point in again["curve"]] == [point["fd"] for point in whole["curve"]]
+    assert [point["fd_train"] for point in again["curve"]] == [point["fd_train"] for point in whole["curve"]]
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
 
 
 def test_games_have_as_many_episodes_or_transitions_whatever_their_horizon() -> None:
-    for data, episodes in (("fashion-mnist-14", {script.EPISODES}), ("digits", {150_000, 60_000})):
+    for data, episodes in (("fashion-mnist-14", {script.EPISODES}), ("digits", {75_000, 30_000})):
         games = [play for play in script.all_plays(data, [0], backbone="mlp") if play.budget]
         assert {play.budget / play.horizon for play in games} == episodes
         assert {play.budget for play in script.all_plays(data, [0], 1000)} == {0, 1000}
@@ -132,3 +132,11 @@ def test_games_have_as_many_episodes_or_transitions_whatever_their_horizon() -> 
 )
 def test_bad_arguments(bad: list[str], tmp_path: Path) -> None:
     assert script.main([*bad, "--folder", str(tmp_path)]) == 2
+
+
+def test_settings_are_chosen_on_training_images_alone() -> None:
+    plays = [script.all_plays("digits", [0], validation=chosen)[0] for chosen in (False, True)]
+    scored, chosen = (play_module.images_of(play) for play in plays)
+    assert (len(scored.test_bytes), len(chosen.test_bytes)) == (360, 284)
+    train = {bytes(image.flatten().numpy()) for image in scored.train_bytes}
+    assert {bytes(image.flatten().numpy()) for image in chosen.test_bytes} <= train
