@@ -16,8 +16,10 @@ finished runs are kept. Rows:
                                           games of "mlp" on images that are no digits have a schedule of their own
     dxmi/path-wise, dxmi/ppo, and so on   other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
-    dxmi, look-ahead alone                V is the look-ahead, and the policy's gradient is not corrected, at T = 4
-    dxmi, learned values                  V is a network that learns all of it, at T = 4
+    dxmi, corrected look-ahead            V is the look-ahead, the policy's gradient is corrected along the path, and
+                                          all steps are trained, at T = 4 and 10
+    dxmi, look-ahead alone                V is the look-ahead, and the gradient is not corrected
+    dxmi, learned values                  V is a network that learns all of it
 
 ``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
 kernel, whose variances follow the sampler (adaptive velocity) or do not.
@@ -84,10 +86,15 @@ BUDGETS = {"digits": 300_000, "mnist5k": 75_000, "mnist5k-14": 75_000}
 EPISODES = 62_500
 """Of a game on other sets, whatever its horizon: as many iterations for both players."""
 VALUES: dict[str, dict[str, Any]] = {
+    "corrected look-ahead": {
+        "agent.lookahead_value": True, "agent.value_steps": 0, "agent.path_correction": True,
+        "agent.gradient_lambda": 1.0, "agent.policy.trained_steps": None,
+    },
     "look-ahead alone": {"agent.lookahead_value": True, "agent.value_steps": 0, "agent.path_correction": False},
     "learned values": {"agent.lookahead_value": False, "agent.value_steps": 4, "agent.path_correction": False},
-}
-"""What V is in a game with DxDP, beside what the recipe has."""
+}  # fmt: skip
+"""What V is in a game with DxDP. Digits' recipe has the first; that of other images the second, at their last four
+steps."""
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
     "fd_guided": "FD ↓,\nguided", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",
@@ -154,7 +161,11 @@ def all_plays(
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
-        rows += [game | {"row": f"dxmi, {name}, T = 4", "changes": own | changes} for name, changes in VALUES.items()]
+        rows += [
+            game | {"row": f"dxmi, {name}, T = {steps}", "horizon": steps, "budget": transitions(steps),
+                    "changes": own | changes}
+            for name, changes in VALUES.items() for steps in STEPS
+        ]  # fmt: skip
     return [
         Play(data=data, backbone=backbone, seed=seed, validation=validation, **row) for row in rows for seed in seeds
     ]
