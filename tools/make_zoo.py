@@ -38,7 +38,7 @@ ELSEWHERE = ("awm", "diffusion-nft", "draft", "rwr")
 """Agents that are for fine-tuning toward a reward."""
 GAMES = [
     Row(
-        "dxmi", "digits", "dxmi", budget=600_000,
+        "dxmi", "digits", "dxmi", budget=300_000,
         task_settings=SMALL, agent_settings={"agent_settings": {"value": {"width": 80}}},
     )
 ]  # fmt: skip

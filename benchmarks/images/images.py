@@ -11,6 +11,8 @@ finished runs are kept. Rows:
 
     ddpm, ddim, dpm-solver, edm-heun      with 4, 10 and 100 calls of the denoiser, without training
     fastdpm                               the same, ddpm on the quadratic noise levels of arXiv 2106.00132
+    ddim, the game's levels               and others, without training, on the noise levels that games have, where the
+                                          solvers' own are others
     ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
     dxmi                                  at T = 4 and 10, the task's recipe (dxmi_rl/irl/recipes) with DxDP inside;
                                           games of "mlp" on images that are no digits have a schedule of their own
@@ -66,6 +68,8 @@ from dxmi_rl.utils.storage import write_json
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""
 INSIDE = ("path-wise", "ppo", "grpo", "sft-pg")
+ON_LEVELS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
+"""Solvers that also run on the noise levels of games, where these have others."""
 CALLS = (4, 10, 100)
 STEPS = (4, 10)
 LOW_LEVELS: dict[str, Any] = {
@@ -157,6 +161,9 @@ def all_plays(
             for calls in CALLS
         ]
         rows.append(rows[2] | {"row": "ddpm of four fifths, T = 100", "early": True})
+        if levels := {key: value for key, value in own.items() if key.startswith("task.")}:
+            rows += [{"row": f"{solver}, the game's levels, T = {calls}", "agent": solver, "horizon": calls,
+                      "budget": 0, "changes": levels} for solver in ON_LEVELS for calls in STEPS]  # fmt: skip
         for steps in STEPS:
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
         rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
