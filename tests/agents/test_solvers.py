@@ -68,7 +68,7 @@ def closed_form(task: Task, x: Tensor) -> Tensor:
         ("ddim", 1, lambda steps: steps + 1, 0.25),
         ("dpm-solver", 2, lambda steps: steps + 1, 0.25),
         ("edm-heun", 2, lambda steps: 2 * steps + 1, 0.25),
-        ("edm-heun", 2, lambda steps: 2 * steps, 0.6),  # one is Euler's, whose error cancels part of the others'
+        ("edm-heun", 2, lambda steps: 2 * steps, 0.6),  # some are Euler's, whose error cancels part of the others'
     ],
     ids=["ddim", "dpm-solver", "edm-heun", "edm-heun, even"],
 )
@@ -142,24 +142,28 @@ def test_a_multistep_step_is_the_papers() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("horizon", [4, 5])
-def test_heuns_steps_are_the_papers(horizon: int) -> None:
-    """Algorithm 1 with sigma(t) = t, s(t) = 1, written out for three steps; of T = 4 the second is Euler's."""
+@pytest.mark.parametrize(
+    ("horizon", "corrected"), [(1, (False,)), (2, (False,) * 2), (3, (False,) * 3), (4, (True, False, False)),
+    (5, (True, False, False, False)), (6, (True, True, False, False)), (7, (True, True, False, False, False))],
+)  # fmt: skip
+def test_heuns_steps_are_the_papers(horizon: int, corrected: tuple[bool, ...]) -> None:
+    """Algorithm 1 with sigma(t) = t, s(t) = 1; the last two steps are Euler's, of an odd T the last three."""
     agent = solver("edm-heun", horizon=horizon)
     denoiser, schedule = agent.mdp.base.denoiser, agent.schedule
-    levels = schedule.levels.tolist()
-    assert levels == pytest.approx([10, ((10 ** (1 / 3) + 0.15 ** (1 / 3)) / 2) ** 3, 0.15, 0])
+    levels, steps = schedule.levels.tolist(), len(corrected)
+    assert steps + sum(corrected) == horizon
+    places = [10 ** (1 / 3) + (0.15 ** (1 / 3) - 10 ** (1 / 3)) * t / max(1, steps - 1) for t in range(steps)]
+    assert levels == pytest.approx([*(place**3 for place in places), 0])
 
     def d(y: Tensor, t: int) -> Tensor:  # D at alpha = 1 is D(x / alpha; s / alpha)
         return (y - denoiser(y, 1.0, levels[t])) / levels[t]
 
     x0 = noise(50)
     y = x0 / schedule.at(0)[0]
-    for t in range(3):
+    for t in range(steps):
         step, slope = levels[t + 1] - levels[t], d(y, t)
         guess = y + step * slope
-        plain = t == 2 or (t == 1 and horizon == 4)
-        y = guess if plain else y + step * (0.5 * slope + 0.5 * d(guess, t + 1))
+        y = y + step * (0.5 * slope + 0.5 * d(guess, t + 1)) if corrected[t] else guess
     torch.testing.assert_close(agent.solve(x0, agent.generator), y, rtol=1e-10, atol=1e-10)
 
 

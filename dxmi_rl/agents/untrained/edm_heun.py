@@ -13,20 +13,20 @@ from dxmi_rl.agents.untrained.solvers import Solver
 class EDMHeun(Solver):
     """Algorithm 1 with sigma(t) = t and s(t) = 1: dy / dsigma = (y - D(y; sigma)) / sigma, y = x / alpha; second order.
 
-    A step takes two denoiser calls, but the last, to sigma = 0, is Euler's and takes one. T calls therefore pay for
-    N = T // 2 + 1 steps, on the levels that the task's schedule has for N steps. With an even T the last step but one
-    is Euler's, too. There sigma falls by the largest factor, which hurts Heun's second slope when steps are few; one
-    Euler step leaves the order of convergence as it is.
+    A step takes two denoiser calls, one more than Euler's. The last, to sigma = 0, is Euler's, and so is the one before
+    it, with an odd T also the one before that: there sigma falls by the largest factors, which hurts Heun's second
+    slope when steps are few. A fixed number of Euler steps leaves the order of convergence as it is. T calls therefore
+    pay for N = (T + 3) // 2 steps (one for T = 1), on the levels that the task's schedule has for N steps.
     """
 
     name: ClassVar[str] = "edm-heun"
 
     @staticmethod
     def steps_within(calls: int) -> int:
-        return calls // 2 + 1
+        return min(calls, (calls + 3) // 2)
 
     def solve(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        corrected = (self.mdp.horizon - 1) // 2
+        corrected = self.mdp.horizon - self.steps  # calls beyond one per step
         y = x / self.schedule.at(0)[0]
         for t in range(self.steps):
             step, slope = self.level(t + 1) - self.level(t), self.slope(y, t)
