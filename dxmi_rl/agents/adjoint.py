@@ -51,11 +51,11 @@ def adjoint_along_paths(
 def missed_along_paths(
     values: Callable[[Tensor, Tensor], Tensor], trajectory: Trajectory, moments: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """sum_t <x_{t+1}, g_{t+1} - grad V_{t+1}(x_{t+1})>, t = 0..T-2, over all paths: a scalar.
+    """sum_t <x_{t+1}(theta) - x_{t+1}, g_{t+1} - grad V_{t+1}(x_{t+1})>, t = 0..T-2, over all paths: a scalar.
 
-    x_{t+1} is a function of the policy's ``moments`` (mean, log sigma) at the path's own noise, and g its
-    ``value_gradient``, the adjoint. Added to the loss of a policy step through V, it makes the gradient that of the
-    adjoint, with V for a control variate.
+    x_{t+1}(theta) is a function of the policy's ``moments`` (mean, log sigma) at the path's own noise, and g the
+    path's ``value_gradient``, the adjoint. Added to the loss of a policy step through V, it makes the gradient that of
+    the adjoint, with V for a control variate.
     """
     x, x_next, t = trajectory.transitions()
     n, adjoint = trajectory.n, trajectory.value_gradient
@@ -63,4 +63,5 @@ def missed_along_paths(
     mean, log_std = (part.expand_as(x)[:-n] for part in moments)
     noise = ((x_next[:-n] - mean) * torch.exp(-log_std)).detach()
     slopes = input_gradient(lambda point: values(point, t[n:]), x[n:])
-    return ((mean + log_std.exp() * noise) * (adjoint[1:].flatten(0, 1) - slopes)).sum()
+    moved = mean + log_std.exp() * noise - x_next[:-n]
+    return (moved * (adjoint[1:].flatten(0, 1) - slopes)).sum()

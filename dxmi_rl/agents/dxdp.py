@@ -72,8 +72,8 @@ class DxDPConfig:
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
     path_correction: bool = False
-    """Add what grad V misses: the adjoint along the path less grad V. With gradient_lambda = 1 and replay = 1 the
-    gradient of the first policy step is then unbiased for any V: for look-aheads, which mislead the first steps."""
+    """Add what grad V misses: the adjoint along the path less grad V (docs/method.md). With gradient_lambda = 1 the
+    gradient of the first policy step is then unbiased for a V that was not fitted to this rollout: for look-aheads."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60
@@ -102,11 +102,12 @@ class DxDPConfig:
             check_integer(key, getattr(self, key), minimum=0)
         for key in ("td_lambda", "gradient_lambda", "tempering"):
             check_fraction(key, getattr(self, key))
-        check_real("gradient_weight", self.gradient_weight)
-        for key in ("clip_range", "max_grad_norm"):
-            check_real(key, getattr(self, key), strict=True)
+        for key in ("gradient_weight", "clip_range", "max_grad_norm"):
+            check_real(key, getattr(self, key), strict=key != "gradient_weight")
         if self.lookahead_value and self.gradient_weight:
             raise ValueError(f"gradient_weight must be 0 with lookahead_value, got {self.gradient_weight}.")
+        if self.path_correction and (self.correction or self.energy_model or self.replay > 1):
+            raise ValueError("path_correction must be False with correction, energy_model or replay > 1, got True.")
         if self.energy_model and not self.value_steps:
             raise ValueError("energy_model must be False with value_steps=0, as nothing would fit it, got True.")
 
@@ -215,7 +216,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         has none, and no model, for gradients that are asked for.
         """
         config, model = self.config, self.energy_model
-        adjoint = config.gradient_weight > 0 or config.path_correction
+        adjoint = config.gradient_weight > 0 or (config.path_correction and self.mdp.horizon > 1)
         if model is None and not adjoint:
             if config.correction or config.value_steps:
                 latest.energy = self.mdp.finite_energy(latest.final)
@@ -294,8 +295,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
         With ``correction`` also the mean of rho_t (G_{t+1} - V_{t+1}), clipped, over the rollout's own x_{t+1}, G_t its
         ``returns`` ``[T, n]``. The policy gradient is then that of V plus the likelihood-ratio gradient of V's errors,
-        so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247). ``path_correction`` makes it one for
-        the path-wise gradient (``missed_along_paths``).
+        so V is a control variate (as in Q-Prop, Gu et al. 2017, arXiv 1611.02247).
         """
         x, x_next, t = trajectory.transitions()
         n = trajectory.n
@@ -311,7 +311,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
                 clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
                 loss = loss + torch.maximum(ratio * error, clipped * error).sum()
         if self.config.path_correction and trajectory.horizon > 1:
-            loss = loss + missed_along_paths(self.values, trajectory, moments)
+            loss = loss + missed_along_paths(lambda x, t: self.values(x, t, trained=True), trajectory, moments)
         return loss / len(x)
 
     @torch.no_grad()

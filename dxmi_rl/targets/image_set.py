@@ -188,6 +188,9 @@ class ImageSet(Target):
         """The set to choose settings on, so that test images are seen once: training images alone, one in HELD_BACK of
         every class in the place of the test images. The split is fixed, the scale and the levels are those of all.
 
+        Single images are drawn, so those of one emoji lie on both sides. The digits' features have seen all training
+        images, so distances compare within the split only.
+
         Raises TargetError where a class has fewer than HELD_BACK training images.
         """
         rows = len(self.train_bytes)

@@ -28,7 +28,7 @@ from dxmi_rl.agents import DxDP
 CORRECTIONS: dict[str, dict[str, Any]] = {
     "none": {"correction": False},
     "correction": {"correction": True, "td_lambda": 1.0},
-    "path_correction": {"correction": False, "path_correction": True, "gradient_lambda": 1.0},
+    "path_correction": {"correction": False, "path_correction": True, "gradient_lambda": 1.0, "replay": 1},
 }
 
 

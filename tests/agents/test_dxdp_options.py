@@ -74,7 +74,7 @@ def test_picked_episodes_stay_together(base: str | None) -> None:
 @pytest.mark.slow
 def test_resuming_with_every_option_equals_not_having_stopped(tmp_path: Path) -> None:
     agent = dxdp(
-        task_for("dxdp"), replay=3, correction=True, path_correction=True, warmup_iterations=1, lookahead_value=True,
+        task_for("dxdp"), replay=3, correction=True, warmup_iterations=1, lookahead_value=True,
         **{"policy.fixed_last_sigma": True},
     )  # fmt: skip
     step, paths = agent.timesteps_per_iteration, {k: tmp_path / str(k) for k in (1, 4, 9)}
@@ -222,6 +222,15 @@ def test_an_energy_model_that_nothing_fits_is_refused() -> None:
     with pytest.raises(ValueError, match="energy_model must be False with value_steps=0"):
         dxdp(**alone, energy_model=True)
     assert dxdp(**alone, energy_model=False).energy_model is None
+
+
+@pytest.mark.parametrize("beside", [{"correction": True}, {"energy_model": True}, {"replay": 2}])
+def test_the_path_correction_stands_alone(beside: dict[str, Any]) -> None:
+    """With ``correction`` V's errors would count twice; a model's error, and old paths, it does not see."""
+    alone = {"path_correction": True, "correction": False, "energy_model": False, "replay": 1}
+    dxdp(**alone)
+    with pytest.raises(ValueError, match="path_correction must be False with correction, energy_model or replay > 1"):
+        dxdp(**alone | beside)
 
 
 def test_one_trajectory_is_enough_without_the_correction() -> None:

@@ -146,7 +146,7 @@ def test_a_multistep_step_is_the_papers() -> None:
     ("horizon", "corrected"), [(1, (False,)), (2, (False,) * 2), (3, (False,) * 3), (4, (True, False, False)),
     (5, (True, False, False, False)), (6, (True, True, False, False)), (7, (True, True, False, False, False))],
 )  # fmt: skip
-def test_heuns_steps_are_the_papers(horizon: int, corrected: tuple[bool, ...]) -> None:
+def test_heuns_corrected_steps_are_the_papers(horizon: int, corrected: tuple[bool, ...]) -> None:
     """Algorithm 1 with sigma(t) = t, s(t) = 1; the last two steps are Euler's, of an odd T the last three."""
     agent = solver("edm-heun", horizon=horizon)
     denoiser, schedule = agent.mdp.base.denoiser, agent.schedule

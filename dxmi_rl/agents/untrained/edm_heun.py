@@ -13,9 +13,9 @@ from dxmi_rl.agents.untrained.solvers import Solver
 class EDMHeun(Solver):
     """Algorithm 1 with sigma(t) = t and s(t) = 1: dy / dsigma = (y - D(y; sigma)) / sigma, y = x / alpha; second order.
 
-    A step takes two denoiser calls, one more than Euler's. The last, to sigma = 0, is Euler's, and so is the one before
-    it, with an odd T also the one before that: there sigma falls by the largest factors, which hurts Heun's second
-    slope when steps are few. A fixed number of Euler steps leaves the order of convergence as it is. T calls therefore
+    A step takes one call of the denoiser, and one more where it is corrected. All are but the last two, with an odd T
+    the last three: there sigma falls by the largest factors, which hurts Heun's second slope when steps are few. Up to
+    T = 3 none is, and this is DDIM. A fixed number of Euler steps leaves the order of convergence as it is. T calls
     pay for N = (T + 3) // 2 steps (one for T = 1), on the levels that the task's schedule has for N steps.
     """
 
