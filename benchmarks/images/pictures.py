@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,7 @@ def draw_grids(samples: Mapping[str, Tensor], target: ImageSet, file: Path) -> N
     figure.get_layout_engine().set(h_pad=0.01, hspace=0.0)  # type: ignore[union-attr, call-arg]
     for axes, (title, x) in zip(figure.subplots(len(lines), 1, squeeze=False)[:, 0], lines, strict=True):
         _draw_line(axes, x)
-        label = title if len(title) < 22 else title.replace(", ", ",\n", 1)
-        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
+        axes.set_ylabel(textwrap.fill(title, 20), rotation=0, ha="right", va="center", fontsize=7)
     save_figure(figure, file)
 
 
