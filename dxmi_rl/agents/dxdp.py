@@ -72,8 +72,8 @@ class DxDPConfig:
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
     path_correction: bool = False
-    """Add what grad V misses: the adjoint along the path less grad V (docs/method.md). With gradient_lambda = 1 the
-    gradient of the first policy step is then unbiased for a V that was not fitted to this rollout: for look-aheads."""
+    """For look-aheads: add what grad V misses along each path, the adjoint less grad V (docs/method.md). The gradient
+    of the first policy step is then unbiased, with gradient_lambda = 1 and a V that was not fitted to this rollout."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60

@@ -13,10 +13,10 @@ from dxmi_rl.agents.untrained.solvers import Solver
 class EDMHeun(Solver):
     """Algorithm 1 with sigma(t) = t and s(t) = 1: dy / dsigma = (y - D(y; sigma)) / sigma, y = x / alpha; second order.
 
-    A step takes one call of the denoiser, and one more where it is corrected. All are but the last two, with an odd T
-    the last three: there sigma falls by the largest factors, which hurts Heun's second slope when steps are few. Up to
-    T = 3 none is, and this is DDIM. A fixed number of Euler steps leaves the order of convergence as it is. T calls
-    pay for N = (T + 3) // 2 steps (one for T = 1), on the levels that the task's schedule has for N steps.
+    A step takes one call of the denoiser, and one more where it is corrected. T calls pay for N = (T + 3) // 2 steps
+    (one for T = 1), on the levels that the task's schedule has for N steps. The last two steps are Euler's, with an odd
+    T the last three: there sigma falls by the largest factors, which hurts Heun's second slope when steps are few. So
+    up to T = 3 this is DDIM. A fixed number of Euler steps leaves the order of convergence as it is.
     """
 
     name: ClassVar[str] = "edm-heun"
