@@ -119,6 +119,7 @@ def test_particles(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Samples that are chosen among chains, and log Z by particle filters."""
     monkeypatch.setitem(fit_twist.__kwdefaults__, "steps", 5)
     monkeypatch.setattr("dxmi_rl.evaluation.log_weights.PARTICLES", 20)
+    monkeypatch.setattr("dxmi_rl.agents.twisting.ENERGY_STEPS", 20)
     out, scores = tmp_path / "samples.npy", tmp_path / "scores.json"
     assert main(["sample", str(checkpoint), "--n", "50", "--particles", "4", "--seed", "1", "--out", str(out)]) == 0
     agent = load_agent(checkpoint)

@@ -103,6 +103,7 @@ def test_bad_input() -> None:
     assert not costs.energy_evals
 
 
+@pytest.mark.usefixtures("short")
 def test_the_agents_own_model_is_left_alone() -> None:
     """It goes on learning, the twist does not change, and after a swap of the energy it is no model of that."""
     agent = make_agent("dxdp", make_task("8gaussians", backward="learned"), seed=0, n_trajectories=32).learn(800)
@@ -122,6 +123,7 @@ def test_checkpoints_do_not_hold_the_energy() -> None:
     assert not owned & {id(parameter) for parameter in energy.parameters()}
 
 
+@pytest.mark.usefixtures("short")
 def test_the_temperature_is_that_of_the_filter() -> None:
     agent = make_agent("ppo", make_task("8gaussians", tau=0.5), seed=0)
     twist = fit_twist(agent, steps=2, temperature=1.0)
@@ -130,6 +132,7 @@ def test_the_temperature_is_that_of_the_filter() -> None:
     particle_filter(agent.mdp, agent.density(), 2, 4, twist=twist, temperature=1.0, generator=agent.generator)
 
 
+@pytest.mark.usefixtures("short")
 def test_games_weight_by_the_averaged_energy(monkeypatch: pytest.MonkeyPatch) -> None:
     game = DxMI(make_task("8gaussians", reward=None, tau=0.1), seed=0)
     asked: list[int] = []
@@ -143,6 +146,7 @@ def test_games_weight_by_the_averaged_energy(monkeypatch: pytest.MonkeyPatch) ->
         game.sample(3, particles=5, guidance=1.0)
 
 
+@pytest.mark.usefixtures("short")
 def test_any_step_agents_have_particles() -> None:
     agent: Any = make_agent("ppo", make_task("8gaussians", horizon=(1, 2, 4), backward="learned"))
     assert agent.sample(3, particles=5, horizon=3, seed=0).shape == (3, 2)
