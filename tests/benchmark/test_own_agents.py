@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from forked import run_python
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.benchmark.own_agents import CheckpointAgent, OwnAgent, UntrustedCheckpointError, is_own_agent
@@ -329,18 +329,17 @@ def test_keys_tell_classes_of_one_file_apart_and_notice_their_bases(tmp_path: Pa
     text = "from dxmi_rl.agents import PPO\nfrom keybase import Base\n"
     text += "".join(f"class {name}(Base):\n    name = '{name.lower()}x'\n" for name in ("First", "Second"))
     (tmp_path / "keyfile.py").write_text(text, encoding="utf-8")
-    base = tmp_path / "keybase.py"
-
-    def keys(width: int) -> list[str]:
-        base.write_text(f"from dxmi_rl.agents import PPO\nclass Base(PPO):\n    width = {width}\n", encoding="utf-8")
-        code = (
-            "from dxmi_rl.benchmark.protocol import Row, Run\n"
-            "for name in ('First', 'Second'):\n"
-            "    print(Run(Row(name, '8gaussians', f'keyfile:{name}', 100), 0).key)"
-        )
-        found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return found.stdout.split()
-
-    before, after = keys(3), keys(4)
+    code = (
+        "import pathlib, sys\n"
+        "sys.dont_write_bytecode = True\n"  # which is told by its size and second alone
+        "from dxmi_rl.benchmark.protocol import Row, Run\n"
+        "base = f'from dxmi_rl.agents import PPO\\nclass Base(PPO):\\n    width = {sys.argv[1]}\\n'\n"
+        "pathlib.Path('keybase.py').write_text(base, encoding='utf-8')\n"
+        "for name in ('First', 'Second'):\n"
+        "    print(Run(Row(name, '8gaussians', f'keyfile:{name}', 100), 0).key)"
+    )
+    commands = [("-c", code, width) for width in ("3", "4", "3")]
+    found = run_python(commands, ["dxmi_rl.benchmark.protocol"], cwd=tmp_path, check=True).stdout.split()
+    before, after, again = found[:2], found[2:4], found[4:]
     assert len({*before, *after}) == 4
-    assert keys(3) == before
+    assert again == before
