@@ -203,7 +203,7 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float], message: s
 def test_it_finds_all_modes_from_the_energy_alone() -> None:
     task = make_task("gmm9", track="sample", horizon=20)
     agent = VGS(task, seed=0)
-    agent.learn(400_000)
+    agent.learn(200_000)
     scores = evaluate(agent, samples=4000, trajectories=1000, fit=False, floors=False)
     assert scores["modes"] == 9
     assert scores["kl_marginal"] < 0.3
