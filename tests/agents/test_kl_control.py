@@ -105,7 +105,7 @@ def test_divergence_is_left_to_learn(control: Any) -> None:
 
 
 def test_kept_energies_are_those_of_the_new_beta() -> None:
-    agent = DxDP(tilted(), seed=0, n_trajectories=16).learn(1000)
+    agent = DxDP(tilted(), seed=0, n_trajectories=16).learn(300)
     AdaptiveBeta(1e6)(agent)
     assert beta_of(agent.task) < 0.5
     kept, model = agent.memory.trajectories, agent.energy_model
@@ -118,7 +118,7 @@ def test_kept_energies_are_those_of_the_new_beta() -> None:
 def test_agents_inside_others_keep_theirs_too() -> None:
     config = AnyStepConfig(agent="dxdp", agent_settings=AGENTS["dxdp"].Config(n_trajectories=16))
     task = make_task("8gaussians", reward=lambda x: x[:, 0], beta=0.5, backward="base", horizon=(2, 3))
-    agent = AnyStep(task, seed=0, config=config).learn(1000)
+    agent = AnyStep(task, seed=0, config=config).learn(400)
     AdaptiveBeta(1e6)(agent)
     for part in agent.agents.values():
         kept = part.memory.trajectories  # type: ignore[attr-defined]

@@ -194,6 +194,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("pairs", "steps"):
         monkeypatch.setitem(distil.__kwdefaults__, key, 100)
     monkeypatch.setattr("dxmi_rl.agents.one_step.KERNEL_STEPS", 20)
+    monkeypatch.setattr("dxmi_rl.zoo.pretrained.SIZES", {key: small[key] for key in small if key != "floors"})
 
 
 CLEANRL = os.environ.get("CLEANRL")
