@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import pytest
 
 SERVER = """
 import importlib, json, os, runpy, sys
@@ -36,5 +39,7 @@ def run_python(
     One after another, until one fails; output and exit status are those of all of them together. ``imports`` are the
     modules that the commands find imported, so they must be none whose import is a part of the test.
     """
+    if not hasattr(os, "fork"):
+        pytest.skip("forks processes")
     server = [sys.executable, "-c", SERVER, json.dumps([list(imports), [list(command) for command in commands]])]
     return subprocess.run(server, capture_output=True, text=True, **options)
