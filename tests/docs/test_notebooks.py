@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,11 @@ def test_what_is_stored(file: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_it_runs_from_top_to_bottom(file: Path, tmp_path: Path) -> None:
+    """With budgets as short as those of the pages: what they print is stored, and not looked at here."""
     book = nbformat.read(file, as_version=4)
+    for cell in book.cells:
+        cell.source = re.sub(r"\.learn\(([\d_]+)\)", r".learn(min(\1, 2_000))", cell.source)
+    assert any("2_000" in cell.source for cell in book.cells)
     client = nbclient.NotebookClient(
         book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     )
