@@ -17,6 +17,7 @@ from benchmarks.run_cache import code_of, kept_result, run_file
 from dxmi_rl import evaluation, make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.execution import set_execution
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import PretrainingConfig, ReverseSampler, pretrained_denoiser
@@ -33,8 +34,13 @@ FASTDPM: dict[str, Any] = {"agent": "ddpm", "changes": {"task.schedule": "var-qu
 SOLVERS: dict[str, dict[str, Any]] = {"ddpm": {}, "fastdpm": FASTDPM, "ddim": {}, "dpm-solver": {}, "edm-heun": {}}
 BACKBONES: dict[str, PretrainingConfig | None] = {
     "default": None, "mlp": PretrainingConfig(width=512, depth=4, iterations=30_000),
+    "bfloat16": PretrainingConfig(
+        network="unet", iterations=8000, batch_size=64, channels=(64, 128), attention=False, patch=2,
+        precision="bfloat16",
+    ),
 }  # fmt: skip
-"""What is pretrained: the set's own network (a U-Net, but for digits), or residual layers that see all pixels."""
+"""What is pretrained: the set's own network (a U-Net, but for digits), residual layers that see all pixels, or a U-Net
+on patches of 2 x 2 pixels, trained and played in half precision."""
 GUIDANCE = 0.1
 """Weight of the guided score."""
 SHOWN = 64
@@ -126,6 +132,7 @@ def _play(play: Play, file: Path, device: str, points: int) -> dict[str, Any]:
         curve: list[dict[str, Any]] = []
         if play.agent in SOLVERS:
             agent = make_agent(play.agent, task=task, seed=play.seed)
+            set_execution(agent, precision=precision_of(play))
         else:
             agent, curve = _trained(play, task, file, points)
         scores = score(agent, play.seed)
@@ -153,6 +160,7 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
     """The game at its end, begun or continued, and its curve."""
     checkpoint, target = file.with_suffix(".safetensors"), image_set(task)
     game, curve = begin_or_continue(checkpoint, task, functools.partial(build_game, play, task))
+    set_execution(game, precision=precision_of(play))
 
     def note(_: Agent) -> None:
         if game.num_timesteps < len(curve) * play.budget / points:
@@ -168,6 +176,12 @@ def _trained(play: Play, task: Task, file: Path, points: int) -> tuple[DxMI, lis
     if (left := play.budget - game.num_timesteps) > 0:
         game.learn(left, reset_num_timesteps=False, checkpoint=checkpoint, callback=note)
     return game, curve
+
+
+def precision_of(play: Play) -> str:
+    """How its networks compute, after its pretraining too."""
+    pretraining = BACKBONES[play.backbone]
+    return "float32" if pretraining is None else pretraining.precision
 
 
 def samples_of(target: ImageSet) -> int:

@@ -20,8 +20,8 @@ from dxmi_rl.diffusion import DenoiserMLP, DenoiserUNet
 from dxmi_rl.networks import EnergyNetwork, ParticleMLP, StepConv, StepMLP
 from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.torch_tools import PRECISIONS, in_precision
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 NETWORKS = (DenoiserUNet, DenoiserMLP, EnergyNetwork, StepMLP, StepConv, ParticleMLP)
 """Networks that ``set_execution`` applies to; everything else of an agent (other libraries' networks, sigmas, kernels)
 runs in full on every process."""
@@ -70,10 +70,7 @@ class Execution:
         return torch.cat(outputs)
 
     def _precisely(self, forward: Callable[..., Tensor], x: Tensor, *rest: Any) -> Tensor:
-        half = PRECISIONS[self.precision]
-        if half is None:
-            return forward(x, *rest)
-        with torch.autocast(x.device.type, half):
+        with in_precision(self.precision, x.device):
             return forward(x, *rest).to(x.dtype)
 
 

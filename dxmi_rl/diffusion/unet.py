@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dxmi_rl.diffusion.denoisers import Level, column, row_classes
@@ -36,12 +37,16 @@ class DenoiserUNet(nn.Module):
     With ``classes`` F is also told what an image shows: the ``label`` of a call or, without one, the attribute
     ``label``, one class for all rows, which is None at first and no part of what ``save`` writes.
 
+    With ``patch`` p > 1 F sees every square of p x p pixels as one pixel with p^2 times the channels, and answers so:
+    at equal channels a call takes about 1 / p^2 of the time.
+
     Args:
         event_shape: ``(channels, height, width)``; height and width must be multiples of 2^(stages - 1).
         scale: c.
         channels: channels of every stage; each but the last halves height and width.
         layers: residual blocks per stage.
         attention: the last stage and the middle attend.
+        patch: p; divides height and width, whose quotients are those that stages halve.
         preconditioning: "edm" or "epsilon".
         config: settings of UNet2DModel in place of those that follow from the other arguments.
         alphas_cumprod: alpha-bar of every step of the DDPM that F was trained on, falling, in (0, 1); only with
@@ -55,7 +60,7 @@ class DenoiserUNet(nn.Module):
 
     def __init__(
         self, event_shape: Sequence[int], scale: float, *, channels: Sequence[int] = (32, 64, 64), layers: int = 1,
-        attention: bool = True, preconditioning: str = "edm", config: JSON | None = None,
+        attention: bool = True, patch: int = 1, preconditioning: str = "edm", config: JSON | None = None,
         alphas_cumprod: Tensor | None = None, classes: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -67,8 +72,9 @@ class DenoiserUNet(nn.Module):
             raise ValueError("alphas_cumprod must be two or more numbers in (0, 1), each below the one before.")
         self.scale = check_real("scale", scale, strict=True)
         self.preconditioning = preconditioning
+        self.patch = check_integer("patch", patch)
         if config is None:
-            made = _unet_config(event_shape, channels, layers, attention)
+            made = _unet_config(event_shape, channels, layers, attention, self.patch)
             made["num_class_embeds"] = None if classes is None else check_integer("classes", classes)
         elif classes is not None:
             raise ValueError(f"classes must be None with a config, which says how many there are, got {classes!r}.")
@@ -87,6 +93,13 @@ class DenoiserUNet(nn.Module):
         count: int | None = self.net.config.num_class_embeds
         return count
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """``(channels, height, width)`` of its images."""
+        size: int | Sequence[int] = self.net.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.net.config.in_channels // self.patch**2, height * self.patch, width * self.patch
+
     def forward(self, x: Tensor, alpha: Level, s: Level, label: Tensor | int | None = None) -> Tensor:
         """``[batch, channels, height, width]``, and numbers or ``[batch]`` -> the shape of x.
 
@@ -99,11 +112,15 @@ class DenoiserUNet(nn.Module):
         shown = row_classes(x, self.label if label is None else label, self.classes)
         told = (self.times(level).to(x.dtype).expand(len(x)), shown)
         if self.preconditioning == "epsilon":
-            noise: Tensor = self.net(z / (1 + spread**2).sqrt(), *told).sample
-            return z - spread * noise
+            return z - spread * self._answer(z / (1 + spread**2).sqrt(), *told)
         total = (spread**2 + self.scale**2).sqrt()
-        out: Tensor = self.net(z / total, *told).sample
+        out = self._answer(z / total, *told)
         return (self.scale / total) ** 2 * z + spread * self.scale / total * out
+
+    def _answer(self, z: Tensor, times: Tensor, shown: Tensor | None) -> Tensor:
+        """F, with patches for pixels."""
+        out: Tensor = self.net(F.pixel_unshuffle(z, self.patch), times, shown).sample
+        return F.pixel_shuffle(out, self.patch)
 
     def times(self, level: Tensor) -> Tensor:
         """What the network is told of noise levels s / alpha: ``[batch] -> [batch]``."""
@@ -150,7 +167,8 @@ class DenoiserUNet(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write weights and settings as one safetensors file, atomically."""
-        settings = {"scale": self.scale, "preconditioning": self.preconditioning, "config": _plain(self.net.config)}
+        settings = {"scale": self.scale, "preconditioning": self.preconditioning, "patch": self.patch}
+        settings["config"] = _plain(self.net.config)
         return save_tensors(path, self.state_dict(), {"denoiser": "unet", **settings})
 
     @classmethod
@@ -167,7 +185,9 @@ class DenoiserUNet(nn.Module):
         return denoiser
 
 
-def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: int, attention: bool) -> JSON:
+def _unet_config(
+    event_shape: Sequence[int], channels: Sequence[int], layers: int, attention: bool, patch: int
+) -> JSON:  # fmt: skip
     """Settings of UNet2DModel; small ones by the standards of diffusers."""
     if len(event_shape) != 3:
         raise ValueError(f"event_shape must be (channels, height, width) for a U-Net, got {tuple(event_shape)}.")
@@ -176,7 +196,10 @@ def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: in
     widths = [check_integer("every entry of channels", width) for width in channels]
     if any(width % GROUPS for width in widths):
         raise ValueError(f"channels must be multiples of {GROUPS}, got {widths}.")
-    colours, *size = event_shape
+    colours, *sides = event_shape
+    if any(side % patch for side in sides):
+        raise ValueError(f"patch must divide height and width {sides}, got {patch}.")
+    size = [side // patch for side in sides]
     if any(side % 2 ** (len(widths) - 1) for side in size):
         raise ValueError(
             f"channels must be so few that height and width {size} can be halved {len(widths) - 1} times, got {widths}."
@@ -185,8 +208,8 @@ def _unet_config(event_shape: Sequence[int], channels: Sequence[int], layers: in
     plain = len(widths) - 1
     return {
         "sample_size": size,
-        "in_channels": colours,
-        "out_channels": colours,
+        "in_channels": colours * patch**2,
+        "out_channels": colours * patch**2,
         "layers_per_block": check_integer("layers", layers),
         "block_out_channels": widths,
         "norm_num_groups": GROUPS,

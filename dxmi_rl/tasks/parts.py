@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,8 +97,10 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
         denoiser = config.denoiser
     else:
         denoiser = _load(config.denoiser)
-    if isinstance(denoiser, DenoiserUNet):
-        _check_shape(denoiser, target)
+    if isinstance(denoiser, DenoiserUNet) and denoiser.event_shape != target.event_shape:
+        raise ValueError(
+            f"denoiser is for images {denoiser.event_shape}, and target {target.name!r} has {target.event_shape}."
+        )
     return told_class(denoiser, next(iter(labels_of(config)), None))
 
 
@@ -108,16 +110,6 @@ def _load(path: str) -> nn.Module:
         raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
     denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
     return denoiser.requires_grad_(False).eval()
-
-
-def _check_shape(denoiser: DenoiserUNet, target: Target) -> None:
-    shape = (denoiser.net.config.in_channels, *_pair(denoiser.net.config.sample_size))
-    if shape != target.event_shape:
-        raise ValueError(f"denoiser is for images {shape}, and target {target.name!r} has {target.event_shape}.")
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def labels_of(config: TaskConfig) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What training needs of torch: fixed seeds, frozen parameters, Adam, averages of weights."""
+"""What training needs of torch: fixed seeds, precision, frozen parameters, Adam, averages of weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+"""How networks compute: as their weights are, or under autocast."""
 _GLOBAL_STREAM = threading.RLock()
 
 
@@ -21,6 +23,12 @@ def seeded(seed: int) -> Iterator[None]:
     with _GLOBAL_STREAM, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def in_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A context in which networks compute so: a name of PRECISIONS."""
+    half = PRECISIONS[precision]
+    return contextlib.nullcontext() if half is None else torch.autocast(device.type, half)
 
 
 def all_weights_finite(module: nn.Module) -> bool:

@@ -58,6 +58,20 @@ def test_levels_may_be_numbers_or_one_per_image(preconditioning: str) -> None:
     assert not torch.allclose(together, x / alpha.view(-1, 1, 1, 1), atol=0.1)
 
 
+def test_patches_are_pixels_with_more_channels() -> None:
+    """With patches of two pixels F has four times the channels, and sees each square of pixels in one place."""
+    denoiser = awake(DenoiserUNet(SHAPE, 0.5, patch=2, attention=False, **SMALL))
+    config = denoiser.net.config
+    assert (config.sample_size, config.in_channels, config.out_channels) == ([4, 4], 12, 12)
+    x, alpha, s = images(), 0.8, 0.6
+    level, z = s / alpha, x / alpha
+    total = (level**2 + 0.5**2) ** 0.5
+    squares = (z / total).unflatten(3, (4, 2)).unflatten(2, (4, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    out = denoiser.net(squares, denoiser.times(torch.full((len(x),), level))).sample
+    whole = out.unflatten(1, (3, 2, 2)).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
+    assert torch.allclose(denoiser(x, alpha, s), (0.5 / total) ** 2 * z + level * 0.5 / total * whole, atol=1e-6)
+
+
 def test_what_the_network_is_told_of_the_noise_rises_with_it() -> None:
     denoiser = DenoiserUNet(SHAPE, 0.5, **SMALL)
     times = denoiser.times(torch.tensor([0.0, 0.5, 1e6]))
@@ -123,7 +137,8 @@ def test_what_is_no_pipeline_is_refused(pipeline: tuple[Path, Any, Any], tmp_pat
 
 def test_saved_and_loaded_it_is_the_same(pipeline: tuple[Path, Any, Any], tmp_path: Path) -> None:
     x = images()
-    for denoiser in (awake(DenoiserUNet(SHAPE, 0.5, **SMALL)), DenoiserUNet.from_pipeline(pipeline[0])):
+    patched = awake(DenoiserUNet(SHAPE, 0.5, patch=2, **SMALL))
+    for denoiser in (awake(DenoiserUNet(SHAPE, 0.5, **SMALL)), patched, DenoiserUNet.from_pipeline(pipeline[0])):
         file = denoiser.save(tmp_path / "unet.safetensors")
         loaded = DenoiserUNet.load(file)
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), denoiser.parameters(), strict=True))
@@ -146,6 +161,9 @@ def test_saved_and_loaded_it_is_the_same(pipeline: tuple[Path, Any, Any], tmp_pa
         (SHAPE, {"channels": (8, 8, 8, 8, 8)}, ValueError, "can be halved 4 times"),
         (SHAPE, {"channels": (8, 0)}, ValueError, ">= 1"),
         (SHAPE, {"layers": 0}, ValueError, "layers must be >= 1"),
+        (SHAPE, {"patch": 0}, ValueError, "patch must be >= 1"),
+        (SHAPE, {"patch": 3}, ValueError, "patch must divide height and width .8, 8., got 3"),
+        (SHAPE, {"patch": 4, "channels": (8, 8, 8)}, ValueError, "height and width .2, 2. can be halved 2 times"),
         (SHAPE, {"preconditioning": "emd"}, UnknownNameError, "'edm'"),
         (SHAPE, {"alphas_cumprod": torch.ones(3)}, ValueError, "must be 'epsilon'"),
         (
@@ -171,13 +189,15 @@ def image_set() -> ImageSet:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preconditioning", unet.PRECONDITIONINGS)
-def test_behaviour_cloning_learns_the_pictures(preconditioning: str) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"preconditioning": "epsilon"}, {}, {"patch": 2, "channels": (32, 32), "precision": "bfloat16"}]
+)
+def test_behaviour_cloning_learns_the_pictures(changes: dict[str, Any]) -> None:
     """Of a picture in noise that hides it from an average, but not from a network that knows the two."""
     target = image_set()
     config = PretrainingConfig(
-        network="unet", channels=(16, 16), iterations=250, batch_size=32, learning_rate=4e-3, ema=0.9,
-        preconditioning=preconditioning,
+        **{"network": "unet", "channels": (16, 16), "iterations": 250, "batch_size": 32, "learning_rate": 4e-3,
+           "ema": 0.9, **changes}
     )  # fmt: skip
     denoiser = pretrained_denoiser(target, config)
     clean, level = target.test_images, 1.0
@@ -200,9 +220,11 @@ def test_settings_of_the_other_network_do_not_count() -> None:
         PretrainingConfig(channels=8)  # type: ignore[arg-type]
 
 
-def test_an_unknown_network_is_named() -> None:
+def test_an_unknown_network_or_precision_is_named() -> None:
     with pytest.raises(UnknownNameError, match=r"network of pretraining 'unets'.*'unet'"):
         pretrained_denoiser(image_set(), PretrainingConfig(network="unets"))
+    with pytest.raises(UnknownNameError, match=r"precision 'bfloat'.*'bfloat16'"):
+        pretrained_denoiser(image_set(), PretrainingConfig(network="unet", precision="bfloat"))
 
 
 @pytest.mark.slow
