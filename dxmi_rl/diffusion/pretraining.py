@@ -32,7 +32,7 @@ from dxmi_rl.utils.torch_tools import PRECISIONS, average_towards, in_precision
 
 Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]
-UNET_ONLY = ("channels", "layers", "attention", "patch", "preconditioning", "precision")
+UNET_ONLY = ("channels", "layers", "attention", "patch", "preconditioning")
 MLP_ONLY = ("width", "depth", "residual", "fourier")
 EARLY = 0.8
 """After this part of the iterations the averaged weights are kept, too."""
@@ -75,8 +75,8 @@ class PretrainingConfig:
     preconditioning: str = "edm"
     """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
     precision: str = "float32"
-    """How a U-Net is trained: "float32", or "bfloat16" (autocast): twice as fast without attention on processors that
-    multiply such matrices (AMX, GPUs), and slower on others."""
+    """How the network is trained: "float32", or "bfloat16" (autocast): about twice as fast on processors that multiply
+    such matrices (AMX, GPUs) where a U-Net does not attend, and slower elsewhere."""
     conditional: bool = False
     """The network is told the class of every image."""
     ema: float = 0.999
@@ -92,8 +92,8 @@ class PretrainingConfig:
     def used(self) -> JSON:
         """The settings that matter to this network: what caches and checkpoints go by."""
         left_out = {"network", *UNET_ONLY} if self.network == "mlp" else {*MLP_ONLY}
-        if self.network == "mlp" and not self.conditional:
-            left_out.add("conditional")
+        if self.network == "mlp":  # whose caches are older than these two
+            left_out |= {key for key in ("conditional", "precision") if getattr(self, key) == getattr(type(self), key)}
         return {key: value for key, value in asdict(self).items() if key not in left_out}
 
     def __repr__(self) -> str:
@@ -234,7 +234,7 @@ class _Cloning:
         alpha = (1 + level**2).rsqrt()
         s = level * alpha
         shape = (-1, *[1] * (clean.dim() - 1))
-        with in_precision(config.precision if config.network == "unet" else "float32", clean.device):
+        with in_precision(config.precision, clean.device):
             denoised: Tensor = self.denoiser(alpha.view(shape) * clean + s.view(shape) * noise, alpha, s, *label)
         # eps - eps_theta = alpha (D - x_clean) / s, and its v weight is 1 / alpha^2.
         loss = ((denoised - clean) / s.view(shape)).square().mean()

@@ -216,6 +216,9 @@ def test_settings_of_the_other_network_do_not_count() -> None:
     assert text == repr(PretrainingConfig()) and "channels" not in text and "network" not in text
     assert repr(PretrainingConfig(network="unet", width=7)) == repr(PretrainingConfig(network="unet"))
     assert "channels=(8,)" in repr(PretrainingConfig(network="unet", channels=(8,)))
+    for network, left_out in (("mlp", True), ("unet", False)):
+        assert ("precision" not in repr(PretrainingConfig(network=network))) is left_out
+        assert "precision='bfloat16'" in repr(PretrainingConfig(network=network, precision="bfloat16"))
     with pytest.raises(TypeError, match="channels must be a tuple"):
         PretrainingConfig(channels=8)  # type: ignore[arg-type]
 
