@@ -71,7 +71,7 @@ class PretrainingConfig:
     attention: bool = True
     """The last stage of a U-Net attends."""
     preconditioning: str = "edm"
-    """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
+    """What a U-Net predicts: "edm" (Karras et al.), "edm-log" (it is told log levels), "epsilon" (DDPM's noise)."""
     conditional: bool = False
     """The network is told the class of every image."""
     ema: float = 0.999
