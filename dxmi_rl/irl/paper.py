@@ -70,8 +70,8 @@ class PaperPreset:
         self, target: ImageSet, denoiser: str | os.PathLike[str], *, label: int | None = None,
         device: str | torch.device | None = None,
     ) -> Task:  # fmt: skip
-        """The images as a task with a trained backbone: the folder of a DDPMPipeline, a file of DenoiserUNet.save, or an
-        EDM network of consistency_models (".pt").
+        """The images as a task with a trained backbone: the folder of a DDPMPipeline, a file of DenoiserUNet.save, or
+        an EDM network of consistency_models (".pt").
 
         With a class-conditional one ``label`` says of which class. Raises ValueError for images of another shape, and
         as ``make_task`` does.
