@@ -163,7 +163,8 @@ class DenoiserUNet(nn.Module):
         """An EDM network in the file format of github.com/openai/consistency_models, such as edm_imagenet64_ema.pt.
 
         The file is read without running code that it may hold. Its tensors say what the network is, but for two
-        things, for which the defaults are those of the published networks.
+        things, for which the defaults are those of the published networks. Nor do they say how it was trained: files of
+        consistency models (cd_, ct_) look the same, and are no denoisers of this kind.
 
         Args:
             path: a file of torch.save with the state dict of that repository's UNetModel, in 16 or 32 bits.

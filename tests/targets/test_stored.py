@@ -160,10 +160,10 @@ def test_distances_are_computed_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(seen) == [6, 6, 12, 12], "there are six test images"
 
 
-def test_parts_hold_a_quarter_of_a_gibibyte() -> None:
+def test_parts_hold_128_mebibytes_or_256_images() -> None:
     from dxmi_rl.targets.image_set import rows_of_part
 
-    assert (rows_of_part(64), rows_of_part(3 * 32 * 32), rows_of_part(3 * 256 * 256)) == (2**20, 21760, 256)
+    assert (rows_of_part(64), rows_of_part(3 * 32 * 32), rows_of_part(3 * 256 * 256)) == (2**19, 10752, 256)
     assert rows_of_part(2**30) == 256, "what networks of features take at once"
 
 
@@ -250,7 +250,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LARGE, str(file)], capture_output=True, text=True, check=True)
     found, count, mebibytes = done.stdout.split()
     assert (int(found), int(count)) == (rows - rows // 10, 20_000)
-    assert float(mebibytes) < 500, "256 MiB of numbers, and what makes them"
+    assert float(mebibytes) < 500, "two parts of 128 MiB, and what makes them"
 
 
 @pytest.mark.gpu
