@@ -101,7 +101,7 @@ class Arguments:
     """Images: torchvision's root of CIFAR-10 for its presets; for others a folder of pictures, or an .npy or .npz file
     of images that have their size (``dxmi_rl.targets.load_images``)."""
     denoiser: Path | None = None
-    """Backbone: the folder of a diffusers DDPMPipeline, a .pt file of an EDM network in consistency_models' format, or a
+    """Backbone: the folder of a diffusers DDPMPipeline, a .pt file of an EDM network of consistency_models, or a
     .safetensors file of DenoiserUNet.save."""
     label: int | None = None
     """Class of a class-conditional backbone: the game has the images of that class."""

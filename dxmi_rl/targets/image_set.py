@@ -140,7 +140,7 @@ class ImageSet(Target):
         return self._numbers(self.test_bytes[: check_integer("n", n)])
 
     def parts(self, n: int, *, test: bool = False) -> Iterator[Tensor]:
-        """The first ``n`` training images, or test images, in parts of a multiple of 256 images, and 128 MiB where they are small."""
+        """The first ``n`` training images, or test images, in parts that fit memory: 256 images, or more small ones."""
         rows, step = self.test_bytes if test else self.train_bytes, rows_of_part(self.dim)
         for first in range(0, min(check_integer("n", n), len(rows)), step):
             yield self._numbers(rows[first : min(first + step, n)])
@@ -235,7 +235,7 @@ class ImageSet(Target):
 
 
 def rows_of_part(dim: int) -> int:
-    """How many images of ``dim`` numbers are read, or scored, at once: a multiple of 256, and 128 MiB if that allows."""
+    """How many images of ``dim`` numbers are read, or scored, at once: 256, or more, a multiple, in 128 MiB."""
     return max(1, PART_NUMBERS // dim // 256) * 256
 
 
