@@ -3,17 +3,24 @@
     python benchmarks/images/paper.py --dry-run                   what every preset takes; one iteration of CIFAR-10
     python benchmarks/images/paper.py --presets cifar10-t10 --data folder-of-cifar-10-batches-py
         --denoiser ddpm-cifar10-32 --device cuda --precision bfloat16
-    torchrun --nproc_per_node 8 benchmarks/images/paper.py --presets lsun-bedroom-t4 --data bedrooms
-        --denoiser edm.safetensors --device cuda --precision bfloat16 --rows-at-a-time 8
+    python benchmarks/images/paper.py --presets imagenet64-t4 --data imagenet64.npz --label 207
+        --denoiser edm_imagenet64_ema.pt --device cuda --precision bfloat16
+    torchrun --nproc_per_node 8 benchmarks/images/paper.py --presets lsun-bedroom-t4 --data bedrooms.npy
+        --denoiser edm_bedroom256_ema.pt --device cuda --precision bfloat16 --rows-at-a-time 8
 
 Settings are those of the released configurations (dxmi_rl/irl/paper.py). What differs: value and energy are two
-networks (one there), ImageNet is played with a backbone that knows no classes or, with ``--label``, one class at a time
-(all together there), and no running cost is left out, CIFAR-10 at T = 4 starts from a DDPM (a DDGAN there), and LSUN
-without its scale of the kernel's sigmas. V counts in units of tau1 (Adam's steps move it a tenth as far as there), and
-gradients are clipped at 0.1 for the policy, at 10 for V, not for the energy. Backbones of ImageNet and LSUN are this
-package's (``pretrained_denoiser``) or DDPMs that predict noise: published EDM networks, which are told noise levels in
-another way, are not read. Images are kept as bytes in the device's memory: 50,000 of CIFAR-10 are 0.14 GiB, 1.28
-million of ImageNet 15 GiB, and 3 million bedrooms of LSUN 550 GiB, so give a part of these.
+networks (one there), ImageNet is played one class at a time (``--label``; all together there), no running cost is left
+out, CIFAR-10 at T = 4 starts from a DDPM (a DDGAN there), and LSUN without its scale of the kernel's sigmas. V counts
+in units of tau1 (Adam's steps move it a tenth as far as there), and gradients are clipped at 0.1 for the policy, at 10
+for V, not for the energy.
+
+Backbones of ImageNet and LSUN are the paper's, EDM networks of github.com/openai/consistency_models
+(edm_imagenet64_ema.pt, edm_bedroom256_ema.pt), read as they are. That of CIFAR-10 is a DDPMPipeline, such as
+google/ddpm-cifar10-32, the paper's at T = 10. EDM's own networks of CIFAR-10 are not read: their files are pickles with
+code, and diffusers' UNet2DModel cannot be their network, a SongUNet.
+
+CIFAR-10 (0.14 GiB) is kept in the device's memory. Other images stay on disk, and batches are read from there:
+3 million bedrooms of LSUN are 550 GiB. docs/images.md says how to prepare them.
 
 A command that is stopped goes on where it was when it is started again (at most ``KEPT_MINUTES`` before). Beside a game
 lie its curve, its last samples and a picture of them.
@@ -92,9 +99,10 @@ class Arguments:
     """Count, and try one iteration of CIFAR-10, without data."""
     data: Path | None = None
     """Images: torchvision's root of CIFAR-10 for its presets; for others a folder of pictures, or an .npy or .npz file
-    of images that have their size."""
+    of images that have their size (``dxmi_rl.targets.load_images``)."""
     denoiser: Path | None = None
-    """Backbone: the folder of a diffusers DDPMPipeline, or a .safetensors file of DenoiserUNet.save."""
+    """Backbone: the folder of a diffusers DDPMPipeline, a .pt file of an EDM network of consistency_models, or a
+    .safetensors file of DenoiserUNet.save."""
     label: int | None = None
     """Class of a class-conditional backbone: the game has the images of that class."""
     iterations: int | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dxmi_rl.targets import MissingDataError
-from dxmi_rl.targets.images import SUFFIXES
+from dxmi_rl.targets.own_images import SUFFIXES
 from dxmi_rl.utils.checks import check_integer, require
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError

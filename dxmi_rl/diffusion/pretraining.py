@@ -73,7 +73,7 @@ class PretrainingConfig:
     patch: int = 1
     """Side of the squares of pixels that a U-Net sees as one; 2: about four times as fast at equal channels."""
     preconditioning: str = "edm"
-    """What a U-Net predicts: "edm" (Karras et al.) or "epsilon" (DDPM's noise)."""
+    """What a U-Net predicts: "edm" (Karras et al.), "edm-log" (it is told log levels), "epsilon" (DDPM's noise)."""
     precision: str = "float32"
     """How the network is trained: "float32", or "bfloat16" (autocast): about twice as fast on processors that multiply
     such matrices (AMX, GPUs) where a U-Net does not attend, and slower elsewhere."""

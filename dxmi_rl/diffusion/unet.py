@@ -1,4 +1,4 @@
-"""Convolutional denoisers for images: diffusers' UNet2DModel, trained here or loaded from a DDPM pipeline."""
+"""Convolutional denoisers for images: diffusers' UNet2DModel, trained here, or a published DDPM or EDM network."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dxmi_rl.diffusion.consistency_models import read_network
 from dxmi_rl.diffusion.denoisers import Level, column, row_classes
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
 
-PRECONDITIONINGS = ["edm", "epsilon"]
+PRECONDITIONINGS = ["edm", "edm-log", "epsilon"]
 GROUPS = 8
 """Groups of a norm, and channels of an attention head."""
 TIMES = 1000.0
 """Noise levels are told to the network as numbers from 0 to this, as DDPM's steps are."""
+LOG_TIMES = 250.0
+"""What EDM networks of consistency_models are told is so many times the log of the level."""
+LEAST = 1e-44
+"""Their code adds this to a level, so that 0 has a logarithm."""
 
 
 class DenoiserUNet(nn.Module):
-    """D(x, alpha, s) from diffusers' UNet2DModel F, in one of two ways.
+    """D(x, alpha, s) from diffusers' UNet2DModel F, in one of three ways.
 
     With z = x / alpha, level l = s / alpha, the data's standard deviation c and time 1000 (2 / pi) atan(l / c):
 
         edm         D = c^2 / (l^2 + c^2) z + l c / sqrt(l^2 + c^2) F(z / sqrt(l^2 + c^2))
                     (Karras et al. 2022, arXiv 2206.00364, table 1)
+        edm-log     the same, with time 250 log l, as in github.com/openai/consistency_models
         epsilon     D = z - l F(z / sqrt(1 + l^2)), the noise as in DDPM (Ho et al. 2020, arXiv 2006.11239)
 
     A network that was trained on the steps of a DDPM is told the step, interpolated, whose alpha-bar is 1 / (1 + l^2).
@@ -47,7 +53,7 @@ class DenoiserUNet(nn.Module):
         layers: residual blocks per stage.
         attention: the last stage and the middle attend.
         patch: p; divides height and width, whose quotients are those that stages halve.
-        preconditioning: "edm" or "epsilon".
+        preconditioning: "edm", "edm-log" or "epsilon".
         config: settings of UNet2DModel in place of those that follow from the other arguments.
         alphas_cumprod: alpha-bar of every step of the DDPM that F was trained on, falling, in (0, 1); only with
             "epsilon".
@@ -124,6 +130,8 @@ class DenoiserUNet(nn.Module):
 
     def times(self, level: Tensor) -> Tensor:
         """What the network is told of noise levels s / alpha: ``[batch] -> [batch]``."""
+        if self.preconditioning == "edm-log":
+            return LOG_TIMES * torch.log(level + LEAST)
         if self.alphas_cumprod is None:
             return TIMES * 2 / math.pi * torch.atan(level / self.scale)
         known = 0.5 * (1 / self.alphas_cumprod.float() - 1).log()  # log level of every step, rising
@@ -163,6 +171,30 @@ class DenoiserUNet(nn.Module):
         except ValueError as error:
             raise CheckpointError(f"the scheduler in {str(folder)!r} cannot be used: {error}") from error
         denoiser.net.load_state_dict(net.state_dict())
+        return denoiser
+
+    @classmethod
+    def from_consistency_models(
+        cls, path: str | os.PathLike[str], *, size: int | None = None, head_channels: int = 64
+    ) -> DenoiserUNet:
+        """An EDM network in the file format of github.com/openai/consistency_models, such as edm_imagenet64_ema.pt.
+
+        The file is read without running code that it may hold. Its tensors say what the network is, but for two
+        things, for which the defaults are those of the published networks. Nor do they say how it was trained: files of
+        consistency models (cd_, ct_) look the same, and are no denoisers of this kind.
+
+        Args:
+            path: a file of torch.save with the state dict of that repository's UNetModel, in 16 or 32 bits.
+            size: height and width of the images. None: where attention begins, it sees 32 x 32.
+            head_channels: channels of an attention head.
+
+        Raises MissingExtraError without diffusers (extra ``images``), FileNotFoundError without the file,
+        CheckpointError for a file that is damaged or holds anything else, ValueError for a ``size`` or
+        ``head_channels`` that the network cannot have.
+        """
+        config, weights = read_network(path, size=size, head_channels=head_channels)
+        denoiser = cls((), 0.5, preconditioning="edm-log", config=config)
+        denoiser.net.load_state_dict(weights)
         return denoiser
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 
 from dxmi_rl.evaluation import feature_metrics
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet
+from dxmi_rl.targets.image_set import rows_of_part
 from dxmi_rl.utils.checks import check_integer
 
 FD_SAMPLES = 5000
@@ -28,7 +32,7 @@ def image_distance(target: ImageSet, x: Tensor, *, train: bool = False) -> float
     """``fd`` of ``image_scores`` alone; with ``train`` ``fd_train`` instead, which sees no test image."""
     if train:
         network = load_features(target.features, x.device)
-        return feature_metrics.frechet_distance(network(x), network(target.train_data(len(x))))
+        return feature_metrics.frechet_distance(_in_parts(network, x), _joined(network, target.parts(len(x))))
     return feature_metrics.frechet_distance(*_features(target, x))
 
 
@@ -43,7 +47,7 @@ def image_scores(target: ImageSet, x: Tensor, *, train: bool = False) -> dict[st
     scores = {"fd": feature_metrics.frechet_distance(features, real)}
     if train:
         network = load_features(target.features, x.device)
-        scores["fd_train"] = feature_metrics.frechet_distance(features, network(target.train_data(len(x))))
+        scores["fd_train"] = feature_metrics.frechet_distance(features, _joined(network, target.parts(len(x))))
     some, few = features[:PAIRED], real[:PAIRED]
     scores["kd"] = feature_metrics.kernel_distance(some, few)
     return scores | feature_metrics.neighbour_scores(few, some)
@@ -55,5 +59,14 @@ def _features(target: ImageSet, x: Tensor) -> tuple[Tensor, Tensor]:
     key = (target.features, target.test_digest(), len(x), str(x.device))
     if key not in _kept_features:
         _kept_features.clear()
-        _kept_features[key] = network(target.test_data(len(x)))
-    return network(x), _kept_features[key]
+        _kept_features[key] = _joined(network, target.parts(len(x), test=True))
+    return _in_parts(network, x), _kept_features[key]
+
+
+def _in_parts(network: nn.Module, x: Tensor) -> Tensor:
+    """Features of images, in parts where there are many, so that memory is that of features."""
+    return _joined(network, x.split(rows_of_part(x.shape[1:].numel())))
+
+
+def _joined(network: nn.Module, parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat([network(part) for part in parts])

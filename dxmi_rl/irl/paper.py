@@ -31,7 +31,7 @@ class PaperPreset:
     backbone: dict[str, Any]
     """Settings of diffusers' UNet2DModel."""
     preconditioning: str
-    """What the backbone predicts: "epsilon" or "edm" (DenoiserUNet)."""
+    """What the backbone predicts, and how it is told noise levels: "epsilon" or "edm-log" (DenoiserUNet)."""
     task: dict[str, Any]
     """Arguments of ``make_task``: horizon, ladder and base sampler."""
     n_trajectories: int
@@ -70,7 +70,8 @@ class PaperPreset:
         self, target: ImageSet, denoiser: str | os.PathLike[str], *, label: int | None = None,
         device: str | torch.device | None = None,
     ) -> Task:  # fmt: skip
-        """The images as a task with a trained backbone: the folder of a DDPMPipeline, or a file of DenoiserUNet.save.
+        """The images as a task with a trained backbone: the folder of a DDPMPipeline, a file of DenoiserUNet.save, or
+        an EDM network of consistency_models (".pt").
 
         With a class-conditional one ``label`` says of which class. Raises ValueError for images of another shape, and
         as ``make_task`` does.
@@ -88,20 +89,20 @@ _CIFAR10 = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
-_ADM = {
-    "in_channels": 3, "out_channels": 3, "attention_head_dim": 64, "downsample_type": "resnet",
-    "upsample_type": "resnet",
+_EDM = {
+    "in_channels": 3, "out_channels": 3, "attention_head_dim": 64, "attn_norm_num_groups": 32,
+    "downsample_type": "resnet", "upsample_type": "resnet",
 }  # fmt: skip
-_IMAGENET64 = _ADM | {
-    "sample_size": 64, "layers_per_block": 3, "block_out_channels": [192, 384, 576, 768],
+_IMAGENET64 = _EDM | {
+    "sample_size": 64, "layers_per_block": 3, "block_out_channels": [192, 384, 576, 768], "num_class_embeds": 1000,
     "resnet_time_scale_shift": "scale_shift",
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "down_block_types": ["ResnetDownsampleBlock2D"] + ["AttnDownBlock2D"] * 3,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
 }  # fmt: skip
-_BEDROOM = _ADM | {
+_BEDROOM = _EDM | {
     "sample_size": 256, "layers_per_block": 2, "block_out_channels": [256, 256, 512, 512, 1024, 1024],
-    "down_block_types": ["DownBlock2D"] * 3 + ["AttnDownBlock2D"] * 3,
-    "up_block_types": ["AttnUpBlock2D"] * 3 + ["UpBlock2D"] * 3,
+    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["AttnDownBlock2D"] * 3,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"] * 3,
 }  # fmt: skip
 _AVR: dict[str, Any] = {"sigma_last": 0.001, "backward": "brownian", "backward_options": {"rate": 0.99}}
 _LADDER = {"level_max": 80.0, "level_min": 0.002, "scale": 0.5}
@@ -124,7 +125,7 @@ for _name, _shape, _backbone, _horizon, _rho, _batch, _iterations in (
     PAPER_PRESETS.add(
         _name,
         PaperPreset(
-            _shape, _backbone, "edm", {**_levels, **_AVR}, n_trajectories=_batch, iterations=_iterations,
+            _shape, _backbone, "edm-log", {**_levels, **_AVR}, n_trajectories=_batch, iterations=_iterations,
             policy_learning_rate=1e-8, sigma_learning_rate=1e-6,
         ),
     )  # fmt: skip
@@ -174,6 +175,7 @@ def preset_cost(preset: PaperPreset) -> PresetCost:
     with torch.device("meta"):
         energy = make_energy(_Shaped(preset.event_shape), config.energy)  # type: ignore[arg-type]
         denoiser = preset.make_backbone()
+        denoiser.label = None if denoiser.classes is None else 0
         x = torch.zeros(1, *preset.event_shape)
         level = torch.ones(1)
         networks = {"denoiser": _cost(denoiser, x, 1.0, level), "energy": _cost(energy, x)}

@@ -6,18 +6,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import cast, get_type_hints
 
-from dxmi_rl.targets.base import Modes, Target, TargetError
+from dxmi_rl.targets.base import MissingDataError, Modes, Target, TargetError
 from dxmi_rl.targets.cox import LogGaussianCox
 from dxmi_rl.targets.custom import DataTarget, EnergyTarget
 from dxmi_rl.targets.digits import Digits
 from dxmi_rl.targets.funnel import Funnel
 from dxmi_rl.targets.image_set import ImageSet
-from dxmi_rl.targets.images import MissingDataError, cifar10, emoji32, fashion_mnist, load_images, mnist5k
+from dxmi_rl.targets.images import cifar10, emoji32, fashion_mnist, mnist5k
 from dxmi_rl.targets.manywell import ManyWell, manywell32, manywell64, manywell128
 from dxmi_rl.targets.mixtures import GaussianMixture, eight_gaussians, gmm9, gmm25, gmm40, gmm40_50
+from dxmi_rl.targets.own_images import load_images
 from dxmi_rl.targets.particles import DoubleWell4, LennardJones, LennardJones13, LennardJones55, ParticleTarget
 from dxmi_rl.targets.planar import PlanarSet, checkerboard, moons, rings, two_spirals
 from dxmi_rl.targets.rewards import QuadraticReward, WithinData
+from dxmi_rl.targets.stored import StoredRows
 from dxmi_rl.targets.student import StudentMixture, mos10, mos10_50
 from dxmi_rl.targets.tilted import (
     REWARDS,
@@ -56,6 +58,7 @@ __all__ = [
     "QuadraticReward",
     "Reward",
     "RewardEnergy",
+    "StoredRows",
     "StudentMixture",
     "Target",
     "TargetError",

@@ -19,6 +19,10 @@ class TargetError(ValueError):
     """A target was asked for something it does not have (an energy, a sampler, a data split)."""
 
 
+class MissingDataError(TargetError):
+    """A data set that is not on this machine, or a damaged one; the message says how to get it."""
+
+
 @dataclass(frozen=True)
 class Modes:
     """The modes of a target.

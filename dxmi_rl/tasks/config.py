@@ -39,8 +39,9 @@ class TaskConfig:
     """Standard deviation of the last base step; None: exact for mixtures, 0.05 for data."""
     denoiser: str | nn.Module = "exact"
     """"exact" (Gaussian mixtures), "learned" (trained on the target's data by the DDPM loss), for images a path (the
-    folder of a diffusers DDPMPipeline, or a ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s),
-    such as a VelocityDenoiser or an EDMDenoiser around yours."""
+    folder of a diffusers DDPMPipeline, a ".pt" file of an EDM network in consistency_models' format, or a
+    ".safetensors" file of DenoiserUNet.save), or a network D(x, alpha, s), such as a VelocityDenoiser or an EDMDenoiser
+    around yours."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Settings of the learned denoiser."""
     label: int | tuple[int, ...] | None = None

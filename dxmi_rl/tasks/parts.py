@@ -108,7 +108,12 @@ def _load(path: str) -> nn.Module:
     file = Path(path)
     if not file.exists():
         raise UnknownNameError("denoiser", path, ["exact", "learned", "the path of a folder or file that exists"])
-    denoiser = DenoiserUNet.from_pipeline(file) if file.is_dir() else DenoiserUNet.load(file)
+    if file.is_dir():
+        denoiser = DenoiserUNet.from_pipeline(file)
+    elif file.suffix == ".pt":
+        denoiser = DenoiserUNet.from_consistency_models(file)
+    else:
+        denoiser = DenoiserUNet.load(file)
     return denoiser.requires_grad_(False).eval()
 
 

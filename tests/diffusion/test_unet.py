@@ -44,7 +44,7 @@ def images(n: int = 5) -> Tensor:
 def test_it_starts_at_the_best_linear_denoiser_or_at_no_noise(preconditioning: str) -> None:
     denoiser = DenoiserUNet(SHAPE, 0.5, preconditioning=preconditioning, **SMALL)
     x, alpha, s = images(), 0.8, 0.6
-    gain = 0.5**2 / (0.5**2 + (s / alpha) ** 2) if preconditioning == "edm" else 1.0
+    gain = 0.5**2 / (0.5**2 + (s / alpha) ** 2) if preconditioning != "epsilon" else 1.0
     assert torch.allclose(denoiser(x, alpha, s), gain * x / alpha, atol=1e-6)
 
 

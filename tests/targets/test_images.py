@@ -29,6 +29,7 @@ from dxmi_rl.targets import (
     load_images,
     make_target,
     mnist5k,
+    own_images,
 )  # fmt: skip
 from dxmi_rl.targets.base import TargetError
 from dxmi_rl.tasks import TASKS, TaskConfig
@@ -99,7 +100,7 @@ def test_settings_are_chosen_on_a_fifth_of_the_training_images_of_every_class() 
         ({"test": COLOUR[:0]}, ValueError, "test.*1 or more rows"),
         ({"train": COLOUR[:9, 0]}, ValueError, r"train must have shape \[rows, channels"),
         ({"train": COLOUR / 255}, TypeError, "train must have dtype uint8"),
-        ({"train": [1, 2]}, TypeError, "train must be a torch.Tensor or numpy array"),
+        ({"train": [1, 2]}, TypeError, "train must be a torch.Tensor, numpy array or StoredRows"),
         ({"test": GREY[:3]}, ValueError, r"test must have images of shape \[3, 8, 8\]"),
         ({"train": np.full((4, 3, 8, 8), 7, np.uint8)}, ValueError, "images of one value"),
         ({"train_labels": [1, 2]}, ValueError, "train_labels must be 30 integers"),
@@ -274,9 +275,9 @@ def test_a_folder_is_read_once(mode: str, channels: int, tmp_path: Path, monkeyp
     target = load_images(tmp_path / "mine", size=6, name="mine")
     assert target.event_shape == (channels, 6, 6) and target.name == "mine"
     assert (len(target.train_bytes), len(target.test_bytes)) == (23, 2)
-    reds = torch.cat([target.train_bytes, target.test_bytes])[:, 0, 3, 3]
+    reds = torch.cat([target.train_bytes[:], target.test_bytes[:]])[:, 0, 3, 3]
     assert sorted(reds.tolist()) == [10 * index for index in range(25)]
-    monkeypatch.setattr(images, "_square", None)
+    monkeypatch.setattr(own_images, "square", None)
     assert load_images(tmp_path / "mine", size=6).digest() == target.digest()
     monkeypatch.undo()
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path / "cache"))
@@ -289,7 +290,7 @@ def test_clear_pictures_are_put_on_white(tmp_path: Path, monkeypatch: pytest.Mon
     for index, colour in enumerate([(0, 0, 0, 255), (60, 60, 60, 255), (90, 0, 0, 0), (0, 0, 9, 0)]):
         Image.new("RGBA", (8, 8), colour).save(tmp_path / f"{index}.png")
     rows = load_images(tmp_path, size=4)
-    both = torch.cat([rows.train_bytes, rows.test_bytes])
+    both = torch.cat([rows.train_bytes[:], rows.test_bytes[:]])
     assert sorted(both.flatten(1).float().mean(1).tolist()) == [0.0, 60.0, 255.0, 255.0]
 
 
@@ -308,7 +309,7 @@ def test_the_digits_target_is_the_digits_task() -> None:
 def test_pictures_are_cropped_to_the_middle() -> None:
     picture = Image.new("RGB", (30, 10))
     picture.paste((255, 255, 255), (10, 0, 20, 10))
-    assert (images._square(picture, 10) == 255).all()
+    assert (own_images.square(picture, 10) == 255).all()
 
 
 @pytest.mark.parametrize("layout", ["channels last", "channels first"])
@@ -322,7 +323,7 @@ def test_arrays_in_files(layout: str, kind: str, tmp_path: Path) -> None:
         np.savez(file, **{kind: rows, "labels": np.arange(40)})
     target = load_images(file)
     assert target.event_shape == (3, 8, 8) and len(target.test_bytes) == 4
-    both = torch.cat([target.train_bytes, target.test_bytes])
+    both = torch.cat([target.train_bytes[:], target.test_bytes[:]])
     if kind == "npy":
         assert target.train_labels is None and len(both.flatten(1).unique(dim=0)) == 40
     else:

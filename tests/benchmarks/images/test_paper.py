@@ -18,7 +18,7 @@ pytest.importorskip("prdc")
 from benchmarks.images import paper
 from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.paper import PAPER_PRESETS, PaperPreset, make_game, preset_cost
-from dxmi_rl.targets import ImageSet
+from dxmi_rl.targets import ImageSet, StoredRows
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8)
@@ -80,6 +80,10 @@ def test_the_paper_games_can_be_played(
 ) -> None:
     labels = np.arange(20) % 2
     target = ImageSet(BYTES[:15], BYTES[15:], train_labels=labels[:15], test_labels=labels[15:])
+    if label is not None:  # images that stay on disk
+        np.savez(tmp_path / "images.npz", images=np.tile(BYTES, (2, 1, 1, 1)), labels=np.tile(labels, 2))
+        target = script.load_target(name, tmp_path / "images.npz", tiny(name), "lite0")
+        assert isinstance(target.train_bytes, StoredRows)
     monkeypatch.setattr(script, "load_target", lambda *_: target)
     monkeypatch.setattr(script, "score", lambda game, seed, samples: {"fd": 1.0, "samples": samples})
     monkeypatch.setattr(script.evaluation, "image_distance", lambda target, x: 1.0)
