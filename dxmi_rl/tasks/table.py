@@ -17,6 +17,9 @@ IMAGE_TAU = 0.03
 """Temperature per dimension of image sets, found on digits, where samples blur at 0.1."""
 LAST_NOISE = 0.01
 """Last sigma of image sets: a grey level of 256. Features of photographs see noise of 0.05, those of digits do not."""
+LARGE = 28
+"""Images of this height and width, or larger, have a U-Net on patches of 2 x 2 pixels: at equal seconds its loss is
+lower."""
 
 TASKS: Registry[TaskConfig] = Registry("task")
 TASKS.add("8gaussians", TaskConfig("8gaussians"))
@@ -120,10 +123,12 @@ def _of_images(target: str | Target) -> TaskConfig:
 
 
 def _image_config(target: str | Target, event_shape: tuple[int, ...]) -> TaskConfig:
-    """That of the digits with a U-Net; stages halve the sides twice, or as often as these are even."""
-    halvings = min(2, *(((side & -side).bit_length() - 1) for side in event_shape[1:]))
+    """That of the digits with a U-Net; stages halve the sides, in patches, twice or as often as these are even."""
+    patch = 2 if min(event_shape[1:]) >= LARGE and not any(side % 2 for side in event_shape[1:]) else 1
+    sides = [side // patch for side in event_shape[1:]]
+    halvings = min(2, *((side & -side).bit_length() - 1 for side in sides))
     channels = PretrainingConfig.channels[: halvings + 1]
-    unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels)
+    unet = PretrainingConfig(network="unet", iterations=8000, batch_size=64, channels=channels, patch=patch)
     tau = IMAGE_TAU / math.prod(event_shape)
     return replace(TASKS["digits"], target=target, tau=tau, pretraining=unet, sigma_last=LAST_NOISE)
 

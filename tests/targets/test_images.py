@@ -33,6 +33,7 @@ from dxmi_rl.targets import (
 )  # fmt: skip
 from dxmi_rl.targets.base import TargetError
 from dxmi_rl.tasks import TASKS, TaskConfig
+from dxmi_rl.tasks.table import default_config
 from dxmi_rl.utils.checks import MissingExtraError
 from dxmi_rl.utils.registry import Registry, UnknownNameError
 
@@ -420,6 +421,13 @@ def test_a_named_set_has_no_energy_of_its_own_and_no_fixed_one(monkeypatch: pyte
 
 
 # Tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_unets_of_large_images_see_patches() -> None:
+    for side, wanted in ((14, (1, (32, 64))), (24, (1, (32, 64, 64))), (28, (2, (32, 64))), (32, (2, (32, 64, 64)))):
+        grey = np.zeros((2, 1, side, side), np.uint8) + np.array([0, 255], np.uint8)[:, None, None, None]
+        unet = default_config(ImageSet(grey, grey)).pretraining
+        assert (unet.network, (unet.patch, unet.channels)) == ("unet", wanted)
 
 
 @pytest.mark.slow
