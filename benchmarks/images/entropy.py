@@ -250,18 +250,18 @@ def start_and_data(kinds: Sequence[str], seed: int, device: str) -> tuple[dict[s
 
 ROWS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "FD ↓": lambda one: one["fd"],
-    **{f"AUC ↑,\n{name}": functools.partial(lambda name, one: one["auc"][name], name)
+    **{f"AUC ↑, {name}": functools.partial(lambda name, one: one["auc"][name], name)
        for name in ("noise", "inverted", "shuffled", "shifted", "letters", "printed digits")},
-    "nats per\ndimension ↑": lambda one: one.get("likelihood"),
-    "nats, tau\nfitted ↑": lambda one: one["fitted_likelihood"],
-    "fitted\ntau": lambda one: one["fitted_tau"],
-    "calibration,\ntau per\ndimension": lambda one: one.get("calibration"),
+    "nats per dimension ↑": lambda one: one.get("likelihood"),
+    "nats, tau fitted ↑": lambda one: one["fitted_likelihood"],
+    "fitted tau": lambda one: one["fitted_tau"],
+    "calibration": lambda one: one.get("calibration"),
 }  # fmt: skip
-"""Columns of the games "all"."""
+"""Scores of the games "all"."""
 FEW_ROWS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "FD ↓": lambda one: one["fd"],
-    "share of five\nfew classes": lambda one: one["share"],
-    "entropy of\nclasses, nats": lambda one: one["class_entropy"],
+    "share of few classes": lambda one: one["share"],
+    "entropy of classes": lambda one: one["class_entropy"],
 }
 
 
@@ -272,26 +272,31 @@ def values_of(runs: Sequence[dict[str, Any]], kind: str, tau: float, read: Calla
 
 
 def print_runs(found: dict[str, Any], console: Console) -> None:
-    """A table per kind: medians over seeds, and their range."""
-
-    def cell(values: Sequence[float]) -> str:
-        if not values:
-            return ""
-        return f"{statistics.median(values):.3g}\n[{min(values):.3g}, {max(values):.3g}]"
-
+    """A table per kind, with a column per temperature: medians over seeds, and their range."""
     for kind, rows in (("all", ROWS), ("few", FEW_ROWS)):
         taus = list(dict.fromkeys(one["tau"] for one in found["runs"] if one["kind"] == kind))
         if not taus:
             continue
-        table = Table("tau per\ndimension", *rows, title=f"digits: {kind}", show_lines=True)
-        blank = [""] * (len(rows) - 1) if kind == "all" else []
-        for name, own in (("start", found["start"].get(kind)), ("data", found["data"])):
-            if own is not None:
-                cells = [f"{own['fd']:.3g}", *blank]
-                table.add_row(name, *(cells if kind == "all" else [f"{read(own):.3g}" for read in rows.values()]))
-        for tau in taus:
-            table.add_row(f"{tau:g}", *(cell(values_of(found["runs"], kind, tau, read)) for read in rows.values()))
+        table = Table("", "start", "data", *(f"tau {tau:g}" for tau in taus), title=f"digits: {kind}", show_lines=True)
+        for name, read in rows.items():
+            known = [_known(read, found["start"][kind]), _known(read, found["data"])]
+            table.add_row(name, *known, *(_range(values_of(found["runs"], kind, tau, read)) for tau in taus))
         console.print(table)
+
+
+def _known(read: Callable[[dict[str, Any]], float | None], own: dict[str, Any]) -> str:
+    """What a sampler that is not trained has, where it has this score."""
+    try:
+        value = read(own)
+    except KeyError:
+        return ""
+    return "" if value is None else f"{value:.3g}"
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{statistics.median(values):.3g}\n[{min(values):.3g}, {max(values):.3g}]"
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
@@ -314,14 +319,12 @@ def draw(found: dict[str, Any], file: Path) -> None:
     colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito's
     names = ("noise", "inverted", "shuffled", "shifted", "letters", "printed digits")
     for index, (name, colour, marker) in enumerate(zip(names, colours, "osD^vx", strict=True)):
-        line(panels[0], "all", ROWS[f"AUC ↑,\n{name}"], 0.05 * (index - 2.5), label=name, color=colour, marker=marker)
+        line(panels[0], "all", ROWS[f"AUC ↑, {name}"], 0.05 * (index - 2.5), label=name, color=colour, marker=marker)
     panels[0].set(ylabel="AUC against test digits ↑", title="The energy as a detector")
-    line(
-        panels[1], "all", ROWS["nats per\ndimension ↑"], -0.05, label="at the game's tau", color=colours[0], marker="o"
-    )
-    line(panels[1], "all", ROWS["nats, tau\nfitted ↑"], 0.05, label="tau fitted", color=colours[1], marker="s")
+    line(panels[1], "all", ROWS["nats per dimension ↑"], -0.05, label="at the game's tau", color=colours[0], marker="o")
+    line(panels[1], "all", ROWS["nats, tau fitted ↑"], 0.05, label="tau fitted", color=colours[1], marker="s")
     panels[1].set(ylabel="log-likelihood, nats per dimension ↑", title="The energy as a density")
-    line(panels[2], "few", FEW_ROWS["share of five\nfew classes"], 0.0, label="games", color=colours[0], marker="o")
+    line(panels[2], "few", FEW_ROWS["share of few classes"], 0.0, label="games", color=colours[0], marker="o")
     if "few" in found["start"]:
         panels[2].axhline(found["start"]["few"]["share"], color=colours[4], linestyle=":", label="start")
     panels[2].axhline(found["data"]["share"], color="black", linestyle="--", label="data")
