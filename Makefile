@@ -6,6 +6,9 @@ STAMP := .venv/.installed
 # Small batches on small networks: one thread per process is fastest, and it keeps results reproducible.
 export OMP_NUM_THREADS ?= 1
 
+# Of 30,000 installed files few are imported; these are compiled then, and once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two processes, each with whole files, in their order: tests of one file share what they have trained.
 TWO := -n 2 --dist loadscope --no-loadscope-reorder
 
@@ -20,7 +23,7 @@ install: $(STAMP) ## make .venv when missing, and install the package with every
 # Runs again only when pyproject.toml changes.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
 	@touch $@
 
 test: install ## run all tests on two cores
