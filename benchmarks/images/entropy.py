@@ -33,7 +33,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import string
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,13 +44,13 @@ if __name__ == "__main__":  # started as a file: imports are from the root of th
 
 import numpy as np
 import torch
-from matplotlib import get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.images import other_images
 from benchmarks.images.play import EVALUATION_SEED, image_set, samples_of
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from benchmarks.scripts import command_line, header
@@ -64,7 +63,7 @@ from dxmi_rl.evaluation import annealed_importance_sampling, image_distance, met
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
-from dxmi_rl.utils.checks import check_integer, check_real, require
+from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import write_json
 
@@ -74,13 +73,6 @@ FEW = (5, 6, 7, 8, 9)
 FITTED = (0.03, 0.1, 0.3, 1.0)
 """Temperatures per dimension at which every energy is also read as a density."""
 CHAINS = 64
-FONTS = (
-    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono",
-    "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique", "STIXGeneral", "STIXGeneralBol",
-)  # fmt: skip
-"""Files that come with matplotlib."""
-LETTERS = "".join(letter for letter in string.ascii_uppercase if letter not in "BIOSZ")
-"""Capitals that look like no digit."""
 
 
 @dataclass(frozen=True)
@@ -105,40 +97,6 @@ class Arguments:
     """Write everything to this file."""
     picture: Path | None = None
     """Draw AUC, likelihood and shares against tau into this PNG file."""
-
-
-def printed(text: str) -> Tensor:
-    """Characters in all fonts, white on black, as the digits are: ``[len(FONTS) * len(text), 1, 8, 8]`` in [-1, 1]."""
-    image, draw, font = (require(f"PIL.{name}", "images") for name in ("Image", "ImageDraw", "ImageFont"))
-    found = list[Tensor]()
-    for name in FONTS:
-        type_ = font.truetype(str(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf")), 96)
-        for letter in text:
-            page = image.new("L", (192, 192))
-            draw.Draw(page).text((48, 24), letter, fill=255, font=type_)
-            glyph = page.crop(page.getbbox())
-            height, width = 8, max(1, min(8, round(8 * glyph.width / glyph.height)))
-            small = torch.from_numpy(np.array(glyph.resize((width, height), image.Resampling.BOX), dtype=np.float32))
-            left = (8 - width) // 2
-            whole = torch.nn.functional.pad(small, (left, 8 - width - left))
-            found.append((whole / 255 * 2 - 1)[None])
-    return torch.stack(found)
-
-
-def other_images(data: Tensor) -> dict[str, Tensor]:
-    """What is no digit, or no digit as these are: as many images as ``data``, or all printed ones."""
-    generator = torch.Generator().manual_seed(0)
-    shifted = torch.full_like(data, -1.0)
-    shifted[..., 2:] = data[..., :-2]
-    orders = torch.rand(len(data), 64, generator=generator).argsort(1)
-    return {
-        "noise": 2 * torch.rand(data.shape, generator=generator) - 1,
-        "inverted": -data,
-        "shuffled": data.flatten(1).gather(1, orders).view_as(data),
-        "shifted": shifted,
-        "letters": printed(LETTERS),
-        "printed digits": printed(string.digits),
-    }
 
 
 def few_of_five() -> ImageSet:
@@ -189,7 +147,7 @@ def energy_scores(game: DxMI, tau: float, seed: int) -> dict[str, Any]:
     target = image_set(game.task)
     test, dim = target.test_images, target.dim
     energy, center = game.average_energy, target.train_images.mean(0)
-    others = {name: other.to(test.device) for name, other in other_images(test.cpu()).items()}
+    others = {name: other.to(test.device) for name, other in other_images.of_digits(test.cpu()).items()}
     generator = torch.Generator().manual_seed(EVALUATION_SEED + seed)
 
     def noisy(x: Tensor) -> Tensor:
@@ -227,8 +185,8 @@ def measure(kind: str, tau: float, seed: int, arguments: Arguments) -> dict[str,
     return found | (energy_scores(game, tau, seed) if kind == "all" else {})
 
 
-CODE = code_of(sys.modules[__name__])
-"""Digest of this file."""
+CODE = code_of(sys.modules[__name__], other_images)
+"""Digest of this file, and of the images that it shows."""
 
 
 def run(kind: str, tau: float, seed: int, arguments: Arguments) -> dict[str, Any]:

@@ -18,7 +18,8 @@ finished runs are kept. Rows:
                                           games of "mlp" on images that are no digits have a schedule of their own
     dxmi/path-wise, dxmi/ppo, and so on   other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
-    dxmi, look-ahead alone                the policy's gradient is not corrected along the path, at T = 4 and 10
+    dxmi, look-ahead alone                V is the look-ahead, and the policy's gradient is not corrected along the
+                                          path, at T = 4 and 10
     dxmi, learned values                  V is a network that learns all of it
 
 ``--ablations`` plays the recipe at T = 4 with the contrastive loss, with fixed sigmas, and with the paper's Brownian
@@ -87,10 +88,10 @@ EPISODES = {"digits": 75_000, "mnist5k": 56_250, "mnist5k-14": 56_250}
 """Of a game, whatever its horizon: as many iterations for both players. Other sets have OTHER_EPISODES."""
 OTHER_EPISODES = 62_500
 VALUES: dict[str, dict[str, Any]] = {
-    "look-ahead alone": {"agent.path_correction": False},
+    "look-ahead alone": {"agent.lookahead_value": True, "agent.value_steps": 0, "agent.path_correction": False},
     "learned values": {"agent.lookahead_value": False, "agent.value_steps": 4, "agent.path_correction": False},
 }
-"""What V is in a game with DxDP instead of the recipe's look-ahead, corrected along the path."""
+"""What V is in a game with DxDP, whatever the recipe has."""
 SCORES = {
     "fd": "FD ↓", "fd_last": "FD ↓,\nlast iterate", "fd_train": "FD ↓,\ntraining images", "kd": "KD ↓",
     "fd_guided": "FD ↓,\nguided", "precision": "precision ↑", "recall": "recall ↑", "density": "density ↑",

@@ -71,7 +71,7 @@ class PretrainingConfig:
     attention: bool = True
     """The last stage of a U-Net attends."""
     patch: int = 1
-    """Side of the squares of pixels that a U-Net sees as one; 2: about four times as fast at equal channels."""
+    """Side of the squares of pixels that a U-Net sees as one, which leaves 1 / patch^2 of the places to compute."""
     preconditioning: str = "edm"
     """What a U-Net predicts: "edm" (Karras et al.), "edm-log" (it is told log levels), "epsilon" (DDPM's noise)."""
     precision: str = "float32"

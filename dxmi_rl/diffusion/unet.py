@@ -43,8 +43,8 @@ class DenoiserUNet(nn.Module):
     With ``classes`` F is also told what an image shows: the ``label`` of a call or, without one, the attribute
     ``label``, one class for all rows, which is None at first and no part of what ``save`` writes.
 
-    With ``patch`` p > 1 F sees every square of p x p pixels as one pixel with p^2 times the channels, and answers so:
-    at equal channels a call takes about 1 / p^2 of the time.
+    With ``patch`` p > 1 F sees every square of p x p pixels as one pixel with p^2 times the channels, and answers so.
+    That leaves 1 / p^2 of the places to compute.
 
     Args:
         event_shape: ``(channels, height, width)``; height and width must be multiples of 2^(stages - 1).

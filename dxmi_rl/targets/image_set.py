@@ -235,7 +235,7 @@ class ImageSet(Target):
 
 
 def rows_of_part(dim: int) -> int:
-    """How many images of ``dim`` numbers are read, or scored, at once: 256, or more, a multiple, in 128 MiB."""
+    """How many images of ``dim`` numbers are read or scored at once: a multiple of 256 that fits 128 MiB, or 256."""
     return max(1, PART_NUMBERS // dim // 256) * 256
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from script_cases import documented
 
-from benchmarks.images import entropy
+from benchmarks.images import entropy, other_images
 from dxmi_rl.diffusion import pretrained_denoiser
 
 
@@ -25,12 +25,12 @@ def test_few_images_of_five_classes_are_left() -> None:
 
 def test_other_images_are_as_they_are_called() -> None:
     data = entropy.make_target("digits").test_data(50)
-    others = entropy.other_images(data)
+    others = other_images.of_digits(data)
     assert all(other.shape[1:] == data.shape[1:] and float(other.abs().max()) <= 1 for other in others.values())
     assert torch.equal(others["inverted"], -data)
     assert torch.equal(others["shifted"][..., 2:], data[..., :-2]) and bool((others["shifted"][..., :2] == -1).all())
     assert torch.equal(others["shuffled"].flatten(1).sort(1).values, data.flatten(1).sort(1).values)
-    assert len(others["letters"]) == len(entropy.FONTS) * 21 and len(others["printed digits"]) == 100
+    assert len(others["letters"]) == len(other_images.FONTS) * 21 and len(others["printed digits"]) == 100
     assert bool((others["letters"].flatten(1).amax(1) > 0).all()), "every letter is there"
 
 

@@ -13,6 +13,7 @@ from script_cases import documented
 pytest.importorskip("prdc")
 from benchmarks.images import images as script
 from benchmarks.images import play as play_module
+from benchmarks.images.pictures import STYLES
 from benchmarks.images.play import Play
 from dxmi_rl import make_task
 from dxmi_rl.irl import DxMI
@@ -110,6 +111,19 @@ def test_every_set_has_all_rows_and_keys_differ(tmp_path: Path) -> None:
         "dxmi/ppo, T = 4",
         "ddpm, T = 100",
     }
+
+
+def test_pictures_know_every_agent() -> None:
+    assert {f"dxmi/{agent}" for agent in script.INSIDE} | {"dxmi"} <= set(STYLES)
+
+
+def test_rows_that_say_what_v_is_say_all_of_it() -> None:
+    """Recipes differ between networks, so these rows must not rely on theirs."""
+    for data, backbone in (("digits", "default"), ("fashion-mnist", "default"), ("mnist5k-14", "mlp")):
+        for play in script.all_plays(data, [0], backbone=backbone):
+            for name, changes in script.VALUES.items():
+                assert set(changes) == {"agent.lookahead_value", "agent.value_steps", "agent.path_correction"}
+                assert name not in play.row or changes.items() <= play.changes.items()
 
 
 def test_games_have_as_many_episodes_whatever_their_horizon() -> None:
