@@ -46,10 +46,13 @@ def end_with_parent(parent: int) -> None:
 
 
 def worker_processes(jobs: int) -> Any:
-    """loky's ProcessPoolExecutor of ``jobs`` processes, which end with this one however it ends."""
+    """loky's executor of ``jobs`` processes, which end with this one however it ends, and after ten idle seconds.
+
+    It is the same one, with its processes, until it is shut down: their start takes longer than many a run.
+    """
     from joblib.externals import loky
 
-    return loky.ProcessPoolExecutor(jobs, initializer=end_with_parent, initargs=(os.getpid(),))
+    return loky.get_reusable_executor(jobs, initializer=end_with_parent, initargs=(os.getpid(),))
 
 
 # Before the first run -------------------------------------------------------------------------------------------------
@@ -59,14 +62,21 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
     """Fill the caches that workers share, and build every agent once, so that bad settings end here.
 
     Training a task's denoiser and measuring the floors would otherwise be repeated by every worker; the tasks are
-    prepared in parallel, the largest first.
+    prepared in parallel, the largest first, by the workers that execute the runs later. Raises ChildProcessError when
+    one of them dies.
     """
-    import joblib
-
     first = {run.row.task: run for run in reversed(runs)}
     order = sorted(first.values(), key=lambda run: -run.row.target.dim)
-    parallel = joblib.Parallel(max(1, min(jobs, len(order))), initializer=end_with_parent, initargs=(os.getpid(),))
-    parallel(joblib.delayed(fill_caches)(run) for run in order)
+    if len(order) > 1:
+        executor = worker_processes(min(jobs, len(runs)))
+        try:
+            for future in [executor.submit(fill_caches, run) for run in order]:
+                future.result()
+        except BaseException as error:
+            executor.shutdown(wait=True, kill_workers=True)
+            if isinstance(error, concurrent.futures.BrokenExecutor):
+                raise ChildProcessError(f"a worker process died while it prepared tasks: {error}") from error
+            raise
     tasks: dict[str, Task] = {}
     checked: list[Row] = []
     for run in runs:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from sweep_cases import ROOT, RUNS, read, results, tiny_main, write_tiny
 
+from benchmarks.tuning.tune import Inline
 from dxmi_rl.benchmark import attempt, sweep
 from dxmi_rl.benchmark.measure import measure
 from dxmi_rl.benchmark.plan import Arguments, make_plan
@@ -214,6 +215,22 @@ def test_workers_that_die_at_once_end_the_sweep(
     monkeypatch.setattr(sweep, "_in_workers", dying)
     assert tiny_main("--agents", "base") == 2
     assert "error: worker processes die before they start a run: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_it_prepares_is_one_clear_error(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(Inline):
+        def submit(self, function: Any, /, *arguments: Any, **options: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(BrokenExecutor("killed"))
+            return future
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "worker_processes", lambda jobs: Broken())
+    assert tiny_main("--agents", "base", "dxmi", whole=True) == 2
+    assert "error: a worker process died while it prepared tasks: killed" in capsys.readouterr().err
 
 
 def base_run() -> Run:
