@@ -39,17 +39,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import DxMI, evaluate, make_agent, make_task
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.agents.any_step import AnyStep
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.utils.checks import check_integer
-from dxmi_rl.utils.storage import write_json
 
 KEYS = ("kl_marginal", "kl_marginal_forward", "kl_bound", "sliced_w2", "sliced_w2_floor", "fd", "fd_floor")
 TOGETHER = "any-step"
@@ -61,11 +59,9 @@ SHOWN = {
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every agent."""
     tasks: tuple[str, ...] = ("8gaussians", "gmm25")
     """Tasks with an energy, or sets of images."""
     agent: str = "dxdp"
@@ -78,16 +74,8 @@ class Arguments:
     """Transitions of AnyStep, over all horizons."""
     alone_budget: int = 100_000
     """Transitions of an agent for one horizon."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/any_step")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
-    picture: Path | None = None
-    """Draw the scores against T into this PNG file."""
 
 
 def measure(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -144,8 +132,9 @@ def scores_at(runs: Sequence[dict[str, Any]], task: str, together: bool, key: st
     return dict(sorted(found.items()))
 
 
-def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A line per task and horizon: medians over seeds, of AnyStep and of the agent for this horizon alone."""
+    runs = found["runs"]
     for task in dict.fromkeys(one["task"] for one in runs):
         table = Table("T", title=f"{task}: any-step / one horizon alone, medians over seeds")
         keys = [key for key in KEYS if scores_at(runs, task, True, key) and not key.endswith("_floor")]
@@ -165,8 +154,9 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(f"transitions per seed: {spent[0]:,.0f} together, {spent[1]:,.0f} for all horizons one by one")
 
 
-def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """A column of panels per task, one for each of its scores in SHOWN: medians with the range, against T."""
+    runs = found["runs"]
     tasks = list(dict.fromkeys(one["task"] for one in runs))
     keys = {task: [key for key in SHOWN if scores_at(runs, task, True, key)] for task in tasks}
     rows = max(len(found) for found in keys.values())
@@ -208,35 +198,25 @@ def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) 
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key in ("budget", "alone_budget"):
+        check_integer(key, getattr(arguments, key))
+    for task in arguments.tasks:
+        built = make_task(task, horizon=arguments.horizons)
+        if len(built.horizons) < 2:
+            raise ValueError(f"horizons must be two or more, got {arguments.horizons}.")
+        for horizon in arguments.unseen:
+            built.at(horizon)
     rows = [TOGETHER, *(f"T = {horizon}" for horizon in arguments.horizons)]
     wanted = [(task, row, seed, arguments) for task in arguments.tasks for seed in arguments.seeds for row in rows]
-    try:
-        for key in ("budget", "alone_budget", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        check_seeds(arguments.seeds)
-        for task in arguments.tasks:
-            built = make_task(task, horizon=arguments.horizons)
-            if len(built.horizons) < 2:
-                raise ValueError(f"horizons must be two or more, got {arguments.horizons}.")
-            for horizon in arguments.unseen:
-                built.at(horizon)
-        runs = run_all(run, wanted, arguments.jobs, "horizons")
-        if arguments.json is not None:
-            asked = {key: getattr(arguments, key) for key in ("agent", "horizons", "budget", "alone_budget")}
-            write_json(arguments.json, header(command, arguments.device) | asked | {"runs": runs})
-        if arguments.picture is not None:
-            draw(runs, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+    runs = run_all(run, wanted, arguments.jobs, "horizons")
+    return {key: getattr(arguments, key) for key in ("agent", "horizons", "budget", "alone_budget")} | {"runs": runs}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,12 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import Agent, evaluate, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.aims import kl_to_base
 from dxmi_rl.agents.kl_control import AdaptiveBeta, StopAtKL
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
@@ -57,7 +56,6 @@ from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed, parsed_settings
-from dxmi_rl.utils.storage import write_json
 
 CONTROLS = ["beta", "adaptive", "stop"]
 KEYS = ("reward", "true_reward", "kl_base", "sliced_w2", "modes", "fd", "recall", "coverage")
@@ -70,11 +68,9 @@ WORDS = {"beta": "fixed beta", "adaptive": "beta steered", "stop": "stopped"}
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every agent."""
     tasks: tuple[str, ...] = ("8gaussians-proxy",)
     """Tilted mixtures, or tasks whose base sampler a reward tilts."""
     agents: tuple[str, ...] = (
@@ -93,14 +89,8 @@ class Arguments:
     """Evaluations of the reward in training."""
     horizon: int = 10
     """Denoising steps."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/kl_control")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
     picture: Path | None = None
     """Draw rewards against divergences into this PNG file."""
 
@@ -216,8 +206,9 @@ def groups(runs: Sequence[dict[str, Any]]) -> dict[tuple[str, str, float], list[
     return found
 
 
-def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A table per task: medians over seeds with the range."""
+    runs = found["runs"]
     for task in dict.fromkeys(one["task"] for one in runs):
         own = [one for one in runs if one["task"] == task]
         keys = [key for key in KEYS if any(key in one["scores"] for one in own)]
@@ -235,10 +226,11 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], known: dict[str, list[dict[str, float]]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """Per task: the reward (and the true one) that each agent ends at against its divergence from the base sampler; and
     the reward against evaluations, where beta is steered.
     """
+    runs, known = found["runs"], found["exact"]
     tasks = list(dict.fromkeys(one["task"] for one in runs))
     figure = Figure(figsize=(12.5, 3.9 * len(tasks)), layout="constrained")
     axes = figure.subplots(len(tasks), 3, squeeze=False)
@@ -307,42 +299,32 @@ def wanted_runs(arguments: Arguments) -> list[tuple[Any, ...]]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key in ("evals", "horizon"):
+        check_integer(key, getattr(arguments, key))
+    for key in ("betas", "kls"):
+        for level in getattr(arguments, key):
+            check_real(key, level, strict=True)
+    for word in arguments.settings:
+        if word.partition(".")[0] not in arguments.agents:
+            raise ValueError(f"settings must begin with one of agents, got {word!r}.")
+    for name in arguments.agents:
+        changed(AGENTS[name].Config(), settings_of(name, arguments), f"setting of {name!r}")
+    for control in arguments.controls:
+        if control not in CONTROLS:
+            raise UnknownNameError("control", control, CONTROLS)
+    for task in arguments.tasks:
+        if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
+            raise ValueError(f"tasks must have a reward, got {task!r}.")
+    asked = {key: getattr(arguments, key) for key in ("evals", "horizon", "settings")}
+    runs = run_all(run, wanted_runs(arguments), arguments.jobs, "agents")
+    return asked | {"exact": {task: exact(task, arguments) for task in arguments.tasks}, "runs": runs}
 
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
-    try:
-        for key in ("evals", "horizon", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        for key in ("betas", "kls"):
-            for level in getattr(arguments, key):
-                check_real(key, level, strict=True)
-        check_seeds(arguments.seeds)
-        for word in arguments.settings:
-            if word.partition(".")[0] not in arguments.agents:
-                raise ValueError(f"settings must begin with one of agents, got {word!r}.")
-        for name in arguments.agents:
-            changed(AGENTS[name].Config(), settings_of(name, arguments), f"setting of {name!r}")
-        for control in arguments.controls:
-            if control not in CONTROLS:
-                raise UnknownNameError("control", control, CONTROLS)
-        for task in arguments.tasks:
-            if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
-                raise ValueError(f"tasks must have a reward, got {task!r}.")
-        runs = run_all(run, wanted_runs(arguments), arguments.jobs, "agents")
-        known = {task: exact(task, arguments) for task in arguments.tasks}
-        if arguments.json is not None:
-            asked = {key: getattr(arguments, key) for key in ("evals", "horizon", "settings")}
-            write_json(arguments.json, header(command, arguments.device) | asked | {"exact": known, "runs": runs})
-        if arguments.picture is not None:
-            draw(runs, known, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

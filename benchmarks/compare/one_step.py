@@ -43,17 +43,15 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import DxMI, evaluate, make_agent, make_task
 from dxmi_rl.agents import AGENTS, Agent
 from dxmi_rl.agents.one_step import COUPLINGS, distil
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation.evaluate import scoring_target
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.utils.checks import check_integer
-from dxmi_rl.utils.storage import write_json
 
 KEYS = (
     "w1", "sinkhorn", "sliced_w2", "kl_bound", "kl_marginal", "kl_marginal_forward", "modes", "mode_tv", "fd",
@@ -69,11 +67,9 @@ TRAINED = "transport, then trained"
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every task."""
     tasks: tuple[str, ...] = ("gmm9", "funnel10", "digits")
     """Tasks with an energy, or sets of images."""
     steps: int = 10
@@ -86,16 +82,8 @@ class Arguments:
     """Transitions of the teacher's game on images."""
     student_game: int = 100_000
     """Transitions of the student's, one per sample."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/one_step")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
-    picture: Path | None = None
-    """Draw samples of the first seed into this PNG file."""
 
 
 def measure(task: str, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -195,8 +183,9 @@ def run(task: str, seed: int, arguments: Arguments) -> dict[str, Any]:
         return kept_result(run_file(arguments.folder, settings, uses, CODE), lambda: measure(task, seed, arguments))
 
 
-def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A table per task: medians over seeds and, of the first score, the range."""
+    runs = found["runs"]
     for task in dict.fromkeys(one["task"] for one in runs):
         own = [one for one in runs if one["task"] == task]
         keys = [key for key in (*KEYS, "seconds", "energy_evals") if key in own[0]["rows"][next(iter(own[0]["rows"]))]]
@@ -204,11 +193,13 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
         for row in own[0]["rows"]:
             cells = []
             for key in keys:
-                found = [one["rows"][row][key] for one in own if key in one["rows"][row]]
+                values = [one["rows"][row][key] for one in own if key in one["rows"][row]]
                 spread = (
-                    f" [{min(found):.3g}, {max(found):.3g}]" if key not in ("seconds", "energy_evals") and found else ""
+                    f" [{min(values):.3g}, {max(values):.3g}]"
+                    if key not in ("seconds", "energy_evals") and values
+                    else ""
                 )
-                cells.append(f"{statistics.median(found):.3g}{spread}" if found else "-")
+                cells.append(f"{statistics.median(values):.3g}{spread}" if values else "-")
             table.add_row(row, *cells)
         table.add_row(
             "exact samples", *(f"{own[0]['floor'][key]:.3g}" if key in own[0]["floor"] else "" for key in keys)
@@ -216,18 +207,18 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
         console.print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """Samples of every row, first seed: a row of panels per task (in more dimensions the first two coordinates)."""
-    shown = [one for one in runs if one["samples"]]
-    columns = max(len(one["samples"]) for one in shown)
+    shown = found["pictures"]
+    columns = max(map(len, shown.values()))
     figure = Figure(figsize=(2.1 * columns, 2.4 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), columns, squeeze=False)
-    for line, one in zip(axes, shown, strict=True):
-        target = make_task(one["task"]).target
-        for axis in line[len(one["samples"]) :]:
+    for line, (task, samples) in zip(axes, shown.items(), strict=True):
+        target = make_task(task).target
+        for axis in line[len(samples) :]:
             axis.set_visible(False)
-        for axis, (row, values) in zip(line, one["samples"].items(), strict=False):
-            axis.set_title(f"{one['task']}\n{row}", fontsize=7)
+        for axis, (row, values) in zip(line, samples.items(), strict=False):
+            axis.set_title(f"{task}\n{row}", fontsize=7)
             x = torch.tensor(values)
             if len(target.event_shape) == 3:
                 _, height, width = target.event_shape
@@ -244,33 +235,26 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     save_figure(figure, file, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key in ("steps", "evals", "student_evals", "game", "student_game"):
+        check_integer(key, getattr(arguments, key))
+    for task in arguments.tasks:
+        target = scoring_target(make_task(task))
+        grey = len(target.event_shape) == 3 and target.event_shape[0] == 1
+        if not (target.has_energy and target.has_sampler) and not grey:
+            raise ValueError(f"tasks must have an energy and a sampler, or be grey images, got {task!r}.")
+    if arguments.picture is not None and 0 not in arguments.seeds:
+        raise ValueError(f"picture shows seed 0, which is not among seeds = {arguments.seeds}.")
     wanted = [(task, seed, arguments) for task in arguments.tasks for seed in arguments.seeds]
-    try:
-        for key in ("steps", "evals", "student_evals", "game", "student_game", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        check_seeds(arguments.seeds)
-        for task in arguments.tasks:
-            target = scoring_target(make_task(task))
-            grey = len(target.event_shape) == 3 and target.event_shape[0] == 1
-            if not (target.has_energy and target.has_sampler) and not grey:
-                raise ValueError(f"tasks must have an energy and a sampler, or be grey images, got {task!r}.")
-        runs = run_all(run, wanted, arguments.jobs, "students")
-        if arguments.json is not None:
-            kept = [{key: value for key, value in one.items() if key != "samples"} for one in runs]
-            write_json(arguments.json, header(command, arguments.device) | {"runs": kept})
-        if arguments.picture is not None and any(one["samples"] for one in runs):
-            draw(runs, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+    runs = run_all(run, wanted, arguments.jobs, "students")
+    shown = {one["task"]: one["samples"] for one in runs if one["samples"]}
+    return {"runs": [{key: one[key] for key in one if key != "samples"} for one in runs], "pictures": shown}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

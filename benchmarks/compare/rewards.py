@@ -54,12 +54,11 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import DxDP, evaluate, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.aims import kl_to_base
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.costs import counting
 from dxmi_rl.diffusion import KERNELS
@@ -69,7 +68,6 @@ from dxmi_rl.evaluation.metrics import sliced_w2
 from dxmi_rl.targets import RewardEnergy, TiltedMixture
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import check_integer, check_real
-from dxmi_rl.utils.storage import write_json
 
 KEYS = (
     "kl_marginal", "kl_marginal_forward", "reward", "over_optimisation", "true_reward", "kl_untilted", "kl_base",
@@ -94,11 +92,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every agent."""
     tasks: tuple[str, ...] = ("gmm25-tilted",)
     """Tilted mixtures in the plane, or tasks whose base sampler a reward tilts."""
     agents: tuple[str, ...] = ("base", "dxdp", "ppo", "grpo", "dpok", "adjoint-matching")
@@ -109,14 +105,8 @@ class Arguments:
     """Evaluations of the reward in training."""
     horizon: int = 10
     """Denoising steps."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/rewards")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
     picture: Path | None = None
     """Draw the frontiers into this PNG file."""
 
@@ -234,6 +224,12 @@ def exact(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
     return found | {"reward": reward, "kl_untilted": reward / beta - log_z}
 
 
+def curve(task: str, arguments: Arguments) -> list[dict[str, Any]]:
+    """``exact`` from the smallest to the largest beta, for the picture."""
+    low, high = min(arguments.betas), max(arguments.betas)
+    return [exact(task, low * (high / low) ** (place / 40), arguments) for place in range(41)]
+
+
 def floor(task: str, beta: float, arguments: Arguments) -> dict[str, Any]:
     """The ``sliced_w2`` of right samples, and their number."""
     others = [right_samples(task, beta, 2 * number + 1, arguments) for number in range(SETS)]
@@ -264,30 +260,31 @@ def run(task: str, name: str, beta: float, seed: int, arguments: Arguments) -> d
         return kept_result(file, lambda: measure(task, name, beta, seed, arguments))
 
 
-def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A table per task and beta: medians over seeds with the range, the exact density first."""
-    for one in known:
-        own = [found for found in runs if (found["task"], found["beta"]) == (one["task"], one["beta"])]
-        keys = [key for key in KEYS if any(key in found["scores"] for found in own)]
+    for one in found["exact"]:
+        own = [each for each in found["runs"] if (each["task"], each["beta"]) == (one["task"], one["beta"])]
+        keys = [key for key in KEYS if any(key in each["scores"] for each in own)]
         table = Table("agent", *keys, "seconds", title=f"{one['task']}, beta = {one['beta']:g}: medians over seeds")
         table.add_row("exact", *(f"{one[key]:.3f}" if key in one else "" for key in keys), "")
-        for name in dict.fromkeys(found["agent"] for found in own):
+        for name in dict.fromkeys(each["agent"] for each in own):
             cells = []
             for key in keys:
-                values = [found["scores"][key] for found in own if found["agent"] == name and key in found["scores"]]
+                values = [each["scores"][key] for each in own if each["agent"] == name and key in each["scores"]]
                 if not values:
                     cells.append("")
                     continue
                 cells.append(f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
-            spent = statistics.median(found["seconds"] for found in own if found["agent"] == name)
+            spent = statistics.median(each["seconds"] for each in own if each["agent"] == name)
             table.add_row(name, *cells, f"{spent:.0f}")
         console.print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """Per task: reward against divergence from what is tilted; divergence from the tilted density against beta (of base
     samplers reward beyond the right one); and, where the reward is a proxy, the true reward against beta.
     """
+    runs = found["runs"]
     tasks = list(dict.fromkeys(one["task"] for one in runs if one["agent"] != "guidance"))
     if not tasks:
         raise ValueError("picture needs an agent that is trained, or 'base'.")
@@ -298,9 +295,8 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
     for line, task in zip(axes, tasks, strict=True):
         own = [one for one in runs if one["task"] == task and one["agent"] != "guidance"]
         betas = sorted({one["beta"] for one in own})
-        low, high = betas[0], betas[-1]
-        curve = [exact(task, low * (high / low) ** (place / 40), arguments) for place in range(41)]
-        line[0].plot([one["kl_untilted"] for one in curve], [one["reward"] for one in curve], "k-", label="exact")
+        known = found["pictures"][task]
+        line[0].plot([one["kl_untilted"] for one in known], [one["reward"] for one in known], "k-", label="exact")
         divergence = "kl_base" if TASKS[task].rewarded else "kl_untilted"
         panels = {1: ("kl_marginal", "KL(samples || tilted density) [nats]")}
         if TASKS[task].rewarded:
@@ -308,7 +304,7 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
             line[1].axhline(0.0, color="black", linewidth=1)
         if task in proxies:
             panels[2] = ("true_reward", "true reward")
-            line[2].plot([one["beta"] for one in curve], [one["true_reward"] for one in curve], "k-", label="exact")
+            line[2].plot([one["beta"] for one in known], [one["true_reward"] for one in known], "k-", label="exact")
         elif columns == 3:
             line[2].set_visible(False)
         for place, name in enumerate(dict.fromkeys(one["agent"] for one in own)):
@@ -328,8 +324,8 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
                 line[column].plot(betas, [row[key] for row in rows], linestyle="-", markersize=5, **style)
         of = "KL(chains || base sampler)" if TASKS[task].rewarded else "KL(samples || data)"
         # Who runs away would squeeze all others into a corner: the table has them.
-        far, best = max(one["kl_untilted"] for one in curve), max(one["reward"] for one in curve)
-        least = min(0.0, *(one["reward"] for one in curve))
+        far, best = max(one["kl_untilted"] for one in known), max(one["reward"] for one in known)
+        least = min(0.0, *(one["reward"] for one in known))
         if best > least:
             line[0].set(xlim=(-0.05 * far, 1.5 * far), ylim=(least - 0.1 * (best - least), best + 0.4 * (best - least)))
         line[0].set(xlabel=f"{of} [nats]", ylabel="mean reward", title=task)
@@ -340,7 +336,7 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
             if key == "kl_marginal":
                 line[column].set_yscale("log")
             else:
-                values = [one["true_reward"] for one in curve] if key == "true_reward" else [-best, best]
+                values = [one["true_reward"] for one in known] if key == "true_reward" else [-best, best]
                 margin = 0.3 * (max(values) - min(values))
                 line[column].set_ylim(min(values) - margin, max(values) + margin)
     axes[0, 0].legend(frameon=False, fontsize=8)
@@ -348,43 +344,33 @@ def draw(runs: Sequence[dict[str, Any]], arguments: Arguments, file: Path) -> No
     save_figure(figure, file, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key in ("evals", "horizon"):
+        check_integer(key, getattr(arguments, key))
+    for beta in arguments.betas:
+        check_real("betas", beta, strict=True)
+    for name in arguments.agents:
+        if name != "guidance":
+            AGENTS[name]
+    for task in arguments.tasks:
+        if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
+            raise ValueError(f"tasks must have a reward, got {task!r}.")
     wanted = [(task, name, beta, seed, arguments) for seed in arguments.seeds for task in arguments.tasks
               for name in arguments.agents for beta in arguments.betas]  # fmt: skip
-    try:
-        for key in ("evals", "horizon", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        for beta in arguments.betas:
-            check_real("betas", beta, strict=True)
-        check_seeds(arguments.seeds)
-        for name in arguments.agents:
-            if name != "guidance":
-                AGENTS[name]
-        for task in arguments.tasks:
-            if not TASKS[task].rewarded and not isinstance(make_task(task).target, TiltedMixture):
-                raise ValueError(f"tasks must have a reward, got {task!r}.")
-        runs = run_all(run, wanted, arguments.jobs, "agents")
-        known = [
-            exact(task, beta, arguments) | floor(task, beta, arguments)
-            for task in arguments.tasks
-            for beta in arguments.betas
-        ]
-        if arguments.json is not None:
-            asked = {key: getattr(arguments, key) for key in ("evals", "horizon")}
-            everything = header(command, arguments.device) | asked | {"exact": known, "runs": runs}
-            write_json(arguments.json, everything)
-        if arguments.picture is not None:
-            draw(runs, arguments, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, known, Console())
-    return 0
+    runs = run_all(run, wanted, arguments.jobs, "agents")
+    known = [
+        exact(task, beta, arguments) | floor(task, beta, arguments)
+        for task in arguments.tasks
+        for beta in arguments.betas
+    ]
+    shown = {task: curve(task, arguments) for task in arguments.tasks} if arguments.picture is not None else {}
+    return {"evals": arguments.evals, "horizon": arguments.horizon, "exact": known, "runs": runs, "pictures": shown}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

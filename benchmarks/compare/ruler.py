@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.sweep import one_thread
@@ -48,7 +48,6 @@ from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import reference_target
 from dxmi_rl.utils.checks import check_integer
-from dxmi_rl.utils.storage import write_json
 
 TRAJECTORIES = 100_000
 """Trajectories of every bound."""
@@ -62,11 +61,9 @@ FITS: dict[str, Fit] = {
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every agent."""
     tasks: tuple[str, ...] = ("8gaussians", "gmm25")
     """Tasks with an energy and its exact log Z."""
     backward: tuple[str, ...] = ("learned", "mixture")
@@ -75,14 +72,8 @@ class Arguments:
     """Agents that have a density."""
     budget: int = 100_000
     """Transitions per run."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/ruler")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
 
 
 def measure(task: str, backward: str, name: str, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -118,8 +109,9 @@ def run(task: str, backward: str, name: str, seed: int, arguments: Arguments) ->
         return kept_result(file, lambda: measure(task, backward, name, seed, arguments))
 
 
-def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A line per task, kernel of training and agent: means over seeds."""
+    runs = found["runs"]
     columns = ["task", "trained with", "agent", "kl_marginal", *FITS, "seconds of each"]
     table = Table(*columns, title="bounds and the divergence [nats]")
     for row in dict.fromkeys((one["task"], one["backward"], one["agent"]) for one in runs):
@@ -132,28 +124,20 @@ def print_runs(runs: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    check_integer("budget", arguments.budget)
+    for task in arguments.tasks:
+        if reference_target(make_task(task, base=None).config).log_z is None:
+            raise ValueError(f"tasks must have an energy and its exact log Z, got {task!r}.")
     chosen = itertools.product(arguments.tasks, arguments.backward, arguments.agents, arguments.seeds)
     wanted = [(*one, arguments) for one in chosen]
-    try:
-        for key in ("budget", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        for task in arguments.tasks:
-            if reference_target(make_task(task, base=None).config).log_z is None:
-                raise ValueError(f"tasks must have an energy and its exact log Z, got {task!r}.")
-        runs = run_all(run, wanted, arguments.jobs, "rulers")
-        if arguments.json is not None:
-            write_json(arguments.json, header(command, arguments.device) | {"budget": arguments.budget, "runs": runs})
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+    return {"budget": arguments.budget, "runs": run_all(run, wanted, arguments.jobs, "rulers")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs)
 
 
 if __name__ == "__main__":

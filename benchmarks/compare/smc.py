@@ -41,19 +41,17 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.twisting import FittedTwist, fit_twist
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS, save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation.evaluate import scoring_target
 from dxmi_rl.evaluation.metrics import mode_statistics, sliced_w2
 from dxmi_rl.smc import Particles, particle_filter
 from dxmi_rl.utils.checks import check_integer
-from dxmi_rl.utils.storage import write_json
 
 COORDINATES = {"policy": {"coordinate_width": 32}, "value": {"coordinate_width": 32}}
 """Networks that see one coordinate at a time."""
@@ -77,11 +75,9 @@ DRAWS = 4000
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every row."""
     rows: tuple[str, ...] = tuple(ROWS)
     """Rows to run."""
     budget: int = 200_000
@@ -92,16 +88,8 @@ class Arguments:
     """Energy evaluations of each."""
     choice: int = 16
     """Chains that each sample is chosen from."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/smc")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
-    picture: Path | None = None
-    """Draw effective sample sizes and errors of log Z into this PNG file."""
 
 
 def measure(row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -191,22 +179,23 @@ def deviation(one: dict[str, Any], way: str) -> float:
     return statistics.stdev(one["filters"][way]["errors"])
 
 
-def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """Medians over seeds: log Z and shares by way, then scores of samples."""
+    runs = found["runs"]
     table = Table("row", "way", "std of log Z", "mean error", "Z / true Z", "smallest ess", "origins", "shares")
     for row in dict.fromkeys(one["row"] for one in runs):
         own = [one for one in runs if one["row"] == row]
         for way in WAYS:
-            found = [one["filters"][way] for one in own]
-            ratios = [torch.tensor(each["errors"], dtype=torch.float64).exp() for each in found]
-            shares = {key: statistics.median(each["shares"][key] for each in found) for key in found[0]["shares"]}
+            filters = [one["filters"][way] for one in own]
+            ratios = [torch.tensor(each["errors"], dtype=torch.float64).exp() for each in filters]
+            shares = {key: statistics.median(each["shares"][key] for each in filters) for key in filters[0]["shares"]}
             table.add_row(
                 row, way,
                 f"{statistics.median(deviation(one, way) for one in own):.3f}",
-                f"{statistics.median(statistics.mean(each['errors']) for each in found):+.3f}",
+                f"{statistics.median(statistics.mean(each['errors']) for each in filters):+.3f}",
                 " ".join(f"{float(r.mean()):.3f}±{float(r.std()) / len(r) ** 0.5:.3f}" for r in ratios),
-                f"{statistics.median(min(each['ess']) for each in found):.3f}",
-                f"{statistics.median(each['origins'] for each in found):.2f}",
+                f"{statistics.median(min(each['ess']) for each in filters):.3f}",
+                f"{statistics.median(each['origins'] for each in filters):.2f}",
                 " ".join(f"{key} {value:.3g}" for key, value in shares.items()),
             )  # fmt: skip
     console.print(table)
@@ -220,8 +209,9 @@ def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """A column per row: effective sample sizes along the steps, and the spread of log Z over systems, all seeds."""
+    runs = found["runs"]
     rows = list(dict.fromkeys(one["row"] for one in runs))
     figure = Figure(figsize=(3.1 * len(rows), 6.0), layout="constrained")
     axes = figure.subplots(2, len(rows), squeeze=False)
@@ -229,13 +219,13 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
         own = [one for one in runs if one["row"] == row]
         above, below = axes[:, column]
         for index, way in enumerate(WAYS):
-            found = [one["filters"][way] for one in own]
-            steps = len(found[0]["ess"])
-            ess = [statistics.mean(each["ess"][t] for each in found) for t in range(steps)]
+            filters = [one["filters"][way] for one in own]
+            steps = len(filters[0]["ess"])
+            ess = [statistics.mean(each["ess"][t] for each in filters) for t in range(steps)]
             places = [*range(steps - 1), steps - 1] if index < 3 else [*range(steps - 2), steps - 2, steps - 2]
             above.plot(places, ess, color=COLOURS[index], marker=MARKERS[index], markersize=4, label=way)
-            means = [statistics.mean(each["errors"]) for each in found]  # seeds that lost wells have other ones
-            spread = [error - mean for each, mean in zip(found, means, strict=True) for error in each["errors"]]
+            means = [statistics.mean(each["errors"]) for each in filters]  # seeds that lost wells have other ones
+            spread = [error - mean for each, mean in zip(filters, means, strict=True) for error in each["errors"]]
             below.boxplot(
                 [spread], positions=[index], widths=0.6, showfliers=False, patch_artist=True,
                 boxprops={"facecolor": COLOURS[index], "alpha": 0.6}, medianprops={"color": "black"},
@@ -250,30 +240,20 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     save_figure(figure, file, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key, least in {"budget": 1, "systems": 2, "particles": 2, "choice": 2}.items():
+        check_integer(key, getattr(arguments, key), minimum=least)
+    if unknown := set(arguments.rows) - set(ROWS):
+        raise ValueError(f"rows must be of {list(ROWS)}, got {sorted(unknown)}.")
     wanted = [(row, seed, arguments) for row in arguments.rows for seed in arguments.seeds]
-    try:
-        for key, least in {"budget": 1, "systems": 2, "particles": 2, "choice": 2, "jobs": 1}.items():
-            check_integer(key, getattr(arguments, key), minimum=least)
-        check_seeds(arguments.seeds)
-        if unknown := set(arguments.rows) - set(ROWS):
-            raise ValueError(f"rows must be of {list(ROWS)}, got {sorted(unknown)}.")
-        runs = run_all(run, wanted, arguments.jobs, "filters")
-        if arguments.json is not None:
-            asked = {key: getattr(arguments, key) for key in ("budget", "systems", "particles", "choice")}
-            write_json(arguments.json, header(command, arguments.device) | asked | {"runs": runs})
-        if arguments.picture is not None:
-            draw(runs, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+    asked = {key: getattr(arguments, key) for key in ("budget", "systems", "particles", "choice")}
+    return asked | {"runs": run_all(run, wanted, arguments.jobs, "filters")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

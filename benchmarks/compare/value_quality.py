@@ -45,7 +45,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.adjoint import adjoint_along_paths
@@ -55,7 +55,6 @@ from dxmi_rl.costs import Costs, counting
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.checks import check_integer
-from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import input_gradient
 
 ROWS: dict[str, dict[str, Any]] = {"dxdp": {}, "no gradient targets": {"gradient_weight": 0.0}}
@@ -66,11 +65,9 @@ POINTS = 10
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of every row."""
     tasks: tuple[str, ...] = ("8gaussians", "gmm25", "manywell32")
     """Tasks that give an energy."""
     budget: int = 100_000
@@ -79,16 +76,8 @@ class Arguments:
     """States per step at which gradients are compared."""
     continuations: int = 1000
     """Rollouts that go on from every one of them."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/value_quality")
     """Finished runs are kept here, and not repeated."""
-    picture: Path | None = None
-    """Draw the results into this PNG."""
-    json: Path | None = None
-    """Write everything to this file."""
 
 
 def measure(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
@@ -162,8 +151,9 @@ CODE = code_of(measure, energy_model_errors, gradient_cosines, continued, cosine
 """What the numbers depend on."""
 
 
-def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """Cosines of grad V_t above, errors of the energy model below: a panel per task, a line per row and seed."""
+    runs = found["runs"]
     tasks = list(dict.fromkeys(run["task"] for run in runs))
     figure = Figure(figsize=(4.2 * len(tasks), 6.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -194,8 +184,9 @@ def draw(runs: Sequence[dict[str, Any]], file: Path) -> None:
     save_figure(figure, file)
 
 
-def print_runs(runs: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A table of means over seeds."""
+    runs = found["runs"]
     table = Table("task", "row", "runs", "cosine of grad V, t = 0, 1, ...", "two halves", "E: error / spread", "cosine")
     for task, row in dict.fromkeys((run["task"], run["row"]) for run in runs):
         own = [run for run in runs if (run["task"], run["row"]) == (task, row)]
@@ -221,30 +212,21 @@ def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     return kept_result(file, lambda: measure(task, row, seed, arguments))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
-
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    for key, least in {"budget": POINTS, "states": 1, "continuations": 2}.items():
+        check_integer(key, getattr(arguments, key), minimum=least)
+    for task in arguments.tasks:
+        if TASKS[task].reward is None:
+            raise ValueError(f"tasks must give an energy, and {task!r} has only data.")
     wanted = [(task, row, seed, arguments) for task in arguments.tasks for row in ROWS for seed in arguments.seeds]
-    try:
-        for key, least in {"budget": POINTS, "states": 1, "continuations": 2, "jobs": 1}.items():
-            check_integer(key, getattr(arguments, key), minimum=least)
-        for task in arguments.tasks:
-            if TASKS[task].reward is None:
-                raise ValueError(f"tasks must give an energy, and {task!r} has only data.")
-        runs = run_all(run, wanted, arguments.jobs, "values")
-        if arguments.json is not None:
-            sizes = {key: getattr(arguments, key) for key in ("states", "continuations", "budget")}
-            write_json(arguments.json, header(command, arguments.device) | sizes | {"runs": runs})
-        if arguments.picture is not None:
-            draw(runs, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, Console())
-    return 0
+    sizes = {key: getattr(arguments, key) for key in ("states", "continuations", "budget")}
+    return sizes | {"runs": run_all(run, wanted, arguments.jobs, "values")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

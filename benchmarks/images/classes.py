@@ -38,17 +38,15 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import Agent, DxMI, evaluate, make_agent, make_task
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation import image_distance
 from dxmi_rl.networks.features import load_features
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import write_json
 
 KINDS = ["base", "one game", "ten games", "ten long games"]
 LABELS = tuple(range(10))
@@ -57,23 +55,15 @@ SAMPLES = 500
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the games."""
     kinds: tuple[str, ...] = ("base", "one game", "ten games")
     """What is scored, of KINDS; "ten long games" takes ten times as long as "ten games"."""
     timesteps: int = 320_000
     """Transitions of the one game, of the ten together, and of each of the ten long ones."""
-    device: str = "cpu"
-    """Torch device."""
-    jobs: int = 1
-    """Runs at a time."""
     folder: Path = Path("runs/classes")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
     picture: Path | None = None
     """Draw samples of every class into this PNG file."""
 
@@ -136,8 +126,9 @@ def exact() -> list[dict[str, Any]]:
     return rows
 
 
-def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], console: Console) -> None:
+def print_runs(found: dict[str, Any], console: Console) -> None:
     """A table: means over classes, of every seed and their median."""
+    runs, known = found["runs"], found["exact"]
     table = Table("", "FD per class, mean", "class accuracy", "smallest", "recall", "seconds", title="digits")
     table.add_row("training images", f"{statistics.mean(one['fd'] for one in known):.1f}", "", "", "", "")
     for kind in dict.fromkeys(one["kind"] for one in runs):
@@ -155,9 +146,9 @@ def print_runs(runs: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], 
     console.print(table)
 
 
-def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
+def draw(found: dict[str, Any], file: Path) -> None:
     """Ten samples of every class, of the first seed of each kind."""
-    shown = {one["rows"][0]["kind"]: one["pictures"] for one in reversed(found)}
+    shown = found["pictures"]
     kinds = [kind for kind in KINDS if kind in shown]
     figure = Figure(figsize=(3.6 * len(kinds), 3.9), layout="constrained")
     for axis, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
@@ -168,32 +159,22 @@ def draw(found: Sequence[dict[str, Any]], file: Path) -> None:
     save_figure(figure, file, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    check_integer("timesteps", arguments.timesteps)
+    for kind in arguments.kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kinds", kind, KINDS)
+    wanted = [(kind, seed, arguments) for seed in arguments.seeds for kind in arguments.kinds]
+    found = run_all(run, wanted, arguments.jobs, "games")
+    runs = [row for one in found for row in one["rows"]]
+    shown = {one["rows"][0]["kind"]: one["pictures"] for one in reversed(found)}
+    return {"timesteps": arguments.timesteps, "exact": exact(), "runs": runs, "pictures": shown}
 
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
-    try:
-        for key in ("timesteps", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        check_seeds(arguments.seeds)
-        for kind in arguments.kinds:
-            if kind not in KINDS:
-                raise UnknownNameError("kinds", kind, KINDS)
-        wanted = [(kind, seed, arguments) for seed in arguments.seeds for kind in arguments.kinds]
-        found = run_all(run, wanted, arguments.jobs, "games")
-        runs, known = [row for one in found for row in one["rows"]], exact()
-        if arguments.json is not None:
-            everything = header(command, arguments.device) | {"timesteps": arguments.timesteps}
-            write_json(arguments.json, everything | {"exact": known, "runs": runs})
-        if arguments.picture is not None:
-            draw(found, arguments.picture)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(runs, known, Console())
-    return 0
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

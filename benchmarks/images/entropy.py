@@ -30,7 +30,6 @@ Keys of ``--json FILE``:
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import statistics
 import sys
@@ -53,10 +52,9 @@ from torch import Tensor
 from benchmarks.images import other_images
 from benchmarks.images.play import EVALUATION_SEED, image_set, samples_of
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
-from benchmarks.scripts import command_line, header
+from benchmarks.scripts import Study, carry_out
 from dxmi_rl import Agent, DxMI, make_agent, make_task
 from dxmi_rl.benchmark.pictures import save_figure
-from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.diffusion import pretrained_denoiser
 from dxmi_rl.evaluation import annealed_importance_sampling, image_distance, metrics
@@ -65,7 +63,6 @@ from dxmi_rl.targets import ImageSet, make_target
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import write_json
 
 KINDS = ["all", "few"]
 FEW = (5, 6, 7, 8, 9)
@@ -76,25 +73,19 @@ CHAINS = 64
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Study):
     """What the command line sets."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the games."""
     taus: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03, 0.1)
     """Temperatures, in nats per dimension."""
     kinds: tuple[str, ...] = ("all", "few")
     """Which games, of KINDS."""
     timesteps: int = 150_000
     """Transitions of a game."""
-    device: str = "cpu"
-    """Torch device."""
     jobs: int = 2
     """Runs at a time, one thread each."""
     folder: Path = Path("runs/entropy")
     """Finished runs are kept here, and not repeated."""
-    json: Path | None = None
-    """Write everything to this file."""
     picture: Path | None = None
     """Draw AUC, likelihood and shares against tau into this PNG file."""
 
@@ -295,36 +286,24 @@ def draw(found: dict[str, Any], file: Path) -> None:
     save_figure(figure, file, dpi=110)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run, print, draw, write; exit status 2 for bad input."""
-    import tyro
+def study(arguments: Arguments) -> dict[str, Any]:
+    """All runs: the content of ``--json FILE``. Raises ValueError for bad input."""
+    check_integer("timesteps", arguments.timesteps)
+    for tau in arguments.taus:
+        check_real("taus", tau)
+    for kind in arguments.kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("kinds", kind, KINDS)
+    start, data = start_and_data(arguments.kinds, arguments.seeds[0], arguments.device)
+    wanted = [(kind, tau, seed, arguments) for seed in arguments.seeds for kind in arguments.kinds
+              for tau in arguments.taus]  # fmt: skip
+    runs = run_all(run, wanted, arguments.jobs, "games")
+    return {"timesteps": arguments.timesteps, "start": start, "data": data, "runs": runs}
 
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    command = command_line(__file__, argv)
-    try:
-        for key in ("timesteps", "jobs"):
-            check_integer(key, getattr(arguments, key))
-        check_seeds(arguments.seeds)
-        for tau in arguments.taus:
-            check_real("taus", tau)
-        for kind in arguments.kinds:
-            if kind not in KINDS:
-                raise UnknownNameError("kinds", kind, KINDS)
-        start, data = start_and_data(arguments.kinds, arguments.seeds[0], arguments.device)
-        kept = dataclasses.replace(arguments, json=None, picture=None)
-        wanted = [(kind, tau, seed, kept) for seed in arguments.seeds for kind in arguments.kinds
-                  for tau in arguments.taus]  # fmt: skip
-        runs = run_all(run, wanted, arguments.jobs, "games")
-        found = {"timesteps": arguments.timesteps, "start": start, "data": data, "runs": runs}
-        if arguments.json is not None:
-            write_json(arguments.json, header(command, arguments.device) | found)
-        if arguments.picture is not None:
-            draw(found, arguments.picture)
-    except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print_runs(found, Console())
-    return 0
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status, 2 for bad input."""
+    return carry_out(Arguments, argv, study, print_runs, draw)
 
 
 if __name__ == "__main__":

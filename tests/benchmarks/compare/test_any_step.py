@@ -53,7 +53,7 @@ def test_a_small_run_writes_what_its_docstring_lists(
 @pytest.mark.parametrize(
     "arguments",
     [["--budget", "0"], ["--tasks", "8gaussian"], ["--horizons", "4"], ["--horizons", "4", "2"], ["--unseen", "17"],
-     ["--seeds", "0", "0"]],
+     ["--seeds", "0", "0"], ["--device", "qpu"], ["--jobs", "0"]],
 )  # fmt: skip
 def test_bad_arguments(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any_step.main([*arguments, "--folder", str(tmp_path)]) == 2
