@@ -15,7 +15,7 @@ finished runs are kept. Rows:
                                           games, where these have levels of their own
     ddpm of four fifths                   with 100 calls of the denoiser of four fifths of the pretraining
     dxmi                                  at T = 4 and 10, the task's recipe (dxmi_rl/irl/recipes) with DxDP inside;
-                                          games of "mlp" on images that are no digits have a schedule of their own
+                                          games on images that are no digits have a schedule of their own
     dxmi/path-wise, dxmi/ppo, and so on   other agents inside, at T = 4
     dxmi, tau = 0                         a GAN in all but name, at T = 4
     dxmi, look-ahead alone                V is the look-ahead, and the policy's gradient is not corrected along the
@@ -66,7 +66,11 @@ from dxmi_rl.utils.storage import write_json
 
 DATA = ("digits", "mnist5k", "mnist5k-14", "fashion-mnist", "fashion-mnist-14", "emoji32")
 """Named tasks of images."""
-INSIDE = ("path-wise", "adjoint-matching", "ppo", "grpo", "sft-pg")
+INSIDE: dict[str, dict[str, Any]] = {
+    "path-wise": {}, **{f"path-wise, K = {steps}": {"agent.path.last_steps": steps} for steps in (1, 2, 3)},
+    "adjoint-matching": {}, "ppo": {}, "grpo": {}, "sft-pg": {},
+}  # fmt: skip
+"""Other agents inside, and what each changes: path-wise gradients flow through the last K steps, or through all."""
 ON_LEVELS = ("ddpm", "ddim", "dpm-solver", "edm-heun")
 """Solvers that also run on the noise levels of games, where these have others."""
 CALLS = (4, 10, 100)
@@ -75,8 +79,8 @@ LOW_LEVELS: dict[str, Any] = {
     "task.schedule": "karras", "task.schedule_options": {"level_max": 7.0, "level_min": 0.1, "rho": 7.0},
     "task.sigma_last": 0.003, "data_noise": 0.003,
 }  # fmt: skip
-"""Of games with residual layers on images that are no digits: the last step starts at a lower level than the cosine
-schedule's, from where the sampler can do away with faint noise, and adds less of its own."""
+"""Of games on images that are no digits: the last step starts at a lower level than the cosine schedule's, from where
+the sampler can do away with faint noise, and adds less of its own."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "contrastive": {"loss": "contrastive"},
@@ -87,6 +91,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 EPISODES = {"digits": 75_000, "mnist5k": 56_250, "mnist5k-14": 56_250}
 """Of a game, whatever its horizon: as many iterations for both players. Other sets have OTHER_EPISODES."""
 OTHER_EPISODES = 62_500
+U_NET_EPISODES = 20_000
+"""Of games of the backbone "bfloat16", with 64 trajectories per iteration: two hours of a core at T = 4."""
 VALUES: dict[str, dict[str, Any]] = {
     "look-ahead alone": {"agent.lookahead_value": True, "agent.value_steps": 0, "agent.path_correction": False},
     "learned values": {"agent.lookahead_value": False, "agent.value_steps": 4, "agent.path_correction": False},
@@ -140,10 +146,12 @@ def all_plays(
     for key, value, known in (("data", data, DATA), ("backbone", backbone, BACKBONES)):
         if value not in known:
             raise UnknownNameError(key, value, list(known))
-    own: dict[str, Any] = LOW_LEVELS if backbone == "mlp" and data != "digits" else {}
+    own: dict[str, Any] = {} if data == "digits" else LOW_LEVELS
+    if backbone == "bfloat16":
+        own = own | {"agent.n_trajectories": 64}
 
     def transitions(steps: int) -> int:
-        return budget or EPISODES.get(data, OTHER_EPISODES) * steps
+        return budget or (U_NET_EPISODES if backbone == "bfloat16" else EPISODES.get(data, OTHER_EPISODES)) * steps
 
     game: dict[str, Any] = {"agent": "dxdp", "horizon": 4, "budget": transitions(4), "changes": own}
     if ablations:
@@ -160,7 +168,10 @@ def all_plays(
                       "budget": 0, "changes": levels} for solver in ON_LEVELS for calls in STEPS]  # fmt: skip
         for steps in STEPS:
             rows.append(game | {"row": f"dxmi, T = {steps}", "horizon": steps, "budget": transitions(steps)})
-        rows += [game | {"row": f"dxmi/{agent}, T = 4", "agent": agent} for agent in INSIDE]
+        rows += [
+            game | {"row": f"dxmi/{name}, T = 4", "agent": name.partition(",")[0], "changes": own | changes}
+            for name, changes in INSIDE.items()
+        ]
         rows.append(game | {"row": "dxmi, tau = 0, T = 4", "tau": 0.0})
         rows += [
             game | {"row": f"dxmi, {name}, T = {steps}", "horizon": steps, "budget": transitions(steps),

@@ -26,7 +26,9 @@ STYLES = {
     "ddpm": ("#0072B2", "o", "-"), "fastdpm": ("#882255", "h", "--"),
     "ddim": ("#E69F00", "s", "--"), "dpm-solver": ("#009E73", "^", ":"), "edm-heun": ("#CC79A7", "v", "-."),
     "dxmi": ("#D55E00", "*", "-"), "dxmi, tau = 0": ("#D55E00", "|", ""),
-    "dxmi/path-wise": ("#332288", "<", ""), "dxmi/adjoint-matching": ("#999933", ">", ""),
+    "dxmi/path-wise": ("#332288", "<", ""), "dxmi/path-wise, K = 1": ("#332288", "1", ""),
+    "dxmi/path-wise, K = 2": ("#332288", "2", ""), "dxmi/path-wise, K = 3": ("#332288", "3", ""),
+    "dxmi/adjoint-matching": ("#999933", ">", ""),
     "dxmi/ppo": ("#56B4E9", "P", ""), "dxmi/grpo": ("black", "x", ""), "dxmi/sft-pg": ("#777777", "D", ""),
 }  # fmt: skip
 """Okabe and Ito's colours, and Tol's wine, indigo and olive."""
