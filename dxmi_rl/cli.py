@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,8 @@ import tyro
 HELP = """Few-step denoising as a reinforcement-learning benchmark.
 
 Every command has --help. Shell completion: dxmi-rl --tyro-write-completion bash FILE (also zsh, tcsh)."""
+Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
+"""NAME=VALUE words of an option, which may be given more than once."""
 SAMPLE_FORMATS = (".npy", ".csv", ".safetensors", ".png")
 
 
@@ -46,9 +49,9 @@ class Train:
     """Torch device."""
     config: str | None = None
     """plain: the agent's settings from before the search, in place of its defaults."""
-    set: tuple[str, ...] = ()
+    set: Settings = ()
     """Settings of the agent, such as policy.width=128 n_trajectories=512."""
-    task_set: tuple[str, ...] = ()
+    task_set: Settings = ()
     """Settings of the task, such as horizon=10 backward=learned energy=fixed."""
     points: int = 20
     """Points of the learning curve."""
@@ -83,7 +86,8 @@ class Train:
         check_real("budget", self.budget)
         row = make_row(
             self.task, self.agent, self.budget, unit=self.unit, config=self.config, folder=str(Path.cwd()),
-            task_settings=parsed_settings("task_set", self.task_set), agent_settings=parsed_settings("set", self.set),
+            task_settings=parsed_settings("task_set", chain(*self.task_set)),
+            agent_settings=parsed_settings("set", chain(*self.set)),
         )  # fmt: skip
         check_rows([row])
         with seeded(self.seed):
@@ -121,7 +125,7 @@ class Checkpoint:
     task: str | None = None
     """Name of the task; a .safetensors checkpoint knows its own. Or one of your own, file.py:NAME, where NAME is an
     energy (with dim=... in task_set), a Target or a built Task; the file's code is run."""
-    task_set: tuple[str, ...] = ()
+    task_set: Settings = ()
     """Settings of the task, such as horizon=10 backward=learned."""
     trust_checkpoint: bool = False
     """Open a .zip checkpoint, whose pickles can run code while it is loaded."""
@@ -142,7 +146,7 @@ class Checkpoint:
         from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
         from dxmi_rl.tasks import make_task
 
-        changes = parsed_settings("task_set", self.task_set)
+        changes = parsed_settings("task_set", chain(*self.task_set))
         if self.agent.endswith(".safetensors"):
             if self.task is None and changes:
                 raise ValueError("task_set needs --task: the checkpoint's own task is as it was trained.")

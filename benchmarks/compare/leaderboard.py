@@ -50,7 +50,7 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 - *Normalised* is 0 for the base sampler and 1 for an exact sampler.
 - A run that diverged counts as the worst run of its task. Where runs diverged, or one run is far from all others, the
   range of the runs stands in place of an interval.
-- Budgets and evaluations are the same for all rows of a table. An agent that lacks runs has no rank.
+- Budgets, and how rows are scored, are the same for all rows of a table. An agent that lacks runs has no rank.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5

@@ -42,7 +42,8 @@ class DxMI(Agent[DxMIConfig]):
 
     With the contrastive loss and no anchor the energy stays within about +-1 / (2 gamma), so the temperature must be
     well below 1: tau = 0.1 / d, the paper's, in tasks that have only data, yours included, 0.03 / d in tasks of image
-    sets. ``dxmi_rl.irl.equilibrium`` computes where the game ends, and ``energy_quality`` scores the energy.
+    sets. ``dxmi_rl.irl.equilibrium`` computes where the game ends, and ``dxmi_rl.evaluation.energy_quality`` scores the
+    energy.
 
     On a task with several classes one policy and one energy serve all: each iteration is for one class, and the energy,
     which must be one that starts as the denoiser, is told which. ``of_class(c)`` is the game of one class.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -74,13 +74,18 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
     return replace(config, **direct)
 
 
-def parsed_settings(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text. Raises ValueError without a "="."""
-    found = {}
+def parsed_settings(name: str, words: Iterable[str]) -> dict[str, Any]:
+    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text.
+
+    Raises ValueError without a "=", and for a key that stands there twice.
+    """
+    found = dict[str, Any]()
     for word in words:
         key, sign, text = word.partition("=")
         if not (key and sign):
             raise ValueError(f"{name} must hold name=value, got {word!r}.")
+        if key in found:
+            raise ValueError(f"{name} must hold {key!r} once, got it again as {word!r}.")
         try:
             found[key] = json.loads(text)
         except json.JSONDecodeError:

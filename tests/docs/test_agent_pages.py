@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def test_command_lines_are_sound(name: str) -> None:
     chosen = cli.tyro.cli({"train": cli.Train, "evaluate": cli.Evaluate}[words[0]], args=words[1:])
     assert chosen.agent == name
     assert dxmi_rl.tasks.TASKS[chosen.task]
-    for key in parsed_settings("task_set", chosen.task_set):
+    for key in parsed_settings("task_set", chain(*chosen.task_set)):
         assert key in dxmi_rl.tasks.TaskConfig.__dataclass_fields__
 
 
