@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.diffusion import DenoiserUNet
 from dxmi_rl.irl.config import DxMIConfig, EnergyConfig
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import UnknownNameError
@@ -69,10 +68,7 @@ def recipe_for(task: Task, agent: str = "dxdp", settings: Mapping[str, Any] | No
         if agent not in ("dxdp", "dxdp-paper"):
             return "plane-other-agents"
         return "plane-fine" if task.name in FINE_TASKS else "plane"
-    denoiser = getattr(task.mdp.base, "denoiser", None)
-    if isinstance(denoiser, DenoiserUNet):
-        return "images-unet"
-    if denoiser is None or _chooses_network(settings or {}):
+    if getattr(task.mdp.base, "denoiser", None) is None or _chooses_network(settings or {}):
         return "images-small"
     return "digits" if task.name in (*SMALL_IMAGES, "digits-classes") else "images"
 

@@ -102,6 +102,7 @@ class EnergyDenoiser(EnergyNetwork):
     ) -> None:  # fmt: skip
         super().__init__(scale)
         self.denoiser = copy.deepcopy(denoiser).requires_grad_(True)
+        _attend_plainly(self.denoiser)
         self.register_buffer("levels", scale * torch.tensor(levels))
         self.log_gain = nn.Parameter(-power * torch.tensor(levels).log())
         self.bias = nn.Parameter(torch.zeros(()))
@@ -122,3 +123,13 @@ class EnergyDenoiser(EnergyNetwork):
         denoised: Tensor = self.denoiser(rows, torch.ones_like(level), level)
         errors = ((rows - denoised) / self.scale).flatten(1)
         return self.log_gain.exp() @ errors.square().mean(1).view(copies, n) + self.bias
+
+
+def _attend_plainly(module: nn.Module) -> None:
+    """Make diffusers' attention one that can be differentiated twice, for gradient penalties; fused kernels cannot."""
+    for part in module.modules():
+        set_processor: Any = getattr(part, "set_processor", None)
+        if set_processor is not None:
+            from diffusers.models.attention_processor import AttnProcessor
+
+            set_processor(AttnProcessor())

@@ -1,9 +1,10 @@
-"""Ten iterations of a game in double precision, alone or on several processes; writes its losses as JSON."""
+"""Ten iterations of a game on a U-Net in double precision, alone or on several processes; writes its losses as JSON."""
 
 import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 torch.set_num_threads(1)
@@ -11,13 +12,14 @@ torch.set_default_dtype(torch.float64)
 
 from dxmi_rl import DxMI, make_task  # noqa: E402
 from dxmi_rl.agents.execution import is_main_process, set_execution  # noqa: E402
-from dxmi_rl.targets import make_target  # noqa: E402
+from dxmi_rl.targets import ImageSet  # noqa: E402
 
 
 def main(file: Path, agent: str) -> None:
-    task = make_task(make_target("digits"), horizon=2, pretraining={"iterations": 20, "width": 16, "depth": 1})
-    settings = {"n_trajectories": 7, "value": {"width": 8, "depth": 1}}
-    game = DxMI(task, agent=agent, agent_settings=settings, energy={"width": 8, "depth": 1}, gradient_penalty=0.1)
+    rows = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
+    patches = {"iterations": 3, "batch_size": 8, "channels": [8, 8], "attention": False, "patch": 2}
+    task = make_task(ImageSet(rows[:40], rows[40:], name="tiny"), horizon=2, pretraining=patches)
+    game = DxMI(task, agent=agent, agent_settings={"n_trajectories": 7})
     execution = set_execution(game, rows_at_a_time=5, share=True)
     losses: list[dict[str, float]] = []
     iterate = game.iterate

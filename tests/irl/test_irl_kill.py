@@ -1,4 +1,4 @@
-"""kill -9 in the middle of a game on a U-Net: what is resumed ends as what nothing happened to."""
+"""kill -9 in the middle of a game on a U-Net in half precision: what is resumed ends as what nothing happened to."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from dxmi_rl import DxMI, make_task
+from dxmi_rl.agents.execution import set_execution
 from dxmi_rl.evaluation.metrics import sliced_w2
 from dxmi_rl.targets import ImageSet
 from dxmi_rl.tasks import Task
@@ -29,18 +30,18 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills forked pr
 ROOT = Path(__file__).parents[2]
 ITERATIONS, KILLS = 24, 3
 SETTINGS: dict[str, Any] = {
-    "augmentation_target": 0.5, "augmentation": 0.3, "augmentation_flip": True, "replay": 2, "gradient_penalty": 0.1,
-    "energy": {"width": 8, "depth": 1, "convolutional": True, "residual": False}, "energy_learning_rate": 1e-3,
-    "agent_settings": {
-        "n_trajectories": 8, "replay": 2, "policy": {"fine_tuning_rate": 1e-3},
-        "value": {"width": 8, "convolutional": True},
-    },
-}  # fmt: skip
+    "augmentation_target": 0.5,
+    "augmentation": 0.3,
+    "augmentation_flip": True,
+    "replay": 2,
+    "energy_learning_rate": 1e-3,
+    "agent_settings": {"n_trajectories": 8, "policy": {"fine_tuning_rate": 1e-3}},
+}
 
 
 def tiny_task() -> Task:
     rows = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
-    quick = {"iterations": 3, "batch_size": 8, "channels": [8, 8]}
+    quick = {"iterations": 3, "batch_size": 8, "channels": [8, 8], "attention": False, "patch": 2}
     return make_task(ImageSet(rows[:40], rows[40:], name="tiny"), backward="learned", pretraining=quick)
 
 
@@ -48,6 +49,7 @@ def play(checkpoint: Path) -> None:
     """Begin the game or go on with it to the end, saving after every iteration; then write its scores beside it."""
     task = tiny_task()
     game = DxMI.load(checkpoint, task=task) if checkpoint.is_file() else DxMI(task, seed=0, **SETTINGS)
+    set_execution(game, precision="bfloat16")
     left = ITERATIONS * game.timesteps_per_iteration - game.num_timesteps
     game.learn(left, reset_num_timesteps=False, checkpoint=checkpoint, checkpoint_every=1)
     x, test = game.sample(64, seed=1), task.target.test_data(20)

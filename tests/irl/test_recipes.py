@@ -170,14 +170,18 @@ def test_other_images_start_from_their_denoiser(pictures: Task) -> None:
 
 
 @pytest.mark.slow
-def test_unets_have_a_recipe_of_their_own() -> None:
+def test_unets_have_the_recipe_of_other_images() -> None:
     pytest.importorskip("diffusers")
     quick = {"iterations": 1, "batch_size": 8, "channels": [8, 8]}
     rows = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     images = make_task(ImageSet(rows[:32], rows[32:], name="random"), horizon=2, pretraining=quick)
-    for settings in ({}, {"energy": {"width": 8}}, {"energy": {"levels": (0.1,), "denoiser": True}}):
-        assert recipe_for(images, settings=settings) == "images-unet"
-    game = DxMI(images, seed=0, energy={"width": 8}, agent_settings={"n_trajectories": 8, "value.width": 8})
+    assert recipe_for(images) == "images"
+    game = DxMI(images, seed=0, agent_settings={"n_trajectories": 8})
+    assert isinstance(game.energy, EnergyDenoiser)
+    game.learn(game.timesteps_per_iteration)
+    convolutional = {"convolutional": True, "residual": False, "width": 8, "depth": 1}
+    assert recipe_for(images, settings={"energy": convolutional}) == "images-small"
+    game = DxMI(images, seed=0, energy=convolutional, agent_settings={"n_trajectories": 8, "value.width": 8})
     assert isinstance(game.energy, EnergyConv)
     game.learn(game.timesteps_per_iteration)
 
