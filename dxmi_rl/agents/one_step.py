@@ -47,7 +47,7 @@ def distil(
 
     The loss is -log pi(x_T | x_0) over pairs, and the student's backward kernel is then fitted to its own steps, so its
     ELBO is a bound as always. No energy is asked for. ``learn`` goes on from there, on the energy. A DxMI student also
-    gets the energy of a DxMI teacher, and plays on against its one step.
+    gets the energy of a DxMI teacher, and plays on against its one step; it keeps its own sigma.
 
         wide = {"width": 256, "energy_gradient": False}
         student = make_agent("path-wise", teacher.task.with_horizon(1), policy=wide)
@@ -76,9 +76,12 @@ def distil(
     policy = _checked_policy(student, teacher)
     _hand_on_energies(student, teacher)
     x, final = _pairs(teacher, coupling, pairs, generator)
+    own_sigma = policy.log_sigma.detach().clone()
     with torch.enable_grad():
         _fit_policy(policy, x, final, steps, generator)
-    if policy is not student.policy:  # a game has an average of it, too
+    if policy is not student.policy:  # of a game, which has an average of it, too
+        with torch.no_grad():
+            policy.log_sigma.copy_(own_sigma)  # that of the pairs is five times as large, and a game's rates are low
         student.policy.load_state_dict(policy.state_dict())
     kernel = student.mdp.kernel
     for step in range(KERNEL_STEPS if kernel.adapts else 0):

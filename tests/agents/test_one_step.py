@@ -77,8 +77,9 @@ def test_matching_is_an_assignment_of_least_cost() -> None:
 def test_a_game_goes_on_with_the_teachers_energy() -> None:
     game = DxMI(make_task("8gaussians", reward=None, tau=0.1, horizon=3), seed=0).learn(500)
     one = DxMI(game.task.with_horizon(1), seed=1)
-    before = game.energy(torch.ones(4, 2))
+    before, sigma = game.energy(torch.ones(4, 2)), one.agent.policy.log_sigma.detach().clone()
     distil(one, game, pairs=500, steps=20)
+    assert torch.equal(one.agent.policy.log_sigma, sigma), "a game would hardly bring down that of the pairs"
     assert torch.equal(one.energy(torch.ones(4, 2)), before) and torch.equal(
         one.score(torch.ones(4, 2)), game.score(torch.ones(4, 2))
     )
