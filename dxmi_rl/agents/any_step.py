@@ -40,7 +40,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number. Each iteration is for one horizon, the one that is furthest behind its ``share`` of the transitions.
+    number. A denoiser that is fine-tuned as the policy is told the level of the step alone, as it was pretrained. Each
+    iteration is for one horizon, the one that is furthest behind its ``share`` of the transitions.
     ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
