@@ -193,7 +193,7 @@ def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) 
     ticks = list(scores_at(runs, task, True, key))
     axis.set_xticks(ticks, [str(step) for step in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
     axis.yaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
