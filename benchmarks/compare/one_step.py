@@ -208,7 +208,7 @@ def print_runs(found: dict[str, Any], console: Console) -> None:
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Samples of every row, first seed: a row of panels per task (in more dimensions the first two coordinates)."""
+    """Samples of every row, seed 0: a row of panels per task (in more dimensions the first two coordinates)."""
     shown = found["pictures"]
     columns = max(map(len, shown.values()))
     figure = Figure(figsize=(2.1 * columns, 2.4 * len(shown)), layout="constrained")

@@ -81,7 +81,7 @@ def distil(
         _fit_policy(policy, x, final, steps, generator)
     if policy is not student.policy:  # of a game, which has an average of it, too
         with torch.no_grad():
-            policy.log_sigma.copy_(own_sigma)  # that of the pairs is five times as large, and a game's rates are low
+            policy.log_sigma.copy_(own_sigma)  # a game's rates are too low to bring down that of the pairs
         student.policy.load_state_dict(policy.state_dict())
     kernel = student.mdp.kernel
     for step in range(KERNEL_STEPS if kernel.adapts else 0):
