@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.gradients import EnergyGradient, ValueGradient
 from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, policy_kind
+from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.mdp import DenoisingMDP
@@ -200,7 +201,8 @@ class FineTunedPolicy(GaussianPolicy):
     """The pretrained network itself as the policy: mu is the base sampler's mean with its denoiser trainable.
 
     This is what is done to large backbones (DxMI, DDPO); it never calls a second denoiser. Frozen steps use a copy of
-    the pretrained network, ``start``, whose mean is their ``base_mean``.
+    the pretrained network, ``start``, whose mean is their ``base_mean``. Of several horizons the first step has weights
+    of its own (FirstLevelDenoiser).
     """
 
     start: ReverseSampler | None
@@ -210,8 +212,11 @@ class FineTunedPolicy(GaussianPolicy):
         if not isinstance(mdp.base, ReverseSampler) or not list(mdp.base.denoiser.parameters()):
             raise ValueError("policy.kind 'fine-tuned' needs a base sampler with a denoiser network; use 'correction'.")
         self.base = copy.deepcopy(mdp.base)
+        schedule = self.base.schedule
+        if schedule.several_horizons:
+            self.base.denoiser = FirstLevelDenoiser(self.base.denoiser, float(schedule.levels[0]))
         self.base.denoiser.requires_grad_(True)
-        self._start_sigma(self.base.schedule, self.base.sigma)
+        self._start_sigma(schedule, self.base.sigma)
         self.start = None
 
     def freeze_first_steps(self, steps: int) -> None:

@@ -5,6 +5,7 @@ alpha and s are one number each (floats: no work on the device) or tensors ``[ba
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -113,6 +114,26 @@ class DenoiserMLP(nn.Module):
         total = (level**2 + self.scale**2).sqrt()
         out: Tensor = self.net((z / total).flatten(1), code)
         return (self.scale / total) ** 2 * z + level * self.scale / total * out.view_as(x)
+
+
+class FirstLevelDenoiser(nn.Module):
+    """A denoiser with other weights at the largest noise level than at those below; both start as ``denoiser``.
+
+    For several numbers of steps: one step must leap from noise to an image there, which no other level asks for, and
+    with shared weights it spoils the small steps of longer chains.
+    """
+
+    def __init__(self, denoiser: nn.Module, largest: float) -> None:
+        super().__init__()
+        self.first, self.below, self.bound = copy.deepcopy(denoiser), denoiser, 0.999 * largest
+
+    def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
+        """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
+        level = column(s / alpha, x)
+        if isinstance(level, Tensor):
+            return torch.where(level > self.bound, self.first(x, alpha, s), self.below(x, alpha, s))
+        found: Tensor = (self.first if level > self.bound else self.below)(x, alpha, s)
+        return found
 
 
 def row_classes(x: Tensor, label: Tensor | int | None, classes: int | None) -> Tensor | None:

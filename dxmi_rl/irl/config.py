@@ -1,4 +1,4 @@
-"""Settings of DxMI and of its energy."""
+"""Settings of DxMI and of its energy, and what makes that."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork
+from dxmi_rl.live_energy import LiveEnergy
+from dxmi_rl.networks import EnergyConv, EnergyDenoiser, EnergyMLP, EnergyNetwork, EnergyPerHorizon
 from dxmi_rl.targets import ImageSet, Target
+from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import check_integer, check_real
 
 
@@ -142,8 +144,8 @@ class DxMIConfig:
     """Number of past rollouts that are kept for the energy: each of its steps sees as many samples of these, drawn at
     random, as present ones, so that it does not forget regions that the policy has left. 0: only present samples."""
     ema: float = 0.99
-    """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``; 0 uses
-    the last iterates."""
+    """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``, per
+    iteration (with several numbers of steps per iteration of each); 0 uses the last iterates."""
     anneal: bool = False
     """Cosine rate of the energy over ``learn``'s budget."""
 
@@ -157,3 +159,27 @@ class DxMIConfig:
         for key in ("ema", "anchor"):
             if not 0 <= check_real(key, getattr(self, key)) < 1:
                 raise ValueError(f"{key} must lie in [0, 1), got {getattr(self, key)}.")
+
+
+def with_new_energy(task: Task, config: DxMIConfig) -> tuple[Task, EnergyNetwork]:
+    """The task with a new energy of its own, and the energy: one that is told the class, where there are several, and
+    one for each of several numbers of steps.
+
+    Raises ValueError for an energy that cannot be told the class, and as ``make_energy``.
+    """
+    network = make_energy(task.target, config.energy, getattr(task.mdp.base, "denoiser", None)).to(task.device)
+    task = task.with_own_energy()
+    task.mdp.set_energy(network)
+    if len(task.horizons) > 1:
+        several = EnergyPerHorizon(network, task.horizons)
+        task.energies = {horizon: LiveEnergy(several.of_case(horizon)) for horizon in task.horizons}
+        task.mdp.energy = task.energies[task.horizons[-1]]
+        return task, several
+    if len(task.labels) > 1:
+        if not isinstance(network, EnergyDenoiser) or config.replay:
+            raise ValueError(
+                "label must be one class for an energy that is no denoiser, and with replay, got "
+                f"{task.labels} with energy {type(network).__name__} and replay={config.replay}."
+            )
+        task.energies = {label: LiveEnergy(network.of_case(label)) for label in task.labels}
+    return task, network

@@ -16,15 +16,14 @@ from dxmi_rl.agents.any_class import AnyClass, AnyClassConfig
 from dxmi_rl.agents.any_step import AnyStep, AnyStepConfig
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent, check_unguided
-from dxmi_rl.agents.shared import SharedWeights, sample_of_all
+from dxmi_rl.agents.shared import SharedAgents, SharedWeights, sample_of_all
 from dxmi_rl.costs import count_energy
 from dxmi_rl.envs.observations import observed_horizon, observed_label
 from dxmi_rl.irl.augmentation import make_augmentation
-from dxmi_rl.irl.config import DxMIConfig, make_energy
+from dxmi_rl.irl.config import DxMIConfig, with_new_energy
 from dxmi_rl.irl.losses import ENERGY_LOSSES
 from dxmi_rl.irl.recipe_files import recipe, recipe_for
-from dxmi_rl.live_energy import LiveEnergy
-from dxmi_rl.networks import EnergyDenoiser
+from dxmi_rl.networks import EnergyDenoiser, EnergyPerHorizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.utils.checks import check_batch
@@ -46,7 +45,8 @@ class DxMI(Agent[DxMIConfig]):
     energy.
 
     On a task with several classes one policy and one energy serve all: each iteration is for one class, and the energy,
-    which must be one that starts as the denoiser, is told which. ``of_class(c)`` is the game of one class.
+    which must be one that starts as the denoiser, is told which. ``of_class(c)`` is the game of one class. With several
+    numbers of steps one policy serves all, and each has an energy of its own (EnergyPerHorizon).
 
     Raises ValueError when the target has no data, or the inner agent cannot be trained inside the loop.
     """
@@ -93,14 +93,10 @@ class DxMI(Agent[DxMIConfig]):
         self.data_noise = config.data_noise
         if self.data_noise is None:
             self.data_noise = round(float(self.mdp.base.sigma[-1]), 6)
-        self.energy = make_energy(target, config.energy, getattr(self.mdp.base, "denoiser", None)).to(self.mdp.device)
-        self.task = self.task.with_own_energy()
-        self.task.mdp.set_energy(self.energy)
-        self._tell_classes()
+        self.task, self.energy = with_new_energy(self.task, config)
         self.agent: Agent[Any]
         if len(self.task.horizons) > 1:
-            # An iteration is also a step of the energy, and games with too many of them go astray.
-            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.5)
+            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings)
             self.agent = AnyStep(self.task, seed=self.seed, config=shared)
         elif len(self.task.labels) > 1:
             several = AnyClassConfig(agent=config.agent, agent_settings=config.agent_settings)
@@ -114,28 +110,19 @@ class DxMI(Agent[DxMIConfig]):
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
         self.anchor = copy.deepcopy(self.energy).requires_grad_(False) if config.anchor else None
         # Until there are past samples, x_0 takes their place: noise, which is no data either.
-        self.past = self.mdp.reset(self.timesteps_per_iteration // self.mdp.horizon, self.generator)
+        rows, horizons = self.timesteps_per_iteration // self.mdp.horizon, self.task.horizons
+        names = [f"past/{horizon}" for horizon in horizons] if len(horizons) > 1 else ["past"]
+        self.past = {name: self.mdp.reset(rows, self.generator) for name in names}
         self.energy_optimizer = adam(
             [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
         )
 
-    def _tell_classes(self) -> None:
-        """Give every class of several the energy as it is told this class."""
-        if len(self.task.labels) < 2:
-            return
-        if not isinstance(self.energy, EnergyDenoiser) or self.config.replay:
-            raise ValueError(
-                "label must be one class for an energy that is no denoiser, and with replay, got "
-                f"{self.task.labels} with energy {type(self.energy).__name__} and replay={self.config.replay}."
-            )
-        self.task.energies = {label: LiveEnergy(self.energy.of_class(label)) for label in self.task.labels}
-
     def _of_case(self, energy: nn.Module) -> nn.Module:
-        """An energy as it is told the class of the present iteration, where there are several."""
-        if not isinstance(self.agent, AnyClass):
+        """The energy of the present iteration's class or number of steps, where there are several."""
+        if not isinstance(self.agent, SharedAgents):
             return energy
-        assert isinstance(energy, EnergyDenoiser)
-        return energy.of_class(self.agent.case)
+        assert isinstance(energy, (EnergyDenoiser, EnergyPerHorizon))
+        return energy.of_case(self.agent.case)
 
     def __repr__(self) -> str:
         recipe = f", recipe={self.config.recipe!r}" if self.config.recipe else ""
@@ -149,7 +136,8 @@ class DxMI(Agent[DxMIConfig]):
             for _ in range(self.config.energy_steps):
                 energy_log.update(self.update_energy(final))
             if self.config.replay:
-                self.past = torch.cat([self.past, final])[-self.config.replay * len(final) :]
+                past = self._past()
+                self.past[past] = torch.cat([self.past[past], final])[-self.config.replay * len(final) :]
             if on_final is not None:
                 on_final(final)
 
@@ -192,14 +180,19 @@ class DxMI(Agent[DxMIConfig]):
         """``final`` and as many rows of earlier rollouts' final states."""
         if not self.config.replay:
             return final
-        past = self.past[torch.randint(len(self.past), (len(final),), generator=self.generator, device=final.device)]
-        return torch.cat([final, past])
+        past = self.past[self._past()]
+        rows = torch.randint(len(past), (len(final),), generator=self.generator, device=final.device)
+        return torch.cat([final, past[rows]])
+
+    def _past(self) -> str:
+        """Name of the final states that are kept of the present iteration's number of steps."""
+        return f"past/{self.agent.case}" if isinstance(self.agent, AnyStep) else "past"
 
     @torch.no_grad()
     def _average(self) -> None:
-        config = self.config
+        config, decay = self.config, self.config.ema ** (1 / len(self.task.horizons))  # per iteration of each
         pairs: list[tuple[nn.Module, nn.Module, float]] = [
-            (self.policy, self.agent.policy, config.ema), (self.average_energy, self.energy, config.ema)
+            (self.policy, self.agent.policy, decay), (self.average_energy, self.energy, decay)
         ]  # fmt: skip
         if self.anchor is not None:
             pairs.append((self.anchor, self.energy, config.anchor))
@@ -234,14 +227,13 @@ class DxMI(Agent[DxMIConfig]):
         if not isinstance(self.agent, AnyClass):
             self.task.of_class(label)
             return self
-        found = self._with(self.agent.of_class(label), label)
-        for key in ("energy", "average_energy"):
-            setattr(found, key, getattr(self, key).of_class(label))
-        return found
+        return self._with(self.agent.of_class(label), label)
 
     def _with(self, agent: Agent[Any], case: int) -> DxMI:
-        """The game with the agent of one case."""
+        """The game with the agent and the energies of one case."""
         found = copy.copy(self)
+        for key in ("energy", "average_energy"):
+            setattr(found, key, getattr(self, key).of_case(case))
         found.agent = agent
         found.task, found.mdp, found.has_density = agent.task, agent.mdp, agent.has_density
         assert isinstance(self.policy, SharedWeights)
@@ -340,10 +332,10 @@ class DxMI(Agent[DxMIConfig]):
 
     def extra_tensors(self) -> dict[str, Tensor]:
         inner = {f"agent/{name}": tensor for name, tensor in self.agent.extra_tensors().items()}
-        return {"agent_generator": self.agent.generator.get_state(), "past": self.past, **inner}
+        return {"agent_generator": self.agent.generator.get_state(), **self.past, **inner}
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.agent.generator.set_state(tensors["agent_generator"])
-        self.past = tensors["past"].to(self.mdp.device)
+        self.past = {name: tensors[name].to(self.mdp.device) for name in self.past}
         self.agent.costs, self.agent.progress = self.costs, self.progress
         self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})

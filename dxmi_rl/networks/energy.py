@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +107,7 @@ class EnergyDenoiser(EnergyNetwork):
         self.log_gain = nn.Parameter(-power * torch.tensor(levels).log())
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def of_class(self, label: int) -> EnergyDenoiser:
+    def of_case(self, label: int) -> EnergyDenoiser:
         """This energy, with the same weights, where D is told a class."""
         view = copy.copy(self)
         view._modules = dict(self._modules)
@@ -123,6 +123,25 @@ class EnergyDenoiser(EnergyNetwork):
         denoised: Tensor = self.denoiser(rows, torch.ones_like(level), level)
         errors = ((rows - denoised) / self.scale).flatten(1)
         return self.log_gain.exp() @ errors.square().mean(1).view(copies, n) + self.bias
+
+
+class EnergyPerHorizon(EnergyNetwork):
+    """One energy for each of several numbers of steps, copies of ``energy`` at first; E(x) is their mean.
+
+    The samples of one step have coarse faults, and an energy that sees them overlooks the fine ones of many steps.
+    """
+
+    def __init__(self, energy: EnergyNetwork, horizons: Sequence[int]) -> None:
+        super().__init__(energy.scale)
+        self.parts = nn.ModuleDict({str(horizon): copy.deepcopy(energy) for horizon in horizons})
+
+    def of_case(self, horizon: int) -> EnergyNetwork:
+        """The energy of a number of steps; of one between, that of the next larger number."""
+        found = self.parts[str(min(one for one in map(int, self.parts) if one >= horizon))]
+        return cast(EnergyNetwork, found)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([energy(x) for energy in self.parts.values()]).mean(0)
 
 
 def _attend_plainly(module: nn.Module) -> None:

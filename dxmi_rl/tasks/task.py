@@ -52,7 +52,8 @@ class Task:
     classes: tuple[int, ...] = ()
     """The classes of the task that this one class was taken from (``of_class``)."""
     energies: dict[int, LiveEnergy] = field(default_factory=dict, repr=False, compare=False)
-    """The energies of several classes, which ``of_class`` hands out."""
+    """The energies of several horizons or classes, which ``at`` and ``of_class`` hand out; mostly empty: all have the
+    same one."""
     _built: dict[int, Task] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def fingerprint(self) -> dict[str, str]:
@@ -78,7 +79,8 @@ class Task:
 
     def at(self, horizon: int) -> Task:
         """The task with this number of steps alone. Of several horizons it may be any from the smallest to the largest;
-        target, energy, denoiser and the weights of a learned kernel are those of this task.
+        target, energy, denoiser and the weights of a learned kernel are those of this task (in a game every number of
+        steps has an energy of its own).
 
         Raises ValueError for another horizon.
         """
@@ -91,6 +93,8 @@ class Task:
         if horizon not in self._built:
             config = replace(self.config, horizon=horizon)
             mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
+            if self.energies:  # one between has that of the next larger number
+                mdp.energy = self.energies[min(one for one in self.energies if one >= horizon)]
             self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
         return self._built[horizon]
 

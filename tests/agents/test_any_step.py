@@ -13,7 +13,9 @@ from agent_cases import PRETRAINING, skip_without_extra, small
 
 from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import make_schedule
+from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
 from dxmi_rl.diffusion.schedules import level_codes
 from dxmi_rl.evaluation.log_weights import fit_kernel
 from dxmi_rl.tasks import Task
@@ -122,15 +124,11 @@ def test_all_horizons_learn_the_same_weights(name: str) -> None:
         assert torch.equal(x[-1], agent.sample(5, seed=0, horizon=horizon)) and len(x) == horizon + 1
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_transitions_are_shared_by_a_power_of_the_horizon(share: float) -> None:
-    agent = any_step("ppo", share=share)
+def test_all_horizons_get_as_many_transitions() -> None:
+    agent = any_step("ppo")
     agent.learn(40 * agent.timesteps_per_iteration)
     assert sum(agent.trained.values()) == agent.num_timesteps
-    shares = [agent.trained[horizon] / horizon**share for horizon in HORIZONS]
-    assert max(shares) < 1.1 * min(shares)
-    with pytest.raises(ValueError, match="share"):
-        any_step("ppo", share=1.5)
+    assert max(agent.trained.values()) - min(agent.trained.values()) <= agent.timesteps_per_iteration
 
 
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
@@ -244,7 +242,7 @@ def test_frozen_steps() -> None:
 
 def test_every_horizon_has_its_local_searches() -> None:
     settings = {"n_trajectories": 8, "buffer_size": 64, "local_search_every": 2, "local_search_steps": 1}
-    agent = AnyStep(several((2, 3)), agent="trajectory-balance", agent_settings=settings, share=1.0)
+    agent = AnyStep(several((2, 3)), agent="trajectory-balance", agent_settings=settings)
     searches = {2: 0, 3: 0}
     for horizon in searches:
         inner: Any = agent.agents[horizon]
@@ -256,7 +254,8 @@ def test_every_horizon_has_its_local_searches() -> None:
         counted.tensors, counted.restore = inner.search.tensors, inner.search.restore  # type: ignore[attr-defined]
         inner.search = counted
     iterations(agent, 6)
-    assert searches == {2: 3, 3: 3}
+    assert searches == {horizon: agent.trained[horizon] // (8 * horizon) // 2 for horizon in searches}
+    assert min(searches.values()) > 1
 
 
 def test_log_z_starts_once() -> None:
@@ -330,6 +329,26 @@ def test_no_elbo_exceeds_a_known_log_z(name: str) -> None:
         assert float(log_weights.mean()) <= log_z + 3 * error + 1e-3, horizon
 
 
+def test_the_first_step_of_a_fine_tuned_network_has_weights_of_its_own() -> None:
+    """One step leaps where no other does: what it learns does not move the steps of longer chains."""
+    task = several((1, 2, 4), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
+    settings = {"n_trajectories": 8, "policy": {"kind": "fine-tuned"}}
+    agent = AnyStep(task, agent="path-wise", agent_settings=settings)
+    policy = agent.at(4).policy
+    assert isinstance(policy, FineTunedPolicy) and isinstance(policy.base.denoiser, FirstLevelDenoiser)
+    x = torch.randn(6, 2)
+    before = [agent.at(4).policy.moments(x, t)[0].detach() for t in range(4)]
+    for t, mean in enumerate(before):
+        assert torch.allclose(mean, task.mdp.base.mean(x, t), atol=1e-6)
+    agent.learn(agent.at(1).timesteps_per_iteration)
+    assert agent.trained[1] and not agent.trained[2] and not agent.trained[4]
+    moved = [not torch.equal(agent.at(4).policy.moments(x, t)[0], before[t]) for t in range(4)]
+    assert moved == [True, False, False, False]
+    mixed = torch.tensor([0, 1, 2, 3, 0, 2])
+    apart = torch.cat([policy.base.mean(x[row : row + 1], int(t)) for row, t in enumerate(mixed)])
+    assert torch.allclose(policy.base.mean(x, mixed), apart, atol=1e-6)
+
+
 # -- DxMI ------------------------------------------------------------------------------------------------------------
 
 
@@ -364,3 +383,21 @@ def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
         game.sample(3, horizon=0)
     with pytest.raises(ValueError, match="cannot be nested"):
         DxMI(several((2, 4), "8gaussians", reward=None), agent="any-step")
+
+
+def test_every_number_of_steps_of_a_game_has_an_energy_of_its_own() -> None:
+    game = DxMI(several((2, 4), "8gaussians", reward=None), seed=0, agent_settings={"n_trajectories": 32})
+    x = torch.randn(8, 2)
+    assert isinstance(game.agent, AnyStep) and game.past.keys() == {"past/2", "past/4"}
+    game.learn(32 * 2)  # the first iteration is of two steps
+    assert game.agent.trained == {2: 64, 4: 0}
+    untrained = game.at(4).energy(x).detach()
+    assert not torch.equal(game.at(2).energy(x), untrained)
+    game.learn(32 * 4, reset_num_timesteps=False)
+    assert game.agent.trained == {2: 64, 4: 128} and not torch.equal(game.at(4).energy(x), untrained)
+    for horizon in (2, 4):
+        assert torch.equal(game.task.at(horizon).mdp.energy(x), game.at(horizon).energy(x))
+        assert torch.equal(game.agent.at(horizon).mdp.energy(x), game.at(horizon).energy(x))
+    assert game.at(3).energy is game.at(4).energy and game.task.at(3).mdp.energy.function is game.at(4).energy
+    scores = [game.at(horizon).score(x) for horizon in (2, 4)]
+    assert not torch.equal(*scores) and torch.allclose(game.score(x), (scores[0] + scores[1]) / 2)

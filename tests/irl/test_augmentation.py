@@ -185,7 +185,7 @@ def test_by_default_there_is_none() -> None:
     model = game()
     assert model.augmentation is None and "augmentation" not in model.modules()
     model.iterate()
-    assert not {"augmentation", "separation"} & model.update_energy(model.past).keys()
+    assert not {"augmentation", "separation"} & model.update_energy(model.past["past"]).keys()
 
 
 def test_at_probability_zero_the_loss_is_the_plain_one_bit_for_bit() -> None:
@@ -214,7 +214,7 @@ def test_p_follows_the_energy_of_the_game(settings: dict[str, Any]) -> None:
     assert model.augmentation is not None
 
     def steps(samples: Tensor) -> float:
-        model.past = samples
+        model.past["past"] = samples
         before = float(model.augmentation.probability)
         for _ in range(60):
             model.update_energy(samples)

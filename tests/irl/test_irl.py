@@ -397,9 +397,9 @@ def test_replayed_samples_double_what_the_energy_sees() -> None:
     assert replayed.costs.energy_evals - plain.costs.energy_evals == 2 * batch * steps
     finals: list[Tensor] = []
     replayed.iterate(finals.append)
-    assert len(replayed.past) == 2 * batch, "rollouts, whatever energy_steps is"
-    assert torch.equal(replayed.past[batch:], finals[0])
-    assert len(plain.past) == batch
+    assert len(replayed.past["past"]) == 2 * batch, "rollouts, whatever energy_steps is"
+    assert torch.equal(replayed.past["past"][batch:], finals[0])
+    assert len(plain.past["past"]) == batch
 
 
 def test_an_energy_against_a_sampler_without_weights() -> None:
