@@ -47,7 +47,8 @@ def distil(
 
     The loss is -log pi(x_T | x_0) over pairs, and the student's backward kernel is then fitted to its own steps, so its
     ELBO is a bound as always. No energy is asked for. ``learn`` goes on from there, on the energy. A DxMI student also
-    gets the energy of a DxMI teacher, and plays on against its one step; it keeps its own sigma.
+    gets the energy of a DxMI teacher, and plays on against its one step; it keeps its own sigma. A teacher of several
+    numbers of steps teaches with the largest, ``teacher.at(T)`` with T.
 
         wide = {"width": 256, "energy_gradient": False}
         student = make_agent("path-wise", teacher.task.with_horizon(1), policy=wide)
@@ -73,6 +74,7 @@ def distil(
     generator = torch.Generator(student.mdp.device).manual_seed(check_seed(seed))
     if coupling not in COUPLINGS:
         raise UnknownNameError("coupling", coupling, COUPLINGS)
+    teacher = teacher.at(teacher.mdp.horizon)
     policy = _checked_policy(student, teacher)
     _hand_on_energies(student, teacher)
     x, final = _pairs(teacher, coupling, pairs, generator)

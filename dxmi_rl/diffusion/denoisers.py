@@ -129,11 +129,15 @@ class FirstLevelDenoiser(nn.Module):
 
     def forward(self, x: Tensor, alpha: Level, s: Level) -> Tensor:
         """``[batch, *event]``, and numbers or ``[batch]`` -> ``[batch, *event]``."""
-        level = column(s / alpha, x)
-        if isinstance(level, Tensor):
-            return torch.where(level > self.bound, self.first(x, alpha, s), self.below(x, alpha, s))
-        found: Tensor = (self.first if level > self.bound else self.below)(x, alpha, s)
-        return found
+        if not (isinstance(alpha, Tensor) and isinstance(s, Tensor)):
+            found: Tensor = (self.first if s / alpha > self.bound else self.below)(x, alpha, s)
+            return found
+        at_first = s / alpha > self.bound
+        parts = [(rows.nonzero()[:, 0], network) for rows, network in ((at_first, self.first), (~at_first, self.below))]
+        # A network without rows is left out: a gradient of zero would let an optimizer's momentum move it.
+        parts = [(rows, network) for rows, network in parts if len(rows)] or parts
+        denoised = [network(x[rows], alpha[rows], s[rows]) for rows, network in parts]
+        return torch.cat(denoised)[torch.cat([rows for rows, _ in parts]).argsort()]
 
 
 def row_classes(x: Tensor, label: Tensor | int | None, classes: int | None) -> Tensor | None:

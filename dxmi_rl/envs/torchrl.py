@@ -338,7 +338,7 @@ def _require_tensor(name: str, value: object) -> Tensor:
 def _move(task: Task, device: torch.device) -> None:
     """Move a task in place: its target, and its MDPs' base samplers, kernels with their optimizer, and energy."""
     mdps = [task.mdp, *(one.mdp for one in task._built.values() if one.mdp is not task.mdp)]
-    parts = [task.target, task.mdp.energy.function, *(part for mdp in mdps for part in (mdp.base, mdp.kernel))]
+    parts = [task.target, *(part for mdp in mdps for part in (mdp.energy.function, mdp.base, mdp.kernel))]
     for part in parts:
         if isinstance(part, torch.nn.Module):
             part.to(device)

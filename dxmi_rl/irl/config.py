@@ -145,7 +145,7 @@ class DxMIConfig:
     random, as present ones, so that it does not forget regions that the policy has left. 0: only present samples."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``, per
-    iteration (with several numbers of steps per iteration of each); 0 uses the last iterates."""
+    iteration; with n numbers of steps, per n iterations. 0 uses the last iterates."""
     anneal: bool = False
     """Cosine rate of the energy over ``learn``'s budget."""
 
@@ -165,13 +165,17 @@ def with_new_energy(task: Task, config: DxMIConfig) -> tuple[Task, EnergyNetwork
     """The task with a new energy of its own, and the energy: one that is told the class, where there are several, and
     one for each of several numbers of steps.
 
-    Raises ValueError for an energy that cannot be told the class, and as ``make_energy``.
+    Raises ValueError for an energy that cannot be told the class, for an agent that learns one log Z or one model of
+    the energy where each number of steps has another, and as ``make_energy``.
     """
     network = make_energy(task.target, config.energy, getattr(task.mdp.base, "denoiser", None)).to(task.device)
     task = task.with_own_energy()
     task.mdp.set_energy(network)
     if len(task.horizons) > 1:
-        several = EnergyPerHorizon(network, task.horizons)
+        for key in ("energy_model", "log_z_learning_rate"):
+            if value := getattr(config.agent_settings, key, None):
+                raise ValueError(f"{key} must be off in a game with several numbers of steps, got {value}.")
+        several = EnergyPerHorizon(network, task.horizons).eval()
         task.energies = {horizon: LiveEnergy(several.of_case(horizon)) for horizon in task.horizons}
         task.mdp.energy = task.energies[task.horizons[-1]]
         return task, several

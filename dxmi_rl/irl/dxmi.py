@@ -110,12 +110,12 @@ class DxMI(Agent[DxMIConfig]):
         self.average_energy = copy.deepcopy(self.energy).requires_grad_(False)
         self.anchor = copy.deepcopy(self.energy).requires_grad_(False) if config.anchor else None
         # Until there are past samples, x_0 takes their place: noise, which is no data either.
-        rows, horizons = self.timesteps_per_iteration // self.mdp.horizon, self.task.horizons
-        names = [f"past/{horizon}" for horizon in horizons] if len(horizons) > 1 else ["past"]
-        self.past = {name: self.mdp.reset(rows, self.generator) for name in names}
-        self.energy_optimizer = adam(
-            [(list(self.energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999)
-        )
+        rows = self.timesteps_per_iteration // self.mdp.horizon
+        self.past, self.energy_optimizers = {}, {}
+        for name, energy in self._energies().items():
+            self.past[f"past{name}"] = self.mdp.reset(rows, self.generator)
+            optimizer = adam([(list(energy.parameters()), config.energy_learning_rate)], betas=(0.5, 0.999))
+            self.energy_optimizers[f"energy{name}"] = optimizer
 
     def _of_case(self, energy: nn.Module) -> nn.Module:
         """The energy of the present iteration's class or number of steps, where there are several."""
@@ -136,7 +136,7 @@ class DxMI(Agent[DxMIConfig]):
             for _ in range(self.config.energy_steps):
                 energy_log.update(self.update_energy(final))
             if self.config.replay:
-                past = self._past()
+                past = f"past{self._name()}"
                 self.past[past] = torch.cat([self.past[past], final])[-self.config.replay * len(final) :]
             if on_final is not None:
                 on_final(final)
@@ -165,9 +165,10 @@ class DxMI(Agent[DxMIConfig]):
             (slopes,) = torch.autograd.grad(added.sum(), x, create_graph=True)
             squares = (self.task.target.scale * slopes).square().flatten(1).sum(1)
             loss = loss + config.gradient_penalty * squares.mean()
-        self.energy_optimizer.zero_grad(set_to_none=True)
+        optimizer = self.energy_optimizers[f"energy{self._name()}"]
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.energy_optimizer.step()
+        optimizer.step()
         self.energy.eval()
         count_energy(len(x) * (1 if self.anchor is None else 2), differentiated=config.gradient_penalty > 0)
         energy_data, energy_policy = energy.detach().chunk(2)
@@ -180,31 +181,33 @@ class DxMI(Agent[DxMIConfig]):
         """``final`` and as many rows of earlier rollouts' final states."""
         if not self.config.replay:
             return final
-        past = self.past[self._past()]
-        rows = torch.randint(len(past), (len(final),), generator=self.generator, device=final.device)
-        return torch.cat([final, past[rows]])
+        past, n = self.past[f"past{self._name()}"], len(final)
+        return torch.cat([final, past[torch.randint(len(past), (n,), generator=self.generator, device=final.device)]])
 
-    def _past(self) -> str:
-        """Name of the final states that are kept of the present iteration's number of steps."""
-        return f"past/{self.agent.case}" if isinstance(self.agent, AnyStep) else "past"
+    def _energies(self) -> dict[str, nn.Module]:
+        """The energies that are trained apart: one, named "", or one for each number of steps, named "/T"."""
+        if not isinstance(self.energy, EnergyPerHorizon):
+            return {"": self.energy}
+        return {f"/{horizon}": self.energy.of_case(horizon) for horizon in self.task.horizons}
+
+    def _name(self) -> str:
+        """Of the energy of the present iteration."""
+        return f"/{self.agent.case}" if isinstance(self.agent, AnyStep) else ""
 
     @torch.no_grad()
     def _average(self) -> None:
-        config, decay = self.config, self.config.ema ** (1 / len(self.task.horizons))  # per iteration of each
-        pairs: list[tuple[nn.Module, nn.Module, float]] = [
-            (self.policy, self.agent.policy, decay), (self.average_energy, self.energy, decay)
-        ]  # fmt: skip
+        ema = self.config.ema ** (1 / len(self.task.horizons))
+        average_towards(self.policy, self.agent.policy, ema)
+        average_towards(self.average_energy, self.energy, ema)
         if self.anchor is not None:
-            pairs.append((self.anchor, self.energy, config.anchor))
-        for average, current, decay in pairs:
-            average_towards(average, current, decay)
+            average_towards(self.anchor, self.energy, self.config.anchor)
 
     @property
     def timesteps_per_iteration(self) -> int:
         return self.agent.timesteps_per_iteration
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"energy": self.energy_optimizer}
+        return dict(self.energy_optimizers)
 
     def modules(self) -> dict[str, nn.Module]:
         inner = {f"agent/{name}": module for name, module in self.agent.modules().items()}
@@ -232,8 +235,13 @@ class DxMI(Agent[DxMIConfig]):
     def _with(self, agent: Agent[Any], case: int) -> DxMI:
         """The game with the agent and the energies of one case."""
         found = copy.copy(self)
-        for key in ("energy", "average_energy"):
-            setattr(found, key, getattr(self, key).of_case(case))
+        for key in ("energy", "average_energy", "anchor"):
+            if (energy := getattr(self, key)) is not None:
+                setattr(found, key, energy.of_case(case))
+        for name, energy in self._energies().items():
+            if energy is found.energy:  # one number of steps of several
+                found.past = {"past": self.past[f"past{name}"]}
+                found.energy_optimizers = {"energy": self.energy_optimizers[f"energy{name}"]}
         found.agent = agent
         found.task, found.mdp, found.has_density = agent.task, agent.mdp, agent.has_density
         assert isinstance(self.policy, SharedWeights)

@@ -133,6 +133,7 @@ class EnergyPerHorizon(EnergyNetwork):
 
     def __init__(self, energy: EnergyNetwork, horizons: Sequence[int]) -> None:
         super().__init__(energy.scale)
+        self.limits = energy.limits
         self.parts = nn.ModuleDict({str(horizon): copy.deepcopy(energy) for horizon in horizons})
 
     def of_case(self, horizon: int) -> EnergyNetwork:

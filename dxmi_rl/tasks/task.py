@@ -93,8 +93,6 @@ class Task:
         if horizon not in self._built:
             config = replace(self.config, horizon=horizon)
             mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
-            if self.energies:  # one between has that of the next larger number
-                mdp.energy = self.energies[min(one for one in self.energies if one >= horizon)]
             self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
         return self._built[horizon]
 
@@ -144,13 +142,18 @@ class Task:
         config = replace(self.config, horizon=check_integer("horizon", horizon))
         with torch.random.fork_rng(devices=[]):
             mdp = build_mdp(config, self.target, self.device, getattr(self.mdp.base, "denoiser", None), self.classes)
-        mdp.energy = LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only)
-        mdp._start = self.mdp._start
+        energy = self._energy_at(horizon)
+        mdp.energy, mdp._start = LiveEnergy(energy.function, energy.values_only), self.mdp._start
         spec = None if self.spec is None else self.spec | {"horizon": horizon}
         found = replace(self, config=config, mdp=mdp, spec=spec, among=None, energies=_copies(self.energies))
         if len(found.labels) > 1:
             found.mdp = found.of_class(found.labels[0]).mdp
         return found
+
+    def _energy_at(self, horizon: int) -> LiveEnergy:
+        """The energy of a number of steps: where each has one of its own, that of the next larger number, if any."""
+        larger = [one for one in self.energies if one >= horizon] if len(self.horizons) > 1 else []
+        return self.energies[min(larger)] if larger else self.mdp.energy
 
     def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
         main = self.mdp
@@ -161,7 +164,7 @@ class Task:
         mdp = DenoisingMDP(
             base, kernel, main.event_shape, tau=main.tau, scale=main.scale, particles=main.particles, device=main.device
         )
-        mdp.energy, mdp._start = main.energy, main._start
+        mdp.energy, mdp._start = self._energy_at(horizon), main._start
         share_parameters(kernel, main.kernel)
         if kernel.optimizer is not None and main.kernel.optimizer is not None:
             share_optimizer(kernel.optimizer, main.kernel.optimizer)
@@ -185,8 +188,10 @@ class Task:
 
     def with_own_energy(self) -> Task:
         """The task for an agent that learns the energy: others on the same task do not see it."""
-        own = self.with_parts(energy=LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
-        own.energies = _copies(self.energies)
+        energies = _copies(self.energies)
+        main = energies.get(self.mdp.horizon) if len(self.horizons) > 1 else None
+        own = self.with_parts(energy=main or LiveEnergy(self.mdp.energy.function, self.mdp.energy.values_only))
+        own.energies = energies
         return own
 
     def with_parts(self, **parts: Any) -> Task:

@@ -13,6 +13,7 @@ from agent_cases import PRETRAINING, skip_without_extra, small
 
 from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.one_step import distil
 from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import make_schedule
 from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
@@ -329,24 +330,26 @@ def test_no_elbo_exceeds_a_known_log_z(name: str) -> None:
         assert float(log_weights.mean()) <= log_z + 3 * error + 1e-3, horizon
 
 
-def test_the_first_step_of_a_fine_tuned_network_has_weights_of_its_own() -> None:
+@pytest.mark.parametrize("inside", ["path-wise", "dxdp", "ppo"])
+def test_the_first_step_of_a_fine_tuned_network_has_weights_of_its_own(inside: str) -> None:
     """One step leaps where no other does: what it learns does not move the steps of longer chains."""
     task = several((1, 2, 4), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
     settings = {"n_trajectories": 8, "policy": {"kind": "fine-tuned"}}
-    agent = AnyStep(task, agent="path-wise", agent_settings=settings)
+    agent = AnyStep(task, agent=inside, agent_settings=settings)
     policy = agent.at(4).policy
     assert isinstance(policy, FineTunedPolicy) and isinstance(policy.base.denoiser, FirstLevelDenoiser)
     x = torch.randn(6, 2)
-    before = [agent.at(4).policy.moments(x, t)[0].detach() for t in range(4)]
-    for t, mean in enumerate(before):
-        assert torch.allclose(mean, task.mdp.base.mean(x, t), atol=1e-6)
-    agent.learn(agent.at(1).timesteps_per_iteration)
-    assert agent.trained[1] and not agent.trained[2] and not agent.trained[4]
-    moved = [not torch.equal(agent.at(4).policy.moments(x, t)[0], before[t]) for t in range(4)]
+    assert all(torch.allclose(policy.moments(x, t)[0], task.mdp.base.mean(x, t), atol=1e-6) for t in range(4))
+    agent.learn(8 * (1 + 2 + 4))
+    assert agent.trained[4]  # by momentum alone they would go on
+    before = [policy.moments(x, t)[0].detach() for t in range(4)]
+    agent.agents[1].iterate()
+    moved = [not torch.equal(policy.moments(x, t)[0], before[t]) for t in range(4)]
     assert moved == [True, False, False, False]
     mixed = torch.tensor([0, 1, 2, 3, 0, 2])
     apart = torch.cat([policy.base.mean(x[row : row + 1], int(t)) for row, t in enumerate(mixed)])
     assert torch.allclose(policy.base.mean(x, mixed), apart, atol=1e-6)
+    assert policy.base.mean(x[:0], mixed[:0]).shape == (0, 2)
 
 
 # -- DxMI ------------------------------------------------------------------------------------------------------------
@@ -381,6 +384,9 @@ def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
     assert torch.equal(last_iterate, game.agent.at(2).sample(20, seed=1))
     with pytest.raises(ValueError, match="horizon must"):
         game.sample(3, horizon=0)
+    for inside, settings in {"dxdp": {"energy_model": True}, "trajectory-balance": {}}.items():
+        with pytest.raises(ValueError, match=r"must be off in a game with several"):
+            DxMI(several((2, 4), "8gaussians", reward=None), agent=inside, agent_settings=settings)
     with pytest.raises(ValueError, match="cannot be nested"):
         DxMI(several((2, 4), "8gaussians", reward=None), agent="any-step")
 
@@ -401,3 +407,26 @@ def test_every_number_of_steps_of_a_game_has_an_energy_of_its_own() -> None:
     assert game.at(3).energy is game.at(4).energy and game.task.at(3).mdp.energy.function is game.at(4).energy
     scores = [game.at(horizon).score(x) for horizon in (2, 4)]
     assert not torch.equal(*scores) and torch.allclose(game.score(x), (scores[0] + scores[1]) / 2)
+
+
+def test_a_game_goes_on_with_one_number_of_steps() -> None:
+    settings = {"agent_settings": {"n_trajectories": 32}, "anchor": 0.9, "replay": 2}
+    game = DxMI(several((2, 4), "8gaussians", reward=None), seed=0, **settings).learn(3 * 32 * 6)
+    x, four = torch.randn(8, 2), game.at(4)
+    before = game.at(2).energy(x).detach(), four.energy(x).detach()
+    four.learn(32 * 4 * 2, reset_num_timesteps=False)
+    assert torch.equal(game.at(2).energy(x), before[0]) and not torch.equal(game.at(4).energy(x), before[1])
+
+
+def test_energies_of_several_horizons_stay_with_their_horizon() -> None:
+    game = DxMI(several((2, 4), "8gaussians", reward=None), seed=0, agent_settings={"n_trajectories": 32})
+    game.learn(3 * 32 * 6)
+    for horizon, expected in ((2, 2), (3, 4), (4, 4), (6, 4)):
+        assert game.task.with_horizon(horizon).mdp.energy.function is game.at(expected).energy
+    own = game.task.with_own_energy()
+    own.mdp.set_energy(lambda x: x.sum(1))
+    x = torch.randn(3, 2)
+    assert torch.equal(own.at(4).mdp.energy(x), x.sum(1)) and torch.equal(game.task.mdp.energy(x), game.at(4).energy(x))
+    student = DxMI(make_task("8gaussians", horizon=1, reward=None), seed=1, agent_settings={"n_trajectories": 32})
+    distil(student, game, pairs=64, steps=2)  # of the largest number of steps
+    assert torch.equal(student.energy(x), game.at(4).energy(x))
