@@ -196,7 +196,8 @@ class DxMI(Agent[DxMIConfig]):
 
     @torch.no_grad()
     def _average(self) -> None:
-        ema = self.config.ema ** (1 / len(self.task.horizons))
+        steps = self.agent.case if isinstance(self.agent, AnyStep) else self.mdp.horizon
+        ema = self.config.ema ** (steps / self.mdp.horizon)  # as much per transition, whatever the number of steps
         average_towards(self.policy, self.agent.policy, ema)
         average_towards(self.average_energy, self.energy, ema)
         if self.anchor is not None:
