@@ -430,3 +430,14 @@ def test_energies_of_several_horizons_stay_with_their_horizon() -> None:
     student = DxMI(make_task("8gaussians", horizon=1, reward=None), seed=1, agent_settings={"n_trajectories": 32})
     distil(student, game, pairs=64, steps=2)  # of the largest number of steps
     assert torch.equal(student.energy(x), game.at(4).energy(x))
+
+
+def test_averages_of_a_game_move_as_much_per_transition() -> None:
+    game = DxMI(several((1, 4), "8gaussians", reward=None), seed=0, ema=0.6, agent_settings={"n_trajectories": 32})
+    for steps in (1, 4):
+        before = [parameter.clone() for parameter in game.policy.parameters()]
+        game.learn(32 * steps, reset_num_timesteps=False)
+        moved = [old.lerp(new, 1 - 0.6 ** (steps / 4))
+                 for old, new in zip(before, game.agent.policy.parameters(), strict=True)]  # fmt: skip
+        assert game.agent.case == steps
+        assert all(torch.allclose(*pair) for pair in zip(game.policy.parameters(), moved, strict=True))
