@@ -16,6 +16,7 @@ from dxmi_rl.agents.shared import SharedAgents
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
+from dxmi_rl.utils.checks import check_fraction
 from dxmi_rl.utils.settings import changed
 
 
@@ -27,6 +28,11 @@ class AnyStepConfig:
     """The algorithm: an agent with a Gaussian policy of this package."""
     agent_settings: Any = field(default_factory=lambda: AGENTS["dxdp"].Config())
     """Its settings."""
+    share: float = 0.0
+    """Transitions are shared in proportion to T to this power: 0 gives all horizons as many, 1 as many iterations."""
+
+    def __post_init__(self) -> None:
+        check_fraction("share", self.share)
 
 
 class AnyStep(SharedAgents[AnyStepConfig]):
@@ -35,8 +41,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
     number. A denoiser that is fine-tuned as the policy is told the level of the step alone, as it was pretrained, and
-    has other weights for the first step than for those below. Each iteration is for one horizon, the one with the
-    fewest transitions so far.
+    has other weights for the first step than for those below. Each iteration is for one horizon, the one that
+    is furthest behind its ``share`` of the transitions.
     ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
@@ -88,6 +94,9 @@ class AnyStep(SharedAgents[AnyStepConfig]):
             self._between[horizon] = self._made(horizon)
         self._share(self._between.values())
         return self._between[horizon]
+
+    def share_of(self, case: int) -> float:
+        return float(case**self.config.share)
 
     # -- samples -----------------------------------------------------------------------------------------------
 

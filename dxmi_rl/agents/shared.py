@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,8 +17,8 @@ from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 class SharedAgents(Agent[ConfigT]):
     """One agent per case of a task, a number of steps or a class, all with the same weights and the same optimizers.
 
-    Each iteration is for one case, the one with the fewest transitions so far. Subclasses build the agents in
-    ``_build`` and hand them to ``_adopt``.
+    Each iteration is for one case, the one that is furthest behind its share of the transitions. Subclasses build the
+    agents in ``_build`` and hand them to ``_adopt``.
 
     Attributes:
         agents: those that are trained, by case.
@@ -52,8 +53,12 @@ class SharedAgents(Agent[ConfigT]):
             for name, optimizer in agent.all_optimizers().items():
                 share_optimizer(optimizer, optimizers[name])
 
+    @abc.abstractmethod
+    def share_of(self, case: int) -> float:
+        """The part of the transitions that a case gets, up to a factor."""
+
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        case = min(self.trained, key=lambda one: self.trained[one])
+        case = min(self.trained, key=lambda one: self.trained[one] / self.share_of(one))
         before, self.case = self.costs.timesteps, case
         log = self.agents[case].iterate(on_final)
         self.trained[case] += self.costs.timesteps - before

@@ -96,7 +96,8 @@ class DxMI(Agent[DxMIConfig]):
         self.task, self.energy = with_new_energy(self.task, config)
         self.agent: Agent[Any]
         if len(self.task.horizons) > 1:
-            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings)
+            # With as many transitions for all, the energies of long chains would take too few steps.
+            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.5)
             self.agent = AnyStep(self.task, seed=self.seed, config=shared)
         elif len(self.task.labels) > 1:
             several = AnyClassConfig(agent=config.agent, agent_settings=config.agent_settings)
@@ -172,9 +173,7 @@ class DxMI(Agent[DxMIConfig]):
         self.energy.eval()
         count_energy(len(x) * (1 if self.anchor is None else 2), differentiated=config.gradient_penalty > 0)
         energy_data, energy_policy = energy.detach().chunk(2)
-        log: Log = {
-            "energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()
-        }  # fmt: skip
+        log: Log = {"energy_loss": loss.detach(), "energy_gap": (energy_policy - energy_data).mean()}
         return log if self.augmentation is None else log | self.augmentation.adapt(energy_data, energy_policy)
 
     def _with_past(self, final: Tensor) -> Tensor:

@@ -125,11 +125,15 @@ def test_all_horizons_learn_the_same_weights(name: str) -> None:
         assert torch.equal(x[-1], agent.sample(5, seed=0, horizon=horizon)) and len(x) == horizon + 1
 
 
-def test_all_horizons_get_as_many_transitions() -> None:
-    agent = any_step("ppo")
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_transitions_are_shared_by_a_power_of_the_horizon(share: float) -> None:
+    agent = any_step("ppo", share=share)
     agent.learn(40 * agent.timesteps_per_iteration)
     assert sum(agent.trained.values()) == agent.num_timesteps
-    assert max(agent.trained.values()) - min(agent.trained.values()) <= agent.timesteps_per_iteration
+    shares = [agent.trained[horizon] / horizon**share for horizon in HORIZONS]
+    assert max(shares) < 1.1 * min(shares)
+    with pytest.raises(ValueError, match="share"):
+        any_step("ppo", share=1.5)
 
 
 @pytest.mark.parametrize("name", ["dxdp", "ppo"])
