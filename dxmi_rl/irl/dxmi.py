@@ -96,9 +96,8 @@ class DxMI(Agent[DxMIConfig]):
         self.task, self.energy = with_new_energy(self.task, config)
         self.agent: Agent[Any]
         if len(self.task.horizons) > 1:
-            # With as many transitions for all, the energies of long chains would take too few steps, with sqrt(T) one
-            # step's.
-            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.25)
+            # With as many transitions for all, the energies of long chains would take too few steps.
+            shared = AnyStepConfig(agent=config.agent, agent_settings=config.agent_settings, share=0.4)
             self.agent = AnyStep(self.task, seed=self.seed, config=shared)
         elif len(self.task.labels) > 1:
             several = AnyClassConfig(agent=config.agent, agent_settings=config.agent_settings)
