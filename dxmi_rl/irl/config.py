@@ -145,7 +145,8 @@ class DxMIConfig:
     random, as present ones, so that it does not forget regions that the policy has left. 0: only present samples."""
     ema: float = 0.99
     """Decay of the averaged policy that ``sample`` and ``predict`` use, and of the averaged energy of ``score``, per
-    iteration, of several numbers of steps of the largest, and as much per transition. 0 uses the last iterates."""
+    iteration; with several numbers of steps, of the largest, and those of the others count by their transitions. 0 uses
+    the last iterates."""
     anneal: bool = False
     """Cosine rate of the energy over ``learn``'s budget."""
 
