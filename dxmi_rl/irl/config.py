@@ -175,7 +175,10 @@ def with_new_energy(task: Task, config: DxMIConfig) -> tuple[Task, EnergyNetwork
     if len(task.horizons) > 1:
         for key in ("energy_model", "log_z_learning_rate"):
             if value := getattr(config.agent_settings, key, None):
-                raise ValueError(f"{key} must be off in a game with several numbers of steps, got {value}.")
+                raise ValueError(
+                    f"agent must not have {key} in a game with several numbers of steps, whose energies differ, got "
+                    f"{config.agent!r} with {key}={value}."
+                )
         several = EnergyPerHorizon(network, task.horizons).eval()
         task.energies = {horizon: LiveEnergy(several.of_case(horizon)) for horizon in task.horizons}
         task.mdp.energy = task.energies[task.horizons[-1]]
