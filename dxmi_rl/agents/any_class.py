@@ -74,9 +74,6 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         self.has_density = source.has_density and len(labels) == 1
         self._adopt(made, labels[0])
 
-    def share_of(self, case: int) -> float:
-        return 1.0
-
     def learn(self, *budget: Any, **options: Any) -> Self:
         """As an agent's; nothing where the algorithm is not trained."""
         return super().learn(*budget, **options) if AGENTS[self.config.agent].trains else self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -53,9 +52,9 @@ class SharedAgents(Agent[ConfigT]):
             for name, optimizer in agent.all_optimizers().items():
                 share_optimizer(optimizer, optimizers[name])
 
-    @abc.abstractmethod
     def share_of(self, case: int) -> float:
-        """The part of the transitions that a case gets, up to a factor."""
+        """The part of the transitions that a case gets, up to a factor: as many for all, unless a subclass differs."""
+        return 1.0
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         case = min(self.trained, key=lambda one: self.trained[one] / self.share_of(one))
