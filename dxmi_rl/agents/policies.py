@@ -14,7 +14,7 @@ from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.networks import step_network
+from dxmi_rl.networks import OneStepApart, step_network
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam
 
@@ -148,10 +148,11 @@ class CorrectionPolicy(GaussianPolicy):
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
         self.register_buffer("base_scale", mdp.state_scale[1:].clone())
         parts = 1 + self.state_dependent_sigma + self.sees_gradient
-        self.net = step_network(
+        net = step_network(
             mdp.particles, self.dim, 2 + self.sees_gradient, parts, torch.ones(mdp.horizon), width=config.width,
             depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width, codes=schedule.codes,
         )  # fmt: skip
+        self.net = OneStepApart(net) if schedule.several_horizons else net
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
         self._start_sigma(schedule, sigma)
