@@ -40,9 +40,9 @@ class AnyStep(SharedAgents[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number. A denoiser that is fine-tuned as the policy is told the level of the step alone, as it was pretrained, and
-    has other weights for the first step than for those below. Each iteration is for one horizon, the one that
-    is furthest behind its ``share`` of the transitions.
+    number, and T = 1 has a network apart in each of them (``OneStepApart``). A denoiser that is fine-tuned as the
+    policy is told the level of the step alone, as it was pretrained, and has other weights for the first step than for
+    those below. Each iteration is for one horizon, the one that is furthest behind its ``share`` of the transitions.
     ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
@@ -69,7 +69,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         source = self._made(self.task.horizons[-1]) if inner.trains and not inner.takes_horizons else None
         if source is None or not isinstance(source.policy, GaussianPolicy):
             raise ValueError(
-                f"agent must train a Gaussian policy of this package on one horizon, got {self.config.agent!r}."
+                f"agent must train a Gaussian policy of this package, got {self.config.agent!r} (agents of other "
+                "libraries train on environments with several horizons, such as make_sb3_env's)."
             )
         agents = {horizon: self._made(horizon) for horizon in self.task.horizons[:-1]}
         self._between: dict[int, Agent[Any]] = {}

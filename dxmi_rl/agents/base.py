@@ -129,7 +129,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         return {}
 
     def modules(self) -> dict[str, nn.Module]:
-        """Modules by name; saved in checkpoints."""
+        """Modules by name; saved in checkpoints. Subclasses with more add them to these."""
         return {"policy": self.policy, "kernel": self.mdp.kernel}
 
     def extra_tensors(self) -> dict[str, Tensor]:

@@ -149,11 +149,13 @@ def task_of(
         task = make_task(task, device=device)
     if task.name != metadata["task_name"]:
         raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
-    for key, value in task.fingerprint().items():
-        if metadata["task_config"].get(key) != value:
+    then = metadata["task_config"]
+    # The target's digest comes last: where its options differ, they say more.
+    for key, value in sorted(task.fingerprint().items(), key=lambda item: item[0] == "target"):
+        if then.get(key) != value:
+            what = "target (name and digest of its values)" if key == "target" else key
             raise CheckpointError(
-                f"{str(path)!r} was trained with {key} = {metadata['task_config'].get(key)}, and the task has "
-                f"{key} = {value}."
+                f"{str(path)!r} was trained with {what} = {then.get(key)}, and the task has {key} = {value}."
             )
     return task
 

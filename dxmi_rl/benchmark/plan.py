@@ -88,7 +88,9 @@ def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:
         like = max((row for row in rows if row.task == task), key=lambda row: row.budget > 0)
         for agent in arguments.agent:
             if Path(agent).is_file() and not is_own_agent(agent):
-                raise ValueError(f"agent must be a file that ends with .safetensors or .zip, got {agent!r}.")
+                raise ValueError(
+                    f"agent must be FILE.py:Class, or a file that ends with .safetensors or .zip, got {agent!r}."
+                )
             row = make_row(
                 task, agent, like.budget, unit=like.unit, fit=like.fit, task_settings=like.task_settings,
                 seeds=like.seeds, trust_checkpoint=arguments.trust_checkpoint, folder=os.getcwd(),

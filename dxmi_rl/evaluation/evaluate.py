@@ -137,7 +137,7 @@ def evaluate(
             scores |= reward_scores(task, target, known, draw, scores, **sizes)
         if hasattr(model, "score"):
             scores["auc"] = auc(model.score, target, samples, seed)
-        if floors:
+        if floors and not _aims_elsewhere(task):
             scores |= floors_of(scores, target, samples)
     if floors and "elbo_tau" in scores and has_named_energy(task):
         scores["elbo_tau_floor"] = tempered_log_z(task)

@@ -27,6 +27,8 @@ from dxmi_rl.utils.torch_tools import evaluation_mode
 
 Reward = Callable[[Tensor], Tensor]
 """r(x), ``[batch, *event_shape] -> [batch]``; larger is better."""
+PROBES = 16
+"""Normal states at which a reward's gradient is looked at."""
 NEGLIGIBLE = 1e-3
 """Weight below which a component of a tilted mixture is not counted among its modes."""
 
@@ -39,8 +41,8 @@ class RewardEnergy(nn.Module):
             in eval mode.
         beta: strength of the pull to what is tilted, in units of r.
         target: what says the shape, dtype and device of x.
-        differentiable: whether r has a gradient in x; None: found out by trying. False: the energy gives none, so
-            agents treat it as a black box.
+        differentiable: whether r has a gradient in x; None: found out by trying (a step function, such as a rounded
+            reward, has none). False: the energy gives none, so agents treat it as a black box.
 
     Raises TypeError for a reward that is not callable; TargetError for one that fails on states of zeros or returns
     another shape or kind of numbers, and for one that is said to have a gradient and has none; ValueError for
@@ -56,12 +58,12 @@ class RewardEnergy(nn.Module):
         self.reward = reward.to(target.device) if isinstance(reward, nn.Module) else reward
         self.beta = check_real("beta", beta, strict=True)
         rows = 3 if target.event_shape[0] != 3 else 4  # another number than that of any coordinate
-        has_gradient = self._has_gradient(target.anchor.new_zeros(rows, *target.event_shape))
+        has_gradient = self._has_gradient(target.anchor.new_zeros(rows, *target.event_shape), target.scale)
         if differentiable and not has_gradient:
             raise TargetError("the reward has no gradient in x: pass differentiable=False, or None.")
         self.differentiable = has_gradient if differentiable is None else differentiable
 
-    def _has_gradient(self, x: Tensor) -> bool:
+    def _has_gradient(self, x: Tensor, scale: float) -> bool:
         with torch.no_grad():
             self.rewards(x)  # any failure without gradients is raised
         with torch.enable_grad():
@@ -69,9 +71,12 @@ class RewardEnergy(nn.Module):
                 values = self.rewards(x.requires_grad_())
             except TargetError:
                 return False
-            if not values.requires_grad:
+            if not values.requires_grad or torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is None:
                 return False
-            return torch.autograd.grad(values.sum(), x, allow_unused=True)[0] is not None
+            draws = torch.randn(PROBES, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+            values = self.rewards(x := (scale * draws).to(x).requires_grad_())
+            flat = not bool(torch.autograd.grad(values.sum(), x)[0].any())
+            return not flat or bool((values == values[0]).all())  # a step function's slope is 0 wherever it has one
 
     def rewards(self, x: Tensor) -> Tensor:
         """r(x), ``[batch]`` in the dtype of x. Raises TargetError when it fails or returns something else."""

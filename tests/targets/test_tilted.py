@@ -158,6 +158,16 @@ def test_a_reward_without_a_gradient_is_a_black_box() -> None:
     assert not with_gradient.target.energy(torch.zeros(3, 2, requires_grad=True)).requires_grad
 
 
+def test_a_step_function_has_no_gradient() -> None:
+    rounded = make_task("8gaussians", reward=lambda x: x[:, 0].mul(2).floor()).target
+    assert isinstance(rounded, Tilted) and not rounded.differentiable
+    with pytest.raises(TargetError, match="has no gradient in x"):
+        make_task("8gaussians", reward=lambda x: x[:, 0].round(), differentiable=True)
+    for reward in (lambda x: x[:, 0].clamp(min=2.0), lambda x: 0 * x[:, 0]):  # flat in most places, or in all
+        target = make_task("8gaussians", reward=reward).target
+        assert isinstance(target, Tilted) and target.differentiable
+
+
 def test_a_network_on_what_has_no_gradient_has_none() -> None:
     """Its parameters have gradients, and x has not."""
     net = torch.nn.Linear(2, 1)
@@ -331,7 +341,7 @@ def test_checkpoints_know_their_reward(tmp_path: Any) -> None:
     make_agent("ppo", make_task("8gaussians", reward=reward_of), seed=0).learn(500).save(file)
     again = load_agent(file, task=make_task("8gaussians", reward=reward_of))
     assert isinstance(again.task.target, Tilted)
-    with pytest.raises(ValueError, match="8gaussians tilted"):
+    with pytest.raises(ValueError, match="reward"):
         load_agent(file, task=make_task("8gaussians"))
     based: dict[str, Any] = {"backward": "base", "horizon": 3}
     make_agent("ppo", make_task("8gaussians", reward=reward_of, **based), seed=0).learn(500).save(file)
