@@ -205,7 +205,8 @@ def test_a_checkpoint_with_another_ending_is_no_agent(
     monkeypatch.chdir(tmp_path)
     Path("a.pt").write_bytes(b"x")
     assert main(["compare", "--agent", "a.pt"]) == 2
-    assert "agent must be FILE.py:Class, or a file that ends with .safetensors or .zip, got 'a.pt'" in capsys.readouterr().err
+    told = "agent must be FILE.py:Class, or a file that ends with .safetensors or .zip, got 'a.pt'"
+    assert told in capsys.readouterr().err
 
 
 OWN = """

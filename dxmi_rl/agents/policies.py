@@ -38,6 +38,8 @@ class GaussianPolicy(nn.Module):
     log_sigma: nn.Parameter
     """Learned log sigma_t, ``[T]``; with the schedule's ``codes``, ``[C]``, what is added to the base sampler's
     log sigma_t per number of the code."""
+    one_step_log_sigma: nn.Parameter | None
+    """What is added at T = 1 in its place, ``[1]``, where that is apart."""
     start_log_sigma: Tensor | None
     """The base sampler's log sigma_t, ``[T]``, where there are ``codes``."""
     codes: Tensor | None
@@ -76,10 +78,11 @@ class GaussianPolicy(nn.Module):
         mean, log_std = self.moments(x, t, base_mean)
         return mean, log_std.expand_as(mean)
 
-    def _start_sigma(self, schedule: Schedule, sigma: Tensor) -> None:
-        """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on."""
+    def _start_sigma(self, schedule: Schedule, sigma: Tensor, *, one_step_apart: bool = False) -> None:
+        """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on; of several horizons T = 1 may have its own."""
         start = sigma.log()
         self.codes = schedule.codes
+        self.one_step_log_sigma = nn.Parameter(start.new_zeros(1)) if one_step_apart else None
         self.start_log_sigma = None if self.codes is None else start.clone()
         self.log_sigma = nn.Parameter(start.clone() if self.codes is None else start.new_zeros(self.codes.shape[1]))
 
@@ -88,7 +91,8 @@ class GaussianPolicy(nn.Module):
         log_sigma: Tensor = self.log_sigma
         kept = self.start_log_sigma
         if kept is not None and self.codes is not None:
-            log_sigma = kept + self.codes @ log_sigma
+            apart = self.one_step_log_sigma if len(kept) == 1 else None
+            log_sigma = kept + (self.codes @ log_sigma if apart is None else apart)
         if self.fixed_sigma is None:
             return log_sigma
         return torch.where(self.fixed_sigma, self.log_sigma.detach() if kept is None else kept, log_sigma)
@@ -109,7 +113,11 @@ class GaussianPolicy(nn.Module):
 
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
-        return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
+        return [p for name, p in self.named_parameters() if not name.endswith("log_sigma") and p.requires_grad]
+
+    def sigma_parameters(self) -> list[nn.Parameter]:
+        """Those of log sigma."""
+        return [self.log_sigma, *([] if self.one_step_log_sigma is None else [self.one_step_log_sigma])]
 
 
 class CorrectionPolicy(GaussianPolicy):
@@ -155,7 +163,7 @@ class CorrectionPolicy(GaussianPolicy):
         self.net = OneStepApart(net) if schedule.several_horizons else net
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
-        self._start_sigma(schedule, sigma)
+        self._start_sigma(schedule, sigma, one_step_apart=schedule.several_horizons)
 
     def freeze_last_sigma(self) -> None:
         super().freeze_last_sigma()
@@ -276,7 +284,8 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
     if config.trained_steps is not None and (several or config.trained_steps < mdp.horizon):
         policy.freeze_first_steps(max(0, mdp.horizon - config.trained_steps))
     if not isinstance(config, PolicyConfig):
-        policy.log_sigma.requires_grad_(False)
+        for parameter in policy.sigma_parameters():
+            parameter.requires_grad_(False)
     return policy.to(mdp.device)
 
 
@@ -286,7 +295,7 @@ def policy_optimizer(policy: GaussianPolicy, config: MeanConfig) -> torch.optim.
     groups = [(policy.mean_parameters(), config.fine_tuning_rate if tuned else config.learning_rate)]
     if isinstance(config, PolicyConfig):
         rate = config.sigma_fine_tuning_rate if tuned else config.sigma_learning_rate
-        groups.append(([policy.log_sigma], rate))
+        groups.append((policy.sigma_parameters(), rate))
     return adam(groups)
 
 

@@ -145,7 +145,7 @@ def evaluate(
         if scores.get(key, 1.0) < MIN_ESS:
             warnings.warn(
                 f"the log-weights rest on few trajectories: {key} = {scores[key]:.2g}. {estimate} is unreliable below "
-                f"{MIN_ESS:g}, and a sampler that far from its target may be wrecked.",
+                f"{MIN_ESS:g}. Whether samples are far from the target, too, the other scores tell.",
                 UnreliableScoresWarning, stacklevel=2,
             )  # fmt: skip
     own = isinstance(model, Agent)

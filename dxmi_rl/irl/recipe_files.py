@@ -16,6 +16,7 @@ from typing import Any
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.irl.config import DxMIConfig, EnergyConfig
+from dxmi_rl.targets import DataTarget
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import changed
@@ -64,11 +65,14 @@ def recipe_for(task: Task, agent: str = "dxdp", settings: Mapping[str, Any] | No
 
     A choice of the energy's network in ``settings`` rules out an energy that starts as the denoiser.
     """
+    plain = getattr(task.mdp.base, "denoiser", None) is None or _chooses_network(settings or {})
     if len(task.event_shape) != 3:
         if agent not in ("dxdp", "dxdp-paper"):
             return "plane-other-agents"
+        if isinstance(task.target, DataTarget) and not plain:
+            return "tables"
         return "plane-fine" if task.name in FINE_TASKS else "plane"
-    if getattr(task.mdp.base, "denoiser", None) is None or _chooses_network(settings or {}):
+    if plain:
         return "images-small"
     return "digits" if task.name in (*SMALL_IMAGES, "digits-classes") else "images"
 

@@ -209,6 +209,7 @@ PAGES += [
         "particles",
         "quickstart",
         "statistics",
+        "your_own_data",
         "your_own_energy",
         "your_own_pipeline",
         "your_own_reward",

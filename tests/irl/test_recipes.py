@@ -132,6 +132,15 @@ def test_finer_targets_have_more_frequencies_but_their_fixed_energies_stay(task:
         assert (config.energy.fourier, config.agent_settings.policy.fourier) == frequencies
 
 
+def test_vectors_of_ones_own_have_an_energy_that_starts_as_the_denoiser() -> None:
+    rows = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    task = make_task(rows, pretraining=PRETRAINING)
+    game = DxMI(task)
+    assert game.config.recipe == "tables" and isinstance(game.energy, EnergyDenoiser)
+    assert recipe_for(task, settings={"energy": {"width": 64}}) == recipe_for(make_task(rows, base=None)) == "plane"
+    assert recipe_for(task, "ppo") == "plane-other-agents"
+
+
 def test_the_digits_have_a_recipe_of_their_own() -> None:
     game = DxMI(make_task("digits", pretraining=PRETRAINING), seed=0)
     assert game.config == recipe("digits")
