@@ -134,8 +134,7 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
             raise ValueError("adjoint-sampling needs a task with tau > 0: it aims at exp(-E / tau).")
         self.reference = GaussianReference(mdp.base.schedule, mdp.scale).to(mdp.device)
         self.policy = CorrectionPolicy(mdp, config.policy, base=self.reference).to(mdp.device)
-        for parameter in self.policy.sigma_parameters():
-            parameter.requires_grad_(False)
+        self.policy.log_sigma.requires_grad_(False)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         self.final = self.gradient = torch.zeros(0, *mdp.event_shape, dtype=mdp.dtype, device=mdp.device)
 

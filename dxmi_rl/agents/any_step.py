@@ -40,9 +40,9 @@ class AnyStep(SharedAgents[AnyStepConfig]):
 
     It holds one agent per horizon, an ordinary one on its own ladder of noise levels. All have the same weights, and
     the same optimizers; networks are told the noise levels of a step and of the next (``level_codes``) in place of its
-    number, and T = 1 has a network apart in each of them (``OneStepApart``). A denoiser that is fine-tuned as the
-    policy is told the level of the step alone, as it was pretrained, and has other weights for the first step than for
-    those below. Each iteration is for one horizon, the one that is furthest behind its ``share`` of the transitions.
+    number. A denoiser that is fine-tuned as the policy is told the level of the step alone, as it was pretrained, and
+    has other weights for the first step than for those below. Each iteration is for one horizon, the one that
+    is furthest behind its ``share`` of the transitions.
     ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))

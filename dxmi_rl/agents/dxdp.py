@@ -139,9 +139,12 @@ class DxDP(GuidedAgent[DxDPConfig]):
         seen = ValueGradient(self.next_value, self.mdp.tau) if config.value_input else None
         self.policy = make_policy(self.mdp, config.policy, seen)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        fade = FADE if config.value_input else None
-        network = value_network(self.mdp, config.value, fade=fade, zero=config.lookahead_value)
-        self.lookahead = Lookahead(self.mdp, self.policy) if config.lookahead_value else None
+        network = value_network(self.mdp, config.value, fade=FADE if config.value_input else None)
+        self.lookahead: Lookahead | None = None
+        if config.lookahead_value:
+            self.lookahead = Lookahead(self.mdp, self.policy)
+            nn.init.zeros_(network.last.weight)
+            nn.init.zeros_(network.last.bias)
         self.value = ValueFunction(self.mdp, config.value, network=network)
         self.warmup_left = config.warmup_iterations if config.value_steps else 0
         self.memory = KeptRollouts(config.replay * config.n_trajectories)

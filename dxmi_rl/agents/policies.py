@@ -14,7 +14,7 @@ from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
 from dxmi_rl.diffusion.samplers import BaseSampler, IdentitySampler, ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, per_step
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.networks import OneStepApart, step_network
+from dxmi_rl.networks import step_network
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import adam
 
@@ -38,8 +38,6 @@ class GaussianPolicy(nn.Module):
     log_sigma: nn.Parameter
     """Learned log sigma_t, ``[T]``; with the schedule's ``codes``, ``[C]``, what is added to the base sampler's
     log sigma_t per number of the code."""
-    one_step_log_sigma: nn.Parameter | None
-    """What is added at T = 1 in its place, ``[1]``, where that is apart."""
     start_log_sigma: Tensor | None
     """The base sampler's log sigma_t, ``[T]``, where there are ``codes``."""
     codes: Tensor | None
@@ -78,11 +76,10 @@ class GaussianPolicy(nn.Module):
         mean, log_std = self.moments(x, t, base_mean)
         return mean, log_std.expand_as(mean)
 
-    def _start_sigma(self, schedule: Schedule, sigma: Tensor, *, one_step_apart: bool = False) -> None:
-        """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on; of several horizons T = 1 may have its own."""
+    def _start_sigma(self, schedule: Schedule, sigma: Tensor) -> None:
+        """Let log sigma_t be learned, from that of ``sigma`` ``[T]`` on."""
         start = sigma.log()
         self.codes = schedule.codes
-        self.one_step_log_sigma = nn.Parameter(start.new_zeros(1)) if one_step_apart else None
         self.start_log_sigma = None if self.codes is None else start.clone()
         self.log_sigma = nn.Parameter(start.clone() if self.codes is None else start.new_zeros(self.codes.shape[1]))
 
@@ -91,8 +88,7 @@ class GaussianPolicy(nn.Module):
         log_sigma: Tensor = self.log_sigma
         kept = self.start_log_sigma
         if kept is not None and self.codes is not None:
-            apart = self.one_step_log_sigma if len(kept) == 1 else None
-            log_sigma = kept + (self.codes @ log_sigma if apart is None else apart)
+            log_sigma = kept + self.codes @ log_sigma
         if self.fixed_sigma is None:
             return log_sigma
         return torch.where(self.fixed_sigma, self.log_sigma.detach() if kept is None else kept, log_sigma)
@@ -113,11 +109,7 @@ class GaussianPolicy(nn.Module):
 
     def mean_parameters(self) -> list[nn.Parameter]:
         """Trained parameters other than log sigma, which has a learning rate of its own."""
-        return [p for name, p in self.named_parameters() if not name.endswith("log_sigma") and p.requires_grad]
-
-    def sigma_parameters(self) -> list[nn.Parameter]:
-        """Those of log sigma."""
-        return [self.log_sigma, *([] if self.one_step_log_sigma is None else [self.one_step_log_sigma])]
+        return [p for name, p in self.named_parameters() if name != "log_sigma" and p.requires_grad]
 
 
 class CorrectionPolicy(GaussianPolicy):
@@ -156,14 +148,13 @@ class CorrectionPolicy(GaussianPolicy):
         self.register_buffer("step_scale", torch.maximum(sigma, 0.5 * fall))
         self.register_buffer("base_scale", mdp.state_scale[1:].clone())
         parts = 1 + self.state_dependent_sigma + self.sees_gradient
-        net = step_network(
+        self.net = step_network(
             mdp.particles, self.dim, 2 + self.sees_gradient, parts, torch.ones(mdp.horizon), width=config.width,
             depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width, codes=schedule.codes,
         )  # fmt: skip
-        self.net = OneStepApart(net) if schedule.several_horizons else net
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
         self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
-        self._start_sigma(schedule, sigma, one_step_apart=schedule.several_horizons)
+        self._start_sigma(schedule, sigma)
 
     def freeze_last_sigma(self) -> None:
         super().freeze_last_sigma()
@@ -284,8 +275,7 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
     if config.trained_steps is not None and (several or config.trained_steps < mdp.horizon):
         policy.freeze_first_steps(max(0, mdp.horizon - config.trained_steps))
     if not isinstance(config, PolicyConfig):
-        for parameter in policy.sigma_parameters():
-            parameter.requires_grad_(False)
+        policy.log_sigma.requires_grad_(False)
     return policy.to(mdp.device)
 
 
@@ -295,7 +285,7 @@ def policy_optimizer(policy: GaussianPolicy, config: MeanConfig) -> torch.optim.
     groups = [(policy.mean_parameters(), config.fine_tuning_rate if tuned else config.learning_rate)]
     if isinstance(config, PolicyConfig):
         rate = config.sigma_fine_tuning_rate if tuned else config.sigma_learning_rate
-        groups.append((policy.sigma_parameters(), rate))
+        groups.append(([policy.log_sigma], rate))
     return adam(groups)
 
 

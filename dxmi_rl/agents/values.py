@@ -13,7 +13,7 @@ from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import Energy
 from dxmi_rl.mdp import DenoisingMDP
-from dxmi_rl.networks import OneStepApart, ParticleMLP, StepConv, StepMLP, check_without_coordinates
+from dxmi_rl.networks import ParticleMLP, StepConv, StepMLP, check_without_coordinates
 from dxmi_rl.utils.torch_tools import adam, frozen, gradient_step
 
 CACHED_NUMBERS = 640 * 128
@@ -28,23 +28,12 @@ LOW_DIMENSIONS = 3
 
 def value_network(
     mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None = None, *, fade: float | None = None,
-    blur: Tensor | None = None, zero: bool = False,
-) -> nn.Module:  # fmt: skip
+    blur: Tensor | None = None,
+) -> StepMLP | StepConv | ParticleMLP:  # fmt: skip
     """A network (x, t) -> ``[batch, 1]`` with a step for every entry of ``scale`` (None: the T steps of the MDP).
 
-    ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures; ``zero``: start at zero. Particles have a
-    ParticleMLP, and several horizons OneStepApart.
+    ``fade`` and ``blur`` ``[steps]`` are those of FourierFeatures. Particles have a ParticleMLP.
     """
-    network = _value_network(mdp, config, scale, fade, blur)
-    if zero:
-        nn.init.zeros_(network.last.weight)
-        nn.init.zeros_(network.last.bias)
-    return OneStepApart(network) if scale is None and mdp.base.schedule.several_horizons else network
-
-
-def _value_network(
-    mdp: DenoisingMDP, config: ValueConfig, scale: Tensor | None, fade: float | None, blur: Tensor | None
-) -> StepMLP | StepConv | ParticleMLP:  # fmt: skip
     schedule = mdp.base.schedule
     codes = schedule.codes if scale is None else schedule.class_codes(len(scale))
     scale = mdp.state_scale[:-1] if scale is None else scale

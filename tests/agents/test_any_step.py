@@ -146,25 +146,6 @@ def test_training_at_one_horizon_moves_the_others(name: str) -> None:
         assert not torch.equal(x, agent.sample(20, seed=0, horizon=horizon)), horizon
 
 
-def test_one_step_and_the_others_have_policies_and_kernels_apart() -> None:
-    agent = any_step("ppo", several((1, 2, 4)))
-    x, t = torch.randn(20, 2), torch.zeros(20, dtype=torch.long)
-
-    def of(horizon: int) -> list[torch.Tensor]:
-        one = agent.at(horizon)
-        kernel = one.mdp.kernel.moments(x, t)
-        mean, log_sigma = one.policy.moments(x, 0)
-        return [mean.detach(), log_sigma.detach(), *(part.detach() for part in kernel)]
-
-    for trained, others in ((1, (2, 3, 4)), (4, (1,))):
-        before = {horizon: of(horizon) for horizon in (1, 2, 3, 4)}
-        for _ in range(3):
-            agent.agents[trained].iterate()
-        moved = {horizon: [not torch.equal(*pair) for pair in zip(of(horizon), then, strict=True)]
-                 for horizon, then in before.items()}  # fmt: skip
-        assert all(moved[trained]) and not any(any(moved[horizon]) for horizon in others)
-
-
 @pytest.mark.parametrize("name", ["dxdp", "ppo", "trajectory-balance"])
 def test_with_one_horizon_it_is_the_agent_itself(name: str) -> None:
     task = make_task("gmm9", backward="learned", horizon=3)

@@ -12,7 +12,7 @@ from dxmi_rl.agents.policies import CorrectionPolicy
 from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.diffusion import make_kernel
 from dxmi_rl.irl.config import EnergyConfig, make_energy
-from dxmi_rl.networks import ConvEncoder, CoordinateMLP, EnergyConv, OneStepApart, StepConv, StepMLP
+from dxmi_rl.networks import ConvEncoder, CoordinateMLP, EnergyConv, StepConv, StepMLP
 
 
 def moved(network: torch.nn.Module) -> torch.nn.Module:
@@ -201,15 +201,3 @@ def test_dxmi_trains_with_convolutional_energy_and_values() -> None:
         make_energy(make_task("8gaussians").target, EnergyConfig(convolutional=True))
     with pytest.raises(ValueError, match=r"value\.fourier must be 0"):
         DxMI(game.task, agent_settings={"value": value | {"fourier": 3}})
-
-
-@pytest.mark.parametrize("steps", [1, 3])
-def test_one_step_has_a_network_apart(steps: int) -> None:
-    network = StepMLP(2, 2, torch.ones(steps), width=8, depth=2, codes=torch.rand(steps, 5))
-    apart = OneStepApart(network)
-    x, t = torch.randn(7, 2), torch.zeros(7, dtype=torch.long)
-    assert torch.equal(apart(x, t), network(x, t))  # both start alike
-    apart(x, t).square().sum().backward()
-    used, other = (apart.one_step, apart.chain) if steps == 1 else (apart.chain, apart.one_step)
-    assert any(p.grad is not None for p in used.parameters()) and all(p.grad is None for p in other.parameters())
-    assert torch.equal(apart.soft_clip(x, 1.0), network.soft_clip(x, 1.0))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dxmi_rl.diffusion.kernels.base import LOST, BackwardKernel
 from dxmi_rl.diffusion.kernels.forward import Forward
 from dxmi_rl.diffusion.schedules import Schedule
-from dxmi_rl.networks import OneStepApart, StepMLP
+from dxmi_rl.networks import StepMLP
 from dxmi_rl.utils.checks import NonFiniteError, check_integer
 
 
@@ -24,8 +24,8 @@ class FittedKernel(BackwardKernel):
         check_integer("steps", steps)
         self.horizon, self.steps, self.learning_rate = schedule.horizon, steps, learning_rate
         self.start = Forward(schedule)
-        self.net = OneStepApart(net) if schedule.several_horizons else net
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
+        self.net = net
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=learning_rate)
 
     def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
         assert self.optimizer is not None
