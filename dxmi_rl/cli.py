@@ -147,6 +147,8 @@ class Checkpoint:
         from dxmi_rl.tasks import make_task
 
         changes = parsed_settings("task_set", chain(*self.task_set))
+        if Path(self.agent).is_dir() and self.agent not in AGENTS:
+            raise ValueError(f"agent must be a checkpoint or a name, got the folder {self.agent!r}.")
         if self.agent.endswith(".safetensors"):
             if self.task is None and changes:
                 raise ValueError("task_set needs --task: the checkpoint's own task is as it was trained.")

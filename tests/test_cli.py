@@ -179,6 +179,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["train", "mine.safetensors"], "trained already: dxmi-rl evaluate scores it"),
         (["train", "ppo", "--points", "0"], "points must be >= 1, got 0"),
         (["evaluate", "ppo"], "'ppo' is untrained"),
+        (["evaluate", "."], "agent must be a checkpoint or a name, got the folder '.'"),
         (["evaluate", "none.safetensors"], "no checkpoint at path 'none.safetensors'"),
         (["evaluate", "none.zip"], "none.zip"),
         (["sample", "base", "--out", "x.txt"], "unknown ending of out '.txt'"),
