@@ -80,7 +80,7 @@ def test_a_task_of_one_class_has_its_images_and_can_be_played(tmp_path: Path) ->
     assert not torch.equal(embedding[0][1], embedding[1][1]) and torch.equal(embedding[0][0], embedding[1][0])
     loaded = DxMI.load(game.save(tmp_path / "game.safetensors"), task=tasks[1])
     assert torch.equal(loaded.sample(3, seed=1), game.sample(3, seed=1))
-    with pytest.raises(ValueError, match="squares 1"):
+    with pytest.raises(ValueError, match="label = 1, and the task has label = 0"):
         DxMI.load(tmp_path / "game.safetensors", task=tasks[0])
 
 
