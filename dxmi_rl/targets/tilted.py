@@ -75,8 +75,9 @@ class RewardEnergy(nn.Module):
                 return False
             draws = torch.randn(PROBES, *x.shape[1:], generator=torch.Generator().manual_seed(0))
             values = self.rewards(x := (scale * draws).to(x).requires_grad_())
-            flat = not bool(torch.autograd.grad(values.sum(), x)[0].any())
-            return not flat or bool((values == values[0]).all())  # a step function's slope is 0 wherever it has one
+            slope = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+            # A step function has slope 0 where it has one; where all values are the same it says nothing.
+            return (slope is not None and bool(slope.any())) or bool((values == values[0]).all())
 
     def rewards(self, x: Tensor) -> Tensor:
         """r(x), ``[batch]`` in the dtype of x. Raises TargetError when it fails or returns something else."""
