@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -166,6 +167,14 @@ def test_a_step_function_has_no_gradient() -> None:
     for reward in (lambda x: x[:, 0].clamp(min=2.0), lambda x: 0 * x[:, 0]):  # flat in most places, or in all
         target = make_task("8gaussians", reward=reward).target
         assert isinstance(target, Tilted) and target.differentiable
+
+
+def test_no_floors_are_made_that_no_score_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[evaluate.__module__]  # the package has a function of its name
+    monkeypatch.setattr(module, "floors_of", lambda *_: pytest.fail("floors of no score"))
+    task = make_task("8gaussians", reward=reward_of, backward="base", horizon=3)
+    scores = evaluate(make_agent("base", task), samples=50, trajectories=50, draws=1, fit=False)
+    assert "sliced_w2" not in scores and "reward" in scores
 
 
 def test_a_network_on_what_has_no_gradient_has_none() -> None:
@@ -341,13 +350,15 @@ def test_checkpoints_know_their_reward(tmp_path: Any) -> None:
     make_agent("ppo", make_task("8gaussians", reward=reward_of), seed=0).learn(500).save(file)
     again = load_agent(file, task=make_task("8gaussians", reward=reward_of))
     assert isinstance(again.task.target, Tilted)
-    with pytest.raises(ValueError, match="reward"):
+    with pytest.raises(ValueError, match="trained with reward = a function, and the task has reward = 'target'"):
         load_agent(file, task=make_task("8gaussians"))
     based: dict[str, Any] = {"backward": "base", "horizon": 3}
     make_agent("ppo", make_task("8gaussians", reward=reward_of, **based), seed=0).learn(500).save(file)
     assert load_agent(file, task=make_task("8gaussians", reward=lambda x: 0.2 * x[:, 0], **based))  # the same one
     with pytest.raises(ValueError, match="reward"):
         load_agent(file, task=make_task("8gaussians", reward=lambda x: 0.3 * x[:, 0], **based))
+    with pytest.raises(ValueError, match="trained with horizon = 3, and the task has horizon = 4"):
+        load_agent(file, task=make_task("8gaussians", reward=reward_of, **based | {"horizon": 4}))
     named = tmp_path / "named.safetensors"
     make_agent("ppo", make_task("8gaussians-tilted", target_options={"beta": 3.0}), seed=0).learn(500).save(named)
     target = load_agent(named).task.target
