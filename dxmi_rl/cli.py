@@ -10,109 +10,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import tyro
+from torch import Tensor
+
+from dxmi_rl.agents import AGENTS, Agent, list_agents, load_agent, make_agent
+from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
+from dxmi_rl.benchmark.own_tasks import named_task
+from dxmi_rl.benchmark.train import Settings, Train
+from dxmi_rl.tasks import ENERGIES, list_tasks, make_task
 from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import parsed_settings
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dxmi_rl.agents import Agent
-
-import tyro
+from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
 
 HELP = """Few-step denoising as a reinforcement-learning benchmark.
 
 Every command has --help. Shell completion: dxmi-rl --tyro-write-completion bash FILE (also zsh, tcsh)."""
-Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
-"""NAME=VALUE words of an option, which may be given more than once."""
 SAMPLE_FORMATS = (".npy", ".csv", ".safetensors", ".png")
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train an agent on a task; log and checkpoint go to runs/<task>__<agent>__<seed>__<time>/."""
-
-    agent: Annotated[str, tyro.conf.Positional]
-    """Name of the agent (dxmi-rl list), or module:Class or file.py:Class of your own."""
-    task: str = "8gaussians"
-    """Name of the task."""
-    budget: float = 1_000_000
-    """How much to train for."""
-    unit: str = "timesteps"
-    """What the budget counts: timesteps (environment transitions), energy_evals or seconds."""
-    seed: int = 0
-    """The one seed."""
-    device: str = "cpu"
-    """Torch device."""
-    config: str | None = None
-    """plain: the agent's settings from before the search, in place of its defaults."""
-    set: Settings = ()
-    """Settings of the agent, such as policy.width=128 n_trajectories=512."""
-    task_set: Settings = ()
-    """Settings of the task, such as horizon=10 backward=learned energy=fixed."""
-    points: int = 20
-    """Points of the learning curve."""
-    runs: Path = Path("runs")
-    """Folder of all runs."""
-    tensorboard: bool = True
-    """Write TensorBoard logs."""
-    track: bool = False
-    """Track with Weights & Biases."""
-
-    def __call__(self, command: str) -> int:
-        """Train; the checkpoint is written during training, too."""
-        from dxmi_rl.benchmark.logs import RunLogger
-        from dxmi_rl.benchmark.presets import make_row
-        from dxmi_rl.benchmark.protocol import check_rows
-        from dxmi_rl.evaluation import quick_scores
-        from dxmi_rl.tasks import make_task
-        from dxmi_rl.utils.checks import check_integer, check_real
-        from dxmi_rl.utils.torch_tools import seeded
-
-        if self.agent.endswith((".safetensors", ".zip")):
-            raise ValueError(
-                f"agent {self.agent!r} is trained already: dxmi-rl evaluate scores it. To train on, load it in Python: "
-                "agent = dxmi_rl.load_agent(file), then agent.learn(n, reset_num_timesteps=False)."
-            )
-        if self.task.rpartition(":")[0].endswith(".py"):
-            raise ValueError(
-                f"task must be named for training on the command line, got {self.task!r}: train on objects of yours in "
-                "Python (docs/your_own_energy.md), and score the checkpoint with dxmi-rl evaluate --task file.py:NAME."
-            )
-        check_integer("points", self.points)
-        check_real("budget", self.budget)
-        row = make_row(
-            self.task, self.agent, self.budget, unit=self.unit, config=self.config, folder=str(Path.cwd()),
-            task_settings=parsed_settings("task_set", chain(*self.task_set)),
-            agent_settings=parsed_settings("set", chain(*self.set)),
-        )  # fmt: skip
-        check_rows([row])
-        with seeded(self.seed):
-            task = make_task(row.task, device=self.device, **row.task_settings)
-        agent = row.build(task, self.seed)
-        options = {"command": command, **row.plain()}
-        with RunLogger(self.runs, agent, settings=options, tensorboard=self.tensorboard, track=self.track) as logger:
-            noted = 0
-
-            def note(agent: Agent[Any]) -> None:
-                nonlocal noted
-                if getattr(agent.costs, self.unit) >= noted * row.budget / self.points:
-                    noted += 1
-                    logger.log(agent, quick_scores(agent, seed=500_000 + noted))
-
-            note(agent)
-            if agent.trains:
-                file = logger.folder / "checkpoint.safetensors"
-                amount: dict[str, Any] = {self.unit.replace("timesteps", "total_timesteps"): row.budget}
-                agent.learn(**amount, callback=note, progress_bar=True, checkpoint=file)
-                print(f"checkpoint: {file}")
-            scores = quick_scores(agent)
-        print("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
-        print(f"log: {logger.folder}")
-        return 0
 
 
 @dataclass(frozen=True)
@@ -142,10 +59,6 @@ class Checkpoint:
         return agent if self.horizon is None else agent.at(self.horizon)
 
     def _load(self) -> Agent[Any]:
-        from dxmi_rl.agents import AGENTS, load_agent, make_agent
-        from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
-        from dxmi_rl.tasks import make_task
-
         changes = parsed_settings("task_set", chain(*self.task_set))
         if Path(self.agent).is_dir() and self.agent not in AGENTS:
             raise ValueError(f"agent must be a checkpoint or a name, got the folder {self.agent!r}.")
@@ -189,7 +102,6 @@ class Evaluate(Checkpoint):
         from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
         from dxmi_rl.evaluation import evaluate
         from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
-        from dxmi_rl.utils.storage import write_json
 
         if self.json is not None and self.json.is_dir():
             raise ValueError(f"json must name a file to write, got {str(self.json)!r}.")
@@ -248,11 +160,9 @@ class List:
 
     def __call__(self, command: str) -> int:
         """Print one line per kind."""
-        from dxmi_rl.agents import list_agents
         from dxmi_rl.benchmark.presets import list_presets
         from dxmi_rl.diffusion import KERNELS, SCHEDULES
         from dxmi_rl.targets import REWARDS, list_targets
-        from dxmi_rl.tasks import ENERGIES, list_tasks
 
         names = {
             "tasks": list_tasks(optional=True), "targets": list_targets(optional=True), "agents": list_agents(),
@@ -264,28 +174,8 @@ class List:
         return 0
 
 
-def named_task(text: str) -> Any:
-    """What ``text`` names: a task's name stays as it is, ``file.py:NAME`` is the object of that name in the file.
-
-    Raises FileNotFoundError, UnknownNameError for a name that the file has not, and what its code raises.
-    """
-    source, _, name = text.rpartition(":")
-    if not source.endswith(".py"):
-        return text
-    from dxmi_rl.benchmark.own_agents import load_file
-
-    module = load_file(Path(source))
-    if not hasattr(module, name):
-        raise UnknownNameError(f"object of {source}", name, [key for key in vars(module) if not key.startswith("_")])
-    return getattr(module, name)
-
-
 def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None:
     """Write samples ``[n, *event_shape]`` in the format of the file's ending, atomically."""
-    import numpy as np
-
-    from dxmi_rl.utils.storage import save_tensors, write_atomically
-
     if out.suffix == ".safetensors":
         save_tensors(out, {"x": x}, {"command": command, "task": agent.task.name, "agent": agent.name})
         return

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ import torch
 from PIL import Image
 
 from dxmi_rl import load_agent
+from dxmi_rl.agents import Agent
 from dxmi_rl.agents.twisting import fit_twist
+from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.cli import main
 from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.storage import load_tensors
@@ -58,6 +63,42 @@ def test_train_in_other_units(tmp_path: Path) -> None:
     (folder,) = tmp_path.iterdir()
     assert 200 <= load_agent(folder / "checkpoint.safetensors").costs.energy_evals < 232
     assert not list(folder.glob("events.*"))
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
+    task = ["--task", "mine.py:bowl", "--task-set", "dim=2", "horizon=4"]
+    options = [*task, "--budget", "512", "--points", "2", "--no-tensorboard"]
+    new = ["train", "ppo", *options, "--set", "n_trajectories=32"]
+    assert main([*new, "--runs", "whole"]) == 0
+    (whole,) = Path("whole").iterdir()
+    logged = RunLogger.log
+
+    def stop_half_way(logger: RunLogger, agent: Agent[Any], scores: Mapping[str, float]) -> None:
+        logged(logger, agent, scores)
+        if agent.costs.timesteps >= 256:
+            agent.save(logger.folder / "checkpoint.safetensors")
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(RunLogger, "log", stop_half_way)
+        assert main([*new, "--runs", "stopped"]) == 130
+    (stopped,) = Path("stopped").iterdir()
+    checkpoint = str(stopped / "checkpoint.safetensors")
+    assert main(["train", checkpoint, *options, "--runs", "resumed"]) == 0
+    (resumed,) = Path("resumed").iterdir()
+    ends = [load_tensors(folder / "checkpoint.safetensors")[0] for folder in (whole, resumed)]
+    assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    texts = [(folder / "progress.csv").read_text(encoding="utf-8").splitlines() for folder in (whole, resumed)]
+    elbos = [[row["charts/elbo"] for row in csv.DictReader(text)] for text in texts]
+    assert len(elbos[0]) == 3 and elbos[1] == elbos[0][2:], "at 0, half of the budget and its end"
+    capsys.readouterr()
+    assert main(["train", checkpoint, *task, "--budget", "200"]) == 2
+    assert "more than the 256 timesteps that the checkpoint has spent, got 200" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -176,7 +217,10 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["train", "ppo", "--task-set", "horizn=3"], "Did you mean 'horizon'"),
         (["train", "ppo", "--unit", "hours"], "unknown budget unit 'hours'"),
         (["train", "ppo", "--budget", "0"], "must be >= 1, got 0"),
-        (["train", "mine.safetensors"], "trained already: dxmi-rl evaluate scores it"),
+        (["train", "mine.zip"], "trained already: dxmi-rl evaluate scores it"),
+        (["train", "mine.safetensors"], "no checkpoint at path 'mine.safetensors'"),
+        (["train", "mine.safetensors", "--seed", "1"], "seed must not be given with a checkpoint, which has its own"),
+        (["train", "ppo", "--budget", "0.5"], "total_timesteps must be an integer >= 1, got 0.5"),
         (["train", "ppo", "--points", "0"], "points must be >= 1, got 0"),
         (["evaluate", "ppo"], "'ppo' is untrained"),
         (["evaluate", "."], "agent must be a checkpoint or a name, got the folder '.'"),
@@ -185,7 +229,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["sample", "base", "--out", "x.txt"], "unknown ending of out '.txt'"),
         (["sample", "base", "--n", "0"], "n must be >= 1"),
         (["report", "nowhere"], "no results at"),
-        (["train", "ppo", "--task", "mine.py:energy"], "task must be named for training on the command line"),
+        (["train", "ppo", "--task", "mine.py:energy"], "no file 'mine.py'"),
         (["compare", "--preset", "quik"], "Did you mean 'quick'"),
     ],
 )

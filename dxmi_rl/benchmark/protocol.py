@@ -298,8 +298,7 @@ def check_rows(rows: Sequence[Row]) -> None:
             row.own.check()
         if row.unit not in BUDGET_UNITS:
             raise UnknownNameError("budget unit", row.unit, list(BUDGET_UNITS))
-        for key in {"task", "seed", "device", "config"} & row.agent_settings.keys():
-            raise ValueError(f"{key!r} must not be among the settings of {row.label!r}: it has an argument of its own.")
+        check_settings(row.label, row.agent_settings)
         name = f"budget of {row.label!r}"
         if not row.trains and row.budget:
             raise ValueError(f"agent {row.agent!r} does not train: {name} must be 0, got {row.budget}.")
@@ -309,6 +308,12 @@ def check_rows(rows: Sequence[Row]) -> None:
             check_integer(name, row.budget, minimum=int(row.trains))
         if sum(other.task == row.task and other.label == row.label for other in rows) > 1:
             raise ValueError(f"label {row.label!r} is used twice on task {row.task!r}.")
+
+
+def check_settings(label: str, settings: JSON) -> None:
+    """Raises ValueError for what has an argument of its own."""
+    for key in {"task", "seed", "device", "config"} & settings.keys():
+        raise ValueError(f"{key!r} must not be among the settings of {label!r}: it has an argument of its own.")
 
 
 def make_runs(rows: Sequence[Row], seeds: Sequence[int], device: str, sizes: Sizes) -> list[Run]:

@@ -129,7 +129,7 @@ def test_command_lines_are_sound(name: str) -> None:
     words = shlex.split(line)
     chosen = cli.tyro.cli({"train": cli.Train, "evaluate": cli.Evaluate}[words[0]], args=words[1:])
     assert chosen.agent == name
-    assert dxmi_rl.tasks.TASKS[chosen.task]
+    assert chosen.task is not None and dxmi_rl.tasks.TASKS[chosen.task]
     for key in parsed_settings("task_set", chain(*chosen.task_set)):
         assert key in dxmi_rl.tasks.TaskConfig.__dataclass_fields__
 
