@@ -23,19 +23,17 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[2])
 
-from benchmarks.compare.submissions import agree, check_row, run_of, trains
+from benchmarks.compare.ranking import EXACT, Entry, by_mean_rank, ranked
+from benchmarks.compare.submissions import check_submission
 from benchmarks.scripts import RESULTS, ROOT
-from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.report import load_results
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
-from dxmi_rl.benchmark.results import RULERS, SCHEMA, diverged, is_fitted
+from dxmi_rl.benchmark.results import RULERS, SCHEMA
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.storage import write_atomically
 
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
-SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better", "floor")
-"""What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
 TUNING = "tuning.json"
@@ -48,9 +46,10 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 
 - Scores are interquartile means over seeds with 95 % intervals ([statistics](statistics.md)).
 - *Normalised* is 0 for the base sampler and 1 for an exact sampler.
-- A run that diverged counts as the worst run of its task. Where runs diverged, or one run is far from all others, the
-  range of the runs stands in place of an interval.
-- Budgets, and how rows are scored, are the same for all rows of a table. An agent that lacks runs has no rank.
+- A run that diverged counts as the worst run of its task, over all submissions. Where runs diverged, or one run is far
+  from all others, the range of the runs stands in place of an interval.
+- Budgets, and how rows are scored, are the same for all rows of a table. An agent that lacks runs has no rank, nor
+  has one of another package that was trained elsewhere, for a budget that nobody knows. Seeds count from 0.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5
@@ -76,35 +75,6 @@ class Arguments:
     """Write nothing; exit status 1 when a file is out of step."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row of a submission."""
-
-    submission: str
-    task: dict[str, Any]
-    row: dict[str, Any]
-    seeds: int
-    diverged: int
-    label: str
-    """The row's label, with the submission's name where another row has it."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether it has two runs or more, and all of them finished or diverged: then it counts as the worst."""
-        return self.seeds > 1 and bool(self.row["runs"] + self.diverged == self.seeds)
-
-    @property
-    def runs(self) -> str:
-        """How many runs of how many seeds finished, and how many diverged."""
-        return f"{self.row['runs']} of {self.seeds}" + (f", {self.diverged} diverged" if self.diverged else "")
-
-    @property
-    def score(self) -> dict[str, Any]:
-        """Statistics of the score that the task is ranked by."""
-        found: dict[str, Any] = self.row["scores"][self.task["score"]]
-        return found
-
-
 def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
     """Submissions by name, ours first. Raises FileNotFoundError when there is none, ValueError for a bad file."""
     files = [file for file in folder.glob("*.json") if file.name != TUNING]
@@ -114,57 +84,19 @@ def load_submissions(folder: Path) -> dict[str, dict[str, Any]]:
     return {file.stem: load_whole(file) for file in files}
 
 
-def load_whole(file: Path) -> dict[str, Any]:
-    """Results that can be ranked and shown. Raises ValueError, naming file and field, for others."""
+def load_whole(file: Path, *, ranks: bool = True) -> dict[str, Any]:
+    """Results that can be shown, and ranked with ``ranks``. Raises ValueError, naming file and field, for others."""
     results = load_results(file)
     try:
-        page({file.stem: results})
-        readme_table({file.stem: results})
+        check_submission(file.stem, results)
+        if ranks:
+            page({file.stem: results})
+            readme_table({file.stem: results})
     except (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError) as error:
         raise ValueError(f"{str(file)!r} is malformed: {type(error).__name__}: {error}.") from error
     except ValueError as error:
         raise ValueError(f"{str(file)!r}: {error}") from error
     return results
-
-
-def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
-    """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only.
-
-    A row of one of our agents that an earlier submission has, too, is not repeated: the luckier of the two would win.
-    Other rows with a label that is taken have the submission's name in theirs. Raises ValueError for submissions that
-    differ on a task in what it is, in budgets or in sizes of the evaluation, and for rows that are not what their runs
-    say.
-    """
-    tasks: dict[str, list[Entry]] = {}
-    terms: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, results in submissions.items():
-        for row in results["summary"]:
-            task = results["tasks"][row["task"]]
-            if task["score"] not in row["scores"]:
-                continue
-            title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
-            own = {key: task[key] for key in SAME_TASK}
-            check_row(name, results, row)
-            run = run_of(results, row)
-            own |= {"sizes": run["sizes"], "fit": run.get("fit", True)} if run else {}
-            own |= {"fitted kernel": RULERS[results["schema"]]} if run and is_fitted(run) else {}
-            own |= {"budget": (row["budget"], row["unit"])} if trains(row) else {}
-            other, first = terms.setdefault(title, (name, own))
-            different = [key for key in own if key in first and not agree(key, first[key], own[key])]
-            if different:
-                raise ValueError(f"{name!r} and {other!r} differ on {title!r} in {', '.join(different)}.")
-            first |= own
-            entries = tasks.setdefault(title, [])
-            same = [entry for entry in entries if entry.row["label"] == row["label"]]
-            if row["agent"] in AGENTS and any(entry.row["agent"] == row["agent"] for entry in same):
-                continue
-            label = f"{row['label']} ({name})" if same else row["label"]
-            lost = len(diverged(results["failed"], row["task"], row["label"]))
-            entries.append(Entry(name, task, row, len(row.get("seeds", results["seeds"])), lost, label))
-    for entries in tasks.values():
-        sign = 1 if entries[0].task["better"] == "lower" else -1
-        entries.sort(key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
-    return tasks
 
 
 def plain(text: str) -> str:
@@ -241,20 +173,6 @@ def interval_text(statistics: dict[str, Any] | None) -> str:
     return f"{text} [{number(statistics['low'])}, {number(statistics['high'])}]" if "low" in statistics else text
 
 
-def by_mean_rank(tasks: dict[str, list[Entry]]) -> list[str]:
-    """Labels, the best mean rank over the tasks first; a task that a label lacks counts as its last rank."""
-
-    def mean_rank(label: str) -> float:
-        ranks = []
-        for entries in tasks.values():
-            own = [rank for rank, entry in enumerate(entries) if entry.label == label]
-            ranks.append(own[0] if own and entries[own[0]].complete else len(entries))
-        return sum(ranks) / len(ranks)
-
-    labels = dict.fromkeys(entry.label for entries in tasks.values() for entry in entries)
-    return sorted(labels, key=mean_rank)
-
-
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
@@ -267,7 +185,7 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
         names.append(f"{plain(title)}, `{task['score']}` {ARROWS[task['better']]}")
     lines = ["| agent | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     floors = [entries[0].task["floor"] for entries in tasks.values()]
-    lines.append("| exact sampler | " + " | ".join("" if floor is None else number(floor) for floor in floors) + " |")
+    lines.append(f"| {EXACT} | " + " | ".join("" if floor is None else number(floor) for floor in floors) + " |")
     for label in labels:
         cells = []
         for entries in tasks.values():
@@ -301,7 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.page: page(submissions),
         }
         for file in sorted((arguments.results / "experiments").glob("*.json")):
-            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, load_whole(file))
+            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(
+                file.stem, load_whole(file, ranks=False)
+            )
         for text in wanted.values():
             text.encode("utf-8")  # before anything is written
     except (OSError, ValueError) as error:

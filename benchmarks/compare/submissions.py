@@ -3,80 +3,164 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.benchmark.results import diverged, summarise_runs
+from dxmi_rl.benchmark.protocol import RANKED_BY
+from dxmi_rl.benchmark.results import diverged, summarise_best, summarise_runs
+from dxmi_rl.costs import BUDGET_UNITS
 
-SLACK = 0.05
-"""Error of an estimate that is still believed: in nats of a divergence, as a fraction of log Z."""
+ERROR = 0.01
+"""Nats by which the estimate of a divergence, or a distance, may be below 0."""
+LOG_Z_ERROR = 2.0
+"""Nats by which an ELBO may be above log Z, and by which two estimates of log Z may differ."""
+FLOOR_ERROR = 0.05
+"""Part by which other estimates of a floor or a base score may differ, which are made anew on every machine."""
+OVERSPENT = 1.1
+"""Part of a budget that may be spent: budgets are rounded up to whole iterations."""
+NAME = re.compile(r"[A-Za-z0-9_+=/(.][A-Za-z0-9 _+=/().,:-]{0,79}(?<! )")
+"""What labels and names of tasks and submissions are made of: nothing that reads as another, and no markup."""
+
+
+def is_ours(row: dict[str, Any]) -> bool:
+    """Whether the agent is one of this package."""
+    return row["agent"] in AGENTS
 
 
 def trains(row: dict[str, Any]) -> bool:
     """Whether the row's agent trains; one that is not ours does unless its runs spent nothing."""
-    return (
-        AGENTS[row["agent"]].trains if row["agent"] in AGENTS else bool(row["budget"] or row["costs"].get("timesteps"))
-    )
+    return AGENTS[row["agent"]].trains if is_ours(row) else bool(row["budget"] or row["costs"].get("timesteps"))
 
 
-def agree(key: str, first: Any, other: Any) -> bool:
-    """Equal; floors are estimates, made anew on every machine."""
-    if key == "floor" and None not in (first, other):
-        return math.isclose(first, other, rel_tol=SLACK, abs_tol=SLACK)
+def budget_known(row: dict[str, Any]) -> bool:
+    """Whether the row says what was trained for; a checkpoint of another library, which spent nothing here, does not"""
+    return is_ours(row) or bool(row["budget"])
+
+
+def agree(key: str, first: Any, other: Any, task: dict[str, Any]) -> bool:
+    """Equal; floors and base scores are estimates, and a comparison without the base sampler has no such score."""
+    if key == "base" and None in (first, other):
+        return True
+    if key in ("floor", "base") and None not in (first, other):
+        error = max(FLOOR_ERROR, FLOOR_ERROR * abs(first))
+        return abs(first - other) <= (LOG_Z_ERROR if key == "floor" and _is_elbo(task["score"]) else error)
     return bool(first == other)
 
 
-def run_of(results: dict[str, Any], row: dict[str, Any]) -> dict[str, Any] | None:
-    """A finished run of the row; None where all of its runs diverged."""
-    return next(iter(_runs_of(results, row)), None)
-
-
-def _runs_of(results: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+def runs_of(results: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Finished runs of a row."""
     return [run for run in results["runs"] if (run["task"], run["label"]) == (row["task"], row["label"])]
 
 
-def check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
-    """Raises ValueError for a row that is not what its runs say, and for runs that are not the row's."""
-    task = results["tasks"][row["task"]]
-    key = task["score"]
-    runs = _runs_of(results, row)
-    finished = [run["scores"][key] for run in runs if key in run["scores"]]
+def failed_of(results: dict[str, Any], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Failed runs of a row."""
+    return [run for run in results["failed"] if (run["task"], run["label"]) == (row["task"], row["label"])]
+
+
+def check_submission(name: str, results: dict[str, Any]) -> None:
+    """Raises ValueError for rows that are not what their runs say, for runs that are not their row's, and for names
+    that read as another or as markup.
+    """
+    for kind, text in [("submission", name), *(("task", task) for task in results["tasks"])]:
+        _check_name(name, kind, text)
+    rows = [(row["task"], row["label"]) for row in results["summary"]]
+    if len(set(rows)) < len(rows):
+        raise ValueError(f"{name!r}: every row must stand in summary once.")
+    for task in results["tasks"].values():
+        if task["score"] is not None and RANKED_BY.get(task["score"]) != task["better"]:
+            raise ValueError(f"{name!r}: tasks.score must be one of {', '.join(RANKED_BY)}, got {task['score']!r}.")
+    for row in results["summary"]:
+        _check_name(name, "label", row["label"])
+        _check_row(name, results, row)
+
+
+def _check_name(submission: str, kind: str, text: object) -> None:
+    if not isinstance(text, str) or NAME.fullmatch(text) is None or "www." in text.lower() or "  " in text:
+        raise ValueError(
+            f"{submission!r}: a {kind} must be up to 80 letters, digits, single spaces and _+=/().,:- , got {text!r}."
+        )
+
+
+def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
+    task, runs = results["tasks"][row["task"]], runs_of(results, row)
+    lost = diverged(results["failed"], row["task"], row["label"])
     where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in finished):
-        raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
-    if any(_impossible(value, key, task) for value in finished):
-        raise ValueError(f"{where}: runs.scores.{key} is better than an exact sampler can be.")
-    for field in ("seed", "key"):
-        if len({run[field] for run in runs}) < len(runs):
-            raise ValueError(f"{where}: runs.{field} must be another in every run.")
+    if row["unit"] not in BUDGET_UNITS:
+        raise ValueError(f"{where}: summary.unit must be one of {', '.join(BUDGET_UNITS)}, got {row['unit']!r}.")
+    _check_seeds(where, row.get("seeds") or results["seeds"], [*runs, *failed_of(results, row)])
     for run in runs:
         for field in ("agent", "budget", "unit"):
             if run[field] != row[field]:
                 raise ValueError(f"{where}: runs.{field} is {run[field]!r}, and summary.{field} {row[field]!r}.")
+        for field in ("task_settings", "sizes", "fit"):
+            if run.get(field) != runs[0].get(field):
+                raise ValueError(f"{where}: runs.{field} must be the same in every run.")
         if run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:
             raise ValueError(f"{where}: runs.task_settings.horizon is not the task's {task['horizon']}.")
-    if len(finished) != row["runs"] or not (finished or diverged(results["failed"], row["task"], row["label"])):
+        _check_costs(where, row, run["costs"])
+    key = task["score"]
+    finished = [run["scores"][key] for run in runs if key in run["scores"]]
+    if not all(_is_number(value) for value in finished):
+        raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
+    check_possible(where, finished, task)
+    if key in row["scores"] and (len(finished) != row["runs"] or not (finished or lost)):
         raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(finished)}.")
-    found = summarise_runs(row, results["runs"], results["failed"], task)
-    for part, given, wanted in (
-        (f"scores.{key}", row["scores"][key], found["scores"][key]),
-        ("normalised", row["normalised"], found["normalised"]),
-        ("costs", row["costs"], found["costs"]),
-    ):
-        for statistic, value in (wanted or {}).items():
-            own = given.get(statistic)
-            if isinstance(value, (int, float)) and not (
-                isinstance(own, (int, float)) and math.isclose(own, value, rel_tol=1e-9, abs_tol=1e-12)
-            ):
-                raise ValueError(f"{where}: summary.{part}.{statistic} is {own!r}, and its runs give {value!r}.")
-        if wanted is None and given is not None:
-            raise ValueError(f"{where}: summary.{part} must be null.")
+    found = {"runs": len(runs), "diverged": len(lost), "best": summarise_best(runs)}
+    found |= summarise_runs(row, results["runs"], results["failed"], task)
+    for part, wanted in found.items():
+        _check_same(f"{where}: summary.{part}", row.get(part, 0), wanted)
 
 
-def _impossible(value: float, key: str, task: dict[str, Any]) -> bool:
-    """Whether a score is beyond what can be: a divergence or distance below 0, an ELBO above log Z, by more than the
-    errors of their estimates.
+def _check_seeds(where: str, seeds: Sequence[Any], runs: Sequence[dict[str, Any]]) -> None:
+    """Seeds count from 0, so that none can be left out that was worse, and every run has its own."""
+    own = [run["seed"] for run in runs]
+    if not all(type(seed) is int for seed in [*seeds, *own]) or list(seeds) != list(range(len(seeds))):
+        raise ValueError(f"{where}: seeds must be 0, 1, 2 and so on, got {list(seeds)}.")
+    if len(set(own)) < len(own) or not set(own) <= set(seeds):
+        raise ValueError(f"{where}: runs.seed must be another in every run, and one of {list(seeds)}, got {own}.")
+
+
+def _check_costs(where: str, row: dict[str, Any], costs: dict[str, Any]) -> None:
+    for key, value in costs.items():
+        if not _is_number(value) or value < 0:
+            raise ValueError(f"{where}: runs.costs.{key} must be a number >= 0, got {value!r}.")
+    if costs.get(row["unit"], 0) > OVERSPENT * row["budget"] and (row["budget"] or is_ours(row)):
+        raise ValueError(f"{where}: runs.costs.{row['unit']} is {costs[row['unit']]!r}, the budget {row['budget']!r}.")
+    if row["budget"] and not costs.get(row["unit"]):
+        raise ValueError(f"{where}: runs.costs.{row['unit']} must be there where there is a budget.")
+    if row["budget"] and is_ours(row) and not trains(row):
+        raise ValueError(f"{where}: summary.budget must be 0, as the agent does not train, got {row['budget']!r}.")
+
+
+def check_possible(where: str, scores: Sequence[float], task: dict[str, Any]) -> None:
+    """Raises ValueError for a score beyond what can be: a divergence or distance below 0, an ELBO above log Z, by more
+    than the errors of their estimates.
     """
+    key, floor = task["score"], task["floor"]
     if task["better"] == "lower":
-        return value < -SLACK
-    return key.startswith("elbo") and task["floor"] is not None and value > task["floor"] + SLACK * abs(task["floor"])
+        impossible = any(score < -ERROR for score in scores)
+    else:
+        impossible = _is_elbo(key) and floor is not None and any(score > floor + LOG_Z_ERROR for score in scores)
+    if impossible:
+        raise ValueError(f"{where}: runs.scores.{key} is better than an exact sampler can be.")
+
+
+def _check_same(where: str, given: Any, wanted: Any) -> None:
+    if isinstance(wanted, dict) and isinstance(given, dict):
+        for key in wanted.keys() | given.keys():
+            _check_same(f"{where}.{key}", given.get(key), wanted.get(key))
+    elif _is_number(wanted) and _is_number(given):
+        if not math.isclose(given, wanted, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(f"{where} is {given!r}, and its runs give {wanted!r}.")
+    elif given != wanted:
+        raise ValueError(f"{where} is {given!r}, and its runs give {wanted!r}.")
+
+
+def _is_elbo(key: str | None) -> bool:
+    return key is not None and key.startswith("elbo")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

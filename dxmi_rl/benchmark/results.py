@@ -161,7 +161,7 @@ def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: J
         "runs": len(own),
         "diverged": len(diverged(failed, row.task, row.label)),
         **summarise_runs(name, runs, failed, task),
-        "best": _score_statistics([run["best"]["scores"] for run in own if run["best"]]),
+        "best": summarise_best(own),
         "command": command,
     }
 
@@ -189,6 +189,11 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
         key: fmean(run["costs"][key] for run in own) for key in COSTS if own and all(key in run["costs"] for run in own)
     }
     return {"scores": scores, "normalised": score_statistics(values, lost) if values else None, "costs": costs}
+
+
+def summarise_best(runs: Sequence[Result]) -> dict[str, JSON]:
+    """Statistics of the scores of the best checkpoints of a row's runs, where they were scored."""
+    return _score_statistics([run["best"]["scores"] for run in runs if run["best"]])
 
 
 def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:

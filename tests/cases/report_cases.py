@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dxmi_rl.benchmark.results import score_statistics, summarise_runs
+from dxmi_rl.benchmark.results import diverged, summarise_best, summarise_runs
 
 TASKS: dict[str, dict[str, Any]] = {
     "8gaussians": dict(dim=2, horizon=5, tau=1.0, event_shape=[2], track="fine-tune", energy="target",
@@ -69,8 +69,8 @@ def _run(
     scores = {entry["score"]: float(value), "sliced_w2": float(0.3 - 0.2 * skill + 0.01 * abs(generator.normal())),
               "sliced_w2_floor": 0.048, "ess": float(0.5 * skill), "denoiser_calls": 5.0}  # fmt: skip
     normalised = None if entry["floor"] is None else (value - entry["base"]) / (entry["floor"] - entry["base"])
-    costs = {"timesteps": 4e6, "seconds": 128.0 + seed, "policy_draws": 4e6, "energy_evals": 8e5,
-             "energy_grad_evals": 0.0, "denoiser_calls": 2e7}  # fmt: skip
+    costs = {"timesteps": 4e6 * trains, "seconds": (128.0 + seed) * trains, "policy_draws": 4e6 * trains,
+             "energy_evals": 8e5 * trains, "energy_grad_evals": 0.0, "denoiser_calls": 2e7}  # fmt: skip
     return {
         "key": hashlib.sha256(f"{task} {label} {seed}".encode()).hexdigest()[:16],
         "code": "c0de", "label": label, "task": task,
@@ -116,10 +116,10 @@ def _summary(results: dict[str, Any], task: str, label: str) -> dict[str, Any]:
     runs = [run for run in results["runs"] if (run["task"], run["label"]) == (task, label)]
     row = {"task": task, "label": label}
     found = summarise_runs(row, results["runs"], results["failed"], results["tasks"][task])
-    best = [run["best"]["scores"] for run in runs if run["best"]]
+    lost = len(diverged(results["failed"], task, label))
     return {
         **row, **found, "agent": runs[0]["agent"], "track": results["tasks"][task]["track"],
-        "runs": len(runs), "diverged": 0, "budget": runs[0]["budget"], "unit": "timesteps",
-        "best": {key: score_statistics([entry[key] for entry in best]) for key in best[0]} if best else {},
+        "runs": len(runs), "diverged": lost, "budget": runs[0]["budget"], "unit": "timesteps",
+        "best": summarise_best(runs),
         "command": f"dxmi-rl compare --tasks {task} --agents {label}",
     }  # fmt: skip

@@ -41,9 +41,11 @@ def markdown(comparison: Comparison, before: Comparison | None = None) -> str:
     """Verdicts, what changed since ``before``, aggregates and one table per task."""
     results = comparison.results
     seconds = show_seconds(float(results["seconds"]))
+    command = _one_line(str(results["command"]))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     parts = [
         f"# {_plain(str(results['name']))}",
-        f"```\n{_one_line(str(results['command']))}\n```",
+        f"{fence}\n{command}\n{fence}",
         f"{len(comparison.runs)} runs, {seconds}, {_plain(show_date(str(results['date'])))}. "
         "Normalised: 0 = base sampler, 1 = exact sampler. " + _plain(comparison.intervals_sentence()),
     ]

@@ -75,6 +75,8 @@ def test_several_submissions_share_tables(place: Path) -> None:
     second = make_results()
     for entry in [*second["summary"], *second["runs"]]:
         entry["label"] = f"{entry['label']}, theirs"
+    for entry in second["runs"]:
+        entry["key"] = f"second {entry['key']}"
     (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
     assert run(place) == 0
     page = (place / "page.md").read_text(encoding="utf-8")
@@ -157,19 +159,45 @@ def test_malformed_submissions_are_one_line(place: Path, capsys: pytest.CaptureF
     assert refused > 2
 
 
-def test_a_name_cannot_write_into_the_page(place: Path) -> None:
-    """HTML, links, further cells, headings and the end marker are text, and what was written can be written again."""
-    wild = f"<b>x</b> [a](http://b) | c\n# d {leaderboard.END} `e`"
-    results = make_results()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "<b>x</b>", "[a](http://b)", "a | b", "a\n# d", "`e`", "www.evil.example", "dxdp ", " dxdp", "dx  dp",
+        "dxdp\u00a0", "d\u0445dp", "dxdp\u200b", "\u202epdxd", "", "x" * 81, "a\0", "$a$", "@user",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["label", "task"])
+def test_a_name_that_is_markup_or_reads_as_another_is_refused(
+    kind: str, name: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = make_results(tasks=("gmm25",))
     for entry in [*results["summary"], *results["runs"]]:
-        entry["label"] = f"{wild} {entry['label']}"
+        entry[kind] = name
+    if kind == "task":
+        results["tasks"] = {name: results["tasks"]["gmm25"]}
+    else:
+        results |= {part: [entry for entry in results[part] if entry["agent"] == "ppo"] for part in ("summary", "runs")}
+    (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
+    assert run(place) == 2
+    error = capsys.readouterr().err
+    assert f"a {kind} must be up to 80 letters" in error and len(error.splitlines()) == 1
+    assert not (place / "page.md").exists()
+
+
+def test_other_texts_cannot_write_into_the_page(place: Path) -> None:
+    """HTML, links, headings, fences and the end marker are text, and what was written can be written again."""
+    results = make_results()
+    wild = f"<b>x</b> [a](http://b) | c\n# d ``` {leaderboard.END} `e`"
+    results |= {"date": wild, "command": f"```\n{wild}"}
+    for entry in results["runs"]:
+        entry["machine"] = entry["machine"] | {"processor": wild}
     (place / "results" / "first.json").write_text(json.dumps(results), encoding="utf-8")
     assert run(place) == 0 and run(place, "--check") == 0
     readme, page = ((place / name).read_text(encoding="utf-8") for name in ("README.md", "page.md"))
-    assert readme.count(leaderboard.END) == 1 and "<b>" not in readme + page and "\n# d" not in readme + page
-    section = page.split("## gmm25\n", 1)[1].split("\n## ")[0]
-    rows = [re.split(r"(?<!\\)\|", line) for line in section.splitlines() if line.startswith("|")]
-    assert len({len(cells) for cells in rows}) == 1, "as many cells in every row"
+    assert readme.count(leaderboard.END) == 1 and "\n# d" not in readme + page
+    code = re.split(r"^````\n", page, flags=re.MULTILINE)
+    assert len(code) == 3 and code[1].startswith("```"), "one block of code, whose end is not in the command"
+    assert "<b>" not in code[0] + code[2]
 
 
 @pytest.mark.parametrize("what", ["fitted kernel", "horizon", "budget", "sizes"])
@@ -221,11 +249,25 @@ def other_rows(results: dict[str, Any], label: str) -> dict[str, Any]:
     return results
 
 
+def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
+    """Runs of gmm25 in our submission."""
+    ours = json.loads((place / "results" / "standard.json").read_text(encoding="utf-8"))
+    return [run for run in ours["runs"] if (run["task"], run["label"]) == ("gmm25", label)]
+
+
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
         ("the floor", "differ on"), ("one run ten times", "must be another in every run"), ("no budget", "budget"),
         ("another budget", "budget"), ("another horizon", "horizon"), ("normalised", "normalised"), ("costs", "costs"),
+        ("another target", "differ on 'gmm25' in task_settings"), ("one run of another size", "runs.sizes must be the"),
+        ("our luckiest runs", "stands in 'standard', row 'ppo' on 'gmm25', too"), ("other seeds", "runs.seed must be"),
+        ("seeds from 3 on", "seeds must be 0, 1, 2"), ("a seed that is no number", "seeds must be"),
+        ("a score that is a boolean", "must be finite numbers"), ("a row twice", "must stand in summary once"),
+        ("the base sampler's score", "differ on 'gmm25' in base"), ("a best checkpoint", "summary.best"),
+        ("another score", "summary.scores.ess"), ("a unit with markup", "summary.unit must be one of timesteps"),
+        ("the base sampler trains", "the budget 0"), ("costs below 0", "runs.costs.seconds must be a number >= 0"),
+        ("ten times the budget", "the budget 4000000"), ("a direction", "tasks.score must be one of"),
         ("a number beyond floats", "malformed"), ("a task that is a list", "is missing in tasks"),
         ("half a character", "utf-8"),
     ],
@@ -236,6 +278,8 @@ def test_a_hostile_submission_is_refused(
     (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
     (place / "results" / "first.json").unlink(missing_ok=True)
     evil = other_rows(make_results(), "evil")
+    for run_ in evil["runs"]:
+        run_["key"] = f"evil {run_['key']}"
     row = next(entry for entry in evil["summary"] if entry["task"] == "gmm25")
     runs = [run for run in evil["runs"] if run["task"] == "gmm25"]
     key = evil["tasks"]["gmm25"]["score"]
@@ -255,6 +299,48 @@ def test_a_hostile_submission_is_refused(
         row["normalised"] = {"iqm": 1.0, "median": 1.0, "low": 1.0, "high": 1.0, "method": "x"}
     elif attack == "costs":
         row["costs"] = row["costs"] | {"seconds": 0.001}
+    elif attack == "another target":
+        for run_ in runs:
+            run_["task_settings"] = {"target_options": {"std": 2.0}}
+    elif attack == "one run of another size":
+        runs[1]["sizes"] = {"trajectories": 2}
+    elif attack == "our luckiest runs":
+        for run_, ours in zip(runs, made_by_us(place, "ppo"), strict=True):
+            run_ |= {"key": ours["key"]}
+    elif attack == "other seeds":
+        runs[0]["seed"] = 4211
+    elif attack == "seeds from 3 on":
+        row["seeds"] = [3, 4, 5, 6, 7]
+        for run_ in runs:
+            run_["seed"] += 3
+    elif attack == "a seed that is no number":
+        row["seeds"] = [0, 1, 2, 3, "4"]
+    elif attack == "a score that is a boolean":
+        runs[0]["scores"][key] = False
+    elif attack == "a row twice":
+        evil["summary"].append(row)
+    elif attack == "the base sampler's score":
+        evil["tasks"]["gmm25"]["base"] = 1e9
+        summarise(evil)
+    elif attack == "a best checkpoint":
+        row["best"] = {key: {"iqm": 1e-5, "median": 1e-5}}
+    elif attack == "another score":
+        row["scores"]["ess"]["iqm"] = 1.5
+    elif attack == "a unit with markup":
+        for entry in (row, *runs):
+            entry["unit"] = "<b>x</b> [click](http://evil) | evil"
+    elif attack == "the base sampler trains":
+        for entry in (row, *runs):
+            entry |= {"agent": "base", "budget": 0}
+    elif attack == "costs below 0":
+        runs[0]["costs"]["seconds"] = -5
+        summarise(evil)
+    elif attack == "ten times the budget":
+        for run_ in runs:
+            run_["costs"]["timesteps"] *= 10
+        summarise(evil)
+    elif attack == "a direction":
+        evil["tasks"]["gmm25"]["better"] = "higher"
     elif attack == "a number beyond floats":
         runs[0]["scores"][key] = 10**400
     elif attack == "a task that is a list":
@@ -269,12 +355,46 @@ def test_a_hostile_submission_is_refused(
     assert all((place / name).read_bytes() == content for name, content in before.items())
 
 
+def test_runs_that_diverged_count_as_the_worst_of_all_submissions(place: Path) -> None:
+    """A file with one's own rows alone has no worse run to count instead."""
+    (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (place / "results" / "first.json").unlink()
+    evil = other_rows(make_results(), "evil")
+    evil["runs"] = [run_ | {"key": f"evil {run_['key']}"} for run_ in evil["runs"] if run_["seed"] < 2]
+    evil["failed"] = [
+        {"key": f"lost {seed}", "task": "gmm25", "label": "evil", "seed": seed, "error": "DivergenceError: x"}
+        for seed in (2, 3, 4)
+    ]
+    (place / "results" / "evil.json").write_text(json.dumps(summarise(evil)), encoding="utf-8")
+    assert run(place) == 0
+    section = (place / "page.md").read_text(encoding="utf-8").split("## gmm25\n", 1)[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    (own,) = (line for line in lines if " evil |" in line)
+    assert lines.index(own) == len(lines) - 2 and "2 of 5, 3 diverged" in own, "before the base sampler alone"
+
+
+def test_a_model_that_was_trained_elsewhere_has_no_rank(place: Path) -> None:
+    (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
+    (place / "results" / "first.json").unlink()
+    evil = other_rows(make_results(tasks=("gmm25",)), "sb")
+    for entry in [*evil["summary"], *evil["runs"]]:
+        entry |= {"agent": "sb.zip", "budget": 0}
+    for run_ in evil["runs"]:
+        run_ |= {"key": f"evil {run_['key']}", "costs": dict.fromkeys(run_["costs"], 0)}
+        run_["scores"]["kl_bound_fit"] = 0.001
+    (place / "results" / "evil.json").write_text(json.dumps(summarise(evil)), encoding="utf-8")
+    assert run(place) == 0
+    section = (place / "page.md").read_text(encoding="utf-8").split("## gmm25\n", 1)[1].split("\n## ")[0]
+    assert [line for line in section.splitlines() if line.startswith("|  | sb |")]
+
+
 def test_names_that_are_taken_and_tasks_of_ones_own(place: Path) -> None:
     """A label of ours gets the submission's name beside it; a private task is no column of README."""
     (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
     (place / "results" / "first.json").unlink(missing_ok=True)
     evil = other_rows(make_results(), "dxdp")
     for entry in [*evil["summary"], *evil["runs"]]:
+        entry["key"] = f"evil {entry.get('key')}"
         entry["agent"] = "mine:Mine"
         if entry["task"] == "8gaussians":
             entry["task"] = "private"
