@@ -90,7 +90,7 @@ def measure(task: str, backward: str, name: str, seed: int, arguments: Arguments
         with torch.no_grad():
             log_weights_ = mdp.log_weights(paths, kernel=kernel, energy=target.energy)
         rulers[ruler] = {"bound": float(target.log_z or 0.0) - float(log_weights_.double().mean()), "seconds": seconds}
-    scores = marginal_scores(mdp, policy, target, seed=seed + 20_000) if has_marginal(target) else {}
+    scores = marginal_scores(mdp, policy, target, seed=seed + 20_000) if has_marginal(target, policy) else {}
     known = {key: scores.get(key) for key in ("kl_marginal", "kl_marginal_se")}
     return {"task": task, "backward": backward, "agent": name, "seed": seed, **known, "rulers": rulers}
 

@@ -20,7 +20,7 @@ from dxmi_rl.evaluation.log_weights import (
     quick_bound,
     tempered_log_z,
 )
-from dxmi_rl.evaluation.marginal import POINTS, STATES, has_marginal, marginal_scores
+from dxmi_rl.evaluation.marginal import POINTS, has_marginal, marginal_scores
 from dxmi_rl.evaluation.models import beyond_box, resolve
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_scores
@@ -124,9 +124,8 @@ def evaluate(
             return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
 
         if not _aims_elsewhere(task):
-            if known is not None and has_marginal(target):
-                sizes = {"states": max(2, min(STATES, trajectories)), "points": min(POINTS, samples)}
-                scores |= marginal_scores(mdp, known, target, seed=seed + 6, **sizes)
+            if known is not None and has_marginal(target, known):  # with all states: fewer would flatter
+                scores |= marginal_scores(mdp, known, target, seed=seed + 6, points=min(POINTS, samples))
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)

@@ -22,9 +22,12 @@ NEGLIGIBLE = -80.0
 """Terms of a mixture that are this much below the largest one, in nats, do not count."""
 
 
-def has_marginal(target: Target) -> bool:
-    """Whether ``marginal_scores`` are defined: in the plane, for a target with exact samples and a known log Z."""
-    return target.dim == 2 and target.has_sampler and target.has_energy and target.log_z is not None
+def has_marginal(target: Target, policy: Policy) -> bool:
+    """Whether ``marginal_scores`` are defined: in the plane, for a target with exact samples and a known log Z, and a
+    policy whose steps are Gaussians or squashed ones, as other densities would be asked for every pair on its own.
+    """
+    known = target.dim == 2 and target.has_sampler and target.has_energy and target.log_z is not None
+    return known and (isinstance(policy, ActionDensity) or not hasattr(policy, "transport"))
 
 
 @torch.no_grad()
@@ -46,9 +49,12 @@ def marginal_scores(
 
     Raises ValueError where ``has_marginal`` is False.
     """
-    if not has_marginal(target):
-        raise ValueError(f"target must be in the plane, with samples and log Z, got {target.name!r}.")
-    if isinstance(policy, ActionDensity) and policy.squashed is not None:
+    if not has_marginal(target, policy):
+        raise ValueError(
+            f"target must be in the plane, with samples and log Z, and steps of the policy Gaussians, got "
+            f"{target.name!r} and {type(policy).__name__}."
+        )
+    if _squashed(policy) is not None:
         states = max(2, states // 4)  # ten times the work per pair
     last = mdp.horizon - 1
     generator = torch.Generator(mdp.device).manual_seed(seed)
@@ -69,6 +75,11 @@ def marginal_scores(
     return scores
 
 
+def _squashed(policy: Any) -> Any:
+    """How a policy of another library squashes its actions; None where it does not."""
+    return policy.squashed if isinstance(policy, ActionDensity) else None
+
+
 def _mixture(log_density: Callable[[Tensor], Tensor], x: Tensor, states: int) -> tuple[Tensor, Tensor]:
     """log p at points ``[n]``: with all states, and with either half of them, ``[2, n]``; float64."""
     half = states // 2
@@ -87,7 +98,7 @@ def _mixture(log_density: Callable[[Tensor], Tensor], x: Tensor, states: int) ->
 
 def _last_step(mdp: DenoisingMDP, policy: Any, states: Tensor, t: int) -> Callable[[Tensor], Tensor]:
     """log pi(y | x) of every point y ``[m, d]`` and state x ``[n, d]``: ``[m, n]``, float64."""
-    if isinstance(policy, ActionDensity) and policy.squashed is not None:
+    if _squashed(policy) is not None:
         pairs = policy.squashed_pairs(states, t)
         return lambda y: pairs(y).double()
     mean, log_std = (part.expand_as(states).flatten(1).double() for part in policy.moments(states, t))
