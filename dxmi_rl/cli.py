@@ -23,7 +23,7 @@ from dxmi_rl.benchmark.train import Settings, Train
 from dxmi_rl.tasks import ENERGIES, list_tasks, make_task
 from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.settings import parsed_settings
+from dxmi_rl.utils.settings import check_given_once, parsed_settings
 from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
 
 HELP = """Few-step denoising as a reinforcement-learning benchmark.
@@ -215,9 +215,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": Demo, "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare,
         "report": Report, "zoo": Zoo}  # fmt: skip
     chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
-    command = shlex.join(["dxmi-rl", *(sys.argv[1:] if argv is None else argv)])
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return int(chosen(command))
+        check_given_once(words, ("--set", "--task-set"))
+        return int(chosen(shlex.join(["dxmi-rl", *words])))
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, MemoryError, OverflowError) as error:
         known = isinstance(error, DivergenceError) or re.search("alloc|memory", str(error))
         if isinstance(error, RuntimeError) and not known:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.costs import count_energy, is_counting
-from dxmi_rl.utils.checks import all_finite
+from dxmi_rl.utils.checks import NonFiniteError, all_finite
 from dxmi_rl.utils.torch_tools import evaluation_mode
 
 Energy = Callable[[Tensor], Tensor]
@@ -157,12 +157,12 @@ class LiveEnergy:
 def require_finite(*rewards: Tensor) -> None:
     """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
     if not all_finite(*rewards):
-        raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy or reward.")
+        raise EnergyError("the rewards of a rollout are NaN or infinite: check the energy or reward, and tau.")
 
 
 def require_finite_energy(x: Tensor, energy: Tensor, gradient: Tensor | None = None) -> None:
     """Raise EnergyError where E at states x, or its gradient, is NaN or infinite (waits for the device); it names the
-    first such row, the state's norm and the value.
+    first such row, the state's norm and the value. NonFiniteError where the norm is infinite: then it is the policy.
     """
     if all_finite(energy) and (gradient is None or all_finite(gradient)):
         return
@@ -170,6 +170,8 @@ def require_finite_energy(x: Tensor, energy: Tensor, gradient: Tensor | None = N
     if gradient is not None and not bool(bad.any()):
         bad, what = ~gradient.flatten(1).isfinite().all(1), "energy's gradient"
     row = int(bad.nonzero()[0])
+    if not bool(x[row].detach().norm().isfinite()):
+        raise NonFiniteError("the policy left the finite numbers: the norm of a final state is NaN or infinite.")
     raise EnergyError(
         f"the {what} is NaN or infinite in {int(bad.sum())} of {len(x)} rows, first in row {row}: E is "
         f"{float(energy[row]):.6g}, at a state of norm {float(x[row].detach().norm()):.3g}. Check the energy or reward."

@@ -293,7 +293,8 @@ class DenoisingMDP:
     @staticmethod
     def _require_finite(*values: Tensor) -> None:
         if not all_finite(*values):
-            raise NonFiniteError("the policy left the finite numbers during a rollout: its states are NaN or infinite.")
+            told = "an energy's gradient that it is told"
+            raise NonFiniteError(f"the states of a rollout are NaN or infinite, by the policy or by {told}.")
 
     def backward_rollout(
         self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None, *,

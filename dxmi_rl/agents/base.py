@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.aims import check_cases
-from dxmi_rl.agents.checkpoint import read_checkpoint, restore, save_agent, stored_config, task_of
+from dxmi_rl.agents.checkpoint import check_saving, read_checkpoint, restore, save_agent, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.prediction import predicted_action
 from dxmi_rl.agents.settings import configured
@@ -25,7 +25,7 @@ from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, make_task
-from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, check_real, check_seed
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_seed
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import seeded
@@ -191,14 +191,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
         last state in which all of them were, 50 iterations old at most, with half the learning rates;
         ``costs.setbacks`` counts how often. Only a good state reaches ``checkpoint``, and one whose samples are finite.
 
-        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive; DivergenceError or
+        Raises TypeError unless exactly one budget is given, ValueError for one that is not positive; TypeError or
+        OSError, before training, for a ``callback`` or ``checkpoint`` that cannot be used; DivergenceError or
         NonFiniteError when training diverges for the sixth time; EnergyError for an energy that fails.
         """
         unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
-        check_integer("checkpoint_every", checkpoint_every)
-        limit = math.inf
-        if checkpoint_minutes is not None:
-            limit = 60 * check_real("checkpoint_minutes", checkpoint_minutes, strict=True)
+        limit = check_saving(callback, checkpoint, checkpoint_every, checkpoint_minutes)
         if reset_num_timesteps:
             self.costs.timesteps = 0
         end = self.spent(unit) + budget
@@ -272,7 +270,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
 
     def generator_of(self, seed: int | None) -> torch.Generator:
         """A generator with this seed, or the agent's own."""
-        return self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(seed)
+        return self.generator if seed is None else torch.Generator(self.mdp.device).manual_seed(check_seed(seed))
 
     def density(self, policy: nn.Module | None = None) -> Policy:
         """The policy, or a copy with other weights, as a density over the next state (rollout.Policy)."""
@@ -289,7 +287,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         """Action for observations of the environment, flat or as dictionaries, single or batched.
 
         Returns (action in ``coordinates``, state), as Stable-Baselines3 does. ``deterministic`` takes the
-        noise as zero, which is not a sampler. Raises ValueError for observations of another shape.
+        noise as zero, which is not a sampler. Raises as ``parse_observation``.
         """
         generator = None if deterministic else self.generator
         return predicted_action(self.mdp, self.density(), observation, generator, coordinates), state

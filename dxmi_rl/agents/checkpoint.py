@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from dxmi_rl.costs import Costs
 from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.tasks import Task, make_task
-from dxmi_rl.utils.checks import CheckpointError
-from dxmi_rl.utils.storage import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real
+from dxmi_rl.utils.storage import check_file, flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent
@@ -111,6 +112,18 @@ def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) 
     if weights_only:
         return save_tensors(path, weights(agent), metadata | {"weights_only": True})
     return save_tensors(path, training_state(agent), metadata)
+
+
+def check_saving(callback: object, checkpoint: object, every: int, minutes: float | None) -> float:
+    """The seconds after which ``learn`` saves, infinity for no ``minutes``; raises for arguments of it that could not
+    be used, before the training that would be lost: TypeError, ValueError, or the OSError of ``check_file``.
+    """
+    check_integer("checkpoint_every", every)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {callback!r}.")
+    if checkpoint is not None:
+        check_file("checkpoint", checkpoint)
+    return math.inf if minutes is None else 60 * check_real("checkpoint_minutes", minutes, strict=True)
 
 
 def read_checkpoint(path: AnyPath, kind: type[Agent[Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from dxmi_rl.utils.torch_tools import all_weights_finite
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent
 
+NO_DISTRIBUTION = re.compile("Expected (parameter|value argument) .* distribution ")
+"""How torch refuses the parameters or values of a distribution, such as a standard deviation of 0 or infinity."""
 SETBACKS = 5
 """A run that diverges more often ends."""
 SETBACK_FACTOR = 0.5
@@ -62,8 +65,8 @@ class GoodState:
 
 
 def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
-    """``agent.iterate()``; what another library raises because the weights are gone becomes a DivergenceError, and an
-    EnergyError says when it happened.
+    """``agent.iterate()``; what another library raises because the weights are gone, or torch because they make no
+    distribution, becomes a DivergenceError, and an EnergyError says when it happened.
     """
     try:
         return agent.iterate()
@@ -73,7 +76,7 @@ def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
         place = f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}"
         raise EnergyError(f"{place}: {error}") from error
     except Exception as error:
-        if all_weights_finite(agent.policy):
+        if all_weights_finite(agent.policy) and NO_DISTRIBUTION.match(str(error)) is None:
             raise
         raise _divergence(agent, "policy weights", math.nan) from error
 

@@ -17,7 +17,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.measure import OnPoint, Point, measure
-from dxmi_rl.benchmark.protocol import Run
+from dxmi_rl.benchmark.protocol import Run, digest_of
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
 from dxmi_rl.utils.storage import JSON, save_tensors, write_atomically, write_json
@@ -160,7 +160,8 @@ def store(run: Run, folder: Path, ending: Ending) -> Outcome:
         return Outcome(run, ending.error)
     result, samples = ending
     save_tensors(run.samples_file(folder), {"x": samples}, {"key": run.key})
-    write_json(run.result_file(folder), result)
+    plain = json.loads(json.dumps(result))  # as it will be read
+    write_json(run.result_file(folder), plain | {"digest": digest_of(plain)})
     run.failure_file(folder).unlink(missing_ok=True)
     return Outcome(run)
 

@@ -259,22 +259,15 @@ class Run:
         return folder / f"{self.key}.failed.txt"
 
     def load(self, folder: Path) -> JSON | None:
-        """The finished result under this row's label, or None: it is not there, or damaged."""
+        """The finished result under this row's label, or None: it is not there, or is not what ``store`` wrote."""
         try:
-            result = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError, RecursionError):
+            stored = json.loads(self.result_file(folder).read_text(encoding="utf-8"))
+        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
             return None
-        return result | {"label": self.row.label} if self._is_sound(result) else None
-
-    def _is_sound(self, result: object) -> bool:
-        """Whether this is a result of this run: all parts are there, and scores are finite numbers."""
-        if not isinstance(result, dict) or (result.get("key"), result.get("seed")) != (self.key, self.seed):
-            return False
-        kinds: dict[str, type] = {"scores": dict, "best": dict, "costs": dict, "curve": list, "sizes": dict}
-        if not all(isinstance(result.get(key), kind) for key, kind in kinds.items()):
-            return False
-        numbers = [*result["scores"].values(), *result["best"].get("scores", {}).values(), *result["costs"].values()]
-        return all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        if not isinstance(stored, dict) or stored.get("key") != self.key:
+            return None
+        result = {key: value for key, value in stored.items() if key != "digest"}
+        return result | {"label": self.row.label} if stored.get("digest") == digest_of(result) else None
 
     def set_aside_damaged(self, folder: Path) -> list[Path]:
         """Rename the run's files where one cannot be read, so that the run is made again; the new names."""
@@ -288,6 +281,11 @@ class Run:
         except (CheckpointError, FileNotFoundError):
             pass
         return [file.replace(file.with_name(f"{file.name}.damaged")) for file in (result, samples) if file.exists()]
+
+
+def digest_of(result: JSON) -> str:
+    """Digest of a result, which its file holds, so that damage to a single number is noticed: 16 hex digits."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_rows(rows: Sequence[Row]) -> None:

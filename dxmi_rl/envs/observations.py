@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.mdp import DenoisingMDP
+from dxmi_rl.utils.checks import NonFiniteError, all_finite
 
 
 def told_of(mdp: DenoisingMDP, t: int) -> tuple[float, ...]:
@@ -76,19 +77,36 @@ def observed_label(mdp: DenoisingMDP, labels: tuple[int, ...], observation: Any)
 def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tensor, bool]:
     """States ``[batch, *event_shape]``, steps ``[batch]``, and whether it was a single observation.
 
-    Takes flat observations or ``{"x", "t"}``, single or batched, as arrays or tensors. Raises ValueError for flat
-    observations of another shape, and for those of another horizon.
+    Takes flat observations or ``{"x", "t"}``, single or batched, as arrays or tensors. Raises ValueError for
+    observations of another shape, horizon or step, or none, and NonFiniteError for states that are NaN or infinite.
     """
     horizon, device, dim = mdp.horizon, mdp.device, mdp.dim
     if (observed := observed_horizon(mdp, observation)) != horizon:
         raise ValueError(f"observation must be of an episode of {horizon} steps, got one of {observed}.")
     if isinstance(observation, dict):
+        if missing := {"x", "t"} - observation.keys():
+            raise ValueError(f"observation must have {sorted(missing)}, got {list(observation)}.")
         x = torch.as_tensor(_plain(observation["x"]), dtype=mdp.dtype, device=device)
-        t = torch.as_tensor(_plain(observation["t"]), device=device).long().reshape(-1)
-        return x.reshape(-1, *mdp.event_shape), t, x.dim() == len(mdp.event_shape)
-    rows = _rows(mdp, observation)
-    t = ((1 - rows[:, dim]) * horizon).round().long().clamp(0, horizon - 1)
-    return rows[:, :dim].reshape(-1, *mdp.event_shape), t, _plain(observation).ndim == 1
+        steps = torch.as_tensor(_plain(observation["t"]), device=device).reshape(-1)
+        single = x.dim() == len(mdp.event_shape)
+        x = x[None] if single else x
+        if x.shape[1:] != mdp.event_shape or len(steps) != len(x):
+            raise ValueError(
+                f"observation must have x of shape {list(mdp.event_shape)}, or a batch of them, and as many t, got "
+                f"{len(steps)} t and x of shape {list(x.shape)}."
+            )
+    else:
+        rows = _rows(mdp, observation)
+        x, single = rows[:, :dim].reshape(-1, *mdp.event_shape), _plain(observation).ndim == 1
+        steps = (1 - rows[:, dim]) * horizon
+    if not len(x):
+        raise ValueError("observation must hold at least one, got an empty batch.")
+    if not all_finite(x, steps):
+        raise NonFiniteError("observation must be finite, got NaN or infinity.")
+    t = steps.round().long()
+    if bool(((steps - t).abs() > 1e-3 * horizon).any() or (t < 0).any() or (t > horizon).any()):
+        raise ValueError(f"observation must be of one of the steps 0 to {horizon}, got {steps.tolist()[:5]}.")
+    return x, t.clamp_max(horizon - 1), single  # an episode that has ended is still in its batch
 
 
 def _rows(mdp: DenoisingMDP, observation: Any) -> Tensor:

@@ -110,9 +110,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
     # -- what EnvBase asks for ---------------------------------------------------------------------------------
 
     def _set_seed(self, seed: int | None) -> None:
-        if seed is None:
-            seed = self._generator.seed()
-        self._generator.manual_seed(check_integer("seed", seed, minimum=0))
+        seed = self._generator.seed() if seed is None else check_integer("seed", seed, minimum=0)
+        self._generator.manual_seed(seed)
         self._horizon_generator.manual_seed((seed + 1_000_003) % 2**63)  # other numbers than the states'
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:

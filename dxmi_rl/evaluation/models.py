@@ -25,6 +25,8 @@ def resolve(
     if isinstance(model, Agent):
         if named is not None and named != model.task.name:
             raise ValueError(f"the agent was built on task {model.task.name!r}, not on {named!r}.")
+        if isinstance(task, Task) and task is not model.task:
+            _check_same(model.task, task if horizon is None else task.at(horizon))
         return model.task, model.density(policy) if model.has_density else None
     if isinstance(model, ActionDensity):
         if not isinstance(task, Task) or task.mdp is not model.mdp:
@@ -47,6 +49,14 @@ def resolve(
     if library == "sb3":
         return built, sb3_density(model.policy, built.mdp, coordinates)
     return built, torchrl_density(model, built.mdp, coordinates)
+
+
+def _check_same(built: Task, given: Task) -> None:
+    """Raises ValueError for a task of another configuration than the agent's: it would not be what is scored."""
+    own, other = built.fingerprint(), given.fingerprint()
+    for key in own.keys() | other.keys():
+        if own.get(key) != other.get(key):
+            raise ValueError(f"task must be the agent's, with {key} = {own.get(key)}, got one with {other.get(key)}.")
 
 
 def _library(model: Any) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from dxmi_rl.utils.registry import UnknownNameError
 
 ConfigT = TypeVar("ConfigT")
+PYTHON = {"True": True, "False": False, "None": None}
+"""Python's spelling of what JSON writes as true, false and null."""
 
 
 def setting_names(config: Any) -> list[str]:
@@ -41,7 +43,27 @@ def changed(config: ConfigT, settings: Mapping[str, Any], kind: str) -> ConfigT:
 
     Raises UnknownNameError (with the near names) for an unknown name, and what the config raises for its values.
     """
-    return _changed(config, settings, kind, "")
+    result = _changed(config, settings, kind, "")
+    _check_flags(result, flat_settings(result))
+    return result
+
+
+def _check_flags(config: Any, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise TypeError for a value of a setting that is annotated as a bool and is none, as "off" would count as true.
+
+    ``prefix`` stands before the names of the message, such as "policy.".
+    """
+    for field in fields(config):
+        inner, kind = getattr(config, field.name), getattr(field.type, "__name__", field.type)
+        if is_dataclass(inner):
+            start = f"{field.name}."
+            own = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+            _check_flags(inner, own, prefix + start)
+        elif kind in ("bool", "bool | None") and field.name in values:
+            value = values[field.name]
+            if not isinstance(value, bool) and not (value is None and kind != "bool"):
+                allowed = "True or False" if kind == "bool" else "True, False or None"
+                raise TypeError(f"{prefix}{field.name} must be {allowed}, got {value!r}.")
 
 
 def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: str) -> ConfigT:
@@ -71,11 +93,20 @@ def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: st
     for name, values in inside.items():
         start = direct.get(name, getattr(config, name))
         direct[name] = _changed(start, values, kind, f"{prefix}{name}.")
+    _check_flags(config, direct, prefix)  # before the config's own checks, which take them at their word
     return replace(config, **direct)
 
 
+def check_given_once(words: Sequence[str], may_repeat: Collection[str] = ()) -> None:
+    """Raise ValueError for an option of a command line that is given twice, of which the first would be lost."""
+    options = [word.partition("=")[0].replace("_", "-") for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1 and option not in may_repeat:
+            raise ValueError(f"{option} must be given once, with all its values behind it.")
+
+
 def parsed_settings(name: str, words: Iterable[str]) -> dict[str, Any]:
-    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or else text.
+    """``["width=128", "loss=nce"]`` as a dict; values are JSON, or Python's True, False and None, or else text.
 
     Raises ValueError without a "=", and for a key that stands there twice.
     """
@@ -87,7 +118,7 @@ def parsed_settings(name: str, words: Iterable[str]) -> dict[str, Any]:
         if key in found:
             raise ValueError(f"{name} must hold {key!r} once, got it again as {word!r}.")
         try:
-            found[key] = json.loads(text)
+            found[key] = PYTHON[text] if text in PYTHON else json.loads(text)
         except json.JSONDecodeError:
             found[key] = text
     return found

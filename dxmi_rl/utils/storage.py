@@ -33,6 +33,22 @@ LOCKING_SECONDS = 1.0
 """A temporary file that is younger may be one that its writer has not locked yet."""
 
 
+def check_file(name: str, path: object) -> None:
+    """Raise for what no file can be written to: TypeError for no path, and the OSError of a folder, or of a place in a
+    file or in a folder that is not one's own. ``name`` is the argument's.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {path!r}.")
+    file = Path(os.path.realpath(path))
+    if file.is_dir():
+        raise IsADirectoryError(f"{name} must name a file, and {str(path)!r} is a folder.")
+    parent = next(parent for parent in file.parents if parent.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{name} must lie in a folder, and {str(parent)!r} is a file, got {str(path)!r}.")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{name} must be writable, and {str(parent)!r} is not, got {str(path)!r}.")
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> Path:
     """Call ``write`` on a temporary file beside ``path`` and rename it: readers see the old file or the new one.
 
@@ -196,7 +212,10 @@ def cache_path(kind: str, key: Mapping[str, object]) -> Path:
     try:
         root = Path(os.environ.get("DXMI_RL_CACHE") or "~/.cache/dxmi_rl").expanduser()
     except RuntimeError as error:
-        raise OSError(f"there is no place for the cache: set DXMI_RL_CACHE to a folder ({error}).") from error
+        given = os.environ.get("DXMI_RL_CACHE")
+        raise OSError(
+            f"there is no place for the cache: DXMI_RL_CACHE must be a folder, got {given!r} ({error})."
+        ) from error
     dtype = torch.get_default_dtype()  # what is made under another one has other numbers
     definition = dict(key) | ({} if dtype == torch.float32 else {"dtype": str(dtype)})
     digest = hashlib.sha256(json.dumps(definition, sort_keys=True).encode()).hexdigest()[:16]

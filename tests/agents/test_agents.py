@@ -34,7 +34,7 @@ from dxmi_rl.evaluation.metrics import log_weight_statistics
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import TASKS, TaskConfig
-from dxmi_rl.utils.checks import CheckpointError, DivergenceError
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError, NonFiniteError
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import load_tensors, save_tensors
 
@@ -101,6 +101,17 @@ def test_predict_takes_every_kind_of_observation(name: str) -> None:
         agent.predict(np.zeros((2, 5), dtype=np.float32))
     with pytest.raises(UnknownNameError, match="Did you mean 'noise'"):
         agent.predict(flat, coordinates="noize")
+    for wrong, error, message in (
+        ({"x": x}, ValueError, r"must have \['t'\], got \['x'\]"),
+        ({"x": x, "t": t[:1]}, ValueError, "as many t, got 1 t"),
+        ({"x": x, "t": t + 9}, ValueError, "one of the steps 0 to 5"),
+        ({"x": x, "t": t - 1}, ValueError, "one of the steps 0 to 5"),
+        ({"x": x[:0], "t": t[:0]}, ValueError, "got an empty batch"),
+        ({"x": x * np.nan, "t": t}, NonFiniteError, "must be finite"),
+        (np.concatenate([flat[:, :2], flat[:, 2:] + 0.07], 1), ValueError, "one of the steps 0 to 5"),
+    ):
+        with pytest.raises(error, match=message):
+            agent.predict(wrong)
 
 
 def test_untrained_it_is_near_the_base_sampler(name: str) -> None:

@@ -12,7 +12,7 @@ from agent_cases import skip_without_extra, small, state
 from dxmi_rl import load_agent
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.mdp import EnergyError
+from dxmi_rl.live_energy import EnergyError, require_finite_energy
 from dxmi_rl.utils.checks import CheckpointError, DivergenceError, NonFiniteError
 from dxmi_rl.utils.storage import load_tensors, save_tensors
 
@@ -39,6 +39,47 @@ def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) 
     entries = [entry for one in again.all_optimizers().values() for entry in one.state.values()]
     numbers = [value for entry in entries for value in entry.values() if isinstance(value, torch.Tensor)]
     assert all(bool(value.isfinite().all()) for value in numbers)
+
+
+@pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c"])
+def test_weights_that_make_no_distribution_are_a_divergence(name: str) -> None:
+    """Torch refuses a standard deviation of 0, in words that no user of ours can make sense of."""
+    skip_without_extra(name)
+    agent = small(name)
+    with torch.no_grad():
+        agent.policy.log_std.fill_(-200.0)
+    with pytest.raises(DivergenceError, match=f"{name} on .* diverged"):
+        agent.learn(agent.timesteps_per_iteration)
+    assert agent.costs.setbacks > 0
+
+
+def test_an_infinite_energy_far_out_is_the_policys_fault() -> None:
+    x = torch.tensor([[0.0, 1.0], [1e25, 0.0]])
+    with pytest.raises(NonFiniteError, match="the policy left the finite numbers"):
+        require_finite_energy(x, x.square().sum(1))
+    with pytest.raises(EnergyError, match="first in row 0: E is inf, at a state of norm 1"):
+        require_finite_energy(x[:1], torch.tensor([torch.inf]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"checkpoint": 5}, TypeError, "checkpoint must be a path, got 5"),
+        ({"checkpoint": ""}, IsADirectoryError, "checkpoint must name a file"),
+        ({"checkpoint": "."}, IsADirectoryError, "checkpoint must name a file"),
+        ({"checkpoint": "file/x"}, NotADirectoryError, "checkpoint must lie in a folder"),
+        ({"callback": 3}, TypeError, "callback must be callable, got 3"),
+    ],
+)
+def test_what_could_not_be_saved_is_refused_before_training(
+    options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    agent = small("ppo")
+    with pytest.raises(error, match=message):
+        agent.learn(agent.timesteps_per_iteration, **options)
+    assert agent.costs.timesteps == 0
 
 
 def test_a_state_that_cannot_go_on_is_not_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shlex
 import shutil
@@ -559,11 +560,11 @@ def test_a_damaged_result_is_set_aside_and_made_again(
 
 CHANGES = {
     "foreign": {"key": "other"}, "another seed": {"seed": 5}, "a score": {"scores": {"kl_bound": None}},
-    "no curve": {"curve": None},
+    "no curve": {"curve": None}, "a number": {"costs": {"timesteps": 1.0}},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["samples", "swapped", "nested", *CHANGES])
+@pytest.mark.parametrize("damage", ["samples", "swapped", "nested", "a folder", "less", *CHANGES])
 def test_what_is_no_result_of_a_run_is_set_aside(damage: str, undisturbed: Path, tmp_path: Path) -> None:
     write_tiny(tmp_path)
     preset = load_preset(tmp_path / "tiny.toml")
@@ -577,10 +578,32 @@ def test_what_is_no_result_of_a_run_is_set_aside(damage: str, undisturbed: Path,
         shutil.copy(other.samples_file(folder), run.samples_file(folder))
     elif damage == "nested":
         run.result_file(folder).write_text("[" * 100_000, encoding="utf-8")
+    elif damage == "a folder":
+        run.result_file(folder).unlink()
+        run.result_file(folder).mkdir()
+    elif damage == "less":
+        content = read(run.result_file(folder))
+        del content["task"]
+        run.result_file(folder).write_text(json.dumps(content), encoding="utf-8")
     else:
         content = read(run.result_file(folder)) | CHANGES[damage]
         run.result_file(folder).write_text(json.dumps(content), encoding="utf-8")
     assert len(run.set_aside_damaged(folder)) == 2 and run.load(folder) is None
+
+
+@pytest.mark.slow
+def test_no_flipped_bit_of_a_result_is_believed(undisturbed: Path, tmp_path: Path) -> None:
+    """A result with another byte is not finished, wherever that is."""
+    write_tiny(tmp_path)
+    preset = load_preset(tmp_path / "tiny.toml")
+    run = protocol.make_runs(preset.rows[:1], preset.seeds, "cpu", preset.sizes)[0]
+    content, chance = run.result_file(undisturbed / "results").read_bytes(), random.Random(0)
+    whole = run.load(undisturbed / "results")
+    for _ in range(300):
+        place = chance.randrange(len(content))
+        byte = bytes([content[place] ^ 1 << chance.randrange(8)])
+        run.result_file(tmp_path).write_bytes(content[:place] + byte + content[place + 1 :])
+        assert run.load(tmp_path) in (None, whole), "only spaces and the like may differ"
 
 
 def test_two_comparisons_of_one_name_are_one_line(

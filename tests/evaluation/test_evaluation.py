@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -377,6 +378,20 @@ def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
     assert scores(gym.make(ENV_ID, coordinates="next_state")) == plain
     with pytest.raises(TypeError, match="norm_obs=False"):
         scores(VecNormalize(made()))
+
+
+def test_a_task_of_another_configuration_is_refused() -> None:
+    """What is scored is the agent's own task: another one of its name would be left aside without a word."""
+    agent = make_agent("base", make_task("8gaussians", horizon=3))
+    with pytest.raises(ValueError, match="task must be the agent's, with horizon = 3, got one with 10"):
+        evaluate(agent, make_task("8gaussians", horizon=10))
+    assert quick(agent, task=make_task("8gaussians", horizon=3))["denoiser_calls"] == 3
+    for wrong in (1.5, "a", True):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            agent.sample(2, seed=wrong)
+    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+        agent.sample(2, seed=-1)
+    assert torch.equal(agent.sample(2, seed=np.int64(3)), agent.sample(2, seed=3))
 
 
 def test_a_saturated_squashed_policy_is_never_beyond_its_box() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.utils.registry import Registry, UnknownNameError
-from dxmi_rl.utils.settings import changed, flat_settings, setting_names
+from dxmi_rl.utils.settings import changed, check_given_once, flat_settings, parsed_settings, setting_names
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,44 @@ class Config:
 
 def change(settings: dict[str, Any], config: Config | None = None) -> Config:
     return changed(Config() if config is None else config, settings, "setting of 'test'")
+
+
+@dataclass(frozen=True)
+class Flags:
+    anneal: bool = True
+    baseline: bool | None = None
+
+
+@dataclass(frozen=True)
+class Around:
+    inside: Flags = field(default_factory=Flags)
+
+
+@pytest.mark.parametrize("value", ["False", "off", 0, 1.0, [True]])
+def test_a_flag_is_true_or_false(value: Any) -> None:
+    """A text counts as true, whatever it says."""
+    for name, allowed in (("anneal", "True or False"), ("baseline", "True, False or None")):
+        with pytest.raises(TypeError, match=re.escape(f"inside.{name} must be {allowed}, got ")):
+            changed(Around(), {f"inside.{name}": value}, "setting of 'test'")
+    assert changed(Around(), {"inside.baseline": False}, "setting of 'test'").inside.baseline is False
+
+
+@pytest.mark.parametrize("name", [name for name in AGENTS if name != "dxmi"])
+def test_flags_of_agents_are_true_or_false(name: str) -> None:
+    config = AGENTS[name].Config()
+    for key, value in flat_settings(config).items():
+        if isinstance(value, bool):
+            with pytest.raises(TypeError, match=f"{key} must be True"):
+                changed(config, {key: "off"}, f"setting of {name!r}")
+
+
+def test_words_of_a_command_line() -> None:
+    words = ["a=False", "b=None", "c=true", "d=off", "e=1e-3"]
+    assert parsed_settings("set", words) == {"a": False, "b": None, "c": True, "d": "off", "e": 1e-3}
+    check_given_once(["compare", "--agent", "a", "b", "--set", "c=1", "--set", "d=1"], ["--set"])
+    for words in (["--agent", "a", "--agent", "b"], ["--task-set=1", "--task_set", "2"]):
+        with pytest.raises(ValueError, match=f"{words[0].split('=')[0]} must be given once"):
+            check_given_once(words)
 
 
 # Names ----------------------------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_without_a_home_the_variable_is_enough(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))
     assert cache_path("thing", {}).parent == tmp_path
     monkeypatch.delenv("DXMI_RL_CACHE")
-    with pytest.raises(OSError, match="set DXMI_RL_CACHE to a folder"):
+    with pytest.raises(OSError, match="DXMI_RL_CACHE must be a folder, got None"):
         cache_path("thing", {})
 
 
