@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -81,6 +82,9 @@ def make_task(
     if unknown:
         raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
     changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
+    for key, value in changes.items():
+        if key.endswith("_options") and not isinstance(value, Mapping):
+            raise TypeError(f"{key} must be a dict, got {value!r}.")
     config, label = _starting_point(name, dim, changes.get("target_options", {}))
     if not isinstance(changes.get("pretraining", {}), (dict, PretrainingConfig)):
         raise TypeError(f"pretraining must be a dict or a PretrainingConfig, got {changes['pretraining']!r}.")

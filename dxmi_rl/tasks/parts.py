@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -96,6 +97,8 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
     elif isinstance(config.denoiser, nn.Module):
         denoiser = config.denoiser
     else:
+        if not isinstance(config.denoiser, (str, os.PathLike)):
+            raise TypeError(f"denoiser must be a name, a path or a module, got {config.denoiser!r}.")
         denoiser = _load(config.denoiser)
     if isinstance(denoiser, DenoiserUNet) and denoiser.event_shape != target.event_shape:
         raise ValueError(

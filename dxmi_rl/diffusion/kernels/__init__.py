@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from dxmi_rl.diffusion.kernels.learned import Learned
 from dxmi_rl.diffusion.kernels.mixture import Mixture
 from dxmi_rl.diffusion.kernels.reference import BaseReference
 from dxmi_rl.diffusion.schedules import Schedule
-from dxmi_rl.utils.registry import Registry
+from dxmi_rl.utils.registry import Registry, UnknownNameError
 
 __all__ = [
     "KERNELS", "BackwardKernel", "BaseReference", "Brownian", "FittedKernel", "Forward", "Learned", "Mixture",
@@ -34,6 +35,11 @@ def make_kernel(
 ) -> BackwardKernel:
     """Build a backward kernel for a schedule; ``sigma`` is the base sampler's ``[T]``.
 
-    Raises UnknownNameError for an unknown name and TypeError for an option that the kernel does not have.
+    Raises UnknownNameError for an unknown name or option.
     """
-    return KERNELS[name].build(schedule, event_shape, scale, sigma, **options)
+    kernel = KERNELS[name]
+    known = [one.name for one in inspect.signature(kernel).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    for key in options:
+        if key not in known:
+            raise UnknownNameError(f"option of kernel {name!r}", key, known)
+    return kernel.build(schedule, event_shape, scale, sigma, **options)
