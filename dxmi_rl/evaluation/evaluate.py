@@ -29,7 +29,7 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
-from dxmi_rl.utils.checks import check_integer, check_seed
+from dxmi_rl.utils.checks import check_flag, check_integer, check_seed
 
 MIN_ESS = 0.1
 """An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
@@ -97,6 +97,8 @@ def evaluate(
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
+    for name, flag in (("fit", fit), ("smc", smc), ("floors", floors)):
+        check_flag(name, flag)
     if horizon is not None and isinstance(model, Agent):
         if policy is not None:
             raise ValueError("policy must be None with a horizon: pass agent.at(horizon) and a policy of its own.")

@@ -42,6 +42,13 @@ def check_integer(name: str, value: object, minimum: int | None = 1) -> int:
     return number
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` when it is True or False; raises TypeError for anything else, which would count as one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return value
+
+
 def check_seed(value: object, name: str = "seed") -> int:
     """Return ``value`` as an int from 0 to 2^32 - 1, as larger ones repeat these. Raises TypeError, ValueError."""
     number = check_integer(name, value, minimum=0)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from dxmi_rl.utils.checks import check_flag
 from dxmi_rl.utils.registry import UnknownNameError
 
 ConfigT = TypeVar("ConfigT")
@@ -61,9 +62,8 @@ def _check_flags(config: Any, values: Mapping[str, Any], prefix: str = "") -> No
             _check_flags(inner, own, prefix + start)
         elif kind in ("bool", "bool | None") and field.name in values:
             value = values[field.name]
-            if not isinstance(value, bool) and not (value is None and kind != "bool"):
-                allowed = "True or False" if kind == "bool" else "True, False or None"
-                raise TypeError(f"{prefix}{field.name} must be {allowed}, got {value!r}.")
+            if value is not None or kind == "bool":
+                check_flag(f"{prefix}{field.name}", value)
 
 
 def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: str) -> ConfigT:

@@ -386,6 +386,8 @@ def test_a_task_of_another_configuration_is_refused() -> None:
     with pytest.raises(ValueError, match="task must be the agent's, with horizon = 3, got one with 10"):
         evaluate(agent, make_task("8gaussians", horizon=10))
     assert quick(agent, task=make_task("8gaussians", horizon=3))["denoiser_calls"] == 3
+    with pytest.raises(TypeError, match="fit must be True or False"):
+        evaluate(agent, fit="no")
     for wrong in (1.5, "a", True):
         with pytest.raises(TypeError, match="seed must be an integer"):
             agent.sample(2, seed=wrong)
