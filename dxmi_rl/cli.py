@@ -24,7 +24,7 @@ from dxmi_rl.tasks import ENERGIES, list_tasks, make_task
 from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import check_given_once, parsed_settings
-from dxmi_rl.utils.storage import save_tensors, write_atomically, write_json
+from dxmi_rl.utils.storage import check_file, save_tensors, write_atomically, write_json
 
 HELP = """Few-step denoising as a reinforcement-learning benchmark.
 
@@ -103,8 +103,8 @@ class Evaluate(Checkpoint):
         from dxmi_rl.evaluation import evaluate
         from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 
-        if self.json is not None and self.json.is_dir():
-            raise ValueError(f"json must name a file to write, got {str(self.json)!r}.")
+        if self.json is not None:
+            check_file("json", self.json)
         agent = self.load()
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the table says so itself
             scores = evaluate(
@@ -145,6 +145,7 @@ class Sample(Checkpoint):
 
         if self.out.suffix not in SAMPLE_FORMATS:
             raise UnknownNameError("ending of out", self.out.suffix, list(SAMPLE_FORMATS))
+        check_file("out", self.out)
         agent = self.load()
         chains = self.particles
         twist = None if chains is None or chains < 2 else fit_twist(agent, seed=self.seed)  # sample refuses fewer

@@ -109,12 +109,14 @@ class LiveEnergy:
             energy = self(point)
             if self.values_only:
                 raise EnergyError("the task gives no gradient of its energy, and it is asked for.")
-            if not energy.requires_grad:
+            gradient = None
+            if energy.requires_grad:  # perhaps by weights of its own alone
+                (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph, allow_unused=True)
+            if gradient is None:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "
                     "such as policy={'energy_gradient': False}, or track='energy'."
                 )
-            (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph)
         return gradient
 
     def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

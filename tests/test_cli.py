@@ -88,6 +88,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
         stopping.setattr(RunLogger, "log", stop_half_way)
         assert main([*new, "--runs", "stopped"]) == 130
     (stopped,) = Path("stopped").iterdir()
+    assert f"dxmi-rl train {stopped / 'checkpoint.safetensors'} goes on." in capsys.readouterr().out
     checkpoint = str(stopped / "checkpoint.safetensors")
     assert main(["train", checkpoint, *options, "--runs", "resumed"]) == 0
     (resumed,) = Path("resumed").iterdir()
@@ -230,6 +231,9 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["evaluate", "none.zip"], "none.zip"),
         (["sample", "base", "--out", "x.txt"], "unknown ending of out '.txt'"),
         (["sample", "base", "--n", "0"], "n must be >= 1"),
+        (["sample", "base", "--out", "/dev/null/x.npy"], "out must lie in a folder"),
+        (["evaluate", "base", "--json", "."], "json must name a file"),
+        (["train", "ppo", "--task", ""], "unknown task ''"),
         (["report", "nowhere"], "no results at"),
         (["train", "ppo", "--task", "mine.py:energy"], "no file 'mine.py'"),
         (["compare", "--preset", "quik"], "Did you mean 'quick'"),

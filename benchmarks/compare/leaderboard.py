@@ -11,7 +11,6 @@ that rank nobody, and have a page each. This script trains nothing.
 from __future__ import annotations
 
 import html
-import itertools
 import re
 import sys
 from collections import Counter
@@ -48,8 +47,9 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 - *Normalised* is 0 for the base sampler and 1 for an exact sampler.
 - A run that diverged counts as the worst run of its task, over all submissions. Where runs diverged, or one run is far
   from all others, the range of the runs stands in place of an interval.
-- Budgets, and how rows are scored, are the same for all rows of a table. An agent that lacks runs has no rank, nor
-  has one of another package that was trained elsewhere, for a budget that nobody knows. Seeds count from 0.
+- Budgets, and how rows are scored, are the same for all rows of a table; the last iteration of a run may go beyond its
+  budget by a quarter at most. An agent that lacks runs has no rank, nor has one of another package that was trained
+  elsewhere, for a budget that nobody knows. Seeds count from 0.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5
@@ -176,8 +176,8 @@ def interval_text(statistics: dict[str, Any] | None) -> str:
 def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     """README's table: the agents with the best mean rank by tasks; a task's best score is bold."""
     tasks = ranked(submissions)
-    ours = {entry.row["task"] for entry in itertools.chain(*ranked(dict(list(submissions.items())[:1])).values())}
-    tasks = {title: entries for title, entries in tasks.items() if entries[0].row["task"] in ours}
+    ours = ranked(dict(list(submissions.items())[:1]))
+    tasks = {title: entries for title, entries in tasks.items() if title in ours}
     labels = by_mean_rank(tasks)[:README_ROWS]
     names = []
     for title, entries in tasks.items():

@@ -11,6 +11,7 @@ from benchmarks.compare.submissions import (
     check_possible,
     failed_of,
     is_ours,
+    log_z_of,
     runs_of,
     trains,
 )
@@ -89,6 +90,8 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
             if is_ours(row) and any(entry.row["agent"] == row["agent"] for entry in same):
                 continue
             label = f"{row['label']} ({name})" if same or row["label"].casefold() == EXACT else row["label"]
+            if label.casefold() in {entry.label.casefold() for entry in entries}:
+                raise ValueError(f"{name!r}: label {label!r} stands on {title!r} already.")
             seeds = len(row.get("seeds") or results["seeds"])
             entries.append(Entry(name, task, row, runs, failed_of(results, row), seeds, label))
     return {title: _in_order(title, entries) for title, entries in tasks.items()}
@@ -101,6 +104,7 @@ def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
     task, owners = entries[0].task, dict[str, str]()
     runs: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    log_z = [value for entry in entries for run in entry.finished if (value := log_z_of(run["scores"])) is not None]
     for entry in entries:
         place = {"task": title, "label": entry.label}
         where = f"{entry.submission!r}, row {entry.label!r} on {title!r}"
@@ -110,6 +114,10 @@ def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
         if len({run["key"] for run in entry.finished}) < len(entry.finished):
             raise ValueError(f"{where}: runs.key must be another in every run.")
         check_possible(where, [run["scores"][task["score"]] for run in entry.finished], task)
+        for scores in (run["scores"] for run in entry.finished):
+            own = log_z_of(scores)
+            if own is not None and abs(own - log_z[0]) > 1e-3 + 1e-6 * abs(scores["elbo"]):
+                raise ValueError(f"{where}: elbo and kl_bound_fit must add to log Z = {log_z[0]:.6g}, got {own:.6g}.")
         runs += [run | place for run in entry.finished]
         failed += [run | place for run in entry.failed]
     found = []

@@ -11,6 +11,7 @@ from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.protocol import RANKED_BY
 from dxmi_rl.benchmark.results import diverged, summarise_best, summarise_runs
 from dxmi_rl.costs import BUDGET_UNITS
+from dxmi_rl.tasks import ENERGIES
 
 ERROR = 0.01
 """Nats by which the estimate of a divergence, or a distance, may be below 0."""
@@ -18,7 +19,7 @@ LOG_Z_ERROR = 2.0
 """Nats by which an ELBO may be above log Z, and by which two estimates of log Z may differ."""
 FLOOR_ERROR = 0.05
 """Part by which other estimates of a floor or a base score may differ, which are made anew on every machine."""
-OVERSPENT = 1.1
+OVERSPENT = 1.25
 """Part of a budget that may be spent: budgets are rounded up to whole iterations."""
 NAME = re.compile(r"[A-Za-z0-9_+=/(.][A-Za-z0-9 _+=/().,:-]{0,79}(?<! )")
 """What labels and names of tasks and submissions are made of: nothing that reads as another, and no markup."""
@@ -71,13 +72,16 @@ def check_submission(name: str, results: dict[str, Any]) -> None:
     for task in results["tasks"].values():
         if task["score"] is not None and RANKED_BY.get(task["score"]) != task["better"]:
             raise ValueError(f"{name!r}: tasks.score must be one of {', '.join(RANKED_BY)}, got {task['score']!r}.")
+        if task["energy"] not in (known := ["target", "reward", "learned", *ENERGIES.names()]):
+            raise ValueError(f"{name!r}: tasks.energy must be one of {', '.join(known)}, got {task['energy']!r}.")
     for row in results["summary"]:
         _check_name(name, "label", row["label"])
         _check_row(name, results, row)
 
 
 def _check_name(submission: str, kind: str, text: object) -> None:
-    if not isinstance(text, str) or NAME.fullmatch(text) is None or "www." in text.lower() or "  " in text:
+    linked = isinstance(text, str) and ("www." in text.lower() or "//" in text)
+    if not isinstance(text, str) or NAME.fullmatch(text) is None or linked or "  " in text:
         raise ValueError(
             f"{submission!r}: a {kind} must be up to 80 letters, digits, single spaces and _+=/().,:- , got {text!r}."
         )
@@ -94,7 +98,7 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
         for field in ("agent", "budget", "unit"):
             if run[field] != row[field]:
                 raise ValueError(f"{where}: runs.{field} is {run[field]!r}, and summary.{field} {row[field]!r}.")
-        for field in ("task_settings", "sizes", "fit"):
+        for field in ("task_settings", "agent_settings", "sizes", "fit"):
             if run.get(field) != runs[0].get(field):
                 raise ValueError(f"{where}: runs.{field} must be the same in every run.")
         if run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:
@@ -104,7 +108,9 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
     finished = [run["scores"][key] for run in runs if key in run["scores"]]
     if not all(_is_number(value) for value in finished):
         raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
-    check_possible(where, finished, task)
+    check_possible(where, [*finished, *best_of(runs, key)], task)
+    for run in runs:
+        _check_consistent(where, run["scores"])
     if key in row["scores"] and (len(finished) != row["runs"] or not (finished or lost)):
         raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(finished)}.")
     found = {"runs": len(runs), "diverged": len(lost), "best": summarise_best(runs)}
@@ -126,12 +132,14 @@ def _check_costs(where: str, row: dict[str, Any], costs: dict[str, Any]) -> None
     for key, value in costs.items():
         if not _is_number(value) or value < 0:
             raise ValueError(f"{where}: runs.costs.{key} must be a number >= 0, got {value!r}.")
-    if costs.get(row["unit"], 0) > OVERSPENT * row["budget"] and (row["budget"] or is_ours(row)):
-        raise ValueError(f"{where}: runs.costs.{row['unit']} is {costs[row['unit']]!r}, the budget {row['budget']!r}.")
-    if row["budget"] and not costs.get(row["unit"]):
-        raise ValueError(f"{where}: runs.costs.{row['unit']} must be there where there is a budget.")
-    if row["budget"] and is_ours(row) and not trains(row):
-        raise ValueError(f"{where}: summary.budget must be 0, as the agent does not train, got {row['budget']!r}.")
+    spent = costs.get(row["unit"], 0)
+    if row["budget"] and not row["budget"] <= spent <= OVERSPENT * row["budget"]:
+        raise ValueError(
+            f"{where}: runs.costs.{row['unit']} must be the budget {row['budget']!r}, or up to {OVERSPENT} times as "
+            f"much, got {spent!r}."
+        )
+    if is_ours(row) and not trains(row) and (row["budget"] or spent or costs.get("gradient_steps")):
+        raise ValueError(f"{where}: budget, {row['unit']} and gradient steps must be 0, as the agent does not train.")
 
 
 def check_possible(where: str, scores: Sequence[float], task: dict[str, Any]) -> None:
@@ -145,6 +153,29 @@ def check_possible(where: str, scores: Sequence[float], task: dict[str, Any]) ->
         impossible = _is_elbo(key) and floor is not None and any(score > floor + LOG_Z_ERROR for score in scores)
     if impossible:
         raise ValueError(f"{where}: runs.scores.{key} is better than an exact sampler can be.")
+
+
+def best_of(runs: Sequence[dict[str, Any]], key: str | None) -> list[float]:
+    """A score of the best checkpoints of runs, where these were scored."""
+    found = [run["best"]["scores"] for run in runs if run["best"]]
+    return [scores[key] for scores in found if key in scores]
+
+
+def _check_consistent(where: str, scores: dict[str, Any]) -> None:
+    """Raises ValueError for scores that contradict each other: an effective sample size that is no fraction, and a
+    divergence that is larger than its bound, by more than the errors.
+    """
+    if not 0 <= scores.get("ess", 0) <= 1 + 1e-6:
+        raise ValueError(f"{where}: runs.scores.ess must lie in [0, 1], got {scores['ess']!r}.")
+    if "kl_marginal" in scores and "kl_bound_fit" in scores:
+        error = 3 * scores.get("kl_marginal_se", 0) + abs(scores.get("kl_marginal_bias", 0)) + ERROR
+        if scores["kl_marginal"] > scores["kl_bound_fit"] + error:
+            raise ValueError(f"{where}: runs.scores.kl_marginal must be below its bound, kl_bound_fit.")
+
+
+def log_z_of(scores: dict[str, Any]) -> float | None:
+    """log Z of the target, as a bound on the divergence and the ELBO tell it."""
+    return scores["kl_bound_fit"] + scores["elbo"] if {"kl_bound_fit", "elbo"} <= scores.keys() else None
 
 
 def _check_same(where: str, given: Any, wanted: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents.aims import check_cases
-from dxmi_rl.agents.checkpoint import check_saving, read_checkpoint, restore, save_agent, stored_config, task_of
+from dxmi_rl.agents.checkpoint import check_saving, read_checkpoint, restore, save_agent, stops, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.prediction import predicted_action
 from dxmi_rl.agents.settings import configured
@@ -227,10 +227,10 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
                     good.look(log, samples=save)
-                if callback is not None and callback(self) is False:
-                    done = True
-                    if not save:
-                        save = checkpoint is not None
+                if callback is not None:
+                    done = stops(callback(self)) or done
+                    save = checkpoint is not None and (save or done)
+                    if save or done:  # at what the callback has changed, too
                         good.look(log, samples=save)
                 if save and checkpoint is not None:  # with what the callback has changed
                     self.save(checkpoint)

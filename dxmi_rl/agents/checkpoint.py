@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,6 +127,13 @@ def check_saving(callback: object, checkpoint: object, every: int, minutes: floa
     return math.inf if minutes is None else 60 * check_real("checkpoint_minutes", minutes, strict=True)
 
 
+def stops(answer: object) -> bool:
+    """Whether a callback of ``learn`` ends the training: it returns False, which may be numpy's or torch's."""
+    if isinstance(answer, Tensor):
+        return answer.dtype == torch.bool and answer.numel() == 1 and not bool(answer)
+    return isinstance(answer, (bool, np.bool_)) and not answer
+
+
 def read_checkpoint(path: AnyPath, kind: type[Agent[Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a checkpoint of this agent.
 
@@ -160,6 +168,8 @@ def task_of(
         task = make_task(**metadata["task"], device=device)
     elif isinstance(task, str):
         task = make_task(task, device=device)
+    elif not isinstance(task, Task):
+        raise TypeError(f"task must be a built Task or the name of one, got {task!r}.")
     if task.name != metadata["task_name"]:
         raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
     then = metadata["task_config"]

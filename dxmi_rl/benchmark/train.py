@@ -85,8 +85,15 @@ class Train:
                 file = logger.folder / "checkpoint.safetensors"
                 rest = _whole(self.budget - agent.spent(self.unit))
                 amount: dict[str, Any] = {self.unit.replace("timesteps", "total_timesteps"): rest}
-                agent.learn(**amount, callback=note, progress_bar=True, checkpoint=file, reset_num_timesteps=False)
+                amount |= {"checkpoint": file, "checkpoint_minutes": 1, "reset_num_timesteps": False}
+                try:
+                    agent.learn(**amount, callback=note, progress_bar=True)
+                except KeyboardInterrupt:
+                    print(f"\ndxmi-rl train {file} goes on." if file.exists() else "\nThere is no checkpoint yet.")
+                    raise
                 print(f"checkpoint: {file}")
+                if agent.costs.setbacks:
+                    print(f"It diverged {agent.costs.setbacks} times, and went on with lower rates.")
             scores = quick_scores(agent)
         print("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
         print(f"log: {logger.folder}")
@@ -113,7 +120,7 @@ class Train:
         elif self.config is not None:
             raise ValueError(f"config must be None for an agent of your own, got {self.config!r}.")
         check_settings(self.agent, self._settings)
-        task = self._task(self.task or "8gaussians")
+        task = self._task("8gaussians" if self.task is None else self.task)
         if own is not None:
             return own.build(task, self.seed, **self._settings)
         return make_agent(self.agent, task, seed=self.seed, config=self.config, **self._settings)
@@ -130,8 +137,8 @@ class Train:
         agent = load_agent(self.agent, task=task, device=self.device)
         if (spent := agent.spent(self.unit)) >= self.budget:
             raise ValueError(
-                f"budget must be more than the {spent:,.0f} {self.unit} that the checkpoint has spent, got "
-                f"{self.budget:,.0f}."
+                f"budget must be more than the {spent:,.10g} {self.unit} that the checkpoint has spent, got "
+                f"{self.budget:,.10g}."
             )
         return agent
 

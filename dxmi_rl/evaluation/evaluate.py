@@ -20,8 +20,8 @@ from dxmi_rl.evaluation.log_weights import (
     quick_bound,
     tempered_log_z,
 )
-from dxmi_rl.evaluation.marginal import POINTS, has_marginal, marginal_scores
-from dxmi_rl.evaluation.models import beyond_box, resolve
+from dxmi_rl.evaluation.marginal import POINTS, has_marginal, marginal_scores, resolved_scores
+from dxmi_rl.evaluation.models import beyond_box, resolve, sampled
 from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_scores
 from dxmi_rl.mdp import Energy
@@ -75,7 +75,8 @@ def evaluate(
     Returns:
         A flat dict of the keys that apply: ``kl_bound``, ``kl_bound_fit`` (log Z - ELBO, nats; energy at temperature
         1), ``kl_marginal`` and ``kl_marginal_forward`` (the divergences of x_T itself in the plane, both ways, with
-        their standard errors ``..._se`` and what is left of their bias, ``..._bias``: ``marginal_scores``), ``elbo``,
+        their standard errors ``..._se`` and what is left of their bias, ``..._bias``: ``marginal_scores``; absent, with
+        a warning, where the bias is large), ``elbo``,
         ``eubo`` (they measure chains: a policy with a high EUBO may cover every mode), ``log_z``, ``ess`` (a fraction;
         below 0.1 log_z is unreliable), ``smc_log_z``, ``smc_log_z_se``, ``smc_log_z_std``, ``smc_ess``,
         ``smc_origins`` (with ``smc``), ``elbo_tau`` (the ELBO
@@ -123,11 +124,12 @@ def evaluate(
         generator, seeds = torch.Generator(mdp.device).manual_seed(seed + 1), itertools.count(seed + 10)
 
         def draw(n: int) -> Tensor:
-            return mdp.sample(density, n, generator) if density is not None else model.sample(n, seed=next(seeds))
+            return mdp.sample(density, n, generator) if density is not None else sampled(model, n, next(seeds))
 
         if not _aims_elsewhere(task):
             if known is not None and has_marginal(target, known):  # with all states: fewer would flatter
-                scores |= marginal_scores(mdp, known, target, seed=seed + 6, points=min(POINTS, samples))
+                found = marginal_scores(mdp, known, target, seed=seed + 6, points=min(POINTS, samples))
+                scores |= resolved_scores(found)
             sets = SampleSets(target, draw, samples, draws, seed)
             for metric in metrics_of(target):
                 scores |= metric.score(sets)

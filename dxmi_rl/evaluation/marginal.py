@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Policy
 from dxmi_rl.targets import Target
@@ -18,6 +20,8 @@ STATES, POINTS = 20_000, 10_000
 """States x_{T-1} that the density is a mean over, and points that the divergences are means over."""
 PAIRS = 4_000_000
 """Pairs of points and states at a time, which bounds the memory."""
+UNRESOLVED = 0.1
+"""A larger bias, in nats or as a part of the divergence, makes it no score."""
 NEGLIGIBLE = -80.0
 """Terms of a mixture that are this much below the largest one, in nats, do not count."""
 
@@ -73,6 +77,24 @@ def marginal_scores(
         scores[f"{name}_se"] = float(ratio.std()) / math.sqrt(points)
         scores[f"{name}_bias"] = float(by_halves - ratio.mean())
     return scores
+
+
+def resolved_scores(scores: dict[str, float]) -> dict[str, float]:
+    """``marginal_scores`` without a divergence whose bias is above UNRESOLVED, in nats or as a part of it; warns.
+
+    Where the last step has so little noise that the states' Gaussians do not overlap, the density between them is
+    not seen: KL(samples || target) is then far too low, and by more than the bias that is estimated.
+    """
+    found = dict(scores)
+    for key in ("kl_marginal", "kl_marginal_forward"):
+        bias = scores.get(f"{key}_bias", 0.0)
+        if not abs(bias) <= UNRESOLVED * max(1.0, abs(scores.get(key, 0.0))):
+            found = {name: value for name, value in found.items() if name not in (key, f"{key}_se", f"{key}_bias")}
+            warnings.warn(
+                f"{key} is left out: its bias is about {bias:.2g} nats, as the noise of the last step is too small for "
+                f"{STATES:,} states.", UnreliableScoresWarning, stacklevel=3,
+            )  # fmt: skip
+    return found
 
 
 def _squashed(policy: Any) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, torchrl_density
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import Task, make_task
+from dxmi_rl.utils.checks import check_batch
 
 
 def resolve(
@@ -49,6 +50,13 @@ def resolve(
     if library == "sb3":
         return built, sb3_density(model.policy, built.mdp, coordinates)
     return built, torchrl_density(model, built.mdp, coordinates)
+
+
+def sampled(agent: Agent[Any], n: int, seed: int) -> Tensor:
+    """``agent.sample``; raises TypeError or ValueError for what are no n samples of its task."""
+    x, mdp = agent.sample(n, seed=seed), agent.mdp
+    check_batch(f"what {type(agent).__name__}.sample returns", x, mdp.event_shape, device=mdp.device, batch=n)
+    return x
 
 
 def _check_same(built: Task, given: Task) -> None:

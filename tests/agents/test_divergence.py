@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from agent_cases import skip_without_extra, small, state
 
-from dxmi_rl import load_agent
+from dxmi_rl import load_agent, make_agent, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.live_energy import EnergyError, require_finite_energy
@@ -42,9 +43,10 @@ def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c"])
-def test_weights_that_make_no_distribution_are_a_divergence(name: str) -> None:
+def test_weights_that_make_no_distribution_are_a_divergence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch refuses a standard deviation of 0, in words that no user of ours can make sense of."""
     skip_without_extra(name)
+    monkeypatch.setattr("torch.distributions.Distribution._validate_args", True)  # TorchRL turns it off, for all
     agent = small(name)
     with torch.no_grad():
         agent.policy.log_std.fill_(-200.0)
@@ -80,6 +82,44 @@ def test_what_could_not_be_saved_is_refused_before_training(
     with pytest.raises(error, match=message):
         agent.learn(agent.timesteps_per_iteration, **options)
     assert agent.costs.timesteps == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "iterations"),
+    [
+        (np.bool_(False), 1),
+        (torch.tensor(False), 1),
+        (False, 1),
+        (None, 3),
+        (np.bool_(True), 3),
+        (torch.tensor(True), 3),
+        ("file", 3),
+    ],
+)
+def test_a_callback_ends_training_with_any_false(answer: object, iterations: int) -> None:
+    agent = small("ppo")
+    agent.learn(3 * agent.timesteps_per_iteration, callback=lambda _: answer)
+    assert agent.costs.timesteps == iterations * agent.timesteps_per_iteration
+
+
+def test_what_a_callback_breaks_is_not_saved(tmp_path: Path) -> None:
+    agent = small("ppo")
+
+    def break_it(_: Agent[Any]) -> None:
+        agent.policy.load_state_dict({key: value * torch.nan for key, value in agent.policy.state_dict().items()})
+
+    agent.learn(agent.timesteps_per_iteration, callback=break_it, checkpoint=tmp_path / "agent.safetensors")
+    assert agent.costs.setbacks == 1
+    assert bool(load_agent(tmp_path / "agent.safetensors").sample(4).isfinite().all())
+
+
+def test_an_energy_with_weights_of_its_own_and_no_gradient_in_x_says_so() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    task = make_task(lambda x: (x.detach().square() * weight).sum(1), dim=2, horizon=2)
+    for name in ("ppo", "path-wise"):
+        with pytest.raises(EnergyError, match="the energy has no gradient in x, and it is asked for"):
+            make_agent(name, task, n_trajectories=8).learn(16)
+    make_agent("ppo", task, n_trajectories=8, policy={"energy_gradient": False}).learn(16)
 
 
 def test_a_state_that_cannot_go_on_is_not_saved(tmp_path: Path) -> None:

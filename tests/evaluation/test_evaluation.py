@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -405,3 +405,32 @@ def test_a_saturated_squashed_policy_is_never_beyond_its_box() -> None:
         return mean, torch.zeros_like(mean)
 
     assert quick(ActionDensity(saturated, task.mdp, squashed=box), task=task)["beyond_box"] == 0
+
+
+class Wrong(Base):
+    """An agent of one's own, without a density, whose samples are not what was asked for."""
+
+    name = "wrong"
+    made: ClassVar[Any] = None
+
+    def sample(self, n: int, **options: Any) -> Any:
+        return self.made(n)
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda n: torch.zeros(n // 2, 2), ValueError, "have 500 rows, got 250"),
+        (lambda n: torch.zeros(n, 3), ValueError, "have shape"),
+        (lambda n: None, TypeError, "be a torch.Tensor, got NoneType"),
+        (lambda n: np.zeros((n, 2)), TypeError, "be a torch.Tensor, got ndarray"),
+    ],
+)
+def test_samples_of_ones_own_are_looked_at(
+    made: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wrong, "made", staticmethod(made))
+    agent = Wrong("8gaussians")
+    agent.has_density = False
+    with pytest.raises(error, match=f"what Wrong.sample returns must .*{message}"):
+        quick(agent)

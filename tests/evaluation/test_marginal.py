@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.agents import Base
 from dxmi_rl.evaluation import marginal_scores
+from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.rollout import draw, log_prob
 from dxmi_rl.targets import GaussianMixture
 from dxmi_rl.tasks import Task
@@ -70,6 +71,16 @@ def test_it_is_below_its_bound_and_in_evaluate() -> None:
     again = evaluate(Base("8gaussians"), samples=2000, draws=1, trajectories=10, fit=False, floors=False)
     keys = [key for key in scores if key.startswith("kl_marginal")]
     assert [scores[key] for key in keys] == [again[key] for key in keys], "few trajectories do not flatter"
+
+
+@pytest.mark.filterwarnings("ignore:the log-weights rest on few")
+def test_what_the_states_do_not_resolve_is_no_score() -> None:
+    """With hardly any noise in the last step the states' Gaussians do not overlap, and the divergence reads far below
+    0: that is no score, and no rank."""
+    sizes = dict(samples=2000, draws=1, trajectories=200, fit=False, floors=False)
+    with pytest.warns(UnreliableScoresWarning, match="kl_marginal is left out: its bias is about -"):
+        scores = evaluate(Base(make_task("gmm25", sigma_last=0.05)), **sizes)
+    assert not {"kl_marginal", "kl_marginal_se", "kl_marginal_bias"} & scores.keys() and "kl_bound" in scores
 
 
 class Flow(nn.Module):

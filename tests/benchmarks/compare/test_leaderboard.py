@@ -163,7 +163,8 @@ def test_malformed_submissions_are_one_line(place: Path, capsys: pytest.CaptureF
     "name",
     [
         "<b>x</b>", "[a](http://b)", "a | b", "a\n# d", "`e`", "www.evil.example", "dxdp ", " dxdp", "dx  dp",
-        "dxdp\u00a0", "d\u0445dp", "dxdp\u200b", "\u202epdxd", "", "x" * 81, "a\0", "$a$", "@user",
+        "dxdp\u00a0", "https://evil.example", "d\u0445dp", "dxdp\u200b", "\u202epdxd", "", "x" * 81, "a\0", "$a$",
+        "@user",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["label", "task"])
@@ -211,7 +212,7 @@ def test_submissions_that_do_not_compare_are_refused(
         second["tasks"]["gmm25"]["horizon"] = 10
     for entry in [*second["summary"], *second["runs"]]:
         if what == "budget" and entry["task"] == "gmm25" and entry["budget"]:
-            entry["budget"] += 1
+            entry["budget"] -= 1
     for entry in second["runs"]:
         if what == "sizes" and entry["task"] == "gmm25":
             entry["sizes"] = entry["sizes"] | {"draws": 99}
@@ -260,16 +261,22 @@ def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
     [
         ("the floor", "differ on"), ("one run ten times", "must be another in every run"), ("no budget", "budget"),
         ("another budget", "budget"), ("another horizon", "horizon"), ("normalised", "normalised"), ("costs", "costs"),
-        ("another target", "differ on 'gmm25' in task_settings"), ("one run of another size", "runs.sizes must be the"),
+        ("another target", "differ on 'gmm25' in task_settings"),
+        ("one run of another size", "runs.sizes must be the"),
         ("our luckiest runs", "stands in 'standard', row 'ppo' on 'gmm25', too"), ("other seeds", "runs.seed must be"),
         ("seeds from 3 on", "seeds must be 0, 1, 2"), ("a seed that is no number", "seeds must be"),
         ("a score that is a boolean", "must be finite numbers"), ("a row twice", "must stand in summary once"),
         ("the base sampler's score", "differ on 'gmm25' in base"), ("a best checkpoint", "summary.best"),
         ("another score", "summary.scores.ess"), ("a unit with markup", "summary.unit must be one of timesteps"),
-        ("the base sampler trains", "the budget 0"), ("costs below 0", "runs.costs.seconds must be a number >= 0"),
-        ("ten times the budget", "the budget 4000000"), ("a direction", "tasks.score must be one of"),
-        ("a number beyond floats", "malformed"), ("a task that is a list", "is missing in tasks"),
-        ("half a character", "utf-8"),
+        ("the base sampler trains", "must be 0, as the agent does not"),
+        ("costs below 0", "runs.costs.seconds must be a number >= 0"), ("ten times the budget", "the budget 4000000"),
+        ("a direction", "tasks.score must be one of"), ("a bound that is not its elbo", "must add to log Z = 0"),
+        ("a bound below the divergence", "must be below its"),
+        ("more effective than samples", "runs.scores.ess must lie in [0, 1]"),
+        ("settings per seed", "runs.agent_settings"), ("a hundredth of the budget", "must be the budget 4000000"),
+        ("an impossible best checkpoint", "better than an"), ("another energy", "tasks.energy must be one of"),
+        ("two rows of one label", "label 'dxdp (evil)' stands on"), ("a number beyond floats", "malformed"),
+        ("a task that is a list", "is missing in tasks"), ("half a character", "utf-8"),
     ],
 )  # fmt: skip
 def test_a_hostile_submission_is_refused(
@@ -338,6 +345,37 @@ def test_a_hostile_submission_is_refused(
     elif attack == "ten times the budget":
         for run_ in runs:
             run_["costs"]["timesteps"] *= 10
+        summarise(evil)
+    elif attack == "a bound that is not its elbo":
+        for run_, ours in zip(runs, made_by_us(place, "ppo"), strict=True):
+            run_["scores"]["elbo"] = -ours["scores"][key]
+            run_["scores"][key] = 0.0
+        runs[0]["scores"]["elbo"] = -runs[0]["scores"][key]
+        summarise(evil)
+    elif attack == "a bound below the divergence":
+        runs[0]["scores"] |= {"kl_marginal": 0.9, "kl_marginal_se": 0.01, key: 0.001}
+    elif attack == "more effective than samples":
+        runs[0]["scores"]["ess"] = 7.0
+    elif attack == "settings per seed":
+        runs[0]["agent_settings"] = {"iterations": 9}
+    elif attack == "a hundredth of the budget":
+        for run_ in runs:
+            run_["costs"]["timesteps"] /= 100
+        summarise(evil)
+    elif attack == "an impossible best checkpoint":
+        for run_ in runs:
+            run_["best"]["scores"] = {key: -5.0}
+        summarise(evil)
+    elif attack == "another energy":
+        evil["tasks"]["gmm25"]["energy"] = "target https://evil.example"
+    elif attack == "two rows of one label":
+        for part in ("summary", "runs"):
+            more = [
+                entry | {"label": label} | ({"key": f"{label} {entry['key']}"} if "key" in entry else {})
+                for label in ("dxdp", "dxdp (evil)")
+                for entry in evil[part]
+            ]
+            evil[part] = [entry | {"agent": "mine:Mine"} for entry in more]
         summarise(evil)
     elif attack == "a direction":
         evil["tasks"]["gmm25"]["better"] = "higher"
