@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,11 @@ def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) 
     With ``weights_only`` the state of optimizers, generators and replayed data is left out: the file is about a third
     of the size, and an agent that is loaded from it goes on learning with fresh ones.
     """
+    if agent.task.energy_swapped and not hasattr(agent, "score"):
+        warnings.warn(
+            f"the energy that mdp.set_energy has put into task {agent.task.name!r} is not saved: load the agent with "
+            "task=make_task(..., energy=...), or set it again.", stacklevel=3,
+        )  # fmt: skip
     metadata = {
         "agent": agent.name,
         "task": agent.task.spec,

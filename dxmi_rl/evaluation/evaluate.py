@@ -187,8 +187,7 @@ def _with_its_energy(model: object, task: Task) -> Task:
     """The task as it is scored: where ``mdp.set_energy`` has put another energy in place of the target's own, that one
     counts, as if the task had been made with it; a warning says so. A model with an energy of its own is DxMI.
     """
-    aims = task.config.reward is not None and not task.energy_replaced  # at the target's own energy
-    if not aims or hasattr(model, "score") or task.mdp.energy.function in (None, task.target.energy):
+    if hasattr(model, "score") or not task.energy_swapped:
         return task
     warnings.warn(
         f"the energy of task {task.name!r} was swapped by mdp.set_energy: scores are those of the new one, and what "

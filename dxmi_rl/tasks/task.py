@@ -72,6 +72,12 @@ class Task:
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property
+    def energy_swapped(self) -> bool:
+        """Whether ``mdp.set_energy`` has put another energy in place of the one that the task was made with."""
+        aims = self.config.reward is not None and not self.energy_replaced  # at the target's own energy
+        return aims and self.mdp.energy.function not in (None, self.target.energy)
+
+    @property
     def horizons(self) -> tuple[int, ...]:
         """The numbers of steps, rising; mostly one."""
         horizon = self.config.horizon

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -322,7 +323,7 @@ def test_every_target_names_metrics_that_there_are() -> None:
     assert make_target("digits").metrics == ("images",)
 
 
-def test_an_energy_that_was_swapped_is_the_one_that_is_scored_and_a_warning_says_so() -> None:
+def test_an_energy_that_was_swapped_is_the_one_that_is_scored_and_a_warning_says_so(tmp_path: Path) -> None:
     given, swapped = make_task("8gaussians", energy=round_bowl), make_task("8gaussians")
     swapped.mdp.set_energy(round_bowl)
     with pytest.warns(UserWarning, match=r"'8gaussians' was swapped by mdp.set_energy"):
@@ -330,6 +331,10 @@ def test_an_energy_that_was_swapped_is_the_one_that_is_scored_and_a_warning_says
     assert scores == quick(Base(given))
     with pytest.warns(UserWarning, match="swapped"):
         assert "kl_bound" not in quick_scores(Base(swapped))
+    with pytest.warns(UserWarning, match="into task '8gaussians' is not saved: load the agent with"):
+        Base(swapped).save(tmp_path / "swapped.safetensors")
+    with warnings.catch_warnings(action="error"):
+        Base(given).save(tmp_path / "given.safetensors")
 
 
 def test_where_the_energy_is_learned_the_targets_own_is_scored() -> None:
