@@ -89,6 +89,7 @@ def load_whole(file: Path, *, ranks: bool = True) -> dict[str, Any]:
     results = load_results(file)
     try:
         check_submission(file.stem, results)
+        experiment_page(file.stem, results)
         if ranks:
             page({file.stem: results})
             readme_table({file.stem: results})

@@ -111,6 +111,10 @@ def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
         for run in entry.finished:
             if owners.setdefault(run["key"], where) != where:
                 raise ValueError(f"{where}: run {run['key']!r} stands in {owners[run['key']]}, too.")
+        for run in entry.finished:  # the same numbers are the same run, whatever it is called
+            numbers = str(sorted(run["scores"].items()))
+            if trains(entry.row) and owners.setdefault(numbers, run["key"]) != run["key"]:
+                raise ValueError(f"{where}: the scores of run {run['key']!r} are those of another run.")
         if len({run["key"] for run in entry.finished}) < len(entry.finished):
             raise ValueError(f"{where}: runs.key must be another in every run.")
         check_possible(where, [run["scores"][task["score"]] for run in entry.finished], task)

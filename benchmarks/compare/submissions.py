@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.protocol import RANKED_BY
-from dxmi_rl.benchmark.results import diverged, summarise_best, summarise_runs
+from dxmi_rl.benchmark.results import BASE, diverged, summarise_best, summarise_runs
 from dxmi_rl.costs import BUDGET_UNITS
 from dxmi_rl.tasks import ENERGIES
 
 ERROR = 0.01
 """Nats by which the estimate of a divergence, or a distance, may be below 0."""
+MOST = 30.0
+"""Nats that the error of a divergence may have, of samplers that are far off."""
 LOG_Z_ERROR = 2.0
 """Nats by which an ELBO may be above log Z, and by which two estimates of log Z may differ."""
 FLOOR_ERROR = 0.05
@@ -74,9 +77,19 @@ def check_submission(name: str, results: dict[str, Any]) -> None:
             raise ValueError(f"{name!r}: tasks.score must be one of {', '.join(RANKED_BY)}, got {task['score']!r}.")
         if task["energy"] not in (known := ["target", "reward", "learned", *ENERGIES.names()]):
             raise ValueError(f"{name!r}: tasks.energy must be one of {', '.join(known)}, got {task['energy']!r}.")
+    zeros = dict[str, Any]()
     for row in results["summary"]:
         _check_name(name, "label", row["label"])
         _check_row(name, results, row)
+        if row["agent"] == BASE and results["tasks"][row["task"]]["base"] is not None:
+            zeros.setdefault(row["task"], row)
+    for row in zeros.values():
+        task = results["tasks"][row["task"]]
+        found = fmean(run["scores"][task["score"]] for run in runs_of(results, row))
+        if not math.isclose(found, task["base"], rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(
+                f"{name!r}: tasks.base of {row['task']!r} is {task['base']!r}, and its runs give {found!r}."
+            )
 
 
 def _check_name(submission: str, kind: str, text: object) -> None:
@@ -104,6 +117,8 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
         if run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:
             raise ValueError(f"{where}: runs.task_settings.horizon is not the task's {task['horizon']}.")
         _check_costs(where, row, run["costs"])
+        if re.fullmatch("[0-9a-f]{16}", str(run["key"])) is None:
+            raise ValueError(f"{where}: runs.key must be 16 hex digits, got {run['key']!r}.")
     key = task["score"]
     finished = [run["scores"][key] for run in runs if key in run["scores"]]
     if not all(_is_number(value) for value in finished):
@@ -165,12 +180,18 @@ def _check_consistent(where: str, scores: dict[str, Any]) -> None:
     """Raises ValueError for scores that contradict each other: an effective sample size that is no fraction, and a
     divergence that is larger than its bound, by more than the errors.
     """
+    if bad := [key for key, value in scores.items() if not _is_number(value)]:
+        raise ValueError(f"{where}: runs.scores.{bad[0]} must be a finite number, got {scores[bad[0]]!r}.")
+    if bad := [key for key in ("sliced_w2", "mode_tv", "modes", "fd") if scores.get(key, 0) < 0]:
+        raise ValueError(f"{where}: runs.scores.{bad[0]} must be >= 0, got {scores[bad[0]]!r}.")
+    if not scores.get("elbo", -math.inf) <= min(scores.get("log_z", math.inf), scores.get("eubo", math.inf)) + 0.1:
+        raise ValueError(f"{where}: runs.scores.elbo must be the lowest of elbo, log_z and eubo.")
     if not 0 <= scores.get("ess", 0) <= 1 + 1e-6:
         raise ValueError(f"{where}: runs.scores.ess must lie in [0, 1], got {scores['ess']!r}.")
     if "kl_marginal" in scores and "kl_bound_fit" in scores:
         error = 3 * scores.get("kl_marginal_se", 0) + abs(scores.get("kl_marginal_bias", 0)) + ERROR
-        if scores["kl_marginal"] > scores["kl_bound_fit"] + error:
-            raise ValueError(f"{where}: runs.scores.kl_marginal must be below its bound, kl_bound_fit.")
+        if not -ERROR - error <= scores["kl_marginal"] <= scores["kl_bound_fit"] + error or error > MOST:
+            raise ValueError(f"{where}: runs.scores.kl_marginal must lie between 0 and its bound, kl_bound_fit.")
 
 
 def log_z_of(scores: dict[str, Any]) -> float | None:

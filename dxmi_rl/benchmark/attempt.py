@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,6 +101,25 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@contextlib.contextmanager
+def _own_globals() -> Iterator[None]:
+    """What an agent of one's own changes for the whole process is put back, as other runs follow in it; RuntimeError
+    for torch's default dtype, under which its own numbers are others.
+    """
+    dtype, errors, graph = torch.get_default_dtype(), np.geterr(), torch.is_grad_enabled()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with warnings.catch_warnings():
+            yield
+        if (found := torch.get_default_dtype()) != dtype:
+            raise RuntimeError(f"the run left torch's default dtype at {found}: it must leave {dtype}.")
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(graph)
+        torch.use_deterministic_algorithms(deterministic)
+        np.seterr(**errors)
+
+
 def attempt(run: Run, device: str | None = None, logging: OpensLog | None = None) -> Ending:
     """``measure`` on one thread, and once more after a crash: the result and the samples, or a Failure.
 
@@ -109,12 +130,14 @@ def attempt(run: Run, device: str | None = None, logging: OpensLog | None = None
         try:
             if (code := run.row.code) != run.code:
                 raise SourceChangedError(f"the source is {code}, but {run.code} when the sweep began: start it again.")
-            with one_thread(), _logged(run, logging) as note:
+            with one_thread(), _own_globals(), _logged(run, logging) as note:
                 numbers, samples = measure(run, note, device)
             result = _identity(run, device or run.device) | numbers
             json.dumps(result, allow_nan=False)  # numbers that no file can hold are a failure of the run
             return result, samples.cpu()
-        except (Exception, SystemExit) as raised:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # of an agent of one's own, whatever that is
             traces.append(traceback.format_exc())
             error = f"{type(raised).__name__}: {(str(raised).strip() or 'no message').splitlines()[0]}"
             if isinstance(raised, REPEATABLE):

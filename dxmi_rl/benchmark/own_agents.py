@@ -287,7 +287,7 @@ class OwnAgent:
 
 
 def load_file(file: Path) -> ModuleType:
-    """The module of a Python file, whose code is run once; raises FileNotFoundError, and what the code raises."""
+    """The module of a Python file, whose code is run once. What that raises is ImportError, unless it is bad input."""
     if not file.is_file():
         raise FileNotFoundError(f"no file {str(file)!r}.")
     # Under a name of its own: a file called random.py or agents.py must not stand for the module of that name.
@@ -300,9 +300,11 @@ def load_file(file: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
-        raise
+        if isinstance(error, (ValueError, TypeError, ImportError, OSError, KeyboardInterrupt)):
+            raise
+        raise ImportError(f"running {str(file)!r} failed: {type(error).__name__}: {error}") from error
     return module
 
 

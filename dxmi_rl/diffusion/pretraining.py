@@ -15,7 +15,7 @@ from torch import Tensor
 from dxmi_rl.diffusion.denoisers import DenoiserMLP
 from dxmi_rl.diffusion.unet import DenoiserUNet
 from dxmi_rl.targets import ImageSet, Target
-from dxmi_rl.utils.checks import CheckpointError, DivergenceError
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError, check_integer
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import (
@@ -85,6 +85,8 @@ class PretrainingConfig:
     """Seed of initialisation, data order and noise."""
 
     def __post_init__(self) -> None:
+        for name in ("iterations", "batch_size", "width", "depth"):
+            check_integer(name, getattr(self, name))
         if not isinstance(self.channels, (list, tuple)):
             raise TypeError(f"channels must be a tuple of integers, one per stage, got {self.channels!r}.")
         object.__setattr__(self, "channels", tuple(self.channels))

@@ -81,6 +81,10 @@ def parse_observation(mdp: DenoisingMDP, observation: Any) -> tuple[Tensor, Tens
     observations of another shape, horizon or step, or none, and NonFiniteError for states that are NaN or infinite.
     """
     horizon, device, dim = mdp.horizon, mdp.device, mdp.dim
+    if not isinstance(observation, dict):
+        array = _plain(observation)
+        if not array.ndim or (isinstance(array, np.ndarray) and array.dtype.kind not in "fiu"):
+            raise TypeError(f"observation must be an array of numbers or a dict of them, got {observation!r}.")
     if (observed := observed_horizon(mdp, observation)) != horizon:
         raise ValueError(f"observation must be of an episode of {horizon} steps, got one of {observed}.")
     if isinstance(observation, dict):

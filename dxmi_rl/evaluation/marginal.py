@@ -87,8 +87,9 @@ def resolved_scores(scores: dict[str, float]) -> dict[str, float]:
     """
     found = dict(scores)
     for key in ("kl_marginal", "kl_marginal_forward"):
-        bias = scores.get(f"{key}_bias", 0.0)
-        if not abs(bias) <= UNRESOLVED * max(1.0, abs(scores.get(key, 0.0))):
+        bias, value = scores.get(f"{key}_bias", 0.0), scores.get(key, 0.0)
+        too_low = value < -3 * scores.get(f"{key}_se", 0.0) - UNRESOLVED
+        if too_low or not abs(bias) <= UNRESOLVED * max(1.0, abs(value)):
             found = {name: value for name, value in found.items() if name not in (key, f"{key}_se", f"{key}_bias")}
             warnings.warn(
                 f"{key} is left out: its bias is about {bias:.2g} nats, as the noise of the last step is too small for "
@@ -107,12 +108,13 @@ def _mixture(log_density: Callable[[Tensor], Tensor], x: Tensor, states: int) ->
     half = states // 2
     parts = []
     for rows in x.split(max(1, PAIRS // states)):
-        pairs = log_density(rows)
-        largest = pairs.max(1).values
-        # In float32, and without the tiniest terms: exp of numbers that underflow takes ten times as long.
-        terms = pairs.sub_(largest[:, None]).float().clamp_(min=NEGLIGIBLE).exp_()
-        sums = torch.stack([terms[:, :half].sum(1), terms[:, half:].sum(1)]).double()
-        parts.append(sums.log() + largest)
+        both = []
+        for pairs in log_density(rows).split([half, states - half], 1):
+            largest = pairs.max(1).values
+            # In float32, and without the tiniest terms: exp of numbers that underflow takes ten times as long.
+            terms = pairs.sub_(largest[:, None]).float().clamp_(min=NEGLIGIBLE).exp_()
+            both.append(terms.sum(1).double().log() + largest)
+        parts.append(torch.stack(both))
     sums = torch.cat(parts, 1)
     counts = torch.tensor([half, states - half], dtype=torch.float64, device=x.device)
     return sums.logsumexp(0) - math.log(states), sums - counts.log()[:, None]

@@ -21,9 +21,11 @@ import torch
 from forked import run_python
 
 from dxmi_rl import evaluate, make_agent, make_task
-from dxmi_rl.benchmark.own_agents import CheckpointAgent, OwnAgent, UntrustedCheckpointError, is_own_agent
+from dxmi_rl.benchmark.attempt import Failure, attempt
+from dxmi_rl.benchmark.own_agents import CheckpointAgent, OwnAgent, UntrustedCheckpointError, is_own_agent, load_file
 from dxmi_rl.benchmark.plan import Arguments, all_rows
 from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.benchmark.protocol import Row, Run, Sizes
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import UnknownNameError
@@ -139,7 +141,7 @@ def test_it_is_found_from_another_folder_and_in_workers(folder: Path, monkeypatc
             r"class of module_b 'Mines'.*Did you mean 'Mine'.*Known: Base, Mine",
         ),
         ("import not_there_at_all", "module_b:Mine", ModuleNotFoundError, "not_there_at_all"),
-        ("1 / 0", "module_b.py:Mine", ZeroDivisionError, "division"),
+        ("1 / 0", "module_b.py:Mine", ImportError, "failed: ZeroDivisionError: division"),
         ("Mine = 3", "module_b:Mine", TypeError, "must be a subclass of dxmi_rl.agents.Agent, got 3"),
         ("from dxmi_rl import Agent as Mine", "module_b:Mine", TypeError, "must define _build, iterate, name, Config"),
         (BASE.replace('"mine"', "None"), "module_b:Mine", TypeError, "name of agent .* must be a text, got None"),
@@ -343,3 +345,45 @@ def test_keys_tell_classes_of_one_file_apart_and_notice_their_bases(tmp_path: Pa
     before, after, again = found[:2], found[2:4], found[4:]
     assert len({*before, *after}) == 4
     assert again == before
+
+
+DTYPE = """
+import torch
+from dxmi_rl.agents import PPO
+
+
+class Double(PPO):
+    name = "double"
+
+    def iterate(self, on_final=None):
+        log = super().iterate(on_final)
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        return log
+
+
+class Odd(PPO):
+    name = "odd"
+
+    def iterate(self, on_final=None):
+        raise BaseException("odd")
+"""
+
+
+def test_what_an_agent_changes_for_the_whole_process_is_put_back(tmp_path: Path) -> None:
+    """Other runs follow in the same worker; torch's default dtype would give them other numbers."""
+    (tmp_path / "changes.py").write_text(DTYPE, encoding="utf-8")
+    sizes = Sizes(samples=50, draws=1, trajectories=50, fit=False, best=False, floors=False, curve_points=1, kept=10)
+    for name, message in (("Double", "the run left torch's default dtype at torch.float64"), ("Odd", "odd")):
+        settings = {"n_trajectories": 8}
+        row = Row("mine", "8gaussians", f"changes.py:{name}", 40, agent_settings=settings, folder=str(tmp_path))
+        ending = attempt(Run(row, 0, sizes=sizes))
+        assert isinstance(ending, Failure) and message in ending.error
+        assert torch.get_default_dtype() == torch.float32 and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("code", ["def x(:", "raise RuntimeError('no luck')", "import sys; sys.exit(3)", "1 / 0"])
+def test_a_file_that_fails_is_one_error(code: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(code, encoding="utf-8")
+    with pytest.raises(ImportError, match=r"running '.*broken.py' failed: \w+: "):
+        load_file(tmp_path / "broken.py")

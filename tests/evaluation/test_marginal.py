@@ -74,13 +74,14 @@ def test_it_is_below_its_bound_and_in_evaluate() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the log-weights rest on few")
-def test_what_the_states_do_not_resolve_is_no_score() -> None:
+@pytest.mark.parametrize("sigma", [0.05, 1e-3, 1e-5])
+def test_what_the_states_do_not_resolve_is_no_score(sigma: float) -> None:
     """With hardly any noise in the last step the states' Gaussians do not overlap, and the divergence reads far below
     0: that is no score, and no rank."""
     sizes = dict(samples=2000, draws=1, trajectories=200, fit=False, floors=False)
     with pytest.warns(UnreliableScoresWarning, match="kl_marginal is left out: its bias is about -"):
-        scores = evaluate(Base(make_task("gmm25", sigma_last=0.05)), **sizes)
-    assert not {"kl_marginal", "kl_marginal_se", "kl_marginal_bias"} & scores.keys() and "kl_bound" in scores
+        scores = evaluate(Base(make_task("gmm25", sigma_last=sigma)), **sizes)
+    assert not any(key.startswith("kl_marginal") for key in scores) and "kl_bound" in scores
 
 
 class Flow(nn.Module):

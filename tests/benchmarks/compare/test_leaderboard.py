@@ -7,13 +7,24 @@ import json
 import random
 import re
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
-from report_cases import make_results, summarise
+from report_cases import make_results as made_up
+from report_cases import summarise
 
 from benchmarks.compare import leaderboard
 from dxmi_rl.benchmark.results import RULERS
+
+
+def make_results(**options: Any) -> dict[str, Any]:
+    """Made-up results whose base scores are those of their base sampler."""
+    results = made_up(**options)
+    for name, task in results["tasks"].items():
+        task["base"] = fmean(run["scores"][task["score"]] for run in results["runs"]
+                             if (run["task"], run["label"]) == (name, "base"))  # fmt: skip
+    return summarise(results)
 
 
 @pytest.fixture
@@ -73,10 +84,10 @@ def test_rows_are_ranked_by_the_tasks_score(place: Path) -> None:
 
 def test_several_submissions_share_tables(place: Path) -> None:
     second = make_results()
-    for entry in [*second["summary"], *second["runs"]]:
-        entry["label"] = f"{entry['label']}, theirs"
     for entry in second["runs"]:
-        entry["key"] = f"second {entry['key']}"
+        entry |= {"label": f"{entry['label']}, theirs", "key": entry["key"][::-1]}
+        entry["scores"]["sliced_w2"] += 1e-3
+    summarise(second)
     (place / "results" / "second.json").write_text(json.dumps(second), encoding="utf-8")
     assert run(place) == 0
     page = (place / "page.md").read_text(encoding="utf-8")
@@ -271,10 +282,13 @@ def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
         ("the base sampler trains", "must be 0, as the agent does not"),
         ("costs below 0", "runs.costs.seconds must be a number >= 0"), ("ten times the budget", "the budget 4000000"),
         ("a direction", "tasks.score must be one of"), ("a bound that is not its elbo", "must add to log Z = 0"),
-        ("a bound below the divergence", "must be below its"),
+        ("a bound below the divergence", "must lie between 0 and its"),
         ("more effective than samples", "runs.scores.ess must lie in [0, 1]"),
         ("settings per seed", "runs.agent_settings"), ("a hundredth of the budget", "must be the budget 4000000"),
         ("an impossible best checkpoint", "better than an"), ("another energy", "tasks.energy must be one of"),
+        ("a base sampler of one's own", "tasks.base of"),
+        ("an error that is no number", "must be a finite number"), ("a bound above log z", "must be the lowest"),
+        ("copied under other keys", "are those of another run"), ("odd keys", "runs.key must be 16 hex digits"),
         ("two rows of one label", "label 'dxdp (evil)' stands on"), ("a number beyond floats", "malformed"),
         ("a task that is a list", "is missing in tasks"), ("half a character", "utf-8"),
     ],
@@ -286,7 +300,7 @@ def test_a_hostile_submission_is_refused(
     (place / "results" / "first.json").unlink(missing_ok=True)
     evil = other_rows(make_results(), "evil")
     for run_ in evil["runs"]:
-        run_["key"] = f"evil {run_['key']}"
+        run_["key"] = run_["key"][::-1]
     row = next(entry for entry in evil["summary"] if entry["task"] == "gmm25")
     runs = [run for run in evil["runs"] if run["task"] == "gmm25"]
     key = evil["tasks"]["gmm25"]["score"]
@@ -366,12 +380,32 @@ def test_a_hostile_submission_is_refused(
         for run_ in runs:
             run_["best"]["scores"] = {key: -5.0}
         summarise(evil)
+    elif attack == "a base sampler of one's own":
+        for entry in (row, *runs):
+            entry |= {"agent": "base", "budget": 0}
+        for run_ in runs:
+            run_["costs"] = dict.fromkeys(run_["costs"], 0)
+        summarise(evil)
+    elif attack == "an error that is no number":
+        runs[0]["scores"] |= {"kl_marginal": 9.0, "kl_marginal_se": float("nan")}
+        summarise(evil)
+    elif attack == "a bound above log z":
+        runs[0]["scores"] |= {"elbo": 0.0, "log_z": -7.0}
+        summarise(evil)
+    elif attack == "copied under other keys":
+        for run_, ours in zip(runs, made_by_us(place, "ppo"), strict=True):
+            run_["scores"], run_["costs"]["gradient_steps"] = ours["scores"], 100
+        summarise(evil)
+    elif attack == "odd keys":
+        runs[0]["key"] = "../standard"
     elif attack == "another energy":
         evil["tasks"]["gmm25"]["energy"] = "target https://evil.example"
     elif attack == "two rows of one label":
         for part in ("summary", "runs"):
             more = [
-                entry | {"label": label} | ({"key": f"{label} {entry['key']}"} if "key" in entry else {})
+                entry
+                | {"label": label}
+                | ({"key": f"{len(label):x}{entry['key'][1:]}"[-16:]} if "key" in entry else {})
                 for label in ("dxdp", "dxdp (evil)")
                 for entry in evil[part]
             ]
@@ -398,7 +432,7 @@ def test_runs_that_diverged_count_as_the_worst_of_all_submissions(place: Path) -
     (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
     (place / "results" / "first.json").unlink()
     evil = other_rows(make_results(), "evil")
-    evil["runs"] = [run_ | {"key": f"evil {run_['key']}"} for run_ in evil["runs"] if run_["seed"] < 2]
+    evil["runs"] = [run_ | {"key": run_["key"][::-1]} for run_ in evil["runs"] if run_["seed"] < 2]
     evil["failed"] = [
         {"key": f"lost {seed}", "task": "gmm25", "label": "evil", "seed": seed, "error": "DivergenceError: x"}
         for seed in (2, 3, 4)
@@ -418,7 +452,7 @@ def test_a_model_that_was_trained_elsewhere_has_no_rank(place: Path) -> None:
     for entry in [*evil["summary"], *evil["runs"]]:
         entry |= {"agent": "sb.zip", "budget": 0}
     for run_ in evil["runs"]:
-        run_ |= {"key": f"evil {run_['key']}", "costs": dict.fromkeys(run_["costs"], 0)}
+        run_ |= {"key": run_["key"][::-1], "costs": dict.fromkeys(run_["costs"], 0)}
         run_["scores"]["kl_bound_fit"] = 0.001
     (place / "results" / "evil.json").write_text(json.dumps(summarise(evil)), encoding="utf-8")
     assert run(place) == 0
@@ -432,7 +466,7 @@ def test_names_that_are_taken_and_tasks_of_ones_own(place: Path) -> None:
     (place / "results" / "first.json").unlink(missing_ok=True)
     evil = other_rows(make_results(), "dxdp")
     for entry in [*evil["summary"], *evil["runs"]]:
-        entry["key"] = f"evil {entry.get('key')}"
+        entry["key"] = entry.get("key", "")[::-1]
         entry["agent"] = "mine:Mine"
         if entry["task"] == "8gaussians":
             entry["task"] = "private"
