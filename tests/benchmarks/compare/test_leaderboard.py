@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -255,10 +256,12 @@ def test_a_score_that_cannot_be_is_refused(value: float, place: Path, capsys: py
 
 
 def other_rows(results: dict[str, Any], label: str) -> dict[str, Any]:
-    """Our ppo rows under another label, alone."""
+    """Rows much like those of our ppo, under another label, alone."""
     for part in ("summary", "runs"):
         results[part] = [entry | {"label": label} for entry in results[part] if entry["label"] == "ppo"]
-    return results
+    for entry in results["runs"]:
+        entry["scores"]["sliced_w2"] += 1e-3
+    return summarise(results)
 
 
 def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
@@ -401,15 +404,15 @@ def test_a_hostile_submission_is_refused(
     elif attack == "another energy":
         evil["tasks"]["gmm25"]["energy"] = "target https://evil.example"
     elif attack == "two rows of one label":
-        for part in ("summary", "runs"):
-            more = [
-                entry
-                | {"label": label}
-                | ({"key": f"{len(label):x}{entry['key'][1:]}"[-16:]} if "key" in entry else {})
-                for label in ("dxdp", "dxdp (evil)")
-                for entry in evil[part]
-            ]
-            evil[part] = [entry | {"agent": "mine:Mine"} for entry in more]
+        more = [
+            copy.deepcopy(run_) | {"label": label, "agent": "mine:Mine"}
+            for label in ("dxdp", "dxdp (evil)")
+            for run_ in evil["runs"]
+        ]
+        for number, run_ in enumerate(more):
+            run_ |= {"key": f"{number:016x}"}
+            run_["scores"]["sliced_w2"] += 1e-3 * number
+        evil["runs"] = more
         summarise(evil)
     elif attack == "a direction":
         evil["tasks"]["gmm25"]["better"] = "higher"
@@ -467,7 +470,6 @@ def test_names_that_are_taken_and_tasks_of_ones_own(place: Path) -> None:
     evil = other_rows(make_results(), "dxdp")
     for entry in evil["runs"]:
         entry |= {"key": entry["key"][::-1], "agent": "mine:Mine"}
-        entry["scores"]["sliced_w2"] += 1e-3
         if entry["task"] == "8gaussians":
             entry["task"] = "private"
     evil["tasks"]["private"] = evil["tasks"].pop("8gaussians")
