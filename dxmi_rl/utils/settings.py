@@ -62,8 +62,10 @@ def _check_flags(config: Any, values: Mapping[str, Any], prefix: str = "") -> No
             _check_flags(inner, own, prefix + start)
         elif kind in ("bool", "bool | None") and field.name in values:
             value = values[field.name]
-            if value is not None or kind == "bool":
+            if kind == "bool":
                 check_flag(f"{prefix}{field.name}", value)
+            elif value is not None and not isinstance(value, bool):
+                raise TypeError(f"{prefix}{field.name} must be True, False or None, got {value!r}.")
 
 
 def _changed(config: ConfigT, settings: Mapping[str, Any], kind: str, prefix: str) -> ConfigT:

@@ -63,8 +63,8 @@ class Around:
 @pytest.mark.parametrize("value", ["False", "off", 0, 1.0, [True]])
 def test_a_flag_is_true_or_false(value: Any) -> None:
     """A text counts as true, whatever it says."""
-    for name in ("anneal", "baseline"):
-        with pytest.raises(TypeError, match=f"inside.{name} must be True or False, got "):
+    for name, allowed in (("anneal", "True or False"), ("baseline", "True, False or None")):
+        with pytest.raises(TypeError, match=f"inside.{name} must be {allowed}, got "):
             changed(Around(), {f"inside.{name}": value}, "setting of 'test'")
     assert changed(Around(), {"inside.baseline": False}, "setting of 'test'").inside.baseline is False
 
