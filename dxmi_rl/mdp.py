@@ -293,8 +293,8 @@ class DenoisingMDP:
     @staticmethod
     def _require_finite(*values: Tensor) -> None:
         if not all_finite(*values):
-            told = "an energy's gradient that it is told"
-            raise NonFiniteError(f"the states of a rollout are NaN or infinite, by the policy or by {told}.")
+            who = "the policy, or an energy's gradient that it is told,"
+            raise NonFiniteError(f"{who} left the finite numbers during a rollout: states are NaN or infinite.")
 
     def backward_rollout(
         self, policy: Policy, x_final: Tensor, generator: torch.Generator | None = None, *,
