@@ -221,7 +221,7 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         (["train", "mine.zip"], "trained already: dxmi-rl evaluate scores it"),
         (["train", "mine.safetensors"], "no checkpoint at path 'mine.safetensors'"),
         (["train", "mine.safetensors", "--seed", "1"], "seed must not be given with a checkpoint, which has its own"),
-        (["train", "ppo", "--budget", "0.5"], "total_timesteps must be an integer >= 1, got 0.5"),
+        (["train", "ppo", "--budget", "0.5"], "budget must be an integer >= 1, got 0.5"),
         (["train", "ppo", "--points", "0"], "points must be >= 1, got 0"),
         (["train", "ppo", "--set", "anneal=off"], "anneal must be True or False, got 'off'"),
         (["compare", "--agent", "a.zip", "--agent", "b.zip"], "--agent must be given once, with all its values"),

@@ -48,8 +48,8 @@ they agree. To enter, run `dxmi-rl compare --preset standard --agent my_module:M
 - A run that diverged counts as the worst run of its task, over all submissions. Where runs diverged, or one run is far
   from all others, the range of the runs stands in place of an interval.
 - Budgets, and how rows are scored, are the same for all rows of a table; the last iteration of a run may go beyond its
-  budget by a quarter at most. An agent that lacks runs has no rank, nor has one of another package that was trained
-  elsewhere, for a budget that nobody knows. Seeds count from 0.
+  budget by a quarter at most. An agent that lacks runs has no rank, nor has one that is not ours and names no
+  budget, as a model that was trained elsewhere. Seeds count from 0.
 - A *best checkpoint*, where it was scored, is chosen on other draws than it is scored on.
 - The tracks are never mixed: "sample" gives the energy only, "fine-tune" a denoiser as well."""
 README_ROWS = 5

@@ -17,7 +17,7 @@ from dxmi_rl.tasks import ENERGIES
 ERROR = 0.01
 """Nats by which the estimate of a divergence, or a distance, may be below 0."""
 MOST = 30.0
-"""Nats that the error of a divergence may have, of samplers that are far off."""
+"""Largest error in nats that a run may state for its divergence."""
 LOG_Z_ERROR = 2.0
 """Nats by which an ELBO may be above log Z, and by which two estimates of log Z may differ."""
 FLOOR_ERROR = 0.05
@@ -39,7 +39,7 @@ def trains(row: dict[str, Any]) -> bool:
 
 
 def budget_known(row: dict[str, Any]) -> bool:
-    """Whether the row says what was trained for; a checkpoint of another library, which spent nothing here, does not"""
+    """Whether the row says what was trained for: a model that is not ours and names no budget was trained elsewhere."""
     return is_ours(row) or bool(row["budget"])
 
 
@@ -177,8 +177,8 @@ def best_of(runs: Sequence[dict[str, Any]], key: str | None) -> list[float]:
 
 
 def _check_consistent(where: str, scores: dict[str, Any]) -> None:
-    """Raises ValueError for scores that contradict each other: an effective sample size that is no fraction, and a
-    divergence that is larger than its bound, by more than the errors.
+    """Raises ValueError for scores that are no finite numbers, are below 0 where they cannot be, or contradict each
+    other by more than their errors: elbo is below log_z and eubo, ess is a fraction, kl_marginal is below its bound.
     """
     if bad := [key for key, value in scores.items() if not _is_number(value)]:
         raise ValueError(f"{where}: runs.scores.{bad[0]} must be a finite number, got {scores[bad[0]]!r}.")

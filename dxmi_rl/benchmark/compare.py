@@ -88,6 +88,7 @@ from dxmi_rl.benchmark.results import assemble, without_paths
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, print_tables, ranking_tables
 from dxmi_rl.utils.progress import alive, progress_columns
+from dxmi_rl.utils.settings import check_given_once
 from dxmi_rl.utils.storage import JSON, write_atomically, write_json
 
 HELP = """Compare agents on tasks over seeds, under equal budgets.
@@ -281,4 +282,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "benchmarks/compare/comp
     import tyro
 
     arguments = tyro.cli(Arguments, args=argv, description=HELP, prog=Path(prog).name)
-    return compare(arguments, shlex.join(["python", prog, *(sys.argv[1:] if argv is None else argv)]))
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        check_given_once(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return compare(arguments, shlex.join(["python", prog, *words]))

@@ -14,10 +14,10 @@ from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.benchmark.own_agents import OwnAgent, is_own_agent
 from dxmi_rl.benchmark.own_tasks import named_task
 from dxmi_rl.benchmark.protocol import check_settings
-from dxmi_rl.costs import BUDGET_UNITS, check_budget
+from dxmi_rl.costs import BUDGET_UNITS
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.tasks import Task, make_task
-from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.torch_tools import seeded
@@ -64,7 +64,10 @@ class Train:
         check_integer("points", self.points)
         if self.unit not in BUDGET_UNITS:
             raise UnknownNameError("budget unit", self.unit, list(BUDGET_UNITS))
-        check_budget(**{self.unit: _whole(self.budget)})
+        if self.unit == "seconds":
+            check_real("budget", self.budget, strict=True)
+        else:
+            check_integer("budget", _whole(self.budget))
         agent = self._loaded() if self.agent.endswith(".safetensors") else self._new()
         options = {
             "command": command, "task": self.task, "agent": self.agent, "budget": self.budget, "unit": self.unit,

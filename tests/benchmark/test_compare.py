@@ -431,6 +431,12 @@ def test_filters_take_agents_and_labels() -> None:
     assert [row.label for row in by_label] == ["base", "ddpm, 100 steps", "dxmi/ppo"]
 
 
+def test_an_option_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first of the two values would be lost."""
+    assert compare.main(["--agent", "a.zip", "--agent", "b.zip"]) == 2
+    assert "--agent must be given once" in capsys.readouterr().err
+
+
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         compare.main(["--help"])

@@ -177,7 +177,7 @@ def test_unknown_kernels_name_the_near_ones(schedule: Schedule, name: str, near:
 
 @pytest.mark.parametrize("name", KERNELS.names())
 def test_unknown_options_are_refused(schedule: Schedule, name: str) -> None:
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UnknownNameError, match=f"unknown option of kernel '{name}' 'colour'"):
         make_kernel(name, schedule, (2,), 1.0, torch.ones(HORIZON), colour=1)
 
 
