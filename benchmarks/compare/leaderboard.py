@@ -158,7 +158,7 @@ def _line(rank: int | None, entry: Entry, with_best: bool) -> str:
     best = row["best"].get(entry.task["score"])
     budget = f"{compact(row['budget'])} {row['unit'].replace('_', ' ')}" if row["budget"] else ""
     shown = (entry.score, best, row["normalised"]) if with_best else (entry.score, row["normalised"])
-    scores = [interval_text(statistics) if row["runs"] else "" for statistics in shown]
+    scores = [interval_text(statistics) for statistics in shown]
     cells = [
         "" if rank is None else str(rank), plain(entry.label), *scores, entry.runs, budget,
         *(compact(costs[cost]) if cost in costs else "" for cost in COSTS), plain(entry.submission),

@@ -60,7 +60,8 @@ class Entry:
 
 
 def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
-    """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only.
+    """Rows of all submissions by task, the best first, those that lack runs last; rows with a ranking score only, or
+    with runs that diverged.
 
     A row of one of our agents that an earlier submission has, too, is not repeated: the luckier of the two would win.
     Other rows with a label that is taken have the submission's name in theirs. Raises ValueError for submissions that
@@ -71,7 +72,8 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
     for name, results in submissions.items():
         for row in results["summary"]:
             task = results["tasks"][row["task"]]
-            if task["score"] not in row["scores"]:
+            lost = diverged(failed_of(results, row), row["task"], row["label"])
+            if task["score"] not in row["scores"] and not lost:
                 continue
             title = row["task"] if task["energy"] == "target" else f"{row['task']}, {task['energy']} energy"
             own, runs = {key: task[key] for key in SAME_TASK}, runs_of(results, row)
@@ -94,7 +96,7 @@ def ranked(submissions: dict[str, dict[str, Any]]) -> dict[str, list[Entry]]:
                 raise ValueError(f"{name!r}: label {label!r} stands on {title!r} already.")
             seeds = len(row.get("seeds") or results["seeds"])
             entries.append(Entry(name, task, row, runs, failed_of(results, row), seeds, label))
-    return {title: _in_order(title, entries) for title, entries in tasks.items()}
+    return {title: found for title, entries in tasks.items() if (found := _in_order(title, entries))}
 
 
 def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
@@ -117,7 +119,8 @@ def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
                 raise ValueError(f"{where}: the scores of run {run['key']!r} are those of another run.")
         if len({run["key"] for run in entry.finished}) < len(entry.finished):
             raise ValueError(f"{where}: runs.key must be another in every run.")
-        check_possible(where, [run["scores"][task["score"]] for run in entry.finished], task)
+        scored = [run["scores"] for run in entry.finished if task["score"] in run["scores"]]
+        check_possible(where, [scores[task["score"]] for scores in scored], task)
         for scores in (run["scores"] for run in entry.finished):
             own = log_z_of(scores)
             if own is not None and abs(own - log_z[0]) > 1e-3 + 1e-6 * abs(scores["elbo"]):
@@ -127,7 +130,8 @@ def _in_order(title: str, entries: list[Entry]) -> list[Entry]:
     found = []
     for entry in entries:
         own = summarise_runs({"task": title, "label": entry.label}, runs, failed, task)
-        found.append(replace(entry, task=task, row=entry.row | own))
+        if task["score"] in own["scores"]:
+            found.append(replace(entry, task=task, row=entry.row | own))
     sign = 1 if task["better"] == "lower" else -1
     return sorted(found, key=lambda entry: (not entry.complete, sign * entry.score["iqm"]))
 

@@ -101,6 +101,7 @@ def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) 
     With ``weights_only`` the state of optimizers, generators and replayed data is left out: the file is about a third
     of the size, and an agent that is loaded from it goes on learning with fresh ones.
     """
+    check_file("path", path)
     if agent.task.energy_swapped and not hasattr(agent, "score"):
         warnings.warn(
             f"the energy that mdp.set_energy has put into task {agent.task.name!r} is not saved: load the agent with "

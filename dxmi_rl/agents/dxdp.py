@@ -219,7 +219,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         adjoint = config.gradient_weight > 0 or (config.path_correction and self.mdp.horizon > 1)
         if model is None and not adjoint:
             if config.correction or config.value_steps:
-                latest.energy = self.mdp.finite_energy(latest.final)
+                latest.energy = self.mdp.finite_energy(latest.final).detach()
             return
         latest.energy, last = self.mdp.energy.value_and_gradient(latest.final)
         if model is not None:
@@ -238,7 +238,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         kept = self.memory.trajectories
         if kept is None or self.config.replay == 1:
             return
-        kept.energy = self.mdp.finite_energy(kept.final)
+        kept.energy = self.mdp.finite_energy(kept.final).detach()
         if self.policy.sees_gradient:
             x, _, t = kept.transitions()
             base_mean = self.policy.base_mean(x, t)

@@ -13,7 +13,7 @@ from dxmi_rl.utils.torch_tools import input_gradient
 
 
 class EnergyGradient:
-    """-grad E of an MDP's live energy. Copies of a policy share it: it belongs to the MDP, not to the policy.
+    """-grad E of an MDP's live energy, which copies of a policy share and copies of an agent do not.
 
     Gradients flow through it to x, unless ``constant`` stops them, as the public code of PIS and DDS does.
     """
@@ -26,11 +26,14 @@ class EnergyGradient:
         return -self.energy.gradient(x, create_graph=torch.is_grad_enabled() and not self.constant)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EnergyGradient:
-        return self
+        copied = memo.get(id(self.energy))  # an agent copies its MDP before its policy
+        return self if copied is None else EnergyGradient(copied, self.constant)
 
 
 class ValueGradient:
-    """-grad V_{t+1} / tau at a base mean, V_{t+1} = ``next_value(x, t)``. Copies of a policy share it."""
+    """-grad V_{t+1} / tau at a base mean, V_{t+1} = ``next_value(x, t)``: an agent's method, which copies of a policy
+    share and copies of the agent do not.
+    """
 
     def __init__(self, next_value: Callable[[Tensor, Tensor | int], Tensor], tau: float) -> None:
         self.next_value, self.tau = next_value, tau
@@ -40,4 +43,5 @@ class ValueGradient:
         return -input_gradient(lambda point: self.next_value(point, t), mean) / (self.tau or 1.0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ValueGradient:
-        return self
+        copied = memo.get(id(getattr(self.next_value, "__self__", None)))
+        return self if copied is None else ValueGradient(getattr(copied, self.next_value.__name__), self.tau)

@@ -16,13 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from gymnasium import spaces
 from torch import nn
 
 from dxmi_rl.agents import AGENTS, Agent, load_agent
 from dxmi_rl.agents.base import FinalStateHook, Log
-from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, told_coordinates
 from dxmi_rl.envs.observations import told_of
 from dxmi_rl.irl import DxMI
 from dxmi_rl.tasks import Task
@@ -90,10 +89,7 @@ class CheckpointAgent(Agent[CheckpointConfig]):
                 f"the model observes {observations} and acts in {actions}, but task {self.task.name!r} has flat boxes "
                 f"of shapes {wanted[0]} and {wanted[1]}: train on this task, with observation='flat'."
             )
-        low, high = self.task.target.plot_range
-        centre, reach = (low + high) / 2, high - low
-        whole = np.allclose(actions.low, centre - reach) and np.allclose(actions.high, centre + reach)
-        self.coordinates = self.config.coordinates or ("next_state" if whole else "noise")
+        self.coordinates = self.config.coordinates or told_coordinates(actions, self.task.target.plot_range)
         self.policy = self.model.policy
         self.model.policy.set_training_mode(False)
         self.has_density = self.density().has_density

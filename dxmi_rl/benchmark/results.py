@@ -140,11 +140,22 @@ def worst_score(runs: Sequence[Result], task: str, key: str, better: str) -> flo
 def counted_scores(
     runs: Sequence[Result], failed: Sequence[JSON], task: str, label: str, key: str, better: str
 ) -> list[float]:  # fmt: skip
-    """A score of the finished runs of a row, and for each of its runs that diverged the worst of the task."""
+    """A score of the finished runs of a row, and for each of its runs that diverged the worst of the task; none where a
+    finished run lacks the score.
+    """
     own = [run["scores"] for run in runs if (run["task"], run["label"]) == (task, label)]
+    if not all(key in one for one in own):
+        return []
     worst = worst_score(runs, task, key, better)
     lost = [] if worst is None else [worst] * len(diverged(failed, task, label))
-    return [one[key] for one in own if key in one] + lost
+    return [one[key] for one in own] + lost
+
+
+def lacking(runs: Sequence[Result], task: str, label: str, key: str) -> str:
+    """``kl_marginal in 1 of 3 runs`` where not all finished runs of a row have a score, else nothing."""
+    own = [run["scores"] for run in runs if (run["task"], run["label"]) == (task, label)]
+    having = sum(key in one for one in own)
+    return f"{key} in {having} of {len(own)} runs" if 0 < having < len(own) else ""
 
 
 def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON, command: str) -> Summary:
@@ -184,7 +195,7 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
         if (value := _normalised(run, task)) is not None
     }  # fmt: skip
     values = [value for (other, _), value in normalised.items() if other == label]
-    values += [min(normalised.values())] * lost if normalised else []
+    values = values + [min(normalised.values())] * lost if normalised and len(values) == len(own) else []
     costs = {
         key: fmean(run["costs"][key] for run in own) for key in COSTS if own and all(key in run["costs"] for run in own)
     }
@@ -197,11 +208,12 @@ def summarise_best(runs: Sequence[Result]) -> dict[str, JSON]:
 
 
 def _score_statistics(scores: list[dict[str, float]]) -> dict[str, JSON]:
+    """Of the scores that all runs have: those that lack one may be the bad ones."""
     entries: dict[str, JSON] = {}
     for key in scores[0] if scores else {}:
-        if key.endswith(NOT_SUMMARISED):
+        if key.endswith(NOT_SUMMARISED) or not all(key in one for one in scores):
             continue
-        entries[key] = score_statistics([one[key] for one in scores if key in one])
+        entries[key] = score_statistics([one[key] for one in scores])
         floor = scores[0].get(f"{key.removesuffix('_late')}_floor")
         if floor is not None:
             entries[key]["floor"] = floor

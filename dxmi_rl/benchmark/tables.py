@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dxmi_rl.benchmark.measure import SELECTED_BY, first_score
 from dxmi_rl.benchmark.protocol import Row
-from dxmi_rl.benchmark.results import Result, Summary
+from dxmi_rl.benchmark.results import Result, Summary, lacking
 from dxmi_rl.evaluation.evaluate import MIN_ESS
 from dxmi_rl.utils.storage import JSON
 
@@ -65,15 +65,18 @@ def ranking_tables(results: JSON) -> list[Table]:
     """One table per task of a results file, the best agent first: its rank, score, interval and costs, in at most 100
     columns. All other scores are in the report.
     """
-    return [_ranking(task, facts, results["summary"]) for task, facts in results["tasks"].items()]
+    return [_ranking(task, facts, results["summary"], results["runs"]) for task, facts in results["tasks"].items()]
 
 
-def _ranking(task: str, facts: JSON, summaries: Sequence[Summary]) -> Table:
+def _ranking(task: str, facts: JSON, summaries: Sequence[Summary], runs: Sequence[JSON]) -> Table:
     key, own = facts["score"], [summary for summary in summaries if summary["task"] == task]
     scores = [summary["scores"].get(key) for summary in own]
     sign = -1.0 if facts["better"] == "higher" else 1.0
     order = sorted(range(len(own)), key=lambda i: math.inf if (entry := scores[i]) is None else sign * entry["iqm"])
-    body = [_line(f"{rank if scores[i] else '':>2}  ", own[i], scores[i]) for rank, i in enumerate(order, 1)]
+    partly = [lacking(runs, task, summary["label"], key) if key else "" for summary in own]
+    body = [
+        _line(f"{rank if scores[i] else '':>2}  ", own[i], scores[i], partly[i]) for rank, i in enumerate(order, 1)
+    ]  # fmt: skip
     title = f"{task}: {key} {SCORES[key]}" if key else task
     known = [f"{name} {number(facts[entry])}" for name, entry in (("exact samples", "floor"), ("base sampler", "base"))
              if facts[entry] is not None]  # fmt: skip
@@ -83,13 +86,13 @@ def _ranking(task: str, facts: JSON, summaries: Sequence[Summary]) -> Table:
     return Table(title, header, body, 2, _caption(own, methods))
 
 
-def _line(rank: str, summary: Summary, entry: JSON | None) -> list[str]:
-    """Agent after its rank, score, interval and costs."""
+def _line(rank: str, summary: Summary, entry: JSON | None, partly: str) -> list[str]:
+    """Agent after its rank, score, interval and costs; ``partly`` says in how many runs the score is."""
     label, seeds = summary["label"], len(summary["seeds"])
     lost = summary["diverged"]
     label += f"\n({lost} of {seeds} runs diverged)" if lost else ""
     label += f"\n({summary['runs']} of {seeds} runs)" if summary["runs"] + lost < seeds else ""
-    label += f"\n({back})" if (back := setbacks(summary)) else ""
+    label += "".join(f"\n({note})" for note in (partly, setbacks(summary)) if note)
     value = "" if entry is None else number(entry["iqm"])
     bounded = entry is not None and "low" in entry and entry["low"] != entry["high"]
     interval = f"[{number(entry['low'])}, {number(entry['high'])}]" if entry and bounded else ""

@@ -59,7 +59,8 @@ def evaluate(
             get the sample metrics only.
         task: needed for a TorchRL actor, and for an SB3 model that has no environment of ours, such as a loaded one.
         coordinates: action coordinates that a model of another library was trained in; None: those of its
-            environment, else "noise". Its observations must be flat.
+            environment, else as an SB3 model's action box tells, else "noise". Its observations must be flat, and no
+            Gymnasium wrapper may have changed them or its actions; of a loaded model's wrappers nothing is known.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
         horizon: number of steps, where the task has several; None: the largest.
         seed: seed of all draws.

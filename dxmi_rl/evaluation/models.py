@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, torchrl_density
+from dxmi_rl.agents.wrapped.action_density import (
+    ActionDensity,
+    sb3_density,
+    told_coordinates,
+    torchrl_density,
+)
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import check_batch
@@ -45,11 +51,12 @@ def resolve(
         built = own
     else:
         raise ValueError("task must name the task that a model of SB3 or TorchRL is scored on, got None.")
-    coordinates = coordinates or found or "noise"
+    coordinates = coordinates or found
     built = built if horizon is None else built.at(horizon)
     if library == "sb3":
-        return built, sb3_density(model.policy, built.mdp, coordinates)
-    return built, torchrl_density(model, built.mdp, coordinates)
+        told = coordinates or told_coordinates(model.policy.action_space, built.target.plot_range)
+        return built, sb3_density(model.policy, built.mdp, told)
+    return built, torchrl_density(model, built.mdp, coordinates or "noise")
 
 
 def sampled(agent: Agent[Any], n: int, seed: int) -> Tensor:
@@ -82,11 +89,16 @@ def _library(model: Any) -> str:
 def _environment(model: Any) -> tuple[Task | None, str | None]:
     """Task and action coordinates of an SB3 model's environment, where it still has one and it is one of ours.
 
-    Raises TypeError for observations that a wrapper has normalised: the policy is no function of the state alone.
+    Raises TypeError for observations or actions that a wrapper changes: the policy's are not the environment's then.
     """
     env = getattr(model, "env", None)
     if getattr(env, "norm_obs", False):  # SB3's wrappers pass on the attributes of what they wrap
         raise TypeError("a policy on VecNormalize's observations has no density here: use norm_obs=False.")
+    for kind in (gym.ActionWrapper, gym.ObservationWrapper):
+        if env is not None and any(env.env_is_wrapped(kind)):
+            raise TypeError(
+                f"a policy behind a gymnasium.{kind.__name__} has no density here: train it on the environment itself."
+            )
     while env is not None and not isinstance(getattr(env, "task", None), Task):
         if hasattr(env, "remotes"):  # SubprocVecEnv: the task stays in its process
             return None, str(env.get_attr("coordinates")[0])

@@ -208,8 +208,7 @@ def build_base(
     target = of_base(config, target)
     schedule = make_schedule(config.schedule, horizon, **config.schedule_options)
     if denoiser is None:
-        if isinstance(target, DataTarget):
-            _warn_of_misfit(target, schedule.levels)
+        _warn_of_misfit(target, schedule.levels)
         denoiser = task_denoiser(config, target, device)
     sigma_last = config.sigma_last
     if sigma_last is None:
@@ -223,15 +222,17 @@ def build_base(
     return sampler.to(device)
 
 
-def _warn_of_misfit(target: DataTarget, levels: Tensor) -> None:
-    """Warn of data that the highest noise level does not hide, or the lowest one blurs."""
+def _warn_of_misfit(target: Target, levels: Tensor) -> None:
+    """Warn of samples that the highest noise level does not hide, or of data that the lowest one blurs."""
     highest, lowest = float(levels[0]), float(levels[-2])
-    size = float(target.train_rows.double().square().mean().sqrt())
-    if size > highest or target.scale < 2 * lowest:
+    size, blurred, data = target.scale, False, f"samples of {target.name!r}"
+    if isinstance(target, DataTarget):
+        size = float(target.train_rows.double().square().mean().sqrt())
+        blurred, data = target.scale < 2 * lowest, f"data of root mean square {size:.3g}"
+    if size > highest or blurred:
         warnings.warn(
-            f"data of root mean square {size:.3g} and standard deviation {target.scale:.3g} do not fit noise levels "
-            f"from {highest:.3g} to {lowest:.3g}: subtract the mean and divide by the standard deviation, or "
-            "change schedule_options.",
+            f"{data} and standard deviation {target.scale:.3g} do not fit noise levels from {highest:.3g} to "
+            f"{lowest:.3g}: subtract the mean and divide by the standard deviation, or change schedule_options.",
             stacklevel=5,  # the caller of make_task
         )
 

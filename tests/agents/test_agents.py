@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -248,6 +249,26 @@ def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
     assert torch.equal(agent.sample(4), resumed.sample(4))
     costs = [dataclasses.asdict(a.costs) | {"seconds": 0} for a in (agent, resumed)]
     assert costs[0] == costs[1]
+
+
+SEES_VALUES = {"value_input": True, "energy_model": True, "gradient_weight": 1.0, "replay": 2}
+
+
+def test_a_copy_is_an_agent_of_its_own(name: str) -> None:
+    """Neither trains the other, and both go on alike."""
+    own: dict[str, Any] = SEES_VALUES if name == "dxdp" else {}
+    if name in ("any-step", "any-class", "dxmi"):
+        own = {"agent_settings": SEES_VALUES}
+    agent = train(small(name, **own), 1)
+    other = copy.deepcopy(agent)
+    x = other.sample(4, seed=1)
+    assert torch.equal(agent.sample(4, seed=1), x)
+    if not agent.trains:
+        return
+    train(agent, 2, reset_num_timesteps=False)
+    assert torch.equal(other.sample(4, seed=1), x)
+    assert same(state(train(other, 2, reset_num_timesteps=False)), state(agent))
+    assert torch.equal(other.sample(4, seed=1), agent.sample(4, seed=1))
 
 
 def test_damaged_and_wrong_checkpoints(name: str, tmp_path: Path) -> None:

@@ -471,9 +471,12 @@ def test_terminals_get_rankings_that_fit_100_columns(capsys: pytest.CaptureFixtu
 
     facts = {"score": "kl_bound_fit", "better": "lower", "floor": 0.0, "base": 502.0}
     own = [summary("worse", 3.0), summary("none", None), summary("a-label-of-some-length", 0.5, runs=2, diverged=1)]
+    scores: list[dict[str, float]] = [{}, {"kl_bound_fit": 0.1}]
+    runs = [{"task": "t", "label": "none", "scores": one} for one in scores]
     for better, first in (("lower", "a-label-of-some-length"), ("higher", "worse")):
-        (table,) = tables.ranking_tables({"tasks": {"t": facts | {"better": better}}, "summary": own})
-        assert table.body[0][0].startswith(f" 1  {first}") and table.body[2][0] == "    none"
+        (table,) = tables.ranking_tables({"tasks": {"t": facts | {"better": better}}, "summary": own, "runs": runs})
+        assert table.body[0][0].startswith(f" 1  {first}")
+        assert table.body[2][0] == "    none\n    (kl_bound_fit in 1 of 2 runs)"
         tables.print_tables([table])
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= 100 and "[-4.0e+06, 5.2e+06]" in printed
@@ -680,3 +683,21 @@ def test_diverged_runs_have_the_worst_score_of_their_task() -> None:
     assert results_module.counted_scores(runs, failed, "t", "a", "kl", "lower") == [1.0, 2.0, 5.0, 5.0]
     assert results_module.counted_scores(runs, failed, "t", "a", "kl", "higher") == [1.0, 2.0, 1.0, 1.0]
     assert results_module.counted_scores(runs, failed, "t", "b", "kl", "lower") == [5.0]
+
+
+def test_a_score_that_some_runs_lack_is_none_of_their_row() -> None:
+    """Such a score is left out where it cannot be had, so the mean of the others would flatter."""
+    for first in (0, 1):
+        runs = [
+            {
+                "task": "t", "label": "a", "seed": seed, "costs": {},
+                "scores": {"elbo": 1.0} | ({"kl": 0.1} if seed == first else {}),
+            }
+            for seed in (0, 1)
+        ]  # fmt: skip
+        task = {"score": "kl", "better": "lower", "base": 1.0, "floor": 0.0}
+        found = results_module.summarise_runs({"task": "t", "label": "a"}, runs, [], task)
+        assert set(found["scores"]) == {"elbo"} and found["normalised"] is None
+        assert results_module.counted_scores(runs, [], "t", "a", "kl", "lower") == []
+        assert results_module.lacking(runs, "t", "a", "kl") == "kl in 1 of 2 runs"
+        assert not results_module.lacking(runs, "t", "a", "elbo") and not results_module.lacking(runs, "t", "a", "fd")

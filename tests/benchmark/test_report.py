@@ -311,6 +311,21 @@ def test_a_run_that_diverged_counts_as_the_worst() -> None:
     assert found["ppo"][2, column] == min(scores[:, column].min() for scores in found.values())
 
 
+def test_a_score_that_some_runs_lack_has_no_rank_and_says_so() -> None:
+    results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
+    key = results["tasks"]["gmm25"]["score"]
+    for run in results["runs"]:
+        if (run["task"], run["label"]) == ("gmm25", "dxdp") and run["seed"]:
+            del run["scores"][key]
+            run["normalised"] = None
+    comparison = Comparison(summarise(results))
+    text, note = Reader(page(comparison)).text, f"dxdp ({key} in 1 of 3 runs)"
+    assert note in text and note.replace("_", "\\_") in markdown(comparison)
+    assert not comparison.values("gmm25", "dxdp") and comparison.best("gmm25").label == "ppo"  # type: ignore[union-attr]
+    assert list(comparison.aggregates[0].scores) == ["base", "ppo", "sb3-ppo"]
+    assert "or its score in a run, is missing: dxdp." in text
+
+
 @pytest.mark.slow
 def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     results = make_results(seeds=3, tasks=("8gaussians", "gmm25"))
@@ -318,7 +333,7 @@ def test_agent_on_one_task_is_left_out_of_the_aggregate() -> None:
     comparison = Comparison(summarise(results))
     assert list(comparison.aggregates[0].scores) == ["base", "dxdp", "ppo"]
     text = Reader(page(comparison)).text
-    assert "Left out, because a task of the track is missing: sb3-ppo." in text
+    assert "Left out, because a task of the track, or its score in a run, is missing: sb3-ppo." in text
 
 
 def test_one_agent_has_nobody_to_be_compared_with() -> None:

@@ -383,6 +383,23 @@ def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
     assert scores(gym.make(ENV_ID, coordinates="next_state")) == plain
     with pytest.raises(TypeError, match="norm_obs=False"):
         scores(VecNormalize(made()))
+    for wrapper in (gym.wrappers.NormalizeObservation, lambda env: gym.wrappers.RescaleAction(env, -1.0, 1.0)):
+        with pytest.raises(TypeError, match="policy behind a gymnasium"):
+            scores(wrapper(gym.make(ENV_ID)))
+    assert scores(gym.wrappers.NormalizeReward(gym.make(ENV_ID, coordinates="next_state"))) == plain
+
+
+@pytest.mark.slow
+def test_a_loaded_model_is_read_in_the_coordinates_of_its_action_box(tmp_path: Path) -> None:
+    sb3 = pytest.importorskip("stable_baselines3")
+    from dxmi_rl.envs import make_sb3_env
+
+    env = make_sb3_env("8gaussians", num_envs=8, coordinates="next_state")
+    model = sb3.PPO("MlpPolicy", env, n_steps=5, batch_size=40, seed=0)
+    model.save(tmp_path / "model.zip")
+    loaded = sb3.PPO.load(tmp_path / "model.zip")
+    whole, again = quick(model, draws=1), quick(loaded, task="8gaussians", draws=1)
+    assert again == whole and again["kl_bound"] > 10
 
 
 def test_a_task_of_another_configuration_is_refused() -> None:

@@ -216,7 +216,7 @@ def _base_policy(task: Task) -> Any:
     ("name", "changes", "error", "text"),
     [
         ("8gausians", {}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
-        (None, {}, TypeError, "task must be a name, a Target, an energy, a data tensor or a Task, got None"),
+        (None, {}, TypeError, "data as a tensor or numpy array, or a Task, got NoneType"),
         ("8gaussians", {"dim": 2}, ValueError, "dim belongs to an energy of your own"),
         (lambda x: x.sum(1), {}, ValueError, "dim must say the dimension"),
         (lambda x: x.sum(1), {"dim": 0}, ValueError, "dim must be >= 1"),
@@ -328,6 +328,15 @@ def test_data_that_the_noise_levels_do_not_fit_are_warned_of(shift: float, facto
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_task(rows, pretraining=QUICK)
+
+
+def test_a_mixture_that_the_noise_levels_do_not_fit_is_warned_of() -> None:
+    wide = GaussianMixture(60.0 * torch.eye(2), 1.0, plot_range=(-10, 70))
+    with pytest.warns(UserWarning, match="samples of .* and standard deviation .* do not fit noise levels"):
+        make_task(wide)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_task(wide, schedule_options={"level_max": 65.0, "level_min": 1.0}, schedule="karras")
 
 
 def test_options_of_own_targets_are_checked() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -121,6 +122,16 @@ class ActionDensity:
         if self.coordinates == "next_state":
             return 0.0
         return self.mdp.dim * per_step(self.mdp.base.sigma, t, x).log().flatten()
+
+
+def told_coordinates(actions: Any, plot_range: tuple[float, float]) -> str:
+    """The action coordinates that a model's action space tells: "next_state" for that environment's own box, which is
+    twice the target's ``plot_range``, else "noise".
+    """
+    low, high = plot_range
+    box = (low + high) / 2 - (high - low), (low + high) / 2 + (high - low)
+    whole = np.allclose(actions.low, box[0]) and np.allclose(actions.high, box[1])
+    return "next_state" if whole else "noise"
 
 
 def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:

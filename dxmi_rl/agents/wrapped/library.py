@@ -7,8 +7,11 @@ density that ``ActionDensity`` reads from the library's policy: never through an
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,16 @@ from dxmi_rl.costs import count_draws
 
 Explore = Callable[[ActionDensity, Tensor, Tensor | int, Tensor], Tensor]
 """The action of a rollout, ``[batch, d]``, from (density, x_t, t, N(0, I) noise)."""
+
+
+def copied(agent: Agent[Any], memo: dict[int, Any]) -> Agent[Any]:
+    """``__deepcopy__`` of an agent whose library's objects refer to each other in ways that copies do not follow: what
+    a checkpoint restores, on a copy of the task.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = agent.save(Path(folder, "agent"))
+        memo[id(agent)] = other = type(agent).load(file, task=copy.deepcopy(agent.task, memo))
+    return other
 
 
 class OwnRandomness:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
-from dxmi_rl.agents.wrapped.library import OffPolicyData, OwnRandomness, explore_by_policy, prepare_rollout
+from dxmi_rl.agents.wrapped.library import OffPolicyData, OwnRandomness, copied, explore_by_policy, prepare_rollout
 from dxmi_rl.agents.wrapped.settings import OnPolicyConfig, ReplayConfig
 from dxmi_rl.costs import count_draws
 from dxmi_rl.envs.observations import observe
@@ -63,6 +63,7 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
     """
 
     model: Any
+    __deepcopy__ = copied
 
     def _build(self) -> None:
         sb3 = require_sb3(self)
@@ -117,6 +118,7 @@ class SB3ReplayAgent(Agent[ReplayT]):
     """
 
     model: Any
+    __deepcopy__ = copied
 
     def _build(self) -> None:
         sb3 = require_sb3(self)

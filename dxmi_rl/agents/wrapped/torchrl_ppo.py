@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, torchrl_density
-from dxmi_rl.agents.wrapped.library import OwnRandomness, prepare_rollout
+from dxmi_rl.agents.wrapped.library import OwnRandomness, copied, prepare_rollout
 from dxmi_rl.agents.wrapped.settings import OnPolicyConfig
 from dxmi_rl.agents.wrapped.torchrl import make_actor, perceptron, require_torchrl
 from dxmi_rl.utils.checks import check_integer, check_real
@@ -55,6 +55,7 @@ class TorchRLPPO(Agent[TorchRLPPOConfig]):
 
     name: ClassVar[str] = "torchrl-ppo"
     Config = TorchRLPPOConfig
+    __deepcopy__ = copied
 
     def _build(self) -> None:
         require_torchrl()

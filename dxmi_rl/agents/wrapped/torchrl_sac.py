@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, torchrl_density
-from dxmi_rl.agents.wrapped.library import OffPolicyData, OwnRandomness, explore_by_policy, squashed_start_std
+from dxmi_rl.agents.wrapped.library import OffPolicyData, OwnRandomness, copied, explore_by_policy, squashed_start_std
 from dxmi_rl.agents.wrapped.settings import ReplayConfig
 from dxmi_rl.agents.wrapped.torchrl import ActionValue, make_actor, require_torchrl
 from dxmi_rl.costs import count_draws
@@ -40,6 +40,7 @@ class TorchRLSAC(Agent[TorchRLSACConfig]):
 
     name: ClassVar[str] = "torchrl-sac"
     Config = TorchRLSACConfig
+    __deepcopy__ = copied
 
     def _build(self) -> None:
         require_torchrl()

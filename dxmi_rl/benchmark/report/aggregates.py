@@ -41,7 +41,7 @@ class Aggregate:
     scores: dict[str, NDArray[np.float64]]
     """``[runs, tasks]`` of every label that finished all tasks, where two or more did."""
     left_out: list[str]
-    """Labels that lack a task."""
+    """Labels that lack a task, or its score in some of their runs."""
     notes: list[str]
     statistics: dict[str, dict[str, tuple[float, Interval | None]]] = field(default_factory=dict)
     """``[label][statistic]``: value and interval or None."""
@@ -56,10 +56,13 @@ def aggregate(
     ``failed`` its failed runs: those that diverged count as the worst run of their task.
     """
     normalised: dict[tuple[str, str], dict[int, float]] = {}
-    for run in runs:
-        value = run["normalised"]
-        if tasks[run["task"]]["track"] == track and value is not None and math.isfinite(value):
-            normalised.setdefault((run["task"], run["label"]), {})[run["seed"]] = float(value)
+    partly: set[tuple[str, str]] = set()
+    for run in (run for run in runs if tasks[run["task"]]["track"] == track):
+        cell, value = (run["task"], run["label"]), run["normalised"]
+        if value is not None and math.isfinite(value):
+            normalised.setdefault(cell, {})[run["seed"]] = float(value)
+        else:
+            partly.add(cell)
     ranked = [task for task in tasks if any(task == key[0] for key in normalised)]
     for task in ranked:
         worst = min(min(cell.values()) for key, cell in normalised.items() if key[0] == task)
@@ -68,7 +71,8 @@ def aggregate(
     if not ranked:
         return None
     present = [label for label in labels if any(label == key[1] for key in normalised)]
-    complete = [label for label in present if all((task, label) in normalised for task in ranked)]
+    whole = normalised.keys() - partly
+    complete = [label for label in present if all((task, label) in whole for task in ranked)]
     left_out = [label for label in present if label not in complete]
     cells = [normalised[task, label] for task in ranked for label in complete]
     seeds = sorted(set.intersection(*map(set, cells))) if cells else []
@@ -76,7 +80,7 @@ def aggregate(
     if cells and any(set(cell) != set(seeds) for cell in cells):
         notes.append(f"Seeds differ between rows: only the {len(seeds)} common ones are used ({_listed(seeds)}).")
     if left_out:
-        notes.append(f"Left out, because a task of the track is missing: {_listed(left_out)}.")
+        notes.append(f"Left out, because a task of the track, or its score in a run, is missing: {_listed(left_out)}.")
     other = [name for name, task in tasks.items() if task["track"] == track and name not in ranked]
     if other:
         notes.append(f"Not normalised (no base or exact value, or no gap between them): {_listed(other)}.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggregate, improvements
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
-from dxmi_rl.benchmark.results import RULERS, counted_scores, diverged, is_fitted
+from dxmi_rl.benchmark.results import RULERS, counted_scores, diverged, is_fitted, lacking
 from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, setbacks, unreliable
 from dxmi_rl.utils.storage import JSON
@@ -174,12 +174,15 @@ class Comparison:
         return len(summary["seeds"] if "seeds" in summary else self.results["seeds"])
 
     def incomplete(self, line: Line) -> list[str]:
-        """``(3 of 5 runs)`` for a row that lacks some, ``(2 of 5 runs diverged)``, steps back, else nothing."""
+        """``(3 of 5 runs)`` for a row that lacks some, ``(2 of 5 runs diverged)``, a ranking score that not all runs
+        have, steps back, else nothing.
+        """
         runs, seeds = line.summary["runs"], self.seeds_of(line.summary)
         lost = len(diverged(self.failed, line.task, line.label))
         notes = [f"({lost} of {seeds} runs diverged)"] if lost else []
         notes += [f"({runs} of {seeds} runs)"] if runs + lost < seeds else []
-        return notes + ([f"({back})"] if (back := setbacks(line.summary)) else [])
+        partly = lacking(self.runs, line.task, line.label, line.score) if line.score else ""
+        return notes + [f"({note})" for note in (partly, setbacks(line.summary)) if note]
 
     def best(self, task: str) -> Line | None:
         """The first by interquartile mean of the ranking score."""

@@ -42,7 +42,7 @@ from dxmi_rl.benchmark.report.markup import (
     table,
 )
 from dxmi_rl.benchmark.report.scenes import make_scene
-from dxmi_rl.benchmark.tables import LEGEND, SCORES, compact
+from dxmi_rl.benchmark.tables import LEGEND, SCORES, compact, count_seeds
 from dxmi_rl.utils.storage import JSON
 
 COST_ORDER = ["energy_evals", "seconds", "timesteps", "energy_grad_evals", "policy_draws", "denoiser_calls"]
@@ -176,7 +176,8 @@ def _aggregate(aggregate: Aggregate, styles: dict[str, Style]) -> str:
             cells.append(_estimate(show(value), show_range(*bounds[:2]) if bounds else "", value, best))
         rows.append((cells, {"label": label}))
     methods = {bounds.method for entry in aggregate.statistics.values() for _, bounds in entry.values() if bounds}
-    caption = f"Normalised score over {tasks}, {len(aggregate.seeds)} seeds: 0 = base sampler, 1 = exact sampler"
+    seeds = count_seeds([len(aggregate.seeds)])
+    caption = f"Normalised score over {tasks}, {seeds}: 0 = base sampler, 1 = exact sampler"
     caption += f"; 95 % intervals ({', '.join(sorted(methods))})." if methods else "."
     charts = "".join(
         "<figure>"

@@ -10,7 +10,7 @@ from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
 from dxmi_rl.benchmark.report.changes import HEADER, changes, notes, title
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_seconds
-from dxmi_rl.benchmark.tables import LEGEND, compact
+from dxmi_rl.benchmark.tables import LEGEND, compact, count_seeds
 
 BEST = "★ best"
 BOUNDS = ("elbo", "log_z", "eubo", "ess")
@@ -127,7 +127,7 @@ def _aggregate_table(aggregate: Aggregate) -> TextTable:
             cells.append(f"{text} {BEST}" if marks[-1] else text)
         body.append(cells)
         bold.append(marks)
-    caption = f"Normalised scores over {', '.join(aggregate.tasks)}; {len(aggregate.seeds)} seeds."
+    caption = f"Normalised scores over {', '.join(aggregate.tasks)}; {count_seeds([len(aggregate.seeds)])}."
     caption = " ".join([caption, *aggregate.notes])
     header = ["agent", *(f"{name} {'↓' if name == 'optimality gap' else '↑'}" for name in STATISTICS)]
     return TextTable(f"Track {aggregate.track}", f"aggregate-{_name(aggregate.track)}", header, body, bold, caption)

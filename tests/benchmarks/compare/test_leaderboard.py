@@ -430,22 +430,30 @@ def test_a_hostile_submission_is_refused(
     assert all((place / name).read_bytes() == content for name, content in before.items())
 
 
-def test_runs_that_diverged_count_as_the_worst_of_all_submissions(place: Path) -> None:
+@pytest.mark.parametrize("finished", [2, 0])
+def test_runs_that_diverged_count_as_the_worst_of_all_submissions(place: Path, finished: int) -> None:
     """A file with one's own rows alone has no worse run to count instead."""
     (place / "results" / "standard.json").write_text(json.dumps(make_results()), encoding="utf-8")
     (place / "results" / "first.json").unlink()
     evil = other_rows(make_results(), "evil")
-    evil["runs"] = [run_ | {"key": run_["key"][::-1]} for run_ in evil["runs"] if run_["seed"] < 2]
+    evil["runs"] = [run_ | {"key": run_["key"][::-1]} for run_ in evil["runs"] if run_["seed"] < max(1, finished)]
     evil["failed"] = [
         {"key": f"lost {seed}", "task": "gmm25", "label": "evil", "seed": seed, "error": "DivergenceError: x"}
-        for seed in (2, 3, 4)
+        for seed in range(finished, 5)
     ]
-    (place / "results" / "evil.json").write_text(json.dumps(summarise(evil)), encoding="utf-8")
+    evil = summarise(evil)
+    if not finished:
+        evil["runs"] = []
+        own = {"runs": 0, "diverged": 5, "scores": {}, "normalised": None, "costs": {}, "best": {}}
+        evil["summary"] = [row | own for row in evil["summary"] if row["task"] == "gmm25"]
+    (place / "results" / "evil.json").write_text(json.dumps(evil), encoding="utf-8")
     assert run(place) == 0
     section = (place / "page.md").read_text(encoding="utf-8").split("## gmm25\n", 1)[1].split("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("| ")]
     (own,) = (line for line in lines if " evil |" in line)
-    assert lines.index(own) == len(lines) - 2 and "2 of 5, 3 diverged" in own, "before the base sampler alone"
+    place_from_below = len(lines) - lines.index(own)
+    assert place_from_below == (2 if finished else 1), "before the base sampler, or at its worst run"
+    assert f"{finished} of 5, {5 - finished} diverged" in own and own.split(" | ")[2]
 
 
 def test_a_model_that_was_trained_elsewhere_has_no_rank(place: Path) -> None:
