@@ -152,10 +152,10 @@ def counted_scores(
 
 
 def lacking(runs: Sequence[Result], task: str, label: str, key: str) -> str:
-    """``kl_marginal in 1 of 3 runs`` where not all finished runs of a row have a score, else nothing."""
+    """``score in 1 of 3 runs`` where not all finished runs of a row have the score, else nothing."""
     own = [run["scores"] for run in runs if (run["task"], run["label"]) == (task, label)]
     having = sum(key in one for one in own)
-    return f"{key} in {having} of {len(own)} runs" if 0 < having < len(own) else ""
+    return f"score in {having} of {len(own)} runs" if 0 < having < len(own) else ""
 
 
 def _summarise(row: Row, runs: Sequence[Result], failed: Sequence[JSON], task: JSON, command: str) -> Summary:

@@ -476,7 +476,7 @@ def test_terminals_get_rankings_that_fit_100_columns(capsys: pytest.CaptureFixtu
     for better, first in (("lower", "a-label-of-some-length"), ("higher", "worse")):
         (table,) = tables.ranking_tables({"tasks": {"t": facts | {"better": better}}, "summary": own, "runs": runs})
         assert table.body[0][0].startswith(f" 1  {first}")
-        assert table.body[2][0] == "    none\n    (kl_bound_fit in 1 of 2 runs)"
+        assert table.body[2][0] == "    none\n    (score in 1 of 2 runs)"
         tables.print_tables([table])
         printed = capsys.readouterr().out
         assert max(map(len, printed.splitlines())) <= 100 and "[-4.0e+06, 5.2e+06]" in printed
@@ -699,5 +699,5 @@ def test_a_score_that_some_runs_lack_is_none_of_their_row() -> None:
         found = results_module.summarise_runs({"task": "t", "label": "a"}, runs, [], task)
         assert set(found["scores"]) == {"elbo"} and found["normalised"] is None
         assert results_module.counted_scores(runs, [], "t", "a", "kl", "lower") == []
-        assert results_module.lacking(runs, "t", "a", "kl") == "kl in 1 of 2 runs"
+        assert results_module.lacking(runs, "t", "a", "kl") == "score in 1 of 2 runs"
         assert not results_module.lacking(runs, "t", "a", "elbo") and not results_module.lacking(runs, "t", "a", "fd")
