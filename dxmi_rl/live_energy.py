@@ -111,7 +111,7 @@ class LiveEnergy:
                 raise EnergyError("the task gives no gradient of its energy, and it is asked for.")
             gradient = None
             if energy.requires_grad:  # perhaps by weights of its own alone
-                (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph, allow_unused=True)
+                gradient = _gradient(energy, point, create_graph)
             if gradient is None:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "
@@ -132,7 +132,7 @@ class LiveEnergy:
             point = x.detach().requires_grad_(self.differentiable)
             energy = self(point)
             if self.differentiable:
-                (gradient,) = torch.autograd.grad(energy.sum(), point)
+                gradient = _gradient(energy, point)
         require_finite_energy(x, energy.detach(), gradient)
         return energy.detach(), gradient
 
@@ -154,6 +154,15 @@ class LiveEnergy:
     def parameters(self) -> list[nn.Parameter]:
         """Parameters of the reward model; empty for a function."""
         return list(self.function.parameters()) if isinstance(self.function, nn.Module) else []
+
+
+def _gradient(energy: Tensor, point: Tensor, create_graph: bool = False) -> Tensor | None:
+    """dE / dx, None where x has no part in E; raises EnergyError where autograd cannot go back through the energy."""
+    try:
+        (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph, allow_unused=True)
+    except Exception as error:  # such as an energy that overwrites what its own gradient needs
+        raise EnergyError(f"the energy's gradient fails: {type(error).__name__}: {error}") from error
+    return gradient
 
 
 def require_finite(*rewards: Tensor) -> None:

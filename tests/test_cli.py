@@ -204,6 +204,10 @@ def test_compare_is_the_benchmark_and_report_writes_again(
         "report.md",
         "report.tex",
     ]
+    del results["summary"][0]["scores"]["sliced_w2"]["iqm"]
+    (tmp_path / "damaged.json").write_text(json.dumps(results), encoding="utf-8")
+    assert main(["report", "damaged.json", "--out", "new"]) == 2
+    assert "error: 'damaged.json' is damaged: KeyError: 'iqm'." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

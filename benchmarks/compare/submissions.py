@@ -10,7 +10,7 @@ from typing import Any
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.protocol import RANKED_BY
-from dxmi_rl.benchmark.results import BASE, diverged, summarise_best, summarise_runs
+from dxmi_rl.benchmark.results import BASE, diverged, normalised_score, summarise_best, summarise_runs
 from dxmi_rl.costs import BUDGET_UNITS
 from dxmi_rl.tasks import ENERGIES
 
@@ -125,7 +125,9 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
         raise ValueError(f"{where}: runs.scores.{key} must be finite numbers.")
     check_possible(where, [*finished, *best_of(runs, key)], task)
     for run in runs:
-        _check_consistent(where, run["scores"])
+        for scores in [run["scores"], *([run["best"]["scores"]] if run["best"] else [])]:
+            _check_consistent(where, scores)
+        _check_same(f"{where}: runs.normalised", run["normalised"], normalised_score(run, task))
     if key in row["scores"] and (len(finished) != row["runs"] or not (finished or lost)):
         raise ValueError(f"{where}: summary.runs is {row['runs']}, and runs with {key!r} are {len(finished)}.")
     found = {"runs": len(runs), "diverged": len(lost), "best": summarise_best(runs)}

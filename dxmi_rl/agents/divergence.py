@@ -66,13 +66,16 @@ class GoodState:
 
 def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
     """``agent.iterate()``; what another library raises because the weights are gone, or torch because they make no
-    distribution, becomes a DivergenceError, and an EnergyError says when it happened.
+    distribution, becomes a DivergenceError, as does a learned energy that is not finite; another EnergyError says when
+    it happened.
     """
     try:
         return agent.iterate()
     except NonFiniteError:
         raise
     except EnergyError as error:
+        if agent.mdp.energy.function in agent.modules().values():
+            raise _divergence(agent, "its energy", math.nan) from error
         place = f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}"
         raise EnergyError(f"{place}: {error}") from error
     except Exception as error:

@@ -99,7 +99,9 @@ def _samples_figure(rows: Sequence[Row], runs: Sequence[Run], results: Sequence[
 
 
 def _median_panel(row: Row, own: Sequence[Result], runs: Sequence[Run], folder: Path) -> tuple[str, Tensor]:
-    key = next((key for key in ("kl_bound_fit",) if key in own[0]["scores"]), main_score(row, own))
+    key = "kl_bound_fit" if "kl_bound_fit" in own[0]["scores"] else main_score(row, own)
+    if not all(key in result["scores"] for result in own):
+        key = None
     ordered = sorted(own, key=lambda result: result["scores"][key] if key else result["seed"])
     median = ordered[(len(ordered) - 1) // 2]
     run = next(run for run in runs if run.key == median["key"])

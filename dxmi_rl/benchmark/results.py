@@ -63,7 +63,7 @@ def assemble(
     runs = []
     for row in rows:
         for result in results_of(row, results):
-            extra = {"normalised": _normalised(result, tasks[row.task])}
+            extra = {"normalised": normalised_score(result, tasks[row.task])}
             runs.append(result | extra | {"command": f"{_row_command(command, row)} --seeds {result['seed']}"})
     return {
         "schema": SCHEMA,
@@ -118,7 +118,8 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     }
 
 
-def _normalised(result: Result, task: JSON) -> float | None:
+def normalised_score(result: Result, task: JSON) -> float | None:
+    """The ranking score of a run, 0 for the base sampler and 1 for exact samples; None where one of them is unknown."""
     key, base, floor = task["score"], task["base"], task["floor"]
     if key is None or base is None or floor is None or base == floor or key not in result["scores"]:
         return None
@@ -192,7 +193,7 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
         scores[key] = score_statistics(values, lost) | {k: v for k, v in scores.get(key, {}).items() if k == "floor"}
     normalised = {
         (run["label"], run["seed"]): value for run in runs if run["task"] == name
-        if (value := _normalised(run, task)) is not None
+        if (value := normalised_score(run, task)) is not None
     }  # fmt: skip
     values = [value for (other, _), value in normalised.items() if other == label]
     values = values + [min(normalised.values())] * lost if normalised and len(values) == len(own) else []

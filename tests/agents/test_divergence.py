@@ -42,6 +42,25 @@ def test_absurd_rates_leave_the_last_good_checkpoint(name: str, tmp_path: Path) 
     assert all(bool(value.isfinite().all()) for value in numbers)
 
 
+def test_a_learned_energy_that_is_not_finite_is_a_divergence() -> None:
+    """Nobody can check an energy that the game itself has learned."""
+    game = small("dxmi", energy_learning_rate=1e30)
+    with pytest.raises(DivergenceError, match="its energy is nan"):
+        game.learn(20 * game.timesteps_per_iteration)
+    assert game.costs.setbacks == 5
+
+
+@pytest.mark.parametrize("name", ["dxdp", "ppo", "path-wise", "adjoint-matching", "vgs"])
+def test_an_energy_that_autograd_cannot_follow_says_so(name: str) -> None:
+    def overwrites(x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(x).sum(1)
+
+    options = {"scale": 2.0, "smallest_scale": 0.3}
+    agent = small(name, make_task(overwrites, dim=2, horizon=3, backward="learned", target_options=options))
+    with pytest.raises(EnergyError, match=r"the energy's gradient fails: RuntimeError: .*inplace operation"):
+        agent.learn(agent.timesteps_per_iteration)
+
+
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c"])
 def test_weights_that_make_no_distribution_are_a_divergence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch refuses a standard deviation of 0, in words that no user of ours can make sense of."""

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -530,6 +531,19 @@ def test_targets_without_samples_have_pictures_too(tmp_path: Path, monkeypatch: 
     group = {"tasks": ["dw4"], "agents": ["base"], "task_settings": {"horizon": 3}}
     assert tiny_main("--jobs", "1", "--seeds", "0", content=TINY | {"group": [group]}, whole=True) == 0
     assert {"samples_dw4.png", "report.html"} <= {file.name for file in (tmp_path / "runs" / "tiny").iterdir()}
+
+
+def test_a_score_that_some_runs_lack_titles_no_panel(undisturbed: Path) -> None:
+    content = read(undisturbed / "results.json")
+    row = protocol.Row("base", "8gaussians", "base")
+    own = [run for run in content["runs"] if (run["task"], run["label"]) == ("8gaussians", "base")]
+    runs = [SimpleNamespace(key=run["key"], samples_file=lambda folder: saved) for run in own]
+    saved = next((undisturbed / "results").glob("*.safetensors"))
+    title, _ = pictures._median_panel(row, own, runs, undisturbed)  # type: ignore[arg-type]
+    key = title.split()[1]
+    assert key in own[0]["scores"]
+    own.append(own[0] | {"scores": {}})
+    assert pictures._median_panel(row, own, runs, undisturbed)[0] == "base"  # type: ignore[arg-type]
 
 
 def test_a_curve_without_the_tasks_score_is_not_drawn() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dxmi_rl.benchmark.results import diverged, summarise_best, summarise_runs
+from dxmi_rl.benchmark.results import diverged, normalised_score, summarise_best, summarise_runs
 
 TASKS: dict[str, dict[str, Any]] = {
     "8gaussians": dict(dim=2, horizon=5, tau=1.0, event_shape=[2], track="fine-tune", energy="target",
@@ -47,7 +47,9 @@ def make_results(
 
 
 def summarise(results: dict[str, Any]) -> dict[str, Any]:
-    """Write the summary anew from the runs."""
+    """Write normalised scores and the summary anew from the runs."""
+    for run in results["runs"]:
+        run["normalised"] = normalised_score(run, results["tasks"][run["task"]])
     rows = dict.fromkeys((run["task"], run["label"]) for run in results["runs"])
     results["summary"] = [_summary(results, *row) for row in rows]
     return results

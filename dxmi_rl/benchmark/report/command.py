@@ -25,7 +25,13 @@ class Report:
     """Folder to write to, by default where the results are; of a figure the file, ending with .pdf, .png or .svg."""
 
     def __call__(self, command: str) -> int:
-        """Write the files, and print where they are."""
+        """Write the files, and print where they are. Raises ValueError for results that are damaged inside, too."""
+        try:
+            return self._write()
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{str(self.results)!r} is damaged: {type(error).__name__}: {error}.") from error
+
+    def _write(self) -> int:
         results = load_results(self.results)
         folder = self.results if self.results.is_dir() else self.results.parent
         if self.figure is not None:

@@ -284,6 +284,7 @@ def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
         ("another score", "summary.scores.ess"), ("a unit with markup", "summary.unit must be one of timesteps"),
         ("the base sampler trains", "must be 0, as the agent does not"),
         ("costs below 0", "runs.costs.seconds must be a number >= 0"), ("ten times the budget", "the budget 4000000"),
+        ("a normalised score", "runs.normalised is 0.99"),
         ("a direction", "tasks.score must be one of"), ("a bound that is not its elbo", "must add to log Z = 0"),
         ("a bound below the divergence", "must lie between 0 and its"),
         ("more effective than samples", "runs.scores.ess must lie in [0, 1]"),
@@ -414,6 +415,9 @@ def test_a_hostile_submission_is_refused(
             run_["scores"]["sliced_w2"] += 1e-3 * number
         evil["runs"] = more
         summarise(evil)
+    elif attack == "a normalised score":
+        for run_ in runs:
+            run_["normalised"] = 0.99
     elif attack == "a direction":
         evil["tasks"]["gmm25"]["better"] = "higher"
     elif attack == "a number beyond floats":
