@@ -19,7 +19,8 @@ def main(file: Path, agent: str) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (60, 1, 8, 8), dtype=np.uint8)
     patches = {"iterations": 3, "batch_size": 8, "channels": [8, 8], "attention": False, "patch": 2}
     task = make_task(ImageSet(rows[:40], rows[40:], name="tiny"), horizon=2, pretraining=patches)
-    game = DxMI(task, agent=agent, agent_settings={"n_trajectories": 7})
+    few = {"value_steps": 4, "policy_steps": 4, "kernel_steps": 4, "warmup_value_steps": 8}
+    game = DxMI(task, agent=agent, agent_settings={"n_trajectories": 7, **few})
     execution = set_execution(game, rows_at_a_time=5, share=True)
     losses: list[dict[str, float]] = []
     iterate = game.iterate

@@ -35,7 +35,14 @@ SETTINGS: dict[str, Any] = {
     "augmentation_flip": True,
     "replay": 2,
     "energy_learning_rate": 1e-3,
-    "agent_settings": {"n_trajectories": 8, "policy": {"fine_tuning_rate": 1e-3}},
+    "agent_settings": {
+        "n_trajectories": 8,
+        "value_steps": 4,
+        "policy_steps": 4,
+        "kernel_steps": 4,
+        "warmup_value_steps": 8,
+        "policy": {"fine_tuning_rate": 1e-3},
+    },
 }
 
 

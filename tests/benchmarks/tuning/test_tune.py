@@ -235,6 +235,18 @@ def test_the_defaults_are_the_settings_on_record(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(read(RECORD)))
+def test_no_setting_on_record_lies_at_an_end_of_its_range_that_could_go_on(name: str) -> None:
+    """Numbers of steps end at 1, what can be left out at 0; others would be searched again in a larger range."""
+    settings = spaces.defaults(name) | read(RECORD)[name]["settings"]
+    for key, space in spaces.search_space(name).items():
+        value = settings[key]
+        if isinstance(space, spaces.Range):
+            assert 1.05 * space.low < value < space.high / 1.05, key
+        else:
+            assert value in (0, 1) or value not in (space.values[0], space.values[-1]), key
+
+
 def test_agents_learn_and_resume_with_the_settings_on_record(name: str, tmp_path: Path) -> None:
     settings = read(RECORD).get(name, {}).get("settings")
     if not settings:
