@@ -59,6 +59,13 @@ def saved_modules(agent: Agent[Any]) -> dict[str, nn.Module]:
     return found
 
 
+def _not_held(agent: Agent[Any]) -> list[str]:
+    """Names of the agent's attributes that are modules with parameters, and that ``modules`` does not hold."""
+    held = {id(part) for module in saved_modules(agent).values() for part in module.parameters()}
+    own = {name: [*part.parameters()] for name, part in vars(agent).items() if isinstance(part, nn.Module)}
+    return [name for name, parts in own.items() if parts and not any(id(part) in held for part in parts)]
+
+
 def weights(agent: Agent[Any]) -> dict[str, Tensor]:
     """The tensors of all modules, by name, not copied."""
     modules = saved_modules(agent).items()
@@ -106,6 +113,11 @@ def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) 
         warnings.warn(
             f"the energy that mdp.set_energy has put into task {agent.task.name!r} is not saved: load the agent with "
             "task=make_task(..., energy=...), or set it again.", stacklevel=3,
+        )  # fmt: skip
+    if lost := _not_held(agent):
+        warnings.warn(
+            f"modules of agent {agent.name!r} do not return its {', '.join(lost)}: a checkpoint does not keep them, "
+            "nor does the best one of a comparison.", stacklevel=3,
         )  # fmt: skip
     metadata = {
         "agent": agent.name,

@@ -163,7 +163,7 @@ class _Path:
         """E / tau and its gradient at x; raises ValueError for an energy of another shape or without gradient."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            value = self.energy(x)
+            value = self.energy(x.clone())  # one that works in place changes nothing here
             if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
                 found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
                 raise ValueError(f"energy must return a tensor of shape [{len(x)}], got {found}.")

@@ -14,7 +14,7 @@ from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.diffusion import BackwardKernel, FittedKernel, Learned, Mixture
 from dxmi_rl.evaluation import metrics
 from dxmi_rl.evaluation.annealing import annealed_importance_sampling
-from dxmi_rl.live_energy import LiveEnergy
+from dxmi_rl.live_energy import LiveEnergy, require_finite_energy
 from dxmi_rl.mdp import DenoisingMDP, Energy
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import particle_filter
@@ -72,7 +72,7 @@ def log_weight_scores(
     mdp = task.mdp
     log_z = None if task.energy_replaced else target.log_z
     trajectory = mdp.rollout(density, trajectories, torch.Generator(mdp.device).manual_seed(seed + 2))
-    statistics = metrics.log_weight_statistics(mdp.log_weights(trajectory, energy=energy))
+    statistics = metrics.log_weight_statistics(_log_weights(mdp, trajectory, energy))
     kernel: BackwardKernel = mdp.kernel
     fit = fit and kernel.draws_backwards  # the base sampler in its place is the aim, and no bound of another kernel's
     scores: dict[str, float] = {}
@@ -132,9 +132,17 @@ def smc_scores(
     }
 
 
+def _log_weights(mdp: DenoisingMDP, trajectory: Trajectory, energy: Energy) -> Tensor:
+    """log w with the MDP's kernel; raises EnergyError where they are not finite for want of a finite energy."""
+    log_w = mdp.log_weights(trajectory, energy=energy)
+    if not all_finite(log_w):
+        require_finite_energy(trajectory.final, LiveEnergy(energy)(trajectory.final).detach())
+    return log_w
+
+
 def quick_bound(task: Task, target: Target, trajectory: Trajectory, energy: Energy) -> dict[str, float]:
     """``kl_bound``, or ``elbo`` where log Z is unknown, with the kernel of training, and ``elbo_tau``."""
-    elbo = metrics.log_weight_statistics(task.mdp.log_weights(trajectory, energy=energy))["elbo"]
+    elbo = metrics.log_weight_statistics(_log_weights(task.mdp, trajectory, energy))["elbo"]
     log_z = None if task.energy_replaced else target.log_z
     scores = {"elbo": elbo} if log_z is None else {"kl_bound": log_z - elbo}
     return scores | tempered_elbo(task, elbo, energy, trajectory.final)

@@ -67,7 +67,7 @@ def marginal_scores(
     exact = target.sample(points, generator)
     scores: dict[str, float] = {}
     for name, x, sign in (("kl_marginal", samples, 1.0), ("kl_marginal_forward", exact, -1.0)):
-        log_target = -target.energy(x).double() - float(target.log_z or 0.0)
+        log_target = -target.energy(x.clone()).double() - float(target.log_z or 0.0)
         whole, halves = _mixture(log_density, x, states)
         if not bool(whole.isfinite().all()):  # a squashed policy cannot reach all points
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,9 @@ from dxmi_rl.agents.wrapped.action_density import (
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import check_batch
+
+DYNAMICS = ("target", "horizon", "schedule", "schedule_options", "base", "eta", "sigma_last")
+"""What an action does, by the settings of a task."""
 
 
 def resolve(
@@ -47,6 +51,8 @@ def resolve(
         raise ValueError(f"the model's environment is on task {own.name!r}, not on {named!r}.")
     if isinstance(task, Task) or (own is None and task is not None):
         built = make_task(task)
+        if own is not None:
+            _check_same(own, built, DYNAMICS)
     elif own is not None:
         built = own
     else:
@@ -66,12 +72,14 @@ def sampled(agent: Agent[Any], n: int, seed: int) -> Tensor:
     return x
 
 
-def _check_same(built: Task, given: Task) -> None:
-    """Raises ValueError for a task of another configuration than the agent's: it would not be what is scored."""
+def _check_same(built: Task, given: Task, keys: Sequence[str] = ()) -> None:
+    """Raises ValueError for a task of another configuration than the model's, or of others of these ``keys``: it would
+    not be what the model was trained on.
+    """
     own, other = built.fingerprint(), given.fingerprint()
-    for key in own.keys() | other.keys():
+    for key in keys or own.keys() | other.keys():
         if own.get(key) != other.get(key):
-            raise ValueError(f"task must be the agent's, with {key} = {own.get(key)}, got one with {other.get(key)}.")
+            raise ValueError(f"task must be the model's, with {key} = {own.get(key)}, got one with {other.get(key)}.")
 
 
 def _library(model: Any) -> str:

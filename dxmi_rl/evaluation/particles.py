@@ -53,7 +53,7 @@ def particle_scores(target: ParticleTarget, x: Tensor, reference: Tensor, seed: 
 
 def energy_scores(target: ParticleTarget, x: Tensor, reference: Tensor) -> dict[str, float]:
     """``energy_w2`` and ``energy_tv`` of ``particle_scores``."""
-    energies = target.energy(x), target.energy(reference)
+    energies = target.energy(x.clone()), target.energy(reference.clone())
     return {"energy_w2": w2_of_values(*energies), "energy_tv": histogram_tv(*energies)}
 
 

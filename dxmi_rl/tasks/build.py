@@ -148,10 +148,11 @@ def make_task(
 def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: dict[str, Any]) -> tuple[TaskConfig, str]:
     """The default configuration for whatever ``make_task`` was given, and the task's name."""
     own_energy = callable(name) and not isinstance(name, (Target, Tensor))
+    named = TASKS[name] if isinstance(name, str) else None
     if dim is not None and not own_energy:
         raise ValueError(f"dim belongs to an energy of your own; this target's shape is known, got dim={dim!r}.")
-    if isinstance(name, str):
-        return TASKS[name], name
+    if named is not None:
+        return named, str(name)
     if isinstance(name, (Tensor, np.ndarray)):
         check_options("a target of data", DataTarget, options)
         name = DataTarget(name, **options)

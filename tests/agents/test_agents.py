@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,19 @@ def test_resuming_equals_not_having_stopped(name: str, tmp_path: Path) -> None:
     assert torch.equal(agent.sample(4), resumed.sample(4))
     costs = [dataclasses.asdict(a.costs) | {"seconds": 0} for a in (agent, resumed)]
     assert costs[0] == costs[1]
+
+
+def test_checkpoints_keep_all_modules(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(name).save(tmp_path / "agent")
+
+
+def test_a_module_that_a_checkpoint_does_not_keep_is_warned_of(tmp_path: Path) -> None:
+    agent = small("reinforce")
+    agent.average = copy.deepcopy(agent.policy)  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="modules of agent 'reinforce' do not return its average: a checkpoint"):
+        agent.save(tmp_path / "agent")
 
 
 SEES_VALUES = {"value_input": True, "energy_model": True, "gradient_weight": 1.0, "replay": 2}

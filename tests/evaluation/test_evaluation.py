@@ -19,6 +19,7 @@ from dxmi_rl.agents import AGENTS, Base
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.diffusion import KERNELS
 from dxmi_rl.evaluation import METRICS, exact_floors, fit_kernel, floors, log_weights, quick_scores
+from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.targets import GaussianMixture, Modes, ParticleTarget, Target, list_targets, make_target
 from dxmi_rl.targets.manywell import ManyWell
 from dxmi_rl.tasks import Task
@@ -390,6 +391,48 @@ def test_coordinates_are_those_of_the_environment_under_any_wrapper() -> None:
 
 
 @pytest.mark.slow
+def test_a_model_is_scored_on_the_steps_that_it_was_trained_on() -> None:
+    sb3 = pytest.importorskip("stable_baselines3")
+    from dxmi_rl.envs import make_sb3_env
+
+    model = sb3.PPO("MlpPolicy", make_sb3_env("8gaussians", horizon=10, num_envs=8), n_steps=10, batch_size=80)
+    with pytest.raises(ValueError, match="task must be the model's, with horizon = 10, got one with 5"):
+        evaluate(model, make_task("8gaussians"))
+    other = make_task("8gaussians", horizon=10, backward="learned")  # the kernel is the ruler's, and not the model's
+    assert quick(model, task=other, draws=1)["denoiser_calls"] == 10
+
+
+def test_an_energy_that_is_not_finite_is_named() -> None:
+    def walled(x: Tensor) -> Tensor:
+        return x.square().sum(1).where(x[:, 0] < 1, math.inf)
+
+    for score in (quick, quick_scores):
+        with pytest.raises(EnergyError, match=r"the energy is NaN or infinite in \d+ of"):
+            score(Base(make_task(walled, dim=2, target_options={"scale": 1.0})))
+
+
+class Shifting(GaussianMixture):
+    """An energy that works in place, by ways that autograd does not see."""
+
+    def _energy(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x.sub_(1.0)
+        return super()._energy(x + 1.0)
+
+
+def test_energies_that_work_in_place_change_no_score() -> None:
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    plain, shifting = (kind(means, 0.3, plot_range=(-3, 3)) for kind in (GaussianMixture, Shifting))
+    one, two = (quick(Base(make_task(target))) for target in (plain, shifting))
+    assert two == pytest.approx(one, rel=1e-5)
+    found = [
+        evaluation.annealed_importance_sampling(target.energy, (2,), scale=1.0, chains=200).log_z
+        for target in (plain, shifting)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=0.01), "rounding turns single proposals"
+
+
+@pytest.mark.slow
 def test_a_loaded_model_is_read_in_the_coordinates_of_its_action_box(tmp_path: Path) -> None:
     sb3 = pytest.importorskip("stable_baselines3")
     from dxmi_rl.envs import make_sb3_env
@@ -405,7 +448,7 @@ def test_a_loaded_model_is_read_in_the_coordinates_of_its_action_box(tmp_path: P
 def test_a_task_of_another_configuration_is_refused() -> None:
     """What is scored is the agent's own task: another one of its name would be left aside without a word."""
     agent = make_agent("base", make_task("8gaussians", horizon=3))
-    with pytest.raises(ValueError, match="task must be the agent's, with horizon = 3, got one with 10"):
+    with pytest.raises(ValueError, match="task must be the model's, with horizon = 3, got one with 10"):
         evaluate(agent, make_task("8gaussians", horizon=10))
     assert quick(agent, task=make_task("8gaussians", horizon=3))["denoiser_calls"] == 3
     with pytest.raises(TypeError, match="fit must be True or False"):

@@ -216,6 +216,7 @@ def _base_policy(task: Task) -> Any:
     ("name", "changes", "error", "text"),
     [
         ("8gausians", {}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
+        ("8gausians", {"dim": 2}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
         (None, {}, TypeError, "data as a tensor or numpy array, or a Task, got NoneType"),
         ("8gaussians", {"dim": 2}, ValueError, "dim belongs to an energy of your own"),
         (lambda x: x.sum(1), {}, ValueError, "dim must say the dimension"),
