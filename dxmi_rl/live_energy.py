@@ -111,7 +111,7 @@ class LiveEnergy:
                 raise EnergyError("the task gives no gradient of its energy, and it is asked for.")
             gradient = None
             if energy.requires_grad:  # perhaps by weights of its own alone
-                gradient = _gradient(energy, point, create_graph)
+                gradient = _gradient(energy, point, create_graph=create_graph, allow_unused=True)
             if gradient is None:
                 raise EnergyError(
                     "the energy has no gradient in x, and it is asked for: choose an agent or settings without, "
@@ -156,10 +156,10 @@ class LiveEnergy:
         return list(self.function.parameters()) if isinstance(self.function, nn.Module) else []
 
 
-def _gradient(energy: Tensor, point: Tensor, create_graph: bool = False) -> Tensor | None:
-    """dE / dx, None where x has no part in E; raises EnergyError where autograd cannot go back through the energy."""
+def _gradient(energy: Tensor, point: Tensor, create_graph: bool = False, allow_unused: bool = False) -> Tensor | None:
+    """dE / dx by torch.autograd.grad; raises EnergyError where it cannot go back through the energy."""
     try:
-        (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph, allow_unused=True)
+        (gradient,) = torch.autograd.grad(energy.sum(), point, create_graph=create_graph, allow_unused=allow_unused)
     except Exception as error:  # such as an energy that overwrites what its own gradient needs
         raise EnergyError(f"the energy's gradient fails: {type(error).__name__}: {error}") from error
     return gradient

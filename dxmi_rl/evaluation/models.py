@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.wrapped.action_density import (
-    ActionDensity,
-    sb3_density,
-    told_coordinates,
-    torchrl_density,
-)
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, told_coordinates, torchrl_density
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import check_batch
