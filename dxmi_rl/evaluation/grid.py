@@ -30,8 +30,8 @@ class Grid:
     def log_density_at(self, x: Tensor, energy: Energy, log_density: Tensor, tau: float = 1.0) -> Tensor:
         """log p of points between the centres, ``[n]``, where ``log_density`` is that of this energy and tau."""
         with torch.no_grad():
-            log_z = -energy(self.x[:1]).double() / tau - log_density[:1]
-            return -energy(x).double() / tau - log_z
+            log_z = -energy(self.x[:1].clone()).double() / tau - log_density[:1]
+            return -energy(x.clone()).double() / tau - log_z
 
     def sample(self, log_density: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Draws ``[n, 2]`` of a density on the cells, uniform within each."""
@@ -42,5 +42,5 @@ class Grid:
     def log_density(self, energy: Energy, tau: float = 1.0) -> Tensor:
         """log of exp(-E / tau), normalised over the square by the midpoint rule: ``[points^2]``, float64."""
         with torch.no_grad():
-            exponent = -energy(self.x).double() / tau
+            exponent = -energy(self.x.clone()).double() / tau
         return exponent - torch.logsumexp(exponent, 0) - math.log(self.cell)

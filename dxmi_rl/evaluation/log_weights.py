@@ -156,7 +156,7 @@ def tempered_elbo(task: Task, elbo: float, energy: Energy, final: Tensor) -> dic
     tau = task.mdp.tau
     if tau in (0.0, 1.0) or not (task.energy_replaced or task.config.reward):
         return {}
-    return {"elbo_tau": elbo + (1 - 1 / tau) * float(energy(final).double().mean())}
+    return {"elbo_tau": elbo + (1 - 1 / tau) * float(energy(final.clone()).double().mean())}
 
 
 def has_named_energy(task: Task) -> bool:

@@ -425,6 +425,9 @@ def test_energies_that_work_in_place_change_no_score() -> None:
     plain, shifting = (kind(means, 0.3, plot_range=(-3, 3)) for kind in (GaussianMixture, Shifting))
     one, two = (quick(Base(make_task(target))) for target in (plain, shifting))
     assert two == pytest.approx(one, rel=1e-5)
+    grid = evaluation.Grid.over((-3, 3), 20)
+    first, second = (grid.log_density(target.energy) for target in (shifting, shifting))
+    assert torch.equal(first, second), "the grid stays where it is"
     found = [
         evaluation.annealed_importance_sampling(target.energy, (2,), scale=1.0, chains=200).log_z
         for target in (plain, shifting)
