@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook
+from dxmi_rl.agents.checkpoint import set_training_state, training_state
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay, Transitions
 from dxmi_rl.costs import count_draws
@@ -28,12 +27,12 @@ Explore = Callable[[ActionDensity, Tensor, Tensor | int, Tensor], Tensor]
 
 
 def copied(agent: Agent[Any], memo: dict[int, Any]) -> Agent[Any]:
-    """``__deepcopy__`` of an agent whose library's objects refer to each other in ways that copies do not follow: what
-    a checkpoint restores, on a copy of the task.
+    """``__deepcopy__`` of an agent whose library's objects refer to each other in ways that copies do not follow: a new
+    one on a copy of the task, in the same state of training.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        file = agent.save(Path(folder, "agent"))
-        memo[id(agent)] = other = type(agent).load(file, task=copy.deepcopy(agent.task, memo))
+    memo[id(agent)] = other = type(agent)(copy.deepcopy(agent.task, memo), seed=agent.seed, config=agent.config)
+    set_training_state(other, {key: value.detach().clone() for key, value in training_state(agent).items()})
+    other.costs, other.progress, other.log = copy.deepcopy((agent.costs, agent.progress, agent.log), memo)
     return other
 
 
