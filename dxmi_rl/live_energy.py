@@ -70,7 +70,7 @@ class LiveEnergy:
                 f"the energy must return floating numbers on {str(x.device)!r}, got {value.dtype} on "
                 f"{str(value.device)!r}."
             )
-        return value.to(x.dtype)
+        return value.to(x.dtype, copy=True)  # of one that may be overwritten by the next call
 
     def share_of(self, seconds: float) -> str:
         """What a progress bar says of an energy that takes more than half of the time, such as a slow reward."""

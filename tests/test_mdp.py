@@ -456,6 +456,15 @@ def test_an_energy_that_works_in_place_changes_nothing_of_ours(energy: Any) -> N
     assert torch.allclose(value, 4 * before.square().sum(1)) and torch.equal(x, before)
 
 
+def test_an_energy_may_use_its_output_again() -> None:
+    buffer = torch.empty(5)
+    mdp = make_task("8gaussians", energy=lambda x: torch.sum(x.detach().square(), dim=1, out=buffer)).mdp
+    first, second = torch.ones(5, 2), 2 * torch.ones(5, 2)
+    kept = mdp.energy(first)
+    mdp.energy(second)
+    assert kept.tolist() == [2.0] * 5
+
+
 def test_a_failure_that_does_not_come_again_leaves_an_energy_its_gradient() -> None:
     calls: list[int] = []
 

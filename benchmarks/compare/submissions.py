@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
@@ -136,9 +137,11 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
         _check_same(f"{where}: summary.{part}", row.get(part, 0), wanted)
 
 
-def _check_seeds(where: str, seeds: Sequence[Any], runs: Sequence[dict[str, Any]]) -> None:
+def _check_seeds(where: str, seeds: Any, runs: Sequence[dict[str, Any]]) -> None:
     """Seeds count from 0, so that none can be left out that was worse, and every run has its own."""
     own = [run["seed"] for run in runs]
+    if not isinstance(seeds, list):
+        raise ValueError(f"{where}: seeds must be a list, got {seeds!r}.")
     if not all(type(seed) is int for seed in [*seeds, *own]) or list(seeds) != list(range(len(seeds))):
         raise ValueError(f"{where}: seeds must be 0, 1, 2 and so on, got {list(seeds)}.")
     if len(set(own)) < len(own) or not set(own) <= set(seeds):
@@ -217,4 +220,4 @@ def _is_elbo(key: str | None) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

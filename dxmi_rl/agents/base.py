@@ -215,9 +215,11 @@ class Agent(abc.ABC, Generic[ConfigT]):
                         log = iterate(self)
                 except (NonFiniteError, DivergenceError) as error:
                     good.step_back(error)
-                    continue
+                    log = None
                 finally:
                     self.costs.seconds += time.perf_counter() - started
+                if log is None and self.spent(unit) < end:
+                    continue
                 if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
@@ -226,12 +228,12 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:
-                    good.look(log, samples=save)
+                    good.look(log or {}, samples=save)
                 if callback is not None:
                     done = stops(callback(self)) or done
                     save = checkpoint is not None and (save or done)
                     if save or done:  # at what the callback has changed, too
-                        good.look(log, samples=save)
+                        good.look(log or {}, samples=save)
                 if save and checkpoint is not None:  # with what the callback has changed
                     self.save(checkpoint)
                     saved_at = time.monotonic()

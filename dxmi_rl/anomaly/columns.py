@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,8 @@ Array = NDArray[np.float64]
 FLOOR = 0.3
 """Columns are divided by their standard deviation, or this part of the root mean square of all, if that is larger: a
 column that hardly varies would otherwise drown the others."""
+SMALL = 0.1
+"""Columns that vary, but by less than this part of what they are divided by, are warned of: their units may differ."""
 SHRINKAGE = 0.01
 """Part of the mean variance of a direction that whitening adds to all of them."""
 
@@ -24,6 +28,19 @@ def standardisation(rows: Array) -> tuple[Array, Array]:
     if not typical > 0:
         raise ValueError("X must not be copies of one row: its standard deviation is 0.")
     return rows.mean(0), np.maximum(spread, FLOOR * typical)
+
+
+def warn_of_small(rows: Array, scale: Array) -> None:
+    """Warn of columns that hardly count once they are divided by ``scale``."""
+    spread = rows.std(0)
+    small = np.flatnonzero((spread > 0) & (spread < SMALL * scale))
+    if len(small):
+        warnings.warn(
+            f"columns {small[:5].tolist()}{' and more' if len(small) > 5 else ''} of X vary little beside the others, "
+            "and hardly count: where columns have units of their own, divide them by their standard deviations first "
+            "(scikit-learn's StandardScaler).",
+            stacklevel=3,
+        )
 
 
 def whitener(rows: Array) -> Array:

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from dxmi_rl.agents import DxDPConfig, PolicyConfig, ValueConfig
-from dxmi_rl.anomaly.columns import Array, standardisation, whitener
+from dxmi_rl.anomaly.columns import Array, standardisation, warn_of_small, whitener
 from dxmi_rl.diffusion import DenoiserMLP, PretrainingConfig, train_denoiser
 from dxmi_rl.irl import DxMI, DxMIConfig, EnergyConfig
 from dxmi_rl.irl.training import ENERGY_TRAINERS, train_energy
@@ -58,7 +58,7 @@ class MeanEnergy(nn.Module):
 class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # classes without types
     """Outlier detection by the energy E of a sampler and an energy trained together (DxMI, Yoon et al. 2024).
 
-    ``fit`` standardises the rows, trains a denoiser on them, and plays DxMI from there: a few-step sampler that starts
+    ``fit`` centres and scales the columns, trains a denoiser, and plays DxMI from there: a few-step sampler that starts
     as the denoiser, and an energy that starts as what the denoiser takes out of a row (``EnergyDenoiser``). The game is
     as long as there are rows, as few of them are soon known by heart, and ends when samples have become easy to tell
     from data: from there on the energy would only learn the sampler's mistakes.
@@ -136,6 +136,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         values = self._checked(X, reset=True)
         rows = _locations(values)
         self.mean_, self.scale_ = standardisation(rows)
+        if values.ndim == 2:
+            warn_of_small(rows, self.scale_)
         self.whitener_ = whitener((rows - self.mean_) / self.scale_) if self.whitening else None
         self._learn(self._standardised(rows), len(values))
         self.offset_ = float(np.quantile(self.score_samples(X), self.contamination))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -170,19 +171,20 @@ class Plan:
         return sorted([*self.selected, *finished], key=lambda run: (self.rows.index(run.row), run.seed))
 
 
-def _sizes(arguments: Arguments, preset: Preset, chosen: Sequence[Row]) -> Sizes:
-    """The preset's sizes; a tenth of them, without fitted kernels, for a budget below a tenth of the preset's own."""
-    names = {(row.task, row.agent) for row in chosen}
-    budgets = [row.budget for row in preset.rows if (row.task, row.agent) in names and row.trains]
-    units = {row.unit for row in preset.rows if row.trains}
-    comparable = arguments.budget is not None and units == {arguments.unit or "timesteps"} and bool(budgets)
-    if not comparable or 10 * (arguments.budget or 0) >= min(budgets):
-        return preset.sizes
-    print("a budget below a tenth of the preset's: scores are of a tenth of its sizes, without fitted kernels")
+def _sizes(arguments: Arguments, preset: Preset) -> dict[str, Sizes]:
+    """Sizes of every task: the preset's, or a tenth of them, without fitted kernels, for a budget below a tenth of that
+    which the preset gives the task. What is selected changes none.
+    """
     sizes = preset.sizes
-    return replace(
+    less = replace(
         sizes, fit=False, best=False, samples=max(1, sizes.samples // 10), trajectories=max(1, sizes.trajectories // 10)
     )
+    budgets: dict[str, list[float]] = {}
+    for row in preset.rows:
+        if row.trains and row.unit == (arguments.unit or "timesteps"):
+            budgets.setdefault(row.task, []).append(row.budget)
+    asked = math.inf if arguments.budget is None else 10 * arguments.budget
+    return {row.task: less if asked < min(budgets.get(row.task, [0])) else sizes for row in preset.rows}
 
 
 def make_plan(arguments: Arguments) -> Plan:
@@ -199,10 +201,15 @@ def make_plan(arguments: Arguments) -> Plan:
     device = arguments.device[0]
     if arguments.seeds:
         chosen = [replace(row, seeds=arguments.seeds) for row in chosen]
-    sizes = _sizes(arguments, preset, chosen)
-    selected = make_runs(chosen, preset.seeds, device, sizes)
+    sizes = _sizes(arguments, preset)
+    if small := [task for task in dict.fromkeys(row.task for row in chosen) if sizes[task] != preset.sizes]:
+        print(
+            f"a budget below a tenth of the preset's: scores on {', '.join(small)} are of a tenth of its sizes, "
+            "without fitted kernels"
+        )
+    selected = [run for row in chosen for run in make_runs([row], preset.seeds, device, sizes[row.task])]
     rows = [replace(row, seeds=tuple(sorted({*(row.seeds or preset.seeds), *arguments.seeds}))) for row in rows]
-    every = make_runs(rows, preset.seeds, device, sizes)
+    every = [run for row in rows for run in make_runs([row], preset.seeds, device, sizes[row.task])]
     default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
     jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
     if len(devices) > 1 and jobs > len(devices):

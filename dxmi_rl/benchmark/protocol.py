@@ -280,7 +280,13 @@ class Run:
                 return []
         except (CheckpointError, FileNotFoundError):
             pass
-        return [file.replace(file.with_name(f"{file.name}.damaged")) for file in (result, samples) if file.exists()]
+        return [_aside(file) for file in (result, samples) if file.exists()]
+
+
+def _aside(file: Path) -> Path:
+    """Rename a damaged file to FILE.damaged, or FILE.damaged1 and so on where that is taken."""
+    names = (file.with_name(f"{file.name}.damaged{number or ''}") for number in range(10_000))
+    return file.replace(next(name for name in names if not name.exists()))
 
 
 def digest_of(result: JSON) -> str:

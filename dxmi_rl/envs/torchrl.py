@@ -32,7 +32,8 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
     - "horizon", ``[*batch]``, int64, where the task has several: T of the row's episode, which a reset draws for all
       rows together.
     - "observation", ``[*batch, d + 1]``: [x_t flattened, 1 - t/T], for policies only; ObservationNorm and the like may
-      change it. With several horizons it has one number more, as in DenoiseEnv. ``observation="dict"`` leaves it out.
+      change it (``evaluate`` does not know of them). With several horizons it has one number more, as in DenoiseEnv.
+      ``observation="dict"`` leaves it out.
     - "action", ``[*batch, d]``; its box is a hint as in DenoiseEnv, and actions beyond it are never clipped.
     - "reward", ``[*batch, 1]``, in nats.
     - "done" and "terminated", ``[*batch, 1]``: true at t = T. Nothing is ever truncated.

@@ -60,7 +60,8 @@ def evaluate(
         task: needed for a TorchRL actor, and for an SB3 model that has no environment of ours, such as a loaded one.
         coordinates: action coordinates that a model of another library was trained in; None: those of its
             environment, else as an SB3 model's action box tells, else "noise". Its observations must be flat, and no
-            Gymnasium wrapper may have changed them or its actions; of a loaded model's wrappers nothing is known.
+            wrapper or transform, such as TorchRL's ObservationNorm, may have changed them or its actions; nothing is
+            known of those of a TorchRL actor or a loaded model.
         policy: other weights of the agent's policy, such as DxMI's last iterate ``agent.agent.policy``.
         horizon: number of steps, where the task has several; None: the largest.
         seed: seed of all draws.

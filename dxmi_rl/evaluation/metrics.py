@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.special import chdtri
 from torch import Tensor, nn
 
 from dxmi_rl.evaluation.checks import array, check_pair, check_vector
@@ -18,6 +19,8 @@ from dxmi_rl.utils.checks import check_integer, check_real
 
 # Bandwidths of the MMD kernels over the median distance; each is twice the one before (``_kernel_sum`` relies on it).
 MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+BEYOND_MODE = math.exp(-4.5)
+"""Part of a Gaussian mode that lies too far from it to count: beyond three standard deviations in the plane."""
 
 
 # Samples against samples ----------------------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ def quantile_error(x: Tensor, y: Tensor) -> float:
 
 
 def mode_statistics(
-    x: Tensor, centers: Tensor, std: float | Tensor, weights: Tensor | None = None, radius: float = 3.0
+    x: Tensor, centers: Tensor, std: float | Tensor, weights: Tensor | None = None, radius: float | None = None
 ) -> dict[str, float]:
     """Count the covered modes and compare their frequencies with their weights.
 
@@ -160,7 +163,7 @@ def mode_statistics(
         centers: mode centres ``[k, d]``.
         std: standard deviation (or scale) of one coordinate within a mode, a number or ``[k]``.
         weights: mode weights ``[k]``, positive and summing to one; None for equal ones.
-        radius: in units of ``std``; 3 holds 98.9 % of a plane Gaussian. In d dimensions take about sqrt(d) + 2.
+        radius: in units of ``std``; None: what holds 98.9 % of a Gaussian in d dimensions, 3 in the plane.
 
     Returns:
         ``{"modes": int in 0..k, "mode_tv": float in [0, 1)}``.
@@ -170,6 +173,8 @@ def mode_statistics(
             one.
     """
     check_pair("x", x, "centers", centers)
+    if radius is None:
+        radius = math.sqrt(chdtri(x.shape[1], BEYOND_MODE))
     check_real("radius", radius, strict=True)
     count = len(centers)
     if weights is None:

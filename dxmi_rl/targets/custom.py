@@ -86,6 +86,8 @@ class DataTarget(Target):
     def __init__(self, data: Tensor | np.ndarray) -> None:
         if not isinstance(data, (Tensor, np.ndarray)):
             raise TypeError(f"data must be a torch.Tensor or numpy array, got {type(data).__name__}.")
+        if np.ma.is_masked(data):
+            raise TypeError("data must have no masked cells: fill them in, or leave their rows out.")
         if not (data.dtype.is_floating_point if isinstance(data, Tensor) else data.dtype.kind == "f"):
             raise TypeError(f"data must have a floating dtype, got {data.dtype}.")
         rows = data.detach().cpu().clone() if isinstance(data, Tensor) else torch.from_numpy(np.array(data, float))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.targets.base import Modes, Target, TargetError
+from dxmi_rl.targets.base import Modes, Target, TargetError, digest_of_function
 from dxmi_rl.targets.image_rewards import (
     Compressibility,
     DigitClass,
@@ -84,12 +83,8 @@ class RewardEnergy(nn.Module):
         return _values("reward", self.reward, x)
 
     def digest(self, target: Target) -> str:
-        """Sixteen hex digits that tell rewards apart: r at 64 normal points of the target's scale, in three digits."""
-        x = target.scale * torch.randn(64, *target.event_shape, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            values = self.rewards(x.to(target.anchor)).double()
-        text = " ".join(f"{value:.2e}" for value in values.tolist())
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """Sixteen hex digits that tell rewards apart (``digest_of_function``)."""
+        return digest_of_function(self.rewards, target)
 
     def forward(self, x: Tensor) -> Tensor:
         """E(x), ``[batch]``."""

@@ -123,9 +123,9 @@ def input_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def evaluation_mode(energy: object) -> Iterator[None]:
-    """Put a module into eval mode and back: energies must not depend on dropout or batch statistics."""
-    training = [part for part in energy.modules() if part.training] if isinstance(energy, nn.Module) else []
+def evaluation_mode(function: object) -> Iterator[None]:
+    """Put a module into eval mode and back: energies and densities must not depend on dropout or batch statistics."""
+    training = [part for part in function.modules() if part.training] if isinstance(function, nn.Module) else []
     for part in training:
         part.training = False
     try:

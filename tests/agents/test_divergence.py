@@ -192,6 +192,25 @@ def test_training_steps_back_to_the_last_good_state(tmp_path: Path) -> None:
     assert kernel.optimizer is None or kernel.optimizer.param_groups[0]["lr"] == 0.5 * kernel.learning_rate
 
 
+def test_a_last_iteration_that_diverges_leaves_the_state_before_it(tmp_path: Path) -> None:
+    agent, file = small("ppo"), tmp_path / "agent.safetensors"
+    step, iterate, states = agent.timesteps_per_iteration, agent.iterate, []
+
+    def iterate_and_fail(*arguments: Any) -> Any:
+        log = iterate(*arguments)
+        if agent.num_timesteps == 2 * step:
+            raise NonFiniteError("states that are no numbers")
+        return log
+
+    agent.iterate = iterate_and_fail  # type: ignore[method-assign]
+    agent.learn(2 * step, callback=lambda agent: states.append(state(agent)), checkpoint=file, checkpoint_every=1)
+    assert agent.costs.setbacks == 1 and agent.num_timesteps == 2 * step and len(states) == 2
+    saved = state(load_agent(file))
+    assert all(
+        torch.equal(saved[key], value) and torch.equal(states[1][key], value) for key, value in states[0].items()
+    )
+
+
 def test_what_diverges_for_the_sixth_time_ends(tmp_path: Path) -> None:
     agent = broken_at(small("ppo"), set(range(1, 100)))
     file = tmp_path / "agent.safetensors"

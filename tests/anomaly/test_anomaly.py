@@ -205,6 +205,12 @@ def test_constant_columns_do_no_harm() -> None:
     assert scale[3] == pytest.approx(FLOOR * np.sqrt((rows.std(0) ** 2).mean())) and mean[3] == 1
 
 
+def test_columns_that_hardly_count_are_named() -> None:
+    rows = ROWS * [1.0, 100.0, 100.0]
+    with pytest.warns(UserWarning, match=r"columns \[0\] of X vary little.*StandardScaler"):
+        EnergyDetector(**QUICK | {"epochs": 0}).fit(rows)
+
+
 @pytest.mark.slow
 def test_whitened_rows_are_uncorrelated_and_small_variances_count(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)

@@ -611,6 +611,7 @@ def test_what_is_no_result_of_a_run_is_set_aside(damage: str, undisturbed: Path,
     else:
         content = read(run.result_file(folder)) | CHANGES[damage]
         run.result_file(folder).write_text(json.dumps(content), encoding="utf-8")
+    (folder / f"{run.key}.json.damaged").mkdir()  # a name that is taken
     assert len(run.set_aside_damaged(folder)) == 2 and run.load(folder) is None
 
 
@@ -666,11 +667,23 @@ def test_what_is_finished_is_reported_after_ctrl_c(
 
 def test_small_budgets_have_small_scores() -> None:
     preset = load_preset("standard")
-    usual = plan._sizes(Arguments("standard"), preset, preset.rows)
-    assert usual == preset.sizes == plan._sizes(Arguments("standard", budget=20_000), preset, preset.rows)
-    small = plan._sizes(Arguments("standard", budget=1000), preset, preset.rows)
-    assert not small.fit and not small.best and small.trajectories == preset.sizes.trajectories // 10
-    assert plan._sizes(Arguments("standard", budget=1000, unit="energy_evals"), preset, preset.rows) == preset.sizes
+    tasks = {row.task for row in preset.rows}
+    usual = dict.fromkeys(tasks, preset.sizes)
+    assert usual == plan._sizes(Arguments("standard"), preset) == plan._sizes(Arguments(budget=20_000), preset)
+    small = plan._sizes(Arguments("standard", budget=1000), preset)
+    assert small.keys() == tasks and len(set(small.values())) == 1
+    assert not small["digits"].fit and not small["digits"].best
+    assert small["digits"].trajectories == preset.sizes.trajectories // 10
+    assert plan._sizes(Arguments("standard", budget=1000, unit="energy_evals"), preset) == usual
+    between = plan._sizes(Arguments("standard", budget=5000), preset)  # a sixth of that of digits
+    assert between["digits"] == preset.sizes and between["8gaussians"] == small["8gaussians"]
+
+
+def test_what_is_selected_changes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = {run.key for run in plan.make_plan(Arguments("standard", budget=5000)).selected}
+    for part in ({"tasks": ("8gaussians",)}, {"agents": ("ppo",)}):
+        assert {run.key for run in plan.make_plan(Arguments("standard", budget=5000, **part)).selected} < whole
 
 
 # Diverged runs --------------------------------------------------------------------------------------------------------

@@ -402,6 +402,41 @@ def test_a_model_is_scored_on_the_steps_that_it_was_trained_on() -> None:
     assert quick(model, task=other, draws=1)["denoiser_calls"] == 10
 
 
+@pytest.mark.slow
+def test_an_sb3_policy_is_scored_as_it_predicts_and_left_alone() -> None:
+    """With its normalisation as in training, scores would depend on the other rows of a batch, and change it."""
+    sb3 = pytest.importorskip("stable_baselines3")
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    from dxmi_rl.envs import make_sb3_env
+
+    class Normed(BaseFeaturesExtractor):
+        def __init__(self, space: Any) -> None:
+            super().__init__(space, 3)
+            self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+
+        def forward(self, observations: Tensor) -> Tensor:
+            return self.net(observations)
+
+    env = make_sb3_env("8gaussians", num_envs=8)
+    kind = {"features_extractor_class": Normed}
+    model = sb3.PPO("MlpPolicy", env, n_steps=5, batch_size=40, seed=0, policy_kwargs=kind)
+    model.policy.set_training_mode(True)
+    before = {key: value.clone() for key, value in model.policy.state_dict().items()}
+    scores = quick(model, draws=1)
+    assert model.policy.training and all(torch.equal(model.policy.state_dict()[key], v) for key, v in before.items())
+    model.policy.set_training_mode(False)
+    assert quick(model, draws=1) == scores
+
+    class Bounded(ActorCriticPolicy):
+        def _get_action_dist_from_latent(self, latent: Tensor) -> Any:
+            return self.action_dist.proba_distribution(torch.tanh(self.action_net(latent)), self.log_std - 1)
+
+    with pytest.raises(TypeError, match="Bounded makes another distribution"):
+        quick(sb3.PPO(Bounded, env, n_steps=5, batch_size=40, seed=0))
+
+
 def test_an_energy_that_is_not_finite_is_named() -> None:
     def walled(x: Tensor) -> Tensor:
         return x.square().sum(1).where(x[:, 0] < 1, math.inf)

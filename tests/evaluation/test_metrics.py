@@ -14,6 +14,7 @@ import torch
 from dxmi_rl.benchmark import statistics
 from dxmi_rl.evaluation import feature_metrics, metrics
 from dxmi_rl.networks.features import DigitsFeatures, load_features
+from dxmi_rl.targets import list_targets, make_target
 from dxmi_rl.targets.digits import load_digits_split
 from dxmi_rl.utils.checks import MissingExtraError, NonFiniteError
 
@@ -97,10 +98,20 @@ def test_mode_statistics_of_known_counts():
 @pytest.mark.parametrize(("hits", "weight", "covered"), [(9, 0.5, 1), (10, 0.5, 2), (4, 0.02, 1), (5, 0.02, 2)])
 def test_a_mode_is_covered_at_one_percent_or_a_quarter_of_its_weight(hits, weight, covered):
     centers = torch.tensor([[0.0], [10.0]])
-    x = torch.cat([torch.zeros(1000 - hits, 1), torch.full((hits, 1), 12.9)])
+    x = torch.cat([torch.zeros(1000 - hits, 1), torch.full((hits, 1), 12.4)])
     weights = torch.tensor([1 - weight, weight], dtype=torch.float64)
     assert metrics.mode_statistics(x, centers, 1.0, weights)["modes"] == covered
     assert metrics.mode_statistics(x, centers, 0.9, weights)["modes"] == 1
+
+
+@pytest.mark.parametrize("name", list_targets())
+def test_exact_samples_have_all_modes(name):
+    """In any number of dimensions: 50 of gmm40-50, where three standard deviations hold nothing."""
+    target = make_target(name)
+    if target.modes is None or not target.has_sampler:
+        pytest.skip("no modes, or no samples")
+    modes, x = target.modes, target.sample(10_000, torch.Generator().manual_seed(0)).flatten(1)
+    assert metrics.mode_statistics(x, modes.centers, modes.std, modes.weights)["modes"] == len(modes.centers)
 
 
 def test_exact_floor_is_the_mean_over_independent_pairs():

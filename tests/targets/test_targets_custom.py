@@ -13,6 +13,7 @@ import torch
 from target_cases import dependence, energy_and_gradient, seeded
 from torch import Tensor, nn
 
+from dxmi_rl import make_task
 from dxmi_rl.targets import DataTarget, EnergyTarget, Target, TargetError
 from dxmi_rl.utils.checks import NonFiniteError
 
@@ -255,6 +256,47 @@ def test_a_subclass_has_what_it_defines() -> None:
     assert torch.equal(x, target.sample(100, seeded(0))) and torch.equal(x, target.test_data(100, seeded(0)))
     assert target.energy(x).tolist() == [0.0] * 100
     assert target.to(torch.float64).sample(2).dtype == torch.float64
+
+
+class Sensor(Target):
+    """A data set of one's own, as a subclass."""
+
+    name = "sensor"
+    has_data: ClassVar[bool] = True
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__((2,), scale=1.0, plot_range=(-4.0, 4.0))
+        self.register_buffer("rows", rows)
+
+    def _data(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
+
+
+def test_every_row_of_a_subclass_counts_for_its_digest() -> None:
+    """Caches of denoisers and floors know data by their digest."""
+    rows = torch.randn(5000, 2)
+    mended = rows.clone()
+    mended[0] = 8.0
+    assert Sensor(rows).digest() == Sensor(rows.clone()).digest() != Sensor(mended).digest()
+
+
+def test_an_energy_that_is_random_has_one_digest() -> None:
+    """A checkpoint of its agent is one of this task, whatever the noise is."""
+
+    def noisy(x: Tensor) -> Tensor:
+        return bowl(x) + 0.1 * torch.randn(len(x))
+
+    assert EnergyTarget(noisy, (2,)).digest() == EnergyTarget(noisy, (2,)).digest() != EnergyTarget(bowl, (2,)).digest()
+    task = make_task("8gaussians", reward=noisy)
+    assert task.fingerprint() == task.fingerprint()
+
+
+def test_masked_cells_are_no_data() -> None:
+    rows = np.ma.masked_array(np.random.default_rng(0).standard_normal((50, 2)))
+    assert DataTarget(rows).event_shape == (2,)
+    rows[3, 1] = np.ma.masked
+    with pytest.raises(TypeError, match="no masked cells"):
+        DataTarget(rows)
 
 
 def test_a_target_without_anything_says_so() -> None:

@@ -16,6 +16,7 @@ from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.envs.observations import observe, told_of
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.utils.checks import require
+from dxmi_rl.utils.torch_tools import evaluation_mode
 
 Gaussian = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Flat observations ``[batch, d + 1]`` -> mean and log standard deviation of the action, both ``[batch, d]``."""
@@ -46,9 +47,14 @@ class ActionDensity:
         module: nn.Module | None = None,
     ) -> None:
         mdp.check_coordinates(coordinates)
-        self.gaussian, self.mdp, self.coordinates = gaussian, mdp, coordinates
+        self._gaussian, self.mdp, self.coordinates = gaussian, mdp, coordinates
         self.squashed, self.has_density, self.module = squashed, has_density, module
         self.bounds = bounds if squashed is None else squashed
+
+    def gaussian(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """m and l of flat observations ``[batch, d + 1]``, with ``module`` in eval mode: ``[batch, d]`` each."""
+        with evaluation_mode(self.module):
+            return self._gaussian(observation)
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation of x_{t+1}, in the shape of x. Raises TypeError for a squashed policy."""
@@ -137,7 +143,8 @@ def told_coordinates(actions: Any, plot_range: tuple[float, float]) -> str:
 def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:
     """The policy of an SB3 algorithm (PPO, A2C, SAC, TD3, ...) before SB3 clips its action.
 
-    Raises TypeError for other distributions than a diagonal Gaussian and for other observations than the flat ones.
+    Raises TypeError for other distributions than a diagonal Gaussian, for a policy that makes its own of its networks,
+    and for other observations than the flat ones.
     """
     distributions = require("stable_baselines3.common.distributions", "sb3")
     width = mdp.dim + len(told_of(mdp, 0))
@@ -161,6 +168,7 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
             mean = policy.action_net(policy.mlp_extractor.forward_actor(features))
             return mean, policy.log_std.expand_as(mean)
 
+        _check_as_stock(policy, gaussian, width)
         return ActionDensity(_at(policy.device, gaussian), mdp, coordinates, bounds=bounds, module=policy)
     if hasattr(actor, "get_action_dist_params"):  # SAC and its relatives
         if actor.use_sde:
@@ -179,6 +187,19 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
 
     place = _at(policy.device, deterministic)
     return ActionDensity(place, mdp, coordinates, bounds=bounds, has_density=False, module=policy)
+
+
+def _check_as_stock(policy: Any, gaussian: Gaussian, width: int) -> None:
+    """Raise TypeError for an on-policy SB3 policy whose distribution is another one than ``gaussian``."""
+    rows = torch.linspace(-1, 1, 4 * width, device=policy.device).view(4, width)
+    with torch.no_grad(), evaluation_mode(policy):
+        own = policy.get_distribution(rows).distribution
+        mean, log_std = gaussian(rows)
+    if not (torch.allclose(own.mean, mean, atol=1e-5) and torch.allclose(own.stddev, log_std.exp(), atol=1e-5)):
+        raise TypeError(
+            f"{type(policy).__name__} makes another distribution of its networks than SB3's own policies do: hand over "
+            "an ActionDensity of it."
+        )
 
 
 def _at(device: torch.device, gaussian: Gaussian) -> Gaussian:

@@ -293,8 +293,9 @@ def made_by_us(place: Path, label: str) -> list[dict[str, Any]]:
         ("a base sampler of one's own", "tasks.base of"),
         ("an error that is no number", "must be a finite number"), ("a bound above log z", "must be the lowest"),
         ("copied under other keys", "are those of another run"), ("odd keys", "runs.key must be 16 hex digits"),
-        ("two rows of one label", "label 'dxdp (evil)' stands on"), ("a number beyond floats", "malformed"),
+        ("two rows of one label", "label 'dxdp (evil)' stands on"), ("a number beyond floats", "be finite numbers"),
         ("a task that is a list", "is missing in tasks"), ("half a character", "utf-8"),
+        ("an integer beyond floats", "runs.scores.ess must be a finite number"), ("no list of seeds", "must be a list"),
     ],
 )  # fmt: skip
 def test_a_hostile_submission_is_refused(
@@ -340,6 +341,10 @@ def test_a_hostile_submission_is_refused(
             run_["seed"] += 3
     elif attack == "a seed that is no number":
         row["seeds"] = [0, 1, 2, 3, "4"]
+    elif attack == "an integer beyond floats":
+        runs[0]["scores"]["ess"] = 10**400
+    elif attack == "no list of seeds":
+        row["seeds"] = {"0": 0}
     elif attack == "a score that is a boolean":
         runs[0]["scores"][key] = False
     elif attack == "a row twice":
