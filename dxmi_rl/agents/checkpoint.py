@@ -176,7 +176,8 @@ def task_of(
 ) -> Task:
     """The task that a checkpoint was trained on, built anew unless it is given.
 
-    Raises CheckpointError for one of the user's own objects that is not given, and for another task.
+    Warns of another ``energy=``. Raises CheckpointError for one of the user's own objects that is not given, and for
+    another task.
     """
     if task is None:
         if metadata["task"] is None:
@@ -191,9 +192,14 @@ def task_of(
         raise TypeError(f"task must be a built Task or the name of one, got {task!r}.")
     if task.name != metadata["task_name"]:
         raise CheckpointError(f"{str(path)!r} was trained on task {metadata['task_name']!r}, not on {task.name!r}.")
-    then = metadata["task_config"]
+    then, now = metadata["task_config"], task.fingerprint()
+    if then.get("energy=") != now.pop("energy=", None):  # one that learns may have moved on
+        warnings.warn(
+            f"{str(path)!r} was trained on another energy than the task has: pass task=make_task({task.name!r}, "
+            "energy=...) with the same one.", stacklevel=4,
+        )  # fmt: skip
     # The target's digest comes last: where its options differ, they say more.
-    for key, value in sorted(task.fingerprint().items(), key=lambda item: item[0] == "target"):
+    for key, value in sorted(now.items(), key=lambda item: item[0] == "target"):
         if then.get(key) != value:
             what = "target (name and digest of its values)" if key == "target" else key
             raise CheckpointError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent
+from dxmi_rl.agents.checkpoint import set_training_state, training_state
 from dxmi_rl.evaluation import evaluate, quick_scores
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.rollout import Trajectory
@@ -44,7 +44,7 @@ COSTS_OF_A_POINT = ("timesteps", "seconds", "energy_evals")
 
 Point = dict[str, float]
 OnPoint = Callable[[Agent[Any], Point], None]
-State = dict[str, dict[str, Tensor]]
+State = dict[str, Tensor]
 
 
 def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None) -> tuple[JSON, Tensor]:
@@ -73,8 +73,7 @@ def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str
     }
     if agent.trains and sizes.best and best_point is not None:
         if best_state is not None:  # the last iterate otherwise, which has its scores
-            for name, module in agent.modules().items():
-                module.load_state_dict(best_state[name])
+            set_training_state(agent, best_state)
             scores = _scores(agent, run, floors=False)
         plain = {key: value for key, value in scores.items() if not key.endswith("_floor")}
         result["best"] = {"timesteps": curve[best_point]["timesteps"], "scores": plain}
@@ -98,7 +97,7 @@ def _unaveraged(agent: Agent[Any], seed: int, samples: int) -> dict[str, float]:
 
 
 def _train(agent: Agent[Any], run: Run, on_point: OnPoint) -> tuple[list[Point], int | None, State | None]:
-    """Learn for the budget: the curve, the index of its best point, and the weights there (None: the last ones).
+    """Learn for the budget: the curve, the index of its best point, and the state there (None: the last one).
 
     The curve has a point before the first iteration and ``curve_points`` after; an agent that does not train has the
     first only. The best is chosen by quick scores on seeds that the final scores do not use.
@@ -119,7 +118,7 @@ def _train(agent: Agent[Any], run: Run, on_point: OnPoint) -> tuple[list[Point],
         key = first_score(SELECTED_BY, list(scores), row.energy_given)
         if key is not None and (best is None or _better(SELECTED_BY[key], scores[key], points[best][key])):
             best = len(points) - 1
-            state = {name: copy.deepcopy(module.state_dict()) for name, module in agent.modules().items()}
+            state = {name: value.detach().clone() for name, value in training_state(agent).items()}
         on_point(agent, points[-1])
 
     note(agent)

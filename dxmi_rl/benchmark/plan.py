@@ -12,8 +12,12 @@ from dxmi_rl.agents.plain import check_config, has_plain_settings
 from dxmi_rl.benchmark.own_agents import is_own_agent
 from dxmi_rl.benchmark.presets import Preset, load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes, check_rows, make_runs
+from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
+
+RANKED_WITHIN = ("track", "target_options", "tau", "reward", "reward_options", "beta", "label")
+"""Settings of a task that all its rows share."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,8 @@ class Arguments:
 def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
     """The rows of the preset and those of agents of your own, with the budget of the command line.
 
-    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget or an unknown
-    config.
+    Raises what ``check_rows`` and ``OwnAgent.check`` raise, and ValueError for a unit without a budget, an unknown
+    config, or rows of one task that no table should rank together.
     """
     unit = arguments.unit
     if unit is not None and arguments.budget is None:
@@ -79,7 +83,21 @@ def all_rows(arguments: Arguments, preset: Preset) -> list[Row]:
             for row in rows
         ]
     check_rows(rows)
+    _check_alike(rows)
     return rows
+
+
+def _check_alike(rows: Sequence[Row]) -> None:
+    """Raises ValueError for rows of one task that differ in what its scores are of: they are ranked together."""
+    for row in rows:
+        first, default = next(other for other in rows if other.task == row.task), TASKS[row.task]
+        for key in RANKED_WITHIN:
+            values = [one.task_settings.get(key, getattr(default, key)) for one in (first, row)]
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"rows of task {row.task!r} stand in one table, and have {key} = {values[0]!r} ({first.label!r}) "
+                    f"and {values[1]!r} ({row.label!r}): put them into presets of their own."
+                )
 
 
 def _own_rows(arguments: Arguments, rows: Sequence[Row]) -> list[Row]:

@@ -189,7 +189,7 @@ class _Cloning:
         self.target, self.config, self.partial = copy.deepcopy(target).to(device), config, partial
         self.labelled = _labelled(self.target, config)
         self.begin()
-        if partial is not None and partial.is_file():
+        if partial is not None:
             self.restore(partial)
 
     def begin(self) -> None:
@@ -255,19 +255,24 @@ class _Cloning:
         tensors = {f"{k}/{key}": value for k, net in self.networks().items() for key, value in net.state_dict().items()}
         tensors |= flatten_optimizer("optimizer", self.optimizer) | {"generator": self.generator.get_state()}
         with cache_is_a_help():
-            save_tensors(partial, tensors, {"step": step})
+            save_tensors(partial, tensors, {"step": step, "name": partial.name})
 
     def restore(self, partial: Path) -> None:
-        """Go on from what ``save`` kept; from the start where that is damaged."""
+        """Go on from what ``save`` kept, if it did; from the start where that is damaged or another one's."""
         try:
             tensors, found = load_tensors(partial)
+            if found.get("name", partial.name) != partial.name:
+                raise ValueError(f"{str(partial)!r} was {found['name']}.")
             for name, net in self.networks().items():
                 start = len(name) + 1
                 net.load_state_dict({k[start:]: value for k, value in tensors.items() if k.startswith(f"{name}/")})
             restore_optimizer("optimizer", self.optimizer, tensors)
             self.generator.set_state(tensors["generator"])
             self.start = int(found["step"])
+        except FileNotFoundError:
+            return
         except (CheckpointError, KeyError, OSError, RuntimeError, ValueError) as error:
             if not isinstance(error.__cause__ or error, OSError):  # damaged, and not only out of reach for now
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
             self.begin()

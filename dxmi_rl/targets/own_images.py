@@ -140,7 +140,7 @@ def _read_folder(path: Path, size: int) -> StoredRows | Bytes:
 
 def _check_room(cache: Path, needed: int, path: Path) -> None:
     """Raise MissingDataError where many images have no room in the cache; a few may stay in memory."""
-    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    place = next(folder for folder in (cache, *cache.parents) if os.path.exists(folder))
     if needed > IN_MEMORY and (free := shutil.disk_usage(place).free) < needed:
         raise MissingDataError(
             f"images of folder {str(path)!r} take {needed / 2**30:.0f} GiB of the cache {str(cache)!r}, which has "

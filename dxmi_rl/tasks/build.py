@@ -138,6 +138,7 @@ def make_task(
         task.mdp.set_energy(getattr(importlib.import_module(module), function)(task).to(resolved))
     elif energy is not None and not isinstance(energy, str):
         task.mdp.set_energy(energy.to(resolved) if isinstance(energy, nn.Module) else energy)
+        task.own_energy = None if config.rewarded else task.mdp.energy.function
     elif config.reward is not None:
         task.mdp.set_energy(target.energy)
     if len(task.labels) > 1:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import Schedule, level_codes
-from dxmi_rl.live_energy import LiveEnergy
+from dxmi_rl.live_energy import Energy, LiveEnergy
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.targets import ParticleTarget, RewardEnergy, Target
+from dxmi_rl.targets.base import digest_of_function
 from dxmi_rl.tasks.config import TaskConfig
 from dxmi_rl.tasks.parts import (
     build_base,
@@ -51,6 +52,8 @@ class Task:
     """The horizons of the task that this one horizon was taken from (``at``)."""
     classes: tuple[int, ...] = ()
     """The classes of the task that this one class was taken from (``of_class``)."""
+    own_energy: Energy | None = field(default=None, repr=False, compare=False)
+    """The energy of the user that it was made with (``make_task(name, energy=)``), if any."""
     energies: dict[int, LiveEnergy] = field(default_factory=dict, repr=False, compare=False)
     """The energies of several horizons or classes, which ``at`` and ``of_class`` hand out; mostly empty: all have the
     same one."""
@@ -69,6 +72,9 @@ class Task:
             fields["horizon"] += f" of {self.among}"
         if self.classes:
             fields["label"] += f" of {self.classes}"
+        if self.own_energy is not None:
+            values = LiveEnergy(self.own_energy, values_only=True)
+            fields["energy="] = f"a function {digest_of_function(values, self.target)}"
         return fields | {"target": f"{self.target.name} {self.target.digest()}".strip()}
 
     @property

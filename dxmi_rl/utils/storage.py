@@ -192,7 +192,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], JSON]
     try:
         text, digest = header["metadata"], header["digest"]
         metadata: JSON = json.loads(text)
-    except (KeyError, json.JSONDecodeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{str(path)!r} has a damaged header: {error}") from error
     if _digest(tensors, text) != digest:
         raise CheckpointError(f"{str(path)!r} is damaged: its content is not that of its digest.")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from agent_cases import BATCH, small, task_for
+from torch import Tensor
 
-from dxmi_rl import DxDP, DxMI, make_agent, make_task
+from dxmi_rl import DxDP, DxMI, load_agent, make_agent, make_task
 from dxmi_rl.agents import PPO
+from dxmi_rl.tasks import Task
 
 SMALL = {"n_trajectories": BATCH, "policy": {"width": 16}, "value": {"width": 16}}
 
@@ -87,3 +92,31 @@ def test_seeds_that_would_repeat_others_are_refused() -> None:
     assert torch.equal(
         PPO("8gaussians", seed=np.int64(3)).sample(2, seed=0), PPO("8gaussians", seed=3).sample(2, seed=0)
     )
+
+
+def test_a_checkpoint_knows_the_energy_that_its_task_was_given(tmp_path: Path) -> None:
+    def bowl(x: Tensor) -> Tensor:
+        return x.square().sum(1)
+
+    def task(energy: Any) -> Task:
+        return make_task("8gaussians", horizon=2, energy=energy)
+
+    file = make_agent("reinforce", task(bowl)).save(tmp_path / "agent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_agent(file, task=task(bowl))
+    for other in (task(lambda x: bowl(x - 1)), make_task("8gaussians", horizon=2)):
+        with pytest.warns(UserWarning, match="was trained on another energy than the task has"):
+            load_agent(file, task=other)
+    plain = make_agent("reinforce", make_task("8gaussians", horizon=2)).save(tmp_path / "plain")
+    with pytest.warns(UserWarning, match="was trained on another energy"):
+        load_agent(plain, task=task(bowl))
+
+
+def test_an_energy_that_fails_somewhere_stops_no_save(tmp_path: Path) -> None:
+    def narrow(x: Tensor) -> Tensor:
+        if bool((x.abs() > 0.1).any()):
+            raise ValueError("beyond the simulator")
+        return x.square().sum(1)
+
+    make_agent("reinforce", make_task("8gaussians", horizon=2, energy=narrow)).save(tmp_path / "agent")

@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -677,6 +678,17 @@ def test_small_budgets_have_small_scores() -> None:
     assert plan._sizes(Arguments("standard", budget=1000, unit="energy_evals"), preset) == usual
     between = plan._sizes(Arguments("standard", budget=5000), preset)  # a sixth of that of digits
     assert between["digits"] == preset.sizes and between["8gaussians"] == small["8gaussians"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("track", "sample"), ("tau", 2.0), ("target_options", {"std": 0.5}), ("reward", "mean")]
+)
+def test_rows_of_one_table_have_one_track_and_one_target(key: str, value: Any) -> None:
+    preset = load_preset("kernels")
+    assert plan.all_rows(Arguments("kernels"), preset), "kernels differ, and may"
+    rows = [*preset.rows[:-1], replace(preset.rows[-1], task_settings={key: value})]
+    with pytest.raises(ValueError, match=f"stand in one table, and have {key} = "):
+        plan.all_rows(Arguments("kernels"), replace(preset, rows=rows))
 
 
 def test_what_is_selected_changes_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,10 @@ from forked import run_python
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.benchmark.attempt import Failure, attempt
+from dxmi_rl.benchmark.measure import measure
 from dxmi_rl.benchmark.own_agents import CheckpointAgent, OwnAgent, UntrustedCheckpointError, is_own_agent, load_file
 from dxmi_rl.benchmark.plan import Arguments, all_rows
-from dxmi_rl.benchmark.presets import load_preset
+from dxmi_rl.benchmark.presets import load_preset, make_row
 from dxmi_rl.benchmark.protocol import Row, Run, Sizes
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.utils.checks import CheckpointError
@@ -69,6 +70,46 @@ def test_the_pages_example_learns(folder: Path) -> None:
     agent.save("mine.safetensors")
     again = type(agent).load("mine.safetensors")
     torch.testing.assert_close(again.sample(10, seed=0), agent.sample(10, seed=0))
+
+
+DRIFTING = """
+import torch
+from dxmi_rl.agents import PPO
+
+
+class Drifting(PPO):
+    name = "drifting"
+    has_density = False
+
+    def _build(self):
+        super()._build()
+        self.shift = torch.zeros(2)
+
+    def iterate(self, on_final=None):
+        log = super().iterate(on_final)
+        self.shift = self.shift + 0.5
+        return log
+
+    def sample(self, n, **options):
+        return super().sample(n, **options) + self.shift
+
+    def extra_tensors(self):
+        return super().extra_tensors() | {"shift": self.shift}
+
+    def set_extra_tensors(self, tensors):
+        super().set_extra_tensors(tensors)
+        self.shift = tensors["shift"]
+"""
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_has_all_that_an_agent_saves(folder: Path) -> None:
+    write(folder / "my_module.py", DRIFTING)
+    row = make_row("8gaussians", "my_module:Drifting", 2000, folder=str(folder))
+    sizes = Sizes(fit=False, samples=500, draws=1, trajectories=500, curve_points=2)
+    found = measure(Run(row, 0, sizes=sizes))[0]
+    assert found["best"]["timesteps"] == 0
+    assert found["best"]["scores"]["sliced_w2"] < 1 < found["scores"]["sliced_w2"]
 
 
 @pytest.mark.slow

@@ -276,3 +276,7 @@ def test_a_damaged_partial_pretraining_starts_anew(tmp_path: Path) -> None:
     file.write_bytes(b"damaged")
     cloning = pretraining._Cloning(image_set(), config, torch.device("cpu"), file)
     assert cloning.start == 0 and not file.exists()
+    cloning.save(file, 1)
+    assert pretraining._Cloning(image_set(), config, torch.device("cpu"), file).start == 1
+    other = file.rename(tmp_path / "other.safetensors")
+    assert pretraining._Cloning(image_set(), config, torch.device("cpu"), other).start == 0, "it is another one's"

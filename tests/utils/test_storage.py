@@ -158,9 +158,11 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, str(tmp_path / "foreign"))
     with pytest.raises(CheckpointError, match="was not written by dxmi_rl"):
         load_tensors(tmp_path / "foreign")
-    save_file({"x": torch.zeros(2)}, str(tmp_path / "header"), metadata={"format": FORMAT, "metadata": "{"})
-    with pytest.raises(CheckpointError, match="damaged header"):
-        load_tensors(tmp_path / "header")
+    for text in ("{", "[" * 100_000):
+        header = {"format": FORMAT, "metadata": text, "digest": ""}
+        save_file({"x": torch.zeros(2)}, str(tmp_path / "header"), metadata=header)
+        with pytest.raises(CheckpointError, match="damaged header"):
+            load_tensors(tmp_path / "header")
     save_file({"x": torch.zeros(2)}, str(tmp_path / "old"), metadata={"format": "dxmi_rl/1", "metadata": "{}"})
     with pytest.raises(CheckpointError, match=r"'dxmi_rl/1', and this version reads 'dxmi_rl/3'\. Train it again"):
         load_tensors(tmp_path / "old")
