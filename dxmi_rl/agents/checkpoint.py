@@ -183,7 +183,7 @@ def task_of(
         if metadata["task"] is None:
             raise CheckpointError(
                 f"{str(path)!r} was trained on a task of your own objects, or on one horizon of several "
-                f"({metadata['task_name']!r}): pass task=."
+                f"({metadata['task_name']!r}): pass task=, or --task on the command line."
             )
         task = make_task(**metadata["task"], device=device)
     elif isinstance(task, str):
