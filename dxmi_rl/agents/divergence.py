@@ -79,7 +79,7 @@ def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
         place = f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}"
         raise EnergyError(f"{place}: {error}") from error
     except Exception as error:
-        if all_weights_finite(agent.policy) and NO_DISTRIBUTION.match(str(error)) is None:
+        if _policy_is_finite(agent) and NO_DISTRIBUTION.match(str(error)) is None:
             raise
         raise _divergence(agent, "policy weights", math.nan) from error
 
@@ -89,7 +89,7 @@ def note_losses(agent: Agent[Any], log: Mapping[str, float | Tensor]) -> None:
     agent.log = {key: float(value.detach() if isinstance(value, Tensor) else value) for key, value in log.items()}
     bad = [key for key, value in agent.log.items() if not math.isfinite(value)]
     # A loss is from before its update: the weights may have gone first.
-    if not all_weights_finite(agent.policy):
+    if not _policy_is_finite(agent):
         agent.log["policy weights"] = math.nan
         bad.append("policy weights")
     if bad:
@@ -107,6 +107,12 @@ def require_good(agent: Agent[Any], samples: bool) -> None:
             raise _divergence(agent, f"the state of optimizer {name}", math.inf)
     if samples:
         agent.sample(16, seed=0)
+
+
+def _policy_is_finite(agent: Agent[Any]) -> bool:
+    """Whether its policy's weights are; one of your own without a density may have no policy."""
+    policy = getattr(agent, "policy", None)
+    return policy is None or all_weights_finite(policy)
 
 
 def _divergence(agent: Agent[Any], name: str, value: float) -> DivergenceError:

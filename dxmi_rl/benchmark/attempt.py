@@ -6,7 +6,7 @@ import contextlib
 import json
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -178,7 +178,7 @@ def _logged(run: Run, logging: OpensLog | None) -> Iterator[OnPoint]:
 def store(run: Run, folder: Path, ending: Ending) -> Outcome:
     """Write what came of a run, each file atomically; the result is the last, and is what makes the run finished."""
     if isinstance(ending, Failure):
-        text = ending.traces
+        text = f"{ending.error}\n\n{ending.traces}"
         write_atomically(run.failure_file(folder), lambda file: _write_text(file, text))
         return Outcome(run, ending.error)
     result, samples = ending
@@ -187,6 +187,16 @@ def store(run: Run, folder: Path, ending: Ending) -> Outcome:
     write_json(run.result_file(folder), plain | {"digest": digest_of(plain)})
     run.failure_file(folder).unlink(missing_ok=True)
     return Outcome(run)
+
+
+def failed_before(runs: Sequence[Run], folder: Path) -> list[Outcome]:
+    """What became of runs that have no result, and failed when they were last tried."""
+    found = []
+    for run in runs:
+        file = run.failure_file(folder)
+        if file.is_file() and run.load(folder) is None:
+            found.append(Outcome(run, file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]))
+    return found
 
 
 def _write_text(file: Path, text: str) -> None:

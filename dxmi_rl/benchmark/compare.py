@@ -80,7 +80,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from dxmi_rl.benchmark.attempt import Logging, Outcome
+from dxmi_rl.benchmark.attempt import Logging, Outcome, failed_before
 from dxmi_rl.benchmark.pictures import draw_pictures
 from dxmi_rl.benchmark.plan import Arguments, Plan, make_plan
 from dxmi_rl.benchmark.report import write_report
@@ -131,14 +131,16 @@ def carry_out(plan: Plan, command: str) -> int:
         "seeds": seeds,
         "seconds": _seconds_spent(folder),
     }
-    everything = assemble(rows, results, failed, _unselected(plan, command), header)
+    ended = {outcome.run.key for outcome in outcomes}
+    before = failed_before([run for run in runs if run.key not in ended], plan.results)
+    everything = assemble(rows, results, [*failed, *before], _unselected(plan, command), header)
     for file in filter(None, [folder / "results.json", plan.arguments.json]):
         write_json(file, without_paths(everything))
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))
     draw_pictures(rows, runs, results, folder)
     write_report(everything, folder)
     print_tables(ranking_tables(everything))
-    for outcome in failed:
+    for outcome in [*failed, *before]:
         trace = outcome.run.failure_file(plan.results)
         print(f"FAILED {outcome.run.title}: {outcome.error}" + (f"\n       {trace}" if trace.exists() else ""))
     finished = sum(run.load(plan.results) is not None for run in plan.selected)

@@ -168,7 +168,7 @@ class Plan:
     selected: list[Run]
     """What the command line selects."""
     others: list[Run]
-    """The rest of the preset, which is reported as far as it is finished."""
+    """The rest of the preset, which is reported as far as it has ended."""
     missing: list[Run]
     """Selected runs that have no result yet."""
 
@@ -184,9 +184,9 @@ class Plan:
 
     @property
     def reported(self) -> list[Run]:
-        """Selected runs and other finished ones, in the order of the preset."""
-        finished = [run for run in self.others if run.load(self.results) is not None]
-        return sorted([*self.selected, *finished], key=lambda run: (self.rows.index(run.row), run.seed))
+        """Selected runs and others that have ended, well or not, in the order of the preset."""
+        ended = [run for run in self.others if run.failure_file(self.results).is_file() or run.load(self.results)]
+        return sorted([*self.selected, *ended], key=lambda run: (self.rows.index(run.row), run.seed))
 
 
 def _sizes(arguments: Arguments, preset: Preset) -> dict[str, Sizes]:

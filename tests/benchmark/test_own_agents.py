@@ -112,6 +112,51 @@ def test_the_best_checkpoint_has_all_that_an_agent_saves(folder: Path) -> None:
     assert found["best"]["scores"]["sliced_w2"] < 1 < found["scores"]["sliced_w2"]
 
 
+WITHOUT_POLICY = """
+import torch
+from dxmi_rl.agents import Agent, PPO
+
+
+class Plain(Agent):
+    name = "plain"
+    Config = PPO.Config
+    has_density = False
+
+    def _build(self):
+        self.net = torch.nn.Linear(2, 2)
+        self.optimizer = torch.optim.Adam(self.net.parameters())
+
+    def modules(self):
+        return {"net": self.net}
+
+    def optimizers(self):
+        return {"net": self.optimizer}
+
+    def sample(self, n, seed=None):
+        generator = torch.Generator().manual_seed(seed or 0)
+        with torch.no_grad():
+            return self.net(torch.randn(n, 2, generator=generator))
+
+    def iterate(self, on_final=None):
+        loss = self.mdp.energy(self.net(torch.randn(64, 2, generator=self.generator))).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.costs.timesteps += 64
+        return {"loss": loss.detach()}
+"""
+
+
+@pytest.mark.slow
+def test_an_agent_without_a_density_needs_no_policy(folder: Path) -> None:
+    write(folder / "my_module.py", WITHOUT_POLICY)
+    agent = OwnAgent("my_module:Plain").build(make_task("8gaussians"), seed=0)
+    agent.learn(640, checkpoint=folder / "plain.safetensors")
+    loaded = type(agent).load(folder / "plain.safetensors")
+    assert torch.equal(loaded.sample(5, seed=1), agent.sample(5, seed=1))
+    assert evaluate(agent, **FEW)["sliced_w2"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(1, len(BLOCKS)))
 def test_the_pages_blocks_run(folder: Path, index: int) -> None:

@@ -275,6 +275,32 @@ def test_what_no_file_can_hold_is_a_failure_of_its_run(
 
 
 @pytest.mark.slow
+def test_runs_that_diverged_stay_in_reports_of_other_selections(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They count as the worst until they are finished, whatever a call executes."""
+    monkeypatch.chdir(tmp_path)
+    assert tiny_main("--jobs", "1", "--agents", "base", "ppo", "--tasks", "8gaussians") == 0
+    folder = tmp_path / "runs" / "tiny"
+    lost = [run for run in read(folder / "results.json")["runs"] if run["agent"] == "ppo"]
+    write_tiny(tmp_path)
+    preset = load_preset(tmp_path / "tiny.toml")
+    runs = [run for run in make_runs(preset.rows, preset.seeds, "cpu", preset.sizes) if run.row.agent == "ppo"]
+    gone = next(run for run in runs if run.key == lost[0]["key"])
+    gone.result_file(folder / "results").unlink()
+    attempt.store(gone, folder / "results", attempt.Failure("DivergenceError: ppo diverged", "traces"))
+    capsys.readouterr()
+    assert tiny_main("--jobs", "1", "--agents", "base", "--tasks", "8gaussians") == 0
+    results = read(folder / "results.json")
+    assert [entry["error"] for entry in results["failed"]] == ["DivergenceError: ppo diverged"]
+    row = next(row for row in results["summary"] if row["label"] == "ppo")
+    assert row["diverged"] == 1 and row["runs"] == len(lost) - 1
+    assert "DivergenceError: ppo diverged" in capsys.readouterr().out
+    assert tiny_main("--jobs", "1", "--agents", "ppo", "--tasks", "8gaussians") == 0
+    assert read(folder / "results.json")["failed"] == []
+
+
+@pytest.mark.slow
 def test_source_that_changes_under_a_sweep_is_noticed(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -287,6 +287,8 @@ def test_an_energy_that_is_random_has_one_digest() -> None:
         return bowl(x) + 0.1 * torch.randn(len(x))
 
     assert EnergyTarget(noisy, (2,)).digest() == EnergyTarget(noisy, (2,)).digest() != EnergyTarget(bowl, (2,)).digest()
+    in_place = [EnergyTarget(lambda x, shift=shift: bowl(x.sub_(shift)), (2,)).digest() for shift in (0.0, 1.0)]
+    assert in_place[0] == EnergyTarget(bowl, (2,)).digest() != in_place[1], "one that works in place is not random"
     task = make_task("8gaussians", reward=noisy)
     assert task.fingerprint() == task.fingerprint()
 
