@@ -246,7 +246,8 @@ def make_plan(arguments: Arguments) -> Plan:
         f"{len(selected)} runs in {plan.folder}: {len(selected) - len(plan.missing)} finished before, "
         f"{len(plan.missing)} to do, {plan.jobs} at a time"
     )
-    foreign = {file.stem for file in plan.results.glob("*.json")} - {run.key for run in every} - keys
+    ended = [file for end in (".json", ".failed.txt") for file in plan.results.glob(f"*{end}")]
+    foreign = {file.name.split(".")[0] for file in ended} - {run.key for run in every} - keys
     if foreign:
         print(f"{len(foreign)} results there are of other settings, seeds or source code, and are left alone")
     return plan

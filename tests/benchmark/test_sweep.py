@@ -289,13 +289,15 @@ def test_runs_that_diverged_stay_in_reports_of_other_selections(
     gone = next(run for run in runs if run.key == lost[0]["key"])
     gone.result_file(folder / "results").unlink()
     attempt.store(gone, folder / "results", attempt.Failure("DivergenceError: ppo diverged", "traces"))
+    (folder / "results" / "0123456789abcdef.failed.txt").write_text("of a seed that is no longer asked for")
     capsys.readouterr()
     assert tiny_main("--jobs", "1", "--agents", "base", "--tasks", "8gaussians") == 0
     results = read(folder / "results.json")
     assert [entry["error"] for entry in results["failed"]] == ["DivergenceError: ppo diverged"]
     row = next(row for row in results["summary"] if row["label"] == "ppo")
     assert row["diverged"] == 1 and row["runs"] == len(lost) - 1
-    assert "DivergenceError: ppo diverged" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "DivergenceError: ppo diverged" in printed and "1 results there are of other settings" in printed
     assert tiny_main("--jobs", "1", "--agents", "ppo", "--tasks", "8gaussians") == 0
     assert read(folder / "results.json")["failed"] == []
 
