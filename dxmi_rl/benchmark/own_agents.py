@@ -21,7 +21,7 @@ from torch import nn
 
 from dxmi_rl.agents import AGENTS, Agent, load_agent
 from dxmi_rl.agents.base import FinalStateHook, Log
-from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, told_coordinates
+from dxmi_rl.agents.wrapped.action_density import ActionDensity, check_as_stock, sb3_density, told_coordinates
 from dxmi_rl.envs.observations import told_of
 from dxmi_rl.irl import DxMI
 from dxmi_rl.tasks import Task
@@ -69,7 +69,8 @@ class CheckpointAgent(Agent[CheckpointConfig]):
         model: the SB3 algorithm.
         task: as in Agent; with ``seed``, ``device`` and the settings of CheckpointConfig.
 
-    Raises CheckpointError when the spaces of model and task differ, and TypeError as ``sb3_density`` does.
+    Raises CheckpointError when the spaces of model and task differ, and TypeError as ``sb3_density`` and
+    ``check_as_stock`` do.
     """
 
     name: ClassVar[str] = "checkpoint"
@@ -92,7 +93,9 @@ class CheckpointAgent(Agent[CheckpointConfig]):
         self.coordinates = self.config.coordinates or told_coordinates(actions, self.task.target.plot_range)
         self.policy = self.model.policy
         self.model.policy.set_training_mode(False)
-        self.has_density = self.density().has_density
+        density = self.density()
+        check_as_stock(density)
+        self.has_density = density.has_density
 
     def density(self, policy: nn.Module | None = None) -> ActionDensity:
         return sb3_density(self.policy if policy is None else policy, self.mdp, self.coordinates)

@@ -225,9 +225,13 @@ def make_plan(arguments: Arguments) -> Plan:
             f"a budget below a tenth of the preset's: scores on {', '.join(small)} are of a tenth of its sizes, "
             "without fitted kernels"
         )
-    selected = [run for row in chosen for run in make_runs([row], preset.seeds, device, sizes[row.task])]
+
+    def planned(rows: Sequence[Row]) -> list[Run]:
+        return [run for row in rows for run in make_runs([row], preset.seeds, device, sizes[row.task])]
+
+    selected = planned(chosen)
     rows = [replace(row, seeds=tuple(sorted({*(row.seeds or preset.seeds), *arguments.seeds}))) for row in rows]
-    every = [run for row in rows for run in make_runs([row], preset.seeds, device, sizes[row.task])]
+    every = planned(rows)
     default_jobs = len(devices) if len(devices) > 1 or devices[0].startswith("cuda") else os.cpu_count() or 1
     jobs = check_integer("jobs", default_jobs if arguments.jobs is None else arguments.jobs)
     if len(devices) > 1 and jobs > len(devices):

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from dxmi_rl.agents import Agent
-from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density, told_coordinates, torchrl_density
+from dxmi_rl.agents.wrapped.action_density import (
+    ActionDensity,
+    check_as_stock,
+    sb3_density,
+    told_coordinates,
+    torchrl_density,
+)
 from dxmi_rl.rollout import Policy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import check_batch
@@ -56,7 +62,9 @@ def resolve(
     built = built if horizon is None else built.at(horizon)
     if library == "sb3":
         told = coordinates or told_coordinates(model.policy.action_space, built.target.plot_range)
-        return built, sb3_density(model.policy, built.mdp, told)
+        density = sb3_density(model.policy, built.mdp, told)
+        check_as_stock(density)
+        return built, density
     return built, torchrl_density(model, built.mdp, coordinates or "noise")
 
 

@@ -143,8 +143,7 @@ def told_coordinates(actions: Any, plot_range: tuple[float, float]) -> str:
 def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> ActionDensity:
     """The policy of an SB3 algorithm (PPO, A2C, SAC, TD3, ...) before SB3 clips its action.
 
-    Raises TypeError for other distributions than a diagonal Gaussian, for a policy that makes its own of its networks,
-    and for other observations than the flat ones.
+    Raises TypeError for other distributions than a diagonal Gaussian and for other observations than the flat ones.
     """
     distributions = require("stable_baselines3.common.distributions", "sb3")
     width = mdp.dim + len(told_of(mdp, 0))
@@ -168,7 +167,6 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
             mean = policy.action_net(policy.mlp_extractor.forward_actor(features))
             return mean, policy.log_std.expand_as(mean)
 
-        _check_as_stock(policy, gaussian, width)
         return ActionDensity(_at(policy.device, gaussian), mdp, coordinates, bounds=bounds, module=policy)
     if hasattr(actor, "get_action_dist_params"):  # SAC and its relatives
         if actor.use_sde:
@@ -189,12 +187,18 @@ def sb3_density(policy: Any, mdp: DenoisingMDP, coordinates: str = "noise") -> A
     return ActionDensity(place, mdp, coordinates, bounds=bounds, has_density=False, module=policy)
 
 
-def _check_as_stock(policy: Any, gaussian: Gaussian, width: int) -> None:
-    """Raise TypeError for an on-policy SB3 policy whose distribution is another one than ``gaussian``."""
+def check_as_stock(density: ActionDensity) -> None:
+    """Raise TypeError where the density of an SB3 policy of on-policy algorithms is not the policy's own distribution,
+    because its class makes another one of its networks.
+    """
+    policy: Any = density.module
+    if getattr(policy, "actor", None) is not None:  # asked for its own parameters
+        return
+    width = policy.observation_space.shape[0]
     rows = torch.linspace(-1, 1, 4 * width, device=policy.device).view(4, width)
     with torch.no_grad(), evaluation_mode(policy):
         own = policy.get_distribution(rows).distribution
-        mean, log_std = gaussian(rows)
+        mean, log_std = density.gaussian(rows)
     if not (torch.allclose(own.mean, mean, atol=1e-5) and torch.allclose(own.stddev, log_std.exp(), atol=1e-5)):
         raise TypeError(
             f"{type(policy).__name__} makes another distribution of its networks than SB3's own policies do: hand over "
