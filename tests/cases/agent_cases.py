@@ -41,6 +41,9 @@ def small(name: str, task: Any = None, seed: int = 0, **settings: Any) -> Agent[
     chosen = small_settings(name, tuned)
     if name == "dxmi":
         chosen |= SMALL_ENERGY | {"agent_settings": small_settings(settings.get("agent", "dxdp"), tuned)}
+    elif name in ("any-step", "any-class"):
+        inside = changed(plain_config("dxdp"), small_settings("dxdp", tuned), "setting")
+        chosen["config"] = AGENTS[name].Config(agent="dxdp", agent_settings=inside)
     else:
         chosen["config"] = plain_config(name)
     return make_agent(name, task, seed=seed, **{**chosen, **settings})
