@@ -15,9 +15,9 @@ from benchmarks.compare.submissions import (
     runs_of,
     trains,
 )
-from dxmi_rl.benchmark.results import RULERS, diverged, is_fitted, summarise_runs
+from dxmi_rl.benchmark.results import PROBLEM, RULERS, diverged, is_fitted, summarise_runs
 
-SAME_TASK = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better", "floor", "base")
+SAME_TASK = (*PROBLEM, "floor", "base")
 """What submissions must agree in for their rows to stand in one table, besides budgets and sizes of evaluation."""
 EXACT = "exact sampler"
 """Label of the floors in README's table."""

@@ -52,16 +52,16 @@ class GoodState:
         self.tensors = {key: value.detach().clone() for key, value in training_state(self.agent).items()}
 
     def step_back(self, error: NonFiniteError | DivergenceError) -> None:
-        """Return to the kept state, with lower learning rates from then on; raises ``error`` after too many times.
+        """Return to the kept state, with lower learning rates from then on; after too many times raise ``error`` there.
 
         What was spent stays spent.
         """
         agent = self.agent
+        set_training_state(agent, {key: value.clone() for key, value in self.tensors.items()})
         if agent.costs.setbacks >= SETBACKS:
             raise error
         agent.costs.setbacks += 1
         agent.log = {key: value for key, value in agent.log.items() if math.isfinite(value)}
-        set_training_state(agent, {key: value.clone() for key, value in self.tensors.items()})
 
 
 def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:

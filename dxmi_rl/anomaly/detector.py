@@ -205,6 +205,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         if self.whitener_ is not None:
             tensors["whitener"] = torch.from_numpy(self.whitener_)
         learned = {key: getattr(self, key) for key in ("offset_", "n_iter_", "n_features_in_", "data_scale_")}
+        if hasattr(self, "feature_names_in_"):
+            learned["feature_names_in_"] = self.feature_names_in_.tolist()
         return tensors, {"settings": self.get_params(), "learned": learned}
 
     @classmethod
@@ -212,7 +214,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         """The detector of a ``state``. Raises KeyError, TypeError, RuntimeError or ValueError for a damaged one."""
         detector = cls(**metadata["settings"] | {"device": device})
         for key, value in metadata["learned"].items():
-            setattr(detector, key, value)
+            setattr(detector, key, np.array(value, dtype=object) if key == "feature_names_in_" else value)
         detector.mean_, detector.scale_ = tensors["mean"].numpy(), tensors["scale"].numpy()
         detector.whitener_ = tensors["whitener"].numpy() if detector.whitening else None
         scales = detector.data_scale_

@@ -16,8 +16,8 @@ from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 
-RANKED_WITHIN = ("track", "target_options", "tau", "reward", "reward_options", "beta", "label")
-"""Settings of a task that all its rows share."""
+RANKED_WITHIN = ("track", "target", "target_options", "tau", "reward", "reward_options", "beta", "label")
+"""Settings of a task that all its rows share; horizons may differ, and are shown."""
 
 
 @dataclass(frozen=True)

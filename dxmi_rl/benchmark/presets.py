@@ -72,16 +72,19 @@ def load_preset(name: str | Path) -> Preset:
 def read_preset(content: JSON, source: str = "preset") -> Preset:
     """The preset that a file's content describes; raises as ``load_preset``, naming ``source``."""
     _check_keys(f"key of {source}", content, ["description", "seeds", "sizes", "group"])
-    _check_keys(f"size of {source}", content.get("sizes", {}), [one.name for one in fields(Sizes)])
+    sizes = _typed(content, "sizes", dict, {}, source)
+    _check_keys(f"size of {source}", sizes, [one.name for one in fields(Sizes)])
     rows: list[Row] = []
-    for group in content.get("group", []):
+    for group in _typed(content, "group", list, [], source):
+        if not isinstance(group, dict):
+            raise ValueError(f"group of {source} must be tables [[group]], got {group!r}.")
         _check_keys(f"key of a group of {source}", group, GROUP_KEYS)
         rows += _rows_of_group(group, source)
     if not rows:
         raise ValueError(f"{source} must have at least one [[group]] with tasks and agents.")
     check_rows(rows)
     seeds = tuple(_typed(content, "seeds", list, list(Preset.seeds), source))
-    return Preset(tuple(rows), seeds, Sizes(**content.get("sizes", {})), content.get("description", ""))
+    return Preset(tuple(rows), seeds, Sizes(**sizes), _typed(content, "description", str, "", source))
 
 
 def _typed(table: JSON, key: str, kind: type[T], default: T, source: str) -> T:

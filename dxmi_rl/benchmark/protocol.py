@@ -25,7 +25,7 @@ from dxmi_rl.irl import DxMI
 from dxmi_rl.targets import Target, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task
 from dxmi_rl.tasks.config import FROM_SCRATCH
-from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, check_seed, resolve_device
+from dxmi_rl.utils.checks import CheckpointError, check_flag, check_integer, check_real, check_seed, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.settings import flat_settings
 from dxmi_rl.utils.storage import JSON, load_tensors
@@ -93,7 +93,7 @@ class Row:
     def target(self) -> Target:
         """The target, without the cost of building the task."""
         target = self.task_settings.get("target", TASKS[self.task].target)
-        return target if isinstance(target, Target) else _target(target)
+        return target if isinstance(target, Target) else _target(str(target))
 
     @property
     def energy(self) -> str:
@@ -192,8 +192,8 @@ class Sizes:
     """Samples kept for the pictures; of images 64."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "draws", "trajectories", "curve_points", "kept"):
-            check_integer(name, getattr(self, name))
+        for name, value in vars(self).items():
+            (check_flag if name in ("fit", "best", "floors") else check_integer)(name, value)
 
 
 @dataclass(frozen=True)

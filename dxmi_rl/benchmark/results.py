@@ -20,6 +20,8 @@ Summary = JSON
 SCHEMA = 3
 RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of Gaussians per step"}
 """The kernel that is fitted after training, by schema: bounds of different schemas cannot be compared."""
+PROBLEM = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
+"""Of a task's entry, what rows that are compared with each other share."""
 BASE = "base"
 """Name of the agent that normalised scores count from, in the first of its rows."""
 DIVERGED = ("DivergenceError", "NonFiniteError", "EnergyError")
@@ -204,7 +206,7 @@ def summarise_runs(row: JSON, runs: Sequence[Result], failed: Sequence[JSON], ta
 
 
 def summarise_best(runs: Sequence[Result]) -> dict[str, JSON]:
-    """Statistics of the scores of the best checkpoints of a row's runs, where they were scored."""
+    """Statistics of the scores of the best checkpoints of a row's finished runs, where they were scored."""
     return _score_statistics([run["best"]["scores"] for run in runs if run["best"]])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import skip_without_extra, small, state
+from agent_cases import same, skip_without_extra, small, state
 
 from dxmi_rl import load_agent, make_agent, make_task
 from dxmi_rl.agents import AGENTS
@@ -217,7 +217,9 @@ def test_what_diverges_for_the_sixth_time_ends(tmp_path: Path) -> None:
     with pytest.raises((DivergenceError, NonFiniteError)):
         agent.learn(100 * agent.timesteps_per_iteration, checkpoint=file, checkpoint_every=1)
     assert agent.costs.setbacks == 5
-    assert bool(load_agent(file).sample(16, seed=0).isfinite().all())
+    saved = load_agent(file)
+    assert bool(saved.sample(16, seed=0).isfinite().all())
+    assert same(state(agent), state(saved)), "the agent keeps its last good state, too"
 
 
 def test_states_that_are_no_numbers_are_stepped_back_from() -> None:

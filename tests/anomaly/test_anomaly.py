@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def test_it_comes_back_from_a_file(fitted: EnergyDetector, tmp_path: Path) -> No
     loaded = EnergyDetector.load(file)
     assert np.array_equal(loaded.decision_function(ROWS), fitted.decision_function(ROWS))
     assert loaded.get_params() == fitted.get_params() and loaded.n_iter_ == fitted.n_iter_
+    assert not hasattr(loaded, "feature_names_in_")
     tensors, metadata = fitted.state()
     metadata["settings"].pop("folds")  # as in files of before there were folds
     old = EnergyDetector.from_state(tensors, metadata)
@@ -203,6 +205,19 @@ def test_constant_columns_do_no_harm() -> None:
     assert np.isfinite(detector.score_samples(rows)).all()
     mean, scale = standardisation(rows)
     assert scale[3] == pytest.approx(FLOOR * np.sqrt((rows.std(0) ** 2).mean())) and mean[3] == 1
+
+
+def test_names_of_columns_come_back_from_a_file(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rows = pandas.DataFrame(ROWS, columns=["x", "y", "z"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector = EnergyDetector(**QUICK).fit(rows)
+        loaded = EnergyDetector.load(detector.save(tmp_path / "detector.safetensors"))
+        assert np.array_equal(loaded.score_samples(rows), detector.score_samples(rows))
+    for one in (detector, loaded):
+        with pytest.raises(ValueError, match="feature names should match"):
+            one.score_samples(rows[["y", "x", "z"]])
 
 
 def test_columns_that_hardly_count_are_named() -> None:

@@ -274,13 +274,20 @@ def test_bad_presets_end_before_anything_runs(
         ("seed = [0]", "Did you mean 'seeds'"),
         ("[sizes]\nsample = 3", "Did you mean 'samples'"),
         ('seeds = 3\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "seeds of"),
+        ("sizes = 3", "sizes of"),
+        ("group = 3", "group of"),
+        ("group = [1]", "must be tables [[group]], got 1"),
+        ('description = 3\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "description of"),
+        ('[sizes]\nbest = "no"\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "best must be True or False"),
+        ('[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]\ntask_settings = {target = ["gmm9"]}', "gmm9"),
         ('[sizes]\ndraws = 0\n[[group]]\ntasks = ["8gaussians"]\nagents = ["base"]', "draws must be >= 1, got 0"),
     ],
 )
 def test_bad_preset_files(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=re.escape(message)):
-        presets.load_preset(tmp_path / "mine.toml")
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        for row in presets.load_preset(tmp_path / "mine.toml").rows:
+            assert row.target, "which is looked up when runs are planned"
 
 
 def test_the_preset_of_the_docs_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -681,7 +688,8 @@ def test_small_budgets_have_small_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("track", "sample"), ("tau", 2.0), ("target_options", {"std": 0.5}), ("reward", "mean")]
+    ("key", "value"),
+    [("track", "sample"), ("tau", 2.0), ("target", "gmm9"), ("target_options", {"std": 0.5}), ("reward", "mean")],
 )
 def test_rows_of_one_table_have_one_track_and_one_target(key: str, value: Any) -> None:
     preset = load_preset("kernels")

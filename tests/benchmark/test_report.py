@@ -18,7 +18,7 @@ import pytest
 from report_cases import SKILL, TASKS, make_results, summarise
 
 from dxmi_rl.benchmark.report import load_results, write_report
-from dxmi_rl.benchmark.report.changes import changes
+from dxmi_rl.benchmark.report.changes import changes, notes
 from dxmi_rl.benchmark.report.charts import make_styles
 from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.figures import figures
@@ -510,6 +510,41 @@ def test_what_changed() -> None:
     assert [change.verdict for change in changes(Comparison(other), Comparison(alone))] == ["not comparable"]
 
 
+@pytest.mark.parametrize("key", ["horizon", "tau", "target", "samples", "fit", "budget", "curve_points"])
+def test_other_problems_and_other_sizes_are_not_compared(key: str) -> None:
+    now, before = make_results(tasks=("8gaussians", "gmm25")), make_results(tasks=("8gaussians", "gmm25"))
+    runs = [run for run in now["runs"] if (run["task"], run["label"]) == ("8gaussians", "ppo")]
+    differing = key
+    if key in ("horizon", "tau"):
+        now["tasks"]["8gaussians"][key] = 10
+    for run in runs:
+        if key == "target":
+            run["task_settings"], differing = {"target": "gmm9"}, "task_settings"
+        elif key in ("samples", "curve_points"):
+            run["sizes"], differing = {key: 7}, f"sizes.{key}"
+        elif key in ("fit", "budget"):
+            run[key] = False if key == "fit" else 7
+    found = changes(Comparison(now), Comparison(before))
+    others = [change for change in found if change.verdict == "not comparable"]
+    text = notes(Comparison(now), Comparison(before))
+    if key in ("budget", "curve_points"):
+        assert not others and "Not comparable" not in text, "budgets are shown, and points of curves change no score"
+    else:
+        labels = {"base", "dxdp", "ppo", "sb3-ppo"} if key in ("horizon", "tau") else {"ppo"}
+        assert {(change.task, change.label) for change in others} == {("8gaussians", label) for label in labels}
+        assert all(change.differing == (differing,) and change.difference is None for change in others)
+        assert f"Not comparable, as they differ in {differing}: " in text and "ppo on 8gaussians" in text
+
+
+def test_every_horizon_of_a_task_is_said() -> None:
+    results = make_results(tasks=("8gaussians",))
+    assert ("horizon T", "5") in Comparison(results).facts("8gaussians")
+    for run in results["runs"]:
+        if run["label"] == "ppo":
+            run["task_settings"] = {"horizon": 10}
+    assert ("horizon T", "5, 10") in Comparison(results).facts("8gaussians")
+
+
 def test_the_report_says_what_changed(tmp_path: Path) -> None:
     results = make_results(seeds=2, tasks=("8gaussians",), paths=False)
     files = write_report(results, tmp_path, before=earlier() | {"name": "the <first>", "schema": 2})
@@ -517,8 +552,8 @@ def test_the_report_says_what_changed(tmp_path: Path) -> None:
     reader = Reader(html)
     (table,) = [table for table in reader.tables if "Welch" in table["caption"]]
     assert table["rows"][0][3:5] == ["before", "now"] and len(table["rows"]) == 1 + 5 + 4
-    assert "What changed since the <first>" in reader.text and "their bounds cannot be compared" in reader.text
-    assert "What changed since the \\<first\\>" in text and "**better**" in text
+    assert "What changed since the <first>" in reader.text and "they differ in fitted kernel: " in reader.text
+    assert "What changed since the \\<first\\>" in text and "not comparable" in text and "**better**" not in text
     assert "What changed" not in write_report(results, tmp_path)[0].read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="results must be a dict"):
         write_report(results, tmp_path, before=[])  # type: ignore[arg-type]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from dxmi_rl.benchmark.report.content import Comparison, Difference, Line, difference_of
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_signed
 from dxmi_rl.benchmark.report.markup import Cell, Column, anchor, escape, plain, table
-from dxmi_rl.benchmark.results import RULERS
+from dxmi_rl.benchmark.results import PROBLEM, RULERS, is_fitted
 from dxmi_rl.benchmark.tables import compact
 
+SCORED_ON = ("samples", "draws", "trajectories", "fit")
+"""Sizes that scores depend on by more than chance."""
 HEADER = ("agent", "task", "score", "before", "now", "change", "verdict", "energy evaluations", "seconds")
 
 
@@ -26,6 +28,8 @@ class Change:
     now: Line | None
     difference: Difference | None
     """In the mean of the ranking score, positive is better."""
+    differing: tuple[str, ...] = ()
+    """Names of what keeps the two from being compared."""
 
     @property
     def verdict(self) -> str:
@@ -73,13 +77,28 @@ def changes(now: Comparison, before: Comparison) -> list[Change]:
             line, old = lines.get(label), earlier.get(label)
             shown = line or old
             assert shown is not None
-            same = line is None or old is None or line.score == old.score
+            both = line is not None and old is not None
+            differing = _differing(now, before, task, label) if both else ()
             difference = None
-            if line is not None and old is not None and same:
+            if line is not None and not (old is None or differing):
                 sign = -1.0 if line.better == "lower" else 1.0
                 difference = difference_of(now.values(task, label), before.values(task, label), label, sign)
-            found.append(Change(task, label, shown.name if same else "", old, line, difference))
+            name = "" if "score" in differing else shown.name
+            found.append(Change(task, label, name, old, line, difference, differing))
     return found
+
+
+def _differing(now: Comparison, before: Comparison, task: str, label: str) -> tuple[str, ...]:
+    """In what a row's problem or its scores' evaluation is another than before; budgets may differ, and are shown."""
+    sides = []
+    for one in (now, before):
+        facts = {key: one.tasks[task].get(key) for key in PROBLEM}
+        for run in one.runs_of(task, label)[:1]:
+            facts |= {"task_settings": run.get("task_settings"), "fit": run.get("fit", True)}
+            facts |= {f"sizes.{key}": run.get("sizes", {}).get(key) for key in SCORED_ON}
+            facts |= {"fitted kernel": RULERS[one.results["schema"]]} if is_fitted(run) else {}
+        sides.append(facts)
+    return tuple(key for key in sides[0] if key in sides[1] and sides[0][key] != sides[1][key])
 
 
 def title(before: Comparison) -> str:
@@ -90,9 +109,12 @@ def title(before: Comparison) -> str:
 def notes(now: Comparison, before: Comparison) -> str:
     """How to read the table, and what keeps its two sides from being compared."""
     text = "Changes are in the mean of the ranking score, positive is better, with the interval of Welch's t-test."
-    rulers = [RULERS[one.results["schema"]] for one in (before, now)]
-    if rulers[0] != rulers[1]:
-        text += f" The fitted kernel was {rulers[0]} and is {rulers[1]}: their bounds cannot be compared."
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for change in changes(now, before):
+        if change.differing:
+            rows.setdefault(change.differing, []).append(f"{change.label} on {change.task}")
+    for differing, names in rows.items():
+        text += f" Not comparable, as they differ in {', '.join(differing)}: {', '.join(names)}."
     return text
 
 

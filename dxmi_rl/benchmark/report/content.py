@@ -14,6 +14,7 @@ from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_
 from dxmi_rl.benchmark.results import RULERS, counted_scores, diverged, is_fitted, lacking
 from dxmi_rl.benchmark.statistics import welch_t_test
 from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, setbacks, unreliable
+from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.storage import JSON
 
 ENERGIES = {
@@ -234,7 +235,7 @@ class Comparison:
         fitted = given and any(is_fitted(run) for run in self.runs if run["task"] == name)
         return [
             ("dimension", f"{task['dim']}{f' ({shape})' * bool(shape)}"),
-            ("horizon T", str(task["horizon"])),
+            ("horizon T", self._horizons(name)),
             ("tau", f"{show(task['tau'])} nats"),
             ("track", f"{task['track']} ({TRACKS.get(task['track'], 'see DESIGN.md')})"),
             ("energy", ENERGIES.get(task["energy"], str(task["energy"]))),
@@ -243,6 +244,13 @@ class Comparison:
             ("base sampler (0)", show(task["base"])),
             ("exact sampler (1)", show(task["floor"])),
         ]
+
+    def _horizons(self, name: str) -> str:
+        """The horizon of a task, or those of its rows where they have several."""
+        usual = TASKS[name].horizon if name in TASKS else self.tasks[name]["horizon"]
+        runs = [run for run in self.runs if run["task"] == name]
+        found = dict.fromkeys(str(run["task_settings"].get("horizon", usual)) for run in runs)
+        return ", ".join(found) or str(self.tasks[name]["horizon"])
 
     def verdict(self, name: str) -> str:
         """Which agent is best, by how much, at what cost, and whether distances to samples say otherwise."""
