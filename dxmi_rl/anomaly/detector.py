@@ -144,7 +144,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         return self
 
     def score_samples(self, X: ArrayLike) -> Array:
-        """-E of every row, in nats up to a constant: ``[rows]``; of maps the lowest over their locations."""
+        """-E of every row, in nats up to a constant: ``[rows]``; of maps the lowest over their locations. The lowest
+        number of its type where a row is so far out that E overflows.
+        """
         check_is_fitted(self)
         values = self._checked(X, reset=False)
         scores = self._scores(_locations(values))
@@ -261,7 +263,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         device = next(self.energy_.parameters()).device
         with torch.no_grad():
             parts = [self.energy_(part.to(device)) for part in self._standardised(rows).split(ROWS_AT_A_TIME)]
-        return -torch.cat(parts).cpu().numpy().astype(np.float64)
+        energy, largest = torch.cat(parts), torch.finfo(parts[0].dtype).max
+        return -energy.nan_to_num(largest, largest, largest).cpu().numpy().astype(np.float64)
 
     def _pretraining(self) -> PretrainingConfig:
         return PretrainingConfig(
@@ -319,9 +322,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
                 gap = game.score(game.sample(len(held_out))).mean() - game.score(held_out).mean()
                 return bool(gap < LARGEST_GAP)
 
-            game.learn(
-                iterations * game.timesteps_per_iteration, callback=goes_on, progress_bar=self.progress_bar
-            )  # fmt: skip
+            game.learn(iterations * game.timesteps_per_iteration, callback=goes_on, progress_bar=self.progress_bar)
             energy, iterations = game.average_energy, game.num_timesteps // game.timesteps_per_iteration
         else:
             energy = train_energy(

@@ -220,6 +220,14 @@ def test_names_of_columns_come_back_from_a_file(tmp_path: Path) -> None:
             one.score_samples(rows[["y", "x", "z"]])
 
 
+def test_rows_beyond_all_numbers_are_outliers() -> None:
+    detector = EnergyDetector(**QUICK).fit(ROWS)
+    far = np.array([[sign * size] * 3 for size in (1e6, 1e19, 1e20, 1e30, 1e39, 1e300) for sign in (-1, 1)])
+    assert (detector.predict(far) == -1).all() and np.isfinite(detector.decision_function(far)).all()
+    maps = np.concatenate([ROWS[:4, :, None, None], far[-2:, :, None, None]])
+    assert detector.score_maps(maps)[:4].min() > detector.score_maps(maps)[4:].max()
+
+
 def test_columns_that_hardly_count_are_named() -> None:
     rows = ROWS * [1.0, 100.0, 100.0]
     with pytest.warns(UserWarning, match=r"columns \[0\] of X vary little.*StandardScaler"):
