@@ -12,6 +12,8 @@ from dxmi_rl.benchmark.tables import compact
 
 SCORED_ON = ("samples", "draws", "trajectories", "fit")
 """Sizes that scores depend on by more than chance."""
+NAMED = 5
+"""More rows than so many are counted, not named."""
 HEADER = ("agent", "task", "score", "before", "now", "change", "verdict", "energy evaluations", "seconds")
 
 
@@ -114,7 +116,8 @@ def notes(now: Comparison, before: Comparison) -> str:
         if change.differing:
             rows.setdefault(change.differing, []).append(f"{change.label} on {change.task}")
     for differing, names in rows.items():
-        text += f" Not comparable, as they differ in {', '.join(differing)}: {', '.join(names)}."
+        which = ", ".join(names) if len(names) <= NAMED else f"{len(names)} rows"
+        text += f" Not comparable, as they differ in {', '.join(differing)}: {which}."
     return text
 
 
