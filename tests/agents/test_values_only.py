@@ -37,7 +37,9 @@ def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
         ):
             small(name, values_only())
         return
-    model = {"energy_model": True} if name == "dxdp" else {}
+    inside = "agent_settings.energy_model"
+    key = {"dxdp": "energy_model", "any-step": inside, "any-class": inside}.get(name)
+    model = {} if key is None else {key: True}
     agent = train(small(name, values_only(), **model), 3)
     assert agent.costs.energy_evals > 0 and agent.costs.energy_grad_evals == 0
     assert bool(agent.sample(20).isfinite().all())
