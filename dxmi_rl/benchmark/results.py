@@ -21,7 +21,7 @@ SCHEMA = 3
 RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of Gaussians per step"}
 """The kernel that is fitted after training, by schema: bounds of different schemas cannot be compared."""
 PROBLEM = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
-"""Of a task's entry, what rows that are compared with each other share."""
+"""Keys of a task's entry: rows are compared with each other where these are the same."""
 BASE = "base"
 """Name of the agent that normalised scores count from, in the first of its rows."""
 DIVERGED = ("DivergenceError", "NonFiniteError", "EnergyError")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dxmi_rl.benchmark.report.content import Comparison, Difference, Line, difference_of
@@ -79,19 +80,19 @@ def changes(now: Comparison, before: Comparison) -> list[Change]:
             line, old = lines.get(label), earlier.get(label)
             shown = line or old
             assert shown is not None
-            both = line is not None and old is not None
-            differing = _differing(now, before, task, label) if both else ()
-            difference = None
-            if line is not None and not (old is None or differing):
-                sign = -1.0 if line.better == "lower" else 1.0
-                difference = difference_of(now.values(task, label), before.values(task, label), label, sign)
+            difference, differing = None, tuple[str, ...]()
+            if line is not None and old is not None:
+                differing = _differing(now, before, task, label)
+                if not differing:
+                    sign = -1.0 if line.better == "lower" else 1.0
+                    difference = difference_of(now.values(task, label), before.values(task, label), label, sign)
             name = "" if "score" in differing else shown.name
             found.append(Change(task, label, name, old, line, difference, differing))
     return found
 
 
 def _differing(now: Comparison, before: Comparison, task: str, label: str) -> tuple[str, ...]:
-    """In what a row's problem or its scores' evaluation is another than before; budgets may differ, and are shown."""
+    """Names of what differs in the row's problem and in the evaluation of its scores; budgets may, and are shown."""
     sides = []
     for one in (now, before):
         facts = {key: one.tasks[task].get(key) for key in PROBLEM}
@@ -108,11 +109,11 @@ def title(before: Comparison) -> str:
     return f"What changed since {before.results['name']} ({show_date(str(before.results['date']))})"
 
 
-def notes(now: Comparison, before: Comparison) -> str:
-    """How to read the table, and what keeps its two sides from being compared."""
+def notes(found: Sequence[Change]) -> str:
+    """How to read the table of these changes, and which of its rows cannot be compared."""
     text = "Changes are in the mean of the ranking score, positive is better, with the interval of Welch's t-test."
     rows: dict[tuple[str, ...], list[str]] = {}
-    for change in changes(now, before):
+    for change in found:
         if change.differing:
             rows.setdefault(change.differing, []).append(f"{change.label} on {change.task}")
     for differing, names in rows.items():
@@ -124,15 +125,15 @@ def notes(now: Comparison, before: Comparison) -> str:
 def changes_section(now: Comparison, before: Comparison) -> str:
     """The section of the page."""
     columns = [Column(name, numeric=index > 2 and name != "verdict") for index, name in enumerate(HEADER)]
-    rows = []
-    for change in changes(now, before):
+    rows, found = [], changes(now, before)
+    for change in found:
         cells = [plain(text, text) for text in change.cells()]
         if change.difference is not None:
             cells[5] = Cell(escape(change.cells()[5]), change.difference.value)
         if change.verdict in ("better", "worse"):
             cells[6] = Cell(f"<strong>{change.verdict}</strong>", change.verdict)
         rows.append((cells, {"task": change.task, "label": change.label}))
-    caption = f"{escape(notes(now, before))} Earlier: <code>{escape(str(before.results['command']))}</code>"
+    caption = f"{escape(notes(found))} Earlier: <code>{escape(str(before.results['command']))}</code>"
     return (
         '<section id="changes" aria-labelledby="changes-title"><h2 id="changes-title">'
         f"{escape(title(before))}{anchor('changes')}</h2>{table(columns, rows, caption, sortable=True)}</section>"

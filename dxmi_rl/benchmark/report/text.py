@@ -110,7 +110,7 @@ def _changes_table(comparison: Comparison, before: Comparison) -> TextTable:
     found = changes(comparison, before)
     bold = [[False] * 6 + [change.verdict in ("better", "worse")] + [False] * 2 for change in found]
     body = [change.cells() for change in found]
-    return TextTable(title(before), "changes", list(HEADER), body, bold, notes(comparison, before))
+    return TextTable(title(before), "changes", list(HEADER), body, bold, notes(found))
 
 
 def _aggregate_table(aggregate: Aggregate) -> TextTable:
