@@ -28,7 +28,7 @@ from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_seed
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.settings import changed
-from dxmi_rl.utils.torch_tools import seeded
+from dxmi_rl.utils.torch_tools import keep_freed_memory, seeded
 
 ConfigT = TypeVar("ConfigT")
 FinalStateHook = Callable[[Tensor], None]
@@ -204,8 +204,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
             if unit == "timesteps":
                 self.costs.timesteps = int(end)
             return self
-        title = f"{self.name} on {self.task.name}"
-        with progress(title, end, completed=self.spent(unit), show=progress_bar) as advance:
+        keep_freed_memory()
+        with progress(f"{self.name} on {self.task.name}", end, completed=end - budget, show=progress_bar) as advance:
             good, iteration, saved_at = GoodState(self), 0, time.monotonic()
             while (before := self.spent(unit)) < end:
                 self.set_progress(before / end)

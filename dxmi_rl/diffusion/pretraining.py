@@ -28,7 +28,7 @@ from dxmi_rl.utils.storage import (
     restore_optimizer,
     save_tensors,
 )
-from dxmi_rl.utils.torch_tools import PRECISIONS, average_towards, in_precision
+from dxmi_rl.utils.torch_tools import PRECISIONS, average_towards, in_precision, keep_freed_memory
 
 Denoiser = DenoiserMLP | DenoiserUNet
 NETWORKS = ["mlp", "unet"]
@@ -205,6 +205,7 @@ class _Cloning:
         """Train to the end; the averaged network."""
         config, saved = self.config, time.monotonic()
         remaining = range(self.start, config.iterations)
+        keep_freed_memory()
         for step in track(remaining, f"pretraining on {self.target.name}"):
             loss = self.step(step)
             if step % 500 == 0 and not bool(torch.isfinite(loss)):
