@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.costs import count_energy, is_counting
+from dxmi_rl.costs import Costs, count_energy, is_counting
 from dxmi_rl.utils.checks import NonFiniteError, all_finite
 from dxmi_rl.utils.torch_tools import evaluation_mode
 
@@ -17,7 +17,9 @@ Energy = Callable[[Tensor], Tensor]
 
 
 class EnergyError(ValueError):
-    """There is no energy, or it fails: an exception of its own, another shape or dtype, a non-finite value."""
+    """There is no energy, or it fails: an exception of its own, another shape, device or kind of numbers, a non-finite
+    value.
+    """
 
 
 class LiveEnergy:
@@ -72,15 +74,22 @@ class LiveEnergy:
             )
         return value.to(x.dtype, copy=True)  # of one that may be overwritten by the next call
 
-    def share_of(self, seconds: float) -> str:
-        """What a progress bar says of an energy that takes more than half of the time, such as a slow reward."""
-        share = self.seconds / max(seconds, 1e-9)
-        return f"{min(1.0, share):.0%} of the time in the energy" if share > 0.5 else ""
+    def share_from_now(self, costs: Costs) -> Callable[[], str]:
+        """What a progress bar says of an energy that takes more than half of the time from now on, such as a slow
+        reward; ``costs`` are those of the agent that trains.
+        """
+        before, started = self.seconds, costs.seconds
+
+        def said() -> str:
+            share = (self.seconds - before) / max(costs.seconds - started, 1e-9)
+            return f"{min(1.0, share):.0%} of the time in the energy" if share > 0.5 else ""
+
+        return said
 
     def set(self, function: Energy, points: Tensor) -> None:
         """Swap the reward model after a trial on ``points``; a failure leaves the present one.
 
-        Raises EnergyError when it fails there or returns another shape or dtype, TypeError when it is not callable.
+        Raises EnergyError when it fails there or returns what ``__call__`` refuses, TypeError when it is not callable.
         """
         if not callable(function):
             raise TypeError(f"energy must be a module or function, got {function!r}.")

@@ -90,8 +90,8 @@ class DenoisingMDP:
     def set_energy(self, energy: Energy) -> None:
         """Swap the reward model: a module or function ``[batch, *event_shape] -> [batch]``, held by reference.
 
-        It is tried on a batch of 2 zeros: raises EnergyError when it fails there or returns another shape or dtype, and
-        TypeError when it is not callable.
+        It is tried on a batch of 2 zeros: raises EnergyError when it fails there or returns another shape, device or
+        kind of numbers (floating ones of another dtype are converted), and TypeError when it is not callable.
         """
         self.energy.set(energy, torch.zeros(2, *self.event_shape, dtype=self.dtype, device=self.device))
 

@@ -88,9 +88,10 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
         stopping.setattr(RunLogger, "log", stop_half_way)
         assert main([*new, "--runs", "stopped"]) == 130
     (stopped,) = Path("stopped").iterdir()
-    assert f"dxmi-rl train {stopped / 'checkpoint.safetensors'} goes on." in capsys.readouterr().out
     checkpoint = str(stopped / "checkpoint.safetensors")
-    assert main(["train", checkpoint, *options, "--runs", "resumed"]) == 0
+    going_on = f"train {checkpoint} --budget 512 --unit timesteps --task mine.py:bowl --task-set dim=2 horizon=4"
+    assert f"dxmi-rl {going_on} goes on." in capsys.readouterr().out
+    assert main([*going_on.split(), "--points", "2", "--no-tensorboard", "--runs", "resumed"]) == 0
     (resumed,) = Path("resumed").iterdir()
     ends = [load_tensors(folder / "checkpoint.safetensors")[0] for folder in (whole, resumed)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])

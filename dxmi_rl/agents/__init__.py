@@ -25,7 +25,7 @@ from dxmi_rl.agents.plain import plain_settings
 from dxmi_rl.agents.ppo import PPO, PPOConfig
 from dxmi_rl.agents.reinforce import REINFORCE, REINFORCEConfig
 from dxmi_rl.agents.rwr import RWR, RWRConfig
-from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, ValueConfig
+from dxmi_rl.agents.settings import MeanConfig, PolicyConfig, ValueConfig, configured
 from dxmi_rl.agents.sft_pg import SFTPG, SFTPGConfig
 from dxmi_rl.agents.trajectory_balance import TrajectoryBalance, TrajectoryBalanceConfig
 from dxmi_rl.agents.untrained import DDIM, DDPM, Base, BestOfN, DPMSolver, EDMHeun
@@ -138,8 +138,8 @@ def list_agents() -> list[str]:
 def make_agent(
     name: str, task: str | Task | Target = "8gaussians", *, seed: int = 0, config: Any = None, **settings: Any
 ) -> Agent[Any]:
-    """Build the agent ``name``; on a task with several horizons AnyStep around it, or one that does not train on the
-    largest; on a task with several classes AnyClass around it.
+    """Build the agent ``name``; on a task with several classes AnyClass around it, on one with several horizons AnyStep
+    (an agent that does not train takes the largest number of steps instead).
 
     ``config`` is a Config of the agent, or "plain" for the settings from before the search (docs/tuning.md); None: the
     defaults. Raises UnknownNameError (with the near names) for an unknown agent, config or setting.
@@ -151,18 +151,15 @@ def make_agent(
         task = make_task(task)
     if isinstance(task, Task) and not kind.trains:
         task = task.at(task.horizons[-1])
+    wrapper = None
     if isinstance(task, Task) and len(task.horizons) > 1 and not kind.takes_horizons:
-        inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
-        return _around("any-step", name, inside, task, seed)
-    if isinstance(task, Task) and len(task.labels) > 1 and not kind.takes_labels:
-        inside = changed(kind.Config() if config is None else config, settings, f"setting of {name!r}")
-        return _around("any-class", name, inside, task, seed)
-    return kind(task, seed=seed, config=config, **settings)
-
-
-def _around(wrapper: str, name: str, settings: Any, task: Task, seed: int) -> Agent[Any]:
-    kind = AGENTS[wrapper]
-    return kind(task, seed=seed, config=kind.Config(agent=name, agent_settings=settings))
+        wrapper = AGENTS["any-step"]
+    elif isinstance(task, Task) and len(task.labels) > 1 and not kind.takes_labels:
+        wrapper = AGENTS["any-class"]
+    if wrapper is None:
+        return kind(task, seed=seed, config=config, **settings)
+    inside = configured(kind, task, kind.Config() if config is None else config, settings)
+    return wrapper(task, seed=seed, config=wrapper.Config(agent=name, agent_settings=inside))
 
 
 def load_agent(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from dxmi_rl.agents.shared import SharedAgents, sample_of_all
 from dxmi_rl.envs.observations import observed_label
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
-from dxmi_rl.utils.settings import changed
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,6 @@ class AnyClass(SharedAgents[AnyClassConfig]):
     Config = AnyClassConfig
     takes_labels: ClassVar[bool] = True
 
-    def default_config(self, settings: Mapping[str, Any]) -> AnyClassConfig:
-        """The defaults of the agent that ``settings`` name."""
-        return _defaults(settings)
-
-    @classmethod
-    def parse_config(cls, values: Mapping[str, Any]) -> AnyClassConfig:
-        return changed(_defaults(values), values, f"setting of {cls.name!r}")
-
     def _build(self) -> None:
         name, settings = self.config.agent, self.config.agent_settings
         inner = AGENTS[name]
@@ -65,6 +55,7 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         made = {label: inner(task, seed=self.seed, config=settings)
                 for label, task in zip(labels, self.task.cases, strict=True)}  # fmt: skip
         source = made[labels[0]]
+        self.trains = inner.trains  # type: ignore[misc]
         if inner.trains and not isinstance(source.policy, GaussianPolicy):
             raise ValueError(f"agent must have a Gaussian policy of this package, got {name!r}.")
         if len(labels) == 1:
@@ -73,10 +64,6 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         # Which of several classes a sample is of is not known, so there is no density of all.
         self.has_density = source.has_density and len(labels) == 1
         self._adopt(made, labels[0])
-
-    def learn(self, *budget: Any, **options: Any) -> Self:
-        """As an agent's; nothing where the algorithm is not trained."""
-        return super().learn(*budget, **options) if AGENTS[self.config.agent].trains else self
 
     def of_class(self, label: int) -> Agent[Any]:
         """The agent of one class, which shares the weights. Raises ValueError for another."""
@@ -128,8 +115,3 @@ class AnyClass(SharedAgents[AnyClassConfig]):
         if len(self.agents) > 1:
             agent = self.of_class(observed_label(self.mdp, self.task.labels, observation))
         return agent.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
-
-
-def _defaults(settings: Mapping[str, Any]) -> AnyClassConfig:
-    agent = settings.get("agent", AnyClassConfig.agent)
-    return AnyClassConfig(agent=agent, agent_settings=AGENTS[agent].Config())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +16,6 @@ from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
 from dxmi_rl.utils.checks import check_fraction
-from dxmi_rl.utils.settings import changed
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,6 @@ class AnyStep(SharedAgents[AnyStepConfig]):
     name: ClassVar[str] = "any-step"
     Config = AnyStepConfig
     takes_horizons: ClassVar[bool] = True
-
-    def default_config(self, settings: Mapping[str, Any]) -> AnyStepConfig:
-        """The defaults of the agent that ``settings`` name."""
-        return _defaults(settings)
-
-    @classmethod
-    def parse_config(cls, values: Mapping[str, Any]) -> AnyStepConfig:
-        return changed(_defaults(values), values, f"setting of {cls.name!r}")
 
     def _build(self) -> None:
         inner = AGENTS[self.config.agent]
@@ -132,8 +122,3 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         """As an agent's, for observations of an environment of this task, all of one horizon."""
         agent = self.at(observed_horizon(self.mdp, observation))
         return agent.predict(observation, state, episode_start, deterministic, coordinates=coordinates)
-
-
-def _defaults(settings: Mapping[str, Any]) -> AnyStepConfig:
-    agent = settings.get("agent", AnyStepConfig.agent)
-    return AnyStepConfig(agent=agent, agent_settings=AGENTS[agent].Config())

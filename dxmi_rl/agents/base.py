@@ -91,15 +91,15 @@ class Agent(abc.ABC, Generic[ConfigT]):
             self.task = self.task.with_own_kernel()
         self.mdp = self.task.mdp
         self.config = self._configure(config, settings)
-        self.costs = Costs()
-        self.progress = 0.0
+        self.costs, self.progress = Costs(), 0.0
         self.generator = torch.Generator(self.mdp.device).manual_seed(seed)
         self.log: dict[str, float] = {}
         with seeded(seed):
             self._build()
 
     def _configure(self, config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
-        return cast(ConfigT, configured(self, config, settings))
+        start = self.default_config(settings) if config is None else config
+        return cast(ConfigT, configured(self, self.task, start, settings))
 
     def default_config(self, settings: Mapping[str, Any]) -> ConfigT:
         """The settings of an agent that was given none; ``settings`` are the ones that will be changed."""
@@ -199,7 +199,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
         limit = check_saving(callback, checkpoint, checkpoint_every, checkpoint_minutes)
         if reset_num_timesteps:
             self.costs.timesteps = 0
-        end = self.spent(unit) + budget
+        end, share = self.spent(unit) + budget, self.mdp.energy.share_from_now(self.costs)
         if not self.trains:
             if unit == "timesteps":
                 self.costs.timesteps = int(end)
@@ -223,7 +223,7 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 if (spent := self.spent(unit)) <= before:
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
-                advance(spent, self.mdp.energy.share_of(self.costs.seconds))
+                advance(spent, share())
                 done = spent >= end
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None

@@ -141,18 +141,17 @@ class ValueConfig:
                     raise ValueError(f"value.{key} must be {none} for a convolutional value, got {value!r}.")
 
 
-def configured(agent: Any, config: Any, settings: Mapping[str, Any]) -> Any:
-    """``config``, or the agent's default one, with ``settings`` changed, for an agent that has its task.
+def configured(kind: Any, task: Any, config: Any, settings: Mapping[str, Any]) -> Any:
+    """``config`` with ``settings`` changed, for an agent, or a class of agents, on a task.
 
     Raises TypeError for a config of another agent and for settings of the task, UnknownNameError for unknown settings,
     ValueError for values that are not allowed or change nothing.
     """
-    config = agent.default_config(settings) if config is None else config
-    if not isinstance(config, agent.Config):
-        raise TypeError(f"config of {agent.name!r} must be a {agent.Config.__qualname__}, got {config!r}.")
+    if not isinstance(config, kind.Config):
+        raise TypeError(f"config of {kind.name!r} must be a {kind.Config.__qualname__}, got {config!r}.")
     for key in settings:
         if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
-            raise TypeError(f"{key!r} belongs to the task: pass task=make_task({agent.task.name!r}, {key}=...).")
-    result = changed(config, settings, f"setting of {agent.name!r}")
-    check_changes(config, result, agent.mdp.event_shape, particles=agent.mdp.particles is not None)
+            raise TypeError(f"{key!r} belongs to the task: pass task=make_task({task.name!r}, {key}=...).")
+    result = changed(config, settings, f"setting of {kind.name!r}")
+    check_changes(config, result, task.mdp.event_shape, particles=task.mdp.particles is not None)
     return result

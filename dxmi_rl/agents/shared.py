@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent, ConfigT, FinalStateHook, Log
+from dxmi_rl.utils.settings import changed
 from dxmi_rl.utils.torch_tools import share_optimizer, share_parameters
 
 
@@ -26,6 +28,20 @@ class SharedAgents(Agent[ConfigT]):
     """
 
     policy: SharedWeights
+
+    @classmethod
+    def _defaults(cls, settings: Mapping[str, Any]) -> Any:
+        name = settings.get("agent", cls.Config.agent)
+        return cls.Config(agent=name, agent_settings=AGENTS[name].Config())
+
+    def default_config(self, settings: Mapping[str, Any]) -> ConfigT:
+        """The defaults of the agent that ``settings`` name."""
+        return cast(ConfigT, self._defaults(settings))
+
+    @classmethod
+    def parse_config(cls, values: Mapping[str, Any]) -> ConfigT:
+        """As an agent's; what is not given is as the agent that ``values`` name has it."""
+        return cast(ConfigT, changed(cls._defaults(values), values, f"setting of {cls.name!r}"))
 
     def _adopt(self, agents: Mapping[int, Agent[Any]], main: int) -> None:
         """Let all agents have the weights of the one of case ``main``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -92,7 +93,7 @@ class Train:
                 try:
                     agent.learn(**amount, callback=note, progress_bar=True)
                 except KeyboardInterrupt:
-                    print(f"\ndxmi-rl train {file} goes on." if file.exists() else "\nThere is no checkpoint yet.")
+                    print(f"\n{self._going_on(file, agent)}" if file.exists() else "\nThere is no checkpoint yet.")
                     raise
                 print(f"checkpoint: {file}")
                 if agent.costs.setbacks:
@@ -101,6 +102,15 @@ class Train:
         print("  ".join(f"{key} {value:.4g}" for key, value in scores.items()))
         print(f"log: {logger.folder}")
         return 0
+
+    def _going_on(self, file: Path, agent: Agent[Any]) -> str:
+        """What trains the rest of this budget from a checkpoint."""
+        if agent.name not in AGENTS:
+            return f"checkpoint: {file}. load of {type(agent).__name__}, and learn with the rest of the budget, go on."
+        words = ["dxmi-rl", "train", str(file), "--budget", str(_whole(self.budget)), "--unit", self.unit]
+        if self.task is not None and agent.task.spec is None:  # a task of one's own
+            words += ["--task", self.task, *(["--task-set", *chain(*self.task_set)] if self.task_set else [])]
+        return f"{shlex.join(words)} goes on."
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -166,7 +166,12 @@ class Target(nn.Module):
         return self.sample(n, generator)
 
     def test_data(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Samples to score against: exact ones, or a data set's own rows; override it where there is a test split."""
+        """Samples to score against: exact ones, or a data set's own rows; override it where there is a test split.
+
+        ``generator`` as of ``sample``, but None: always the same ones.
+        """
+        if generator is None:
+            generator = torch.Generator(self.device).manual_seed(0)
         return self.sample(n, generator) if self.has_sampler else self.data(n, generator)
 
     def digest(self) -> str:

@@ -325,3 +325,12 @@ def test_games_that_cannot_tell_classes() -> None:
 def test_the_named_task() -> None:
     config = TASKS["digits-classes"]
     assert config.label == tuple(range(10)) and config.pretraining.conditional
+
+
+def test_around_an_agent_that_does_not_train_nothing_is_learned(tmp_path: Path) -> None:
+    agent = make_agent("base", classes())
+    assert not agent.trains
+    agent.learn(1000, checkpoint=tmp_path / "a.safetensors")
+    assert agent.num_timesteps == 1000 and not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="exactly one budget"):
+        agent.learn()

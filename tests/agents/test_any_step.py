@@ -223,6 +223,13 @@ def test_agents_that_do_not_train_take_the_largest_horizon() -> None:
     assert make_agent("base", several()).mdp.horizon == 4
 
 
+def test_settings_are_checked_as_for_one_horizon() -> None:
+    with pytest.raises(ValueError, match="policy.fine_tuning_rate belongs to a policy of kind 'fine-tuned'"):
+        make_agent("ppo", several(), policy={"fine_tuning_rate": 1e-4})
+    with pytest.raises(TypeError, match="'horizon' belongs to the task"):
+        make_agent("ppo", several(), horizon=3)
+
+
 @pytest.mark.parametrize("schedule", ["quadratic", "var-linear", "var-quadratic", "sigmoid"])
 def test_schedules_that_begin_elsewhere_are_refused(schedule: str) -> None:
     with pytest.raises(ValueError, match=r"schedule must be one of .* with several horizons"):

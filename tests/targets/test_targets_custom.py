@@ -272,6 +272,14 @@ class Sensor(Target):
         return self.rows[torch.randint(len(self.rows), (n,), generator=generator)]
 
 
+def test_a_subclass_without_a_test_split_is_scored_against_the_same_rows_each_time() -> None:
+    target, state = Sensor(torch.randn(50, 2)), torch.get_rng_state()
+    for one in (target, Uniform()):
+        assert torch.equal(one.test_data(100), one.test_data(100))
+        assert not torch.equal(one.test_data(100, seeded(1)), one.test_data(100, seeded(2)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_every_row_of_a_subclass_counts_for_its_digest() -> None:
     """Caches of denoisers and floors know data by their digest."""
     rows = torch.randn(5000, 2)
