@@ -35,7 +35,7 @@ test-fast: install ## run the tests that a change needs, in 90 seconds on two co
 demo: install ## train one agent in a minute, and open a page with its film
 	$(BIN)/dxmi-rl demo
 
-bench: install ## run the quick comparison of all agents
+bench: install ## compare five agents on three tasks, in minutes
 	$(BIN)/python benchmarks/compare/compare.py --preset quick --name quick
 
 docs: install ## fill in what pages take from the code, and build the site into site/

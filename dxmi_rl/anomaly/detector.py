@@ -23,7 +23,7 @@ from dxmi_rl.irl.training import ENERGY_TRAINERS, train_energy
 from dxmi_rl.networks import EnergyDenoiser, EnergyNetwork
 from dxmi_rl.targets import DataTarget
 from dxmi_rl.tasks import make_task
-from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, require, resolve_device
+from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real, check_seed, require, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import JSON, load_tensors, save_tensors
 from dxmi_rl.utils.torch_tools import seeded
@@ -237,7 +237,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         if self.start not in STARTS:
             raise UnknownNameError("start", self.start, STARTS)
         check_real("tau", self.tau)
-        check_integer("seed", self.seed, minimum=0)
+        check_seed(self.seed)
         if self.training != "dxmi" and self.training not in ENERGY_TRAINERS:
             raise UnknownNameError("training", self.training, ["dxmi", *ENERGY_TRAINERS])
         check_integer("epochs", self.epochs, minimum=0)

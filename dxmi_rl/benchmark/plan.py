@@ -222,8 +222,8 @@ def make_plan(arguments: Arguments) -> Plan:
     sizes = _sizes(arguments, preset)
     if small := [task for task in dict.fromkeys(row.task for row in chosen) if sizes[task] != preset.sizes]:
         print(
-            f"a budget below a tenth of the preset's: scores on {', '.join(small)} are of a tenth of its sizes, "
-            "without fitted kernels"
+            f"a budget below a tenth of the preset's: scores on {', '.join(small)} are of a tenth of its samples "
+            "and trajectories, without fitted kernels"
         )
 
     def planned(rows: Sequence[Row]) -> list[Run]:

@@ -67,7 +67,7 @@ class DenoiseEnv(gym.Env[NumpyObservation, Action]):
     - `fit_backward`: call the backward kernel's ``fit`` on every finished episode; a number: that many times.
     - `render_mode`: None or "rgb_array" (vectors of two coordinates or more, in pairs, and images). Gymnasium's
       ``RecordVideo`` also needs MoviePy: the extra `video`.
-    - `device`: where torch computes; "cpu" by default. Observations are numpy arrays in any case.
+    - `device`: where torch computes; "cpu" by default. Observations of this environment are numpy arrays in any case.
     - any field of ``TaskConfig``: `horizon`, `tau`, `backward`, `base`, `schedule`, ...
 
     Construction raises UnknownNameError (a ValueError) for unknown names and arguments, with the near names;

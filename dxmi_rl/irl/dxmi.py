@@ -32,7 +32,7 @@ from dxmi_rl.utils.torch_tools import adam, average_towards
 
 
 class DxMI(Agent[DxMIConfig]):
-    """An energy and a sampler trained together as a minimax game; any agent trains the sampler.
+    """An energy and a sampler trained together as a minimax game; another agent trains the sampler.
 
     Each iteration: (1) the agent rolls out; (2) energy steps on data against its x_T; (3) the agent updates on
     the new energy, which is the environment's live reward. ``energy`` is the trained E_phi (low on data); the averages

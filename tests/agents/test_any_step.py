@@ -224,7 +224,7 @@ def test_agents_that_do_not_train_take_the_largest_horizon() -> None:
 
 
 def test_settings_are_checked_as_for_one_horizon() -> None:
-    with pytest.raises(ValueError, match="policy.fine_tuning_rate belongs to a policy of kind 'fine-tuned'"):
+    with pytest.raises(ValueError, match=r"policy\.fine_tuning_rate belongs to a policy of kind 'fine-tuned'"):
         make_agent("ppo", several(), policy={"fine_tuning_rate": 1e-4})
     with pytest.raises(TypeError, match="'horizon' belongs to the task"):
         make_agent("ppo", several(), horizon=3)

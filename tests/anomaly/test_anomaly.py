@@ -266,6 +266,7 @@ def test_whitened_rows_are_uncorrelated_and_small_variances_count(tmp_path: Path
         ({"epochs": -1}, ValueError),
         ({"horizon": 0}, ValueError),
         ({"folds": 0}, ValueError),
+        ({"seed": 2**32}, ValueError),
     ],
 )
 def test_settings_that_are_not_allowed(setting: dict[str, Any], error: type[Exception]) -> None:

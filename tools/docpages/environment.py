@@ -7,7 +7,6 @@ import inspect
 import gymnasium as gym
 
 from docpages.docstrings import linked, settings_table, summary, table
-from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.diffusion.kernels import KERNELS
 from dxmi_rl.diffusion.schedules import SCHEDULES
 from dxmi_rl.envs import ENV_ID, DenoiseEnv
@@ -25,7 +24,6 @@ def blocks() -> dict[str, str]:
         "task": settings_table(TaskConfig),
         "schedules": schedules(),
         "kernels": table(("kernel", "definition"), kernels),
-        "pretraining": settings_table(PretrainingConfig),
     }
 
 
