@@ -58,7 +58,7 @@ from benchmarks.scripts import command_line
 from dxmi_rl.benchmark.statistics import bootstrap_interval, interval, probability_of_improvement
 from dxmi_rl.utils.checks import check_integer
 from dxmi_rl.utils.progress import track
-from dxmi_rl.utils.storage import write_atomically, write_json
+from dxmi_rl.utils.storage import write_json, write_text
 
 TASKS = (1, 4)
 DISTRIBUTIONS = {
@@ -295,17 +295,13 @@ def carry_out(arguments: Arguments, command: str) -> int:
         write_json(arguments.json, everything)
     if arguments.page is not None:
         page = rewrite(arguments.page.read_text(encoding="utf-8"), markdown(everything))
-        write_atomically(arguments.page, lambda file: _write(file, page))
+        write_text(arguments.page, page)
     console = Console()
     console.print(command, markup=False)
     print_table("coverage of intervals of the interquartile mean", *mean_table(means), console)
     print_table("coverage of intervals of the probability of improvement", *improvement_table(improvements), console)
     console.print(f"{everything['seconds']:.0f} s")
     return 0
-
-
-def _write(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from dxmi_rl.benchmark.report.content import Comparison
 from dxmi_rl.benchmark.report.text import markdown
 from dxmi_rl.benchmark.results import RULERS, SCHEMA
 from dxmi_rl.benchmark.tables import compact, number
-from dxmi_rl.utils.storage import write_atomically
+from dxmi_rl.utils.storage import write_text
 
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
 OURS = "standard"
@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.check:
             print(f"{file} is out of step with {arguments.results}: run python benchmarks/compare/leaderboard.py")
         else:
-            write_atomically(file, lambda part, text=wanted[file]: part.write_text(text, encoding="utf-8"))
+            write_text(file, wanted[file])
             print(f"wrote {file}")
     return 1 if stale and arguments.check else 0
 

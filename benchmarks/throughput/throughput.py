@@ -100,7 +100,7 @@ from dxmi_rl.benchmark.tables import Table, print_tables
 from dxmi_rl.tasks import TASKS, Task
 from dxmi_rl.utils.checks import MissingExtraError, check_integer, check_real, require
 from dxmi_rl.utils.progress import track
-from dxmi_rl.utils.storage import write_atomically, write_json
+from dxmi_rl.utils.storage import write_json, write_text
 
 # What is measured -----------------------------------------------------------------------------------------------------
 
@@ -373,11 +373,7 @@ def carry_out(plan: Plan, command: str) -> int:
 
 def _write_report(plan: Plan, command: str, where: str, tables: list[Table]) -> None:
     report = markdown(plan.arguments.name, command, where, tables, "throughput.png")
-
-    def write(file: Path) -> None:
-        file.write_text(report, encoding="utf-8")
-
-    write_atomically(plan.folder / "report.md", write)
+    write_text(plan.folder / "report.md", report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

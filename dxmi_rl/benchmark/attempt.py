@@ -22,7 +22,7 @@ from dxmi_rl.benchmark.measure import OnPoint, Point, measure
 from dxmi_rl.benchmark.protocol import Run, digest_of
 from dxmi_rl.mdp import EnergyError
 from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
-from dxmi_rl.utils.storage import JSON, save_tensors, write_atomically, write_json
+from dxmi_rl.utils.storage import JSON, save_tensors, write_json, write_text
 
 
 class SourceChangedError(RuntimeError):
@@ -178,8 +178,7 @@ def _logged(run: Run, logging: OpensLog | None) -> Iterator[OnPoint]:
 def store(run: Run, folder: Path, ending: Ending) -> Outcome:
     """Write what came of a run, each file atomically; the result is the last, and is what makes the run finished."""
     if isinstance(ending, Failure):
-        text = f"{ending.error}\n\n{ending.traces}"
-        write_atomically(run.failure_file(folder), lambda file: _write_text(file, text))
+        write_text(run.failure_file(folder), f"{ending.error}\n\n{ending.traces}")
         return Outcome(run, ending.error)
     result, samples = ending
     save_tensors(run.samples_file(folder), {"x": samples}, {"key": run.key})
@@ -197,7 +196,3 @@ def failed_before(runs: Sequence[Run], folder: Path) -> list[Outcome]:
         if file.is_file() and run.load(folder) is None:
             found.append(Outcome(run, file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0]))
     return found
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8")

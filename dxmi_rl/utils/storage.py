@@ -118,17 +118,21 @@ def remove_abandoned(folder: Path, pattern: str = ".*.????????.part") -> None:
             os.close(handle)
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write ``text`` atomically, in UTF-8, lines ending in one line feed on every system."""
+
+    def write(file: Path) -> None:
+        file.write_text(text, encoding="utf-8", newline="\n")
+
+    return write_atomically(path, write)
+
+
 def write_json(path: str | os.PathLike[str], value: object) -> Path:
     """Write ``value`` as JSON, atomically: compact, with a line for every entry of the outer two levels.
 
     Raises ValueError for numbers that JSON has not.
     """
-    text = _json_lines(value, 2) + "\n"
-
-    def write(file: Path) -> None:
-        file.write_text(text, encoding="utf-8")
-
-    return write_atomically(path, write)
+    return write_text(path, _json_lines(value, 2) + "\n")
 
 
 def _json_lines(value: Any, levels: int) -> str:

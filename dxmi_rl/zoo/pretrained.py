@@ -24,7 +24,7 @@ from dxmi_rl.evaluation import evaluate
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 from dxmi_rl.utils.checks import CheckpointError
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.storage import JSON, write_atomically, write_json
+from dxmi_rl.utils.storage import JSON, write_atomically, write_json, write_text
 from dxmi_rl.zoo.cards import card, overview
 
 FORMAT = 1
@@ -162,11 +162,11 @@ def put(place: Path, name: str, entry: JSON, weights: bytes, evaluation: str, pi
     if picture is not None:
         write_atomically(place / f"{name}.png", lambda path: _write_bytes(path, picture))
     write_atomically(file, lambda path: _write_bytes(path, weights))
-    _write_text(place / f"{name}.md", card(name, entry, evaluation, picture=picture is not None))
+    write_text(place / f"{name}.md", card(name, entry, evaluation, picture=picture is not None))
     others = read_index(place) if (place / INDEX).is_file() else {}  # only now: scoring takes a while
     entries = dict(sorted((others | {name: entry}).items()))
     write_json(place / INDEX, {"format": FORMAT, "agents": entries})
-    _write_text(place / CARD, overview(entries, CHECKED))
+    write_text(place / CARD, overview(entries, CHECKED))
     return entry
 
 
@@ -209,10 +209,3 @@ def evaluated(agent: Agent[Any], seed: int, *, floors: bool) -> dict[str, float]
 
 def _write_bytes(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-
-
-def _write_text(file: Path, text: str) -> None:
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8", newline="\n")
-
-    write_atomically(file, write)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from dxmi_rl.benchmark.results import RULERS
-from dxmi_rl.utils.storage import JSON, write_atomically
+from dxmi_rl.utils.storage import JSON, write_text
 
 __all__ = ["check_results", "load_results", "write_report"]
 
@@ -110,12 +110,4 @@ def write_report(results: JSON, folder: str | os.PathLike[str], *, before: JSON 
              "report.tex": latex(comparison)}  # fmt: skip
     if (played := playground(comparison)) is not None:
         texts["playground.html"] = played
-
-    def write(name: str, text: str) -> Path:
-        return write_atomically(Path(folder) / name, lambda file: _write_text(file, text))
-
-    return [write(name, text) for name, text in texts.items()]
-
-
-def _write_text(file: Path, text: str) -> None:
-    file.write_text(text, encoding="utf-8", newline="\n")
+    return [write_text(Path(folder) / name, text) for name, text in texts.items()]
