@@ -34,7 +34,7 @@ class LiveEnergy:
         self.function = function
         self.values_only = values_only
         self.differentiable: bool | None = None
-        """Whether the function has a gradient in x, found out by the first ``value_and_gradient``."""
+        """Whether the function has a gradient in x, found out by the first ``has_gradient``."""
         self.swaps = 0
         """How often ``set`` has put another function in its place."""
         self.seconds = 0.0
@@ -134,19 +134,23 @@ class LiveEnergy:
         The gradient is None for a function that has none: one that fails on a tensor that requires gradients, or whose
         answer does not depend on it. Raises EnergyError when values or gradients are not finite.
         """
-        if self.differentiable is None:
-            self.differentiable = not self.values_only and self._has_gradient(x[:2])
-        gradient: Tensor | None = None
+        differentiable, gradient = self.has_gradient(x[:2]), None
         with torch.enable_grad():
-            point = x.detach().requires_grad_(self.differentiable)
+            point = x.detach().requires_grad_(differentiable)
             energy = self(point)
-            if self.differentiable:
+            if differentiable:
                 gradient = _gradient(energy, point)
         require_finite_energy(x, energy.detach(), gradient)
         return energy.detach(), gradient
 
+    def has_gradient(self, x: Tensor) -> bool:
+        """Whether E has a gradient that may be used; the present function is tried once on x, uncounted."""
+        if self.differentiable is None:
+            self.differentiable = not self.values_only and self._has_gradient(x)
+        return self.differentiable
+
     def _has_gradient(self, x: Tensor) -> bool:
-        """Try it on x, uncounted; a function that fails there twice, and not without gradients, has none."""
+        """Try it on x; a function that fails there twice, and not without gradients, has none."""
         assert self.function is not None
         for _ in range(2):  # a failure that does not come again is no property of the function
             with torch.enable_grad(), evaluation_mode(self.function):

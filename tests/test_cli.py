@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from dxmi_rl import load_agent
-from dxmi_rl.agents import Agent
+from dxmi_rl.agents import PPO, Agent
 from dxmi_rl.agents.twisting import fit_twist
 from dxmi_rl.benchmark.logs import RunLogger
 from dxmi_rl.cli import main
@@ -90,7 +91,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     (stopped,) = Path("stopped").iterdir()
     checkpoint = str(stopped / "checkpoint.safetensors")
     going_on = f"train {checkpoint} --budget 512 --unit timesteps --task mine.py:bowl --task-set dim=2 horizon=4"
-    assert f"dxmi-rl {going_on} goes on." in capsys.readouterr().out
+    assert f"This goes on:\n    dxmi-rl {going_on}\n" in capsys.readouterr().out
     assert main([*going_on.split(), "--points", "2", "--no-tensorboard", "--runs", "resumed"]) == 0
     (resumed,) = Path("resumed").iterdir()
     ends = [load_tensors(folder / "checkpoint.safetensors")[0] for folder in (whole, resumed)]
@@ -101,6 +102,29 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     capsys.readouterr()
     assert main(["train", checkpoint, *task, "--budget", "200"]) == 2
     assert "more than the 256 timesteps that the checkpoint has spent, got 200" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_iteration_and_leaves_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    iterate = PPO.iterate
+
+    def interrupted(agent: PPO, on_final: Any = None) -> Any:
+        log = iterate(agent, on_final)
+        if agent.num_timesteps == 3 * 160:
+            signal.raise_signal(signal.SIGINT)
+        return log
+
+    monkeypatch.setattr(PPO, "iterate", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    command = ["train", "ppo", "--budget", "5000", "--set", "n_trajectories=32", "--no-tensorboard"]
+    assert main([*command, "--runs", str(tmp_path)]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    (folder,) = tmp_path.iterdir()
+    assert load_agent(folder / "checkpoint.safetensors").num_timesteps == 3 * 160
+    said = capsys.readouterr().out
+    assert "stops after this iteration" in said and f"dxmi-rl train {folder / 'checkpoint.safetensors'}" in said
 
 
 @pytest.mark.slow

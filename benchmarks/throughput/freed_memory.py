@@ -3,13 +3,13 @@
     python benchmarks/throughput/freed_memory.py --seeds 0 1 2 --json freed_memory.json
 
 Every row trains in a fresh process that keeps it, and in one that gives it back to the system as glibc does by itself,
-in turn; from scratch or on random images, so nothing is pretrained or loaded. Keys of ``--json FILE``:
+in turn; from scratch or on random images, so nothing is pretrained or loaded. What is reported is the part of the CPU
+time that is the system's, which hardly depends on what else runs on the machine. Keys of ``--json FILE``:
 
     command, machine, versions  as in all studies
     seeds                       what was asked for
-    rows                        per row: .name; .given_back and .kept, each with .seconds (CPU time, median over seeds)
-                                and .pages (that the system handed out, median over seeds); .ratio (median over seeds
-                                of the seconds of the one to those of the other)
+    rows                        per row: .name; .given_back and .kept, each with .share (of the CPU time, the system's)
+                                and .pages (that the system handed out in an iteration), medians over seeds
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,13 +89,13 @@ def pretraining(size: int) -> Callable[[int], Callable[[], object]]:
 
 
 ROWS = {
-    "dxdp on 8gaussians": (agent_on("8gaussians", {"warmup_iterations": 0}, base=None), 4),
+    "dxdp on 8gaussians": (agent_on("8gaussians", {"warmup_iterations": 0}, base=None), 6),
     "dxdp on manywell32, T = 10, coordinate by coordinate": (
         agent_on(
             "manywell32", SMALL_ROLLOUTS | {"policy": COORDINATES, "value": COORDINATES}, horizon=10,
             backward_options=COORDINATES,
         ),
-        4,
+        6,
     ),
     "U-Net on 64 images of 3 x 32 x 32": (pretraining(32), 10),
 }  # fmt: skip
@@ -104,18 +103,19 @@ ROWS = {
 
 
 def measure(name: str, seed: int, keep: bool) -> dict[str, float]:
-    """CPU seconds and pages of a row, in this process."""
+    """The system's share of the CPU time of a row, and its pages, in this process."""
     build, count = ROWS[name]
     if keep:
         keep_freed_memory()
     with one_thread():
         run = build(seed)
         run()
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF)
         for _ in range(count):
             run()
-        seconds = time.process_time() - started
-        return {"seconds": seconds, "pages": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
+        return {"share": system / (user + system), "pages": (after.ru_minflt - before.ru_minflt) / count}
 
 
 def in_fresh_process(name: str, seed: int, keep: bool) -> dict[str, float]:
@@ -140,17 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    table = Table("what trains", "given back, CPU s", "kept, CPU s", "ratio", "pages, given back", "pages, kept")
+    table = Table("an iteration of", "system's, given back", "kept", "pages, given back", "kept")
     rows = []
     for name in ROWS:
         pairs = [[in_fresh_process(name, seed, keep) for keep in (False, True)] for seed in arguments.seeds]
         back, kept = (
             {key: statistics.median(run[key] for run in runs) for key in runs[0]} for runs in zip(*pairs, strict=True)
         )
-        ratio = statistics.median(run["seconds"] / other["seconds"] for run, other in pairs)
-        rows.append({"name": name, "given_back": back, "kept": kept, "ratio": ratio})
-        seconds = [f"{back['seconds']:.2f}", f"{kept['seconds']:.2f}", f"{ratio:.2f}"]
-        table.add_row(name, *seconds, f"{back['pages']:,.0f}", f"{kept['pages']:,.0f}")
+        rows.append({"name": name, "given_back": back, "kept": kept})
+        shares, pages = (
+            [f"{one[key]:{form}}" for one in (back, kept)] for key, form in (("share", ".1%"), ("pages", ",.0f"))
+        )
+        table.add_row(name, *shares, *pages)
     Console().print(table)
     if arguments.json is not None:
         own = {"seeds": list(arguments.seeds), "rows": rows}

@@ -320,11 +320,10 @@ class Agent(abc.ABC, Generic[ConfigT]):
                 f"task {self.task.name!r} has no energy to learn from: pass task=make_task({self.task.name!r}, "
                 "energy=...), or learn one with dxmi_rl.DxMI."
             )
-        if (gradient or self.needs_gradient) and self.mdp.energy.values_only:
-            settings = "" if self.needs_gradient else ", with these settings,"
-            raise EnergyError(
-                f"agent {self.name!r}{settings} needs the energy's gradient, which track or reward does not give."
-            )
+        points = torch.zeros(2, *self.mdp.event_shape, dtype=self.mdp.dtype, device=self.mdp.device)
+        if (gradient or self.needs_gradient) and not self.mdp.energy.has_gradient(points):
+            own = "" if self.needs_gradient else ", with these settings,"
+            raise EnergyError(f"agent {self.name!r}{own} needs the energy's gradient, which the task does not give.")
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """``optimizers`` and that of a learned kernel, which has a schedule of its own."""

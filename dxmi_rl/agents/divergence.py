@@ -70,6 +70,8 @@ def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
     it happened.
     """
     try:
+        if agent.needs_gradient:
+            agent.require_energy()  # it may have been swapped for one without
         return agent.iterate()
     except NonFiniteError:
         raise

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -90,8 +94,17 @@ class Train:
                 rest = _whole(self.budget - agent.spent(self.unit))
                 amount: dict[str, Any] = {self.unit.replace("timesteps", "total_timesteps"): rest}
                 amount |= {"checkpoint": file, "checkpoint_minutes": 1, "reset_num_timesteps": False}
+                print(f"checkpoints and log: {logger.folder}")
                 try:
-                    agent.learn(**amount, callback=note, progress_bar=True)
+                    with first_interrupt_noted() as interrupted:
+
+                        def goes_on(agent: Agent[Any]) -> bool:
+                            note(agent)
+                            return not interrupted()
+
+                        agent.learn(**amount, callback=goes_on, progress_bar=True)
+                    if interrupted() and agent.spent(self.unit) < self.budget:
+                        raise KeyboardInterrupt
                 except KeyboardInterrupt:
                     print(f"\n{self._going_on(file, agent)}" if file.exists() else "\nThere is no checkpoint yet.")
                     raise
@@ -106,11 +119,11 @@ class Train:
     def _going_on(self, file: Path, agent: Agent[Any]) -> str:
         """What trains the rest of this budget from a checkpoint."""
         if agent.name not in AGENTS:
-            return f"checkpoint: {file}. load of {type(agent).__name__}, and learn with the rest of the budget, go on."
+            return f"{file} goes on with load of {type(agent).__name__}, and learn with the rest of the budget."
         words = ["dxmi-rl", "train", str(file), "--budget", str(_whole(self.budget)), "--unit", self.unit]
         if self.task is not None and agent.task.spec is None:  # a task of one's own
             words += ["--task", self.task, *(["--task-set", *chain(*self.task_set)] if self.task_set else [])]
-        return f"{shlex.join(words)} goes on."
+        return f"This goes on:\n    {shlex.join(words)}"
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -154,6 +167,29 @@ class Train:
                 f"{self.budget:,.10g}."
             )
         return agent
+
+
+@contextlib.contextmanager
+def first_interrupt_noted() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C is noted, so that an iteration can end, and the second interrupts. Gives whether there
+    was one. Outside of the main thread, which gets no signals, nothing changes.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        print("\nstops after this iteration; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(noted)
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 def _whole(budget: float) -> float:

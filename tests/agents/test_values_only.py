@@ -10,6 +10,7 @@ import gymnasium as gym
 import pytest
 import torch
 from agent_cases import skip_without_extra, small, task_for, train
+from torch import Tensor
 
 from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.agents import AGENTS
@@ -33,7 +34,7 @@ def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
     if name in NEED_GRADIENTS:
         with pytest.raises(
             EnergyError,
-            match=f"agent '{name}' needs the energy's gradient, which track or reward does not give",
+            match=f"agent '{name}' needs the energy's gradient, which the task does not give",
         ):
             small(name, values_only())
         return
@@ -43,6 +44,25 @@ def test_agents_learn_from_values_or_say_that_they_cannot(name: str) -> None:
     agent = train(small(name, values_only(), **model), 3)
     assert agent.costs.energy_evals > 0 and agent.costs.energy_grad_evals == 0
     assert bool(agent.sample(20).isfinite().all())
+
+
+@pytest.mark.parametrize("name", sorted(NEED_GRADIENTS))
+def test_an_energy_without_a_gradient_is_refused_wherever_it_comes_from(name: str) -> None:
+    def values(x: Tensor) -> Tensor:
+        return x.detach().square().sum(1)
+
+    own = make_task(values, dim=2, horizon=3, backward="learned", target_options={"scale": 1.0})
+    given = make_task("8gaussians", energy=values, horizon=3, backward="learned")
+    for task in (own, given):
+        with pytest.raises(EnergyError, match=f"agent '{name}' needs the energy's gradient"):
+            small(name, task)
+    agent = small(name, make_task("8gaussians", energy=lambda x: x.square().sum(1), horizon=3, backward="learned"))
+    train(agent, 1)
+    agent.mdp.set_energy(values)
+    with pytest.raises(
+        EnergyError, match=rf"{name} on '8gaussians' stopped at timestep .* needs the energy's gradient"
+    ):
+        train(agent, 1)
 
 
 def test_it_is_a_black_box_whatever_the_energy_has() -> None:

@@ -149,7 +149,7 @@ def test_a_reward_without_a_gradient_is_a_black_box() -> None:
         values, gradient = task.mdp.energy.value_and_gradient(torch.randn(4, 2))
         assert gradient is None and values.shape == (4,)
         make_agent("ppo", task, seed=0).learn(2000)
-        with pytest.raises(EnergyError, match="which track or reward does not give"):
+        with pytest.raises(EnergyError, match="which the task does not give"):
             make_agent("adjoint-matching", task, seed=0).learn(2000)
     with pytest.raises(TargetError, match="has no gradient in x"):
         make_task("8gaussians", reward=counted, differentiable=True)

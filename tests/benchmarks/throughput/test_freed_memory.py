@@ -21,7 +21,7 @@ def test_a_row_runs_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyP
     results = json.loads(file.read_text())
     assert set(results) == documented(freed_memory)
     (row,) = results["rows"]
-    assert row["name"] == name and row["ratio"] == row["given_back"]["seconds"] / row["kept"]["seconds"]
+    assert row["name"] == name and 0 <= row["kept"]["share"] < 1 and row["given_back"]["pages"] >= 0
 
 
 def test_bad_input_is_named() -> None:
