@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -80,7 +81,8 @@ def make_task(
         return name
     unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
     if unknown:
-        raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__))
+        of_target = ["target_options"] if unknown[0] in inspect.signature(EnergyTarget).parameters else ()
+        raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__), near=of_target)
     changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
     for key, value in changes.items():
         if key.endswith("_options") and not isinstance(value, Mapping):

@@ -225,6 +225,12 @@ def _base_policy(task: Task) -> Any:
         (lambda x: x.sum(1), {"dim": 2, "base": "ddpm"}, ValueError, "base must be None"),
         ("gmm25", {"target_options": {"st": 1}}, UnknownNameError, "option of target 'gmm25'"),
         ("8gaussians", {"horizn": 3}, UnknownNameError, "unknown task argument 'horizn'. Did you mean 'horizon'"),
+        (
+            "8gaussians",
+            {"scale": 1.0},
+            UnknownNameError,
+            "unknown task argument 'scale'. Did you mean 'target_options'",
+        ),
         ("8gaussians", {"target": "gmm26"}, UnknownNameError, "Did you mean 'gmm25'"),
         ("8gaussians", {"schedule": "karass"}, UnknownNameError, "Did you mean 'karras'"),
         ("8gaussians", {"backward": "learnd"}, UnknownNameError, "Did you mean 'learned'"),
