@@ -197,8 +197,11 @@ def write_samples(agent: Agent[Any], x: Tensor, out: Path, command: str) -> None
     write_atomically(out, write)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; exit status 2 and one line for bad arguments, 130 after Ctrl-C."""
+QUICK_TO_LOAD: dict[str, Callable[..., Any]] = {"train": Train, "evaluate": Evaluate, "sample": Sample, "list": List}
+"""Commands without matplotlib and scikit-learn."""
+
+
+def _all_commands() -> dict[str, Callable[..., Any]]:
     from dxmi_rl.benchmark import compare
     from dxmi_rl.benchmark.demo import Demo
     from dxmi_rl.benchmark.plan import Arguments
@@ -212,11 +215,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         def __call__(self, command: str) -> int:
             return compare.compare(self, command)
 
-    commands: dict[str, Callable[..., Any]] = {
-        "demo": Demo, "train": Train, "evaluate": Evaluate, "sample": Sample, "list": List, "compare": Compare,
-        "report": Report, "zoo": Zoo}  # fmt: skip
-    chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
+    return {"demo": Demo, **QUICK_TO_LOAD, "compare": Compare, "report": Report, "zoo": Zoo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 2 and one line for bad arguments, 130 after Ctrl-C."""
     words = sys.argv[1:] if argv is None else argv
+    commands = QUICK_TO_LOAD if words and words[0] in QUICK_TO_LOAD else _all_commands()
+    chosen = tyro.extras.subcommand_cli_from_dict(commands, args=argv, prog="dxmi-rl", description=HELP)
     try:
         check_given_once(words, ("--set", "--task-set"))
         return int(chosen(shlex.join(["dxmi-rl", *words])))
