@@ -34,7 +34,9 @@ class LiveEnergy:
         self.function = function
         self.values_only = values_only
         self.differentiable: bool | None = None
-        """Whether the function has a gradient in x, found out by the first ``has_gradient``."""
+        """Whether the function has a gradient in x, found out by ``has_gradient``, or by an answer without."""
+        self.failure = ""
+        """How the gradient fails, where it does."""
         self.swaps = 0
         """How often ``set`` has put another function in its place."""
         self.seconds = 0.0
@@ -67,6 +69,8 @@ class LiveEnergy:
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise EnergyError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
+        if graph and x.requires_grad and not value.requires_grad:
+            self.differentiable = False
         if not value.dtype.is_floating_point or value.device != x.device:
             raise EnergyError(
                 f"the energy must return floating numbers on {str(x.device)!r}, got {value.dtype} on "
@@ -93,7 +97,7 @@ class LiveEnergy:
         """
         if not callable(function):
             raise TypeError(f"energy must be a module or function, got {function!r}.")
-        previous, self.function, self.differentiable = self.function, function, None
+        previous, self.function, self.differentiable, self.failure = self.function, function, None, ""
         try:
             with torch.no_grad():
                 self(points)
@@ -157,7 +161,8 @@ class LiveEnergy:
                 point = x.detach().clone().requires_grad_()
                 try:
                     (gradient,) = torch.autograd.grad(self.function(point.clone()).sum(), point, allow_unused=True)
-                except Exception:  # whatever a black box raises
+                except Exception as error:  # whatever a black box raises
+                    self.failure = f"which fails: {type(error).__name__}: {error}"
                     continue
                 return gradient is not None
         with torch.no_grad(), evaluation_mode(self.function):

@@ -323,7 +323,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
         points = torch.zeros(2, *self.mdp.event_shape, dtype=self.mdp.dtype, device=self.mdp.device)
         if (gradient or self.needs_gradient) and not self.mdp.energy.has_gradient(points):
             own = "" if self.needs_gradient else ", with these settings,"
-            raise EnergyError(f"agent {self.name!r}{own} needs the energy's gradient, which the task does not give.")
+            why = self.mdp.energy.failure or "which the task does not give"
+            raise EnergyError(f"agent {self.name!r}{own} needs the energy's gradient, {why}.")
 
     def all_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """``optimizers`` and that of a learned kernel, which has a schedule of its own."""

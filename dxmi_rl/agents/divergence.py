@@ -70,9 +70,7 @@ def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
     it happened.
     """
     try:
-        if agent.needs_gradient:
-            agent.require_energy()  # it may have been swapped for one without
-        return agent.iterate()
+        return _iterated(agent)
     except NonFiniteError:
         raise
     except EnergyError as error:
@@ -84,6 +82,14 @@ def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
         if _policy_is_finite(agent) and NO_DISTRIBUTION.match(str(error)) is None:
             raise
         raise _divergence(agent, "policy weights", math.nan) from error
+
+
+def _iterated(agent: Agent[Any]) -> dict[str, float | Tensor]:
+    try:
+        return agent.iterate()
+    finally:
+        if agent.needs_gradient and agent.mdp.energy.differentiable is False:
+            agent.require_energy()  # it was swapped for one without, whatever else came of it
 
 
 def note_losses(agent: Agent[Any], log: Mapping[str, float | Tensor]) -> None:

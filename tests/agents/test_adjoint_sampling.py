@@ -109,8 +109,8 @@ def test_it_finds_the_wells() -> None:
 
 
 def test_bad_settings() -> None:
-    with pytest.raises(ValueError, match="an energy with a gradient"):
-        adjoint_sampling(make_task("8gaussians", energy=lambda x: torch.zeros(len(x)))).iterate()
+    with pytest.raises(ValueError, match="needs the energy's gradient"):
+        adjoint_sampling(make_task("8gaussians", energy=lambda x: torch.zeros(len(x))))
     with pytest.raises(ValueError, match="tau > 0"):
         adjoint_sampling(make_task("8gaussians", tau=0.0))
     for settings in ({"replay": 0}, {"width": 0}, {"learning_rate": -1.0}):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from agent_cases import same, skip_without_extra, small, state
+from agent_cases import same, skip_without_extra, small, state, train
 
 from dxmi_rl import load_agent, make_agent, make_task
 from dxmi_rl.agents import AGENTS
@@ -56,9 +56,9 @@ def test_an_energy_that_autograd_cannot_follow_says_so(name: str) -> None:
         return x.mul_(x).sum(1)
 
     options = {"scale": 2.0, "smallest_scale": 0.3}
-    agent = small(name, make_task(overwrites, dim=2, horizon=3, backward="learned", target_options=options))
-    with pytest.raises(EnergyError, match=r"the energy's gradient fails: RuntimeError: .*inplace operation"):
-        agent.learn(agent.timesteps_per_iteration)
+    task = make_task(overwrites, dim=2, horizon=3, backward="learned", target_options=options)
+    with pytest.raises(EnergyError, match=r"the energy's gradient(, which)? fails: RuntimeError: .*inplace operation"):
+        train(small(name, task), 1)
 
 
 @pytest.mark.parametrize("name", ["sb3-ppo", "sb3-a2c"])
@@ -135,9 +135,10 @@ def test_what_a_callback_breaks_is_not_saved(tmp_path: Path) -> None:
 def test_an_energy_with_weights_of_its_own_and_no_gradient_in_x_says_so() -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     task = make_task(lambda x: (x.detach().square() * weight).sum(1), dim=2, horizon=2)
-    for name in ("ppo", "path-wise"):
-        with pytest.raises(EnergyError, match="the energy has no gradient in x, and it is asked for"):
-            make_agent(name, task, n_trajectories=8).learn(16)
+    with pytest.raises(EnergyError, match="the energy has no gradient in x, and it is asked for"):
+        make_agent("ppo", task, n_trajectories=8).learn(16)
+    with pytest.raises(EnergyError, match="'path-wise' needs the energy's gradient"):
+        make_agent("path-wise", task, n_trajectories=8)
     make_agent("ppo", task, n_trajectories=8, policy={"energy_gradient": False}).learn(16)
 
 
