@@ -37,15 +37,15 @@ def seeded(seed: int) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors on the CPU for the next ones.
 
-    By default glibc gives it back to the system, which clears every page before it hands it out again: with tensors of
-    megabytes, as of images, up to a third of the time of training. With another C library nothing changes, nor where
+    By default glibc gives it back to the system, which clears every page before it hands it out again. With tensors of
+    megabytes that takes up to a quarter of the time (docs/speed.md). With another C library nothing changes, nor where
     the environment sets MALLOC_TRIM_THRESHOLD_ or MALLOC_MMAP_THRESHOLD_.
     """
     if platform.libc_ver()[0] != "glibc" or _MALLOPT.keys() & os.environ.keys():
         return
     mallopt = ctypes.CDLL(None).mallopt
     for setting in _MALLOPT.values():
-        next((size for size in _KEPT_BYTES if mallopt(setting, size)), None)
+        any(mallopt(setting, size) for size in _KEPT_BYTES)  # stops at the first that is allowed
 
 
 def in_precision(precision: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
