@@ -99,7 +99,7 @@ class Evaluate(Checkpoint):
         from rich.console import Console
         from rich.table import Table
 
-        from dxmi_rl.benchmark.tables import LEGEND, MARK, unreliable
+        from dxmi_rl.benchmark.tables import LEGEND, MARK, MEANINGS, SCORES, unreliable
         from dxmi_rl.evaluation import evaluate
         from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
 
@@ -117,10 +117,16 @@ class Evaluate(Checkpoint):
             if not key.endswith("_floor"):
                 floor = scores.get(f"{key}_floor")
                 mark = MARK if marked and key == "log_z" else ""
-                table.add_row(key, f"{value:.4g}{mark}", "" if floor is None else f"{floor:.4g}")
+                cells = (f"{value:.4g}{mark}", "" if floor is None else f"{floor:.4g}")
+                table.add_row(f"{key} {SCORES.get(key, '')}".strip(), *cells)
         Console().print(table)
         if marked:
             print(LEGEND)
+        for key in (key for key in MEANINGS if key in scores):
+            print(f"{key}: {MEANINGS[key]}.")
+        if "elbo" in scores:
+            kernel = "fitted after training" if "kl_bound_fit" in scores else "of training"
+            print(f"elbo, eubo, log_z and ess are taken with the kernel {kernel}.")
         if self.json is not None:
             names = {"agent": agent.name, "task": agent.task.name}
             write_json(self.json, {"command": command, **names, "seed": self.seed, "scores": scores})

@@ -38,13 +38,18 @@ BUDGET_UNITS = ("timesteps", "energy_evals", "seconds")
 
 
 def check_budget(**budgets: float | None) -> tuple[str, float]:
-    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1."""
+    """(unit, amount) of the one budget that is not None; raises TypeError for none or several, ValueError below 1.
+
+    Whole numbers may be written as floats, such as 1e5.
+    """
     given = {unit: amount for unit, amount in budgets.items() if amount is not None}
     if len(given) != 1:
         raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
     unit, amount = next(iter(given.items()))
     if unit == "seconds":
         return unit, check_real(unit, amount, strict=True)
+    if isinstance(amount, float) and amount.is_integer():
+        amount = int(amount)
     return unit, check_integer("total_timesteps" if unit == "timesteps" else unit, amount)
 
 

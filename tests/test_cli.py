@@ -134,6 +134,7 @@ def test_evaluate_prints_scores_beside_their_floors(
     assert main(["evaluate", str(checkpoint), *QUICK, "--json", str(tmp_path / "scores.json")]) == 0
     printed = capsys.readouterr().out
     assert "ppo on 8gaussians" in printed and "exact samples (floor)" in printed
+    assert "sliced_w2 ↓" in printed and "Wasserstein" in printed, "the better direction, and what the score is"
     stored = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     assert stored["scores"]["sliced_w2_floor"] > 0 and f"{stored['scores']['sliced_w2']:.4g}" in printed
     assert main(["evaluate", "base", "--task", "gmm9", *QUICK]) == 0

@@ -141,6 +141,18 @@ class ValueConfig:
                     raise ValueError(f"value.{key} must be {none} for a convolutional value, got {value!r}.")
 
 
+WORDS = {
+    "verbose": "use learn(..., progress_bar=True)",
+    "n_steps": "use n_trajectories: rollouts hold whole episodes",
+    "lr": 'use policy={"learning_rate": ...} and value={"learning_rate": ...}',
+    "learning_rate": 'use policy={"learning_rate": ...} and value={"learning_rate": ...}',
+    "policy_kwargs": 'use policy={"width": ..., "depth": ...}',
+    "gamma": "the discount is 1",
+    "ent_coef": "use make_task(..., tau=...), the weight of the entropy",
+}
+"""What Stable-Baselines3 calls settings, and what stands for them here."""
+
+
 def configured(kind: Any, task: Any, config: Any, settings: Mapping[str, Any]) -> Any:
     """``config`` with ``settings`` changed, for an agent, or a class of agents, on a task.
 
@@ -152,6 +164,8 @@ def configured(kind: Any, task: Any, config: Any, settings: Mapping[str, Any]) -
     for key in settings:
         if key not in vars(config) and (key == "energy" or key in TaskConfig.__dataclass_fields__):
             raise TypeError(f"{key!r} belongs to the task: pass task=make_task({task.name!r}, {key}=...).")
+        if key in WORDS and key not in vars(config) and {"policy", "n_trajectories"} <= vars(config).keys():
+            raise TypeError(f"{kind.name!r} has no setting {key!r}: {WORDS[key]}.")
     result = changed(config, settings, f"setting of {kind.name!r}")
     check_changes(config, result, task.mdp.event_shape, particles=task.mdp.particles is not None)
     return result

@@ -25,6 +25,25 @@ SCORES = {
     "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
+MEANINGS = {
+    "kl_marginal": "KL divergence of the samples from the target itself, in nats",
+    "kl_marginal_forward": "KL divergence of the target from the samples, in nats; lost modes raise it",
+    "kl_bound": "upper bound on the KL divergence from the target, in nats, with the kernel of training",
+    "kl_bound_fit": "upper bound on the KL divergence from the target, in nats, with a kernel fitted after training",
+    "elbo": "lower bound on log Z of exp(-E), in nats",
+    "elbo_tau": "lower bound on log Z of exp(-E / tau), in nats",
+    "eubo": "upper bound on log Z of exp(-E), in nats; lost modes raise it",
+    "log_z": "estimate of log Z of exp(-E) by importance weights, in nats",
+    "ess": "effective sample size of the importance weights, as a part of all chains",
+    "fd": "Fréchet distance of the features of samples and test images",
+    "sliced_w2": "sliced Wasserstein-2 distance from exact samples",
+    "modes": "modes of the target that have samples",
+    "mode_tv": "total variation between the modes' shares of samples and their true shares",
+    "well_error": "largest error of a well's share over all pairs of wells",
+    "quantile_error": "error of quantiles, in units of the target's scale",
+    "auc": "how well the learned energy tells data from uniform noise: 0.5 is chance",
+}
+"""What scores are."""
 COSTS = {
     "timesteps": "transitions", "energy_evals": "energy evals", "energy_grad_evals": "energy grad evals",
     "gradient_steps": "gradient steps", "policy_draws": "policy draws", "denoiser_calls": "denoiser calls",

@@ -166,9 +166,10 @@ def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: di
         check_options("a target of an energy", EnergyTarget, options)
         name = EnergyTarget(cast(Energy, name), shape, **options)
     if not isinstance(name, Target):
+        hint = " Use env.unwrapped.task, the environment's own." if hasattr(name, "unwrapped") else ""
         raise TypeError(
             "task must be a name, a Target, an energy, data as a tensor or numpy array, or a Task, got "
-            f"{type(name).__name__}."
+            f"{type(name).__name__}.{hint}"
         )
     return default_config(name), name.name
 

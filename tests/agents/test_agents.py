@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from dxmi_rl import evaluate, list_agents, make_agent, make_task
 from dxmi_rl.agents import AGENTS, PPO, VGS, AdjointSampling, Agent, Base
 from dxmi_rl.agents.plain import has_plain_settings
 from dxmi_rl.agents.policies import CorrectionPolicy, FineTunedPolicy
+from dxmi_rl.agents.settings import WORDS
 from dxmi_rl.diffusion import sample_base
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.evaluation.metrics import log_weight_statistics
@@ -350,6 +352,12 @@ def test_unknown_settings_name_the_near_ones(name: str) -> None:
         small(name, **{typo: 1})
     with pytest.raises(TypeError, match="config of"):
         make_agent(name, task_for(name), config={"width": 3})
+
+
+@pytest.mark.parametrize(("word", "ours"), WORDS.items())
+def test_words_of_stable_baselines3_name_ours(word: str, ours: str) -> None:
+    with pytest.raises(TypeError, match=f"'ppo' has no setting '{word}': {re.escape(ours)}"):
+        make_agent("ppo", "8gaussians", **{word: 1})
 
 
 def test_plain_settings_by_name(name: str) -> None:

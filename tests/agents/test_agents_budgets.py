@@ -43,6 +43,11 @@ def test_bad_budgets_in_other_units(budget: dict[str, Any], message: str) -> Non
         small("ppo").learn(**budget)
 
 
+def test_whole_numbers_may_be_floats() -> None:
+    assert small("ppo").learn(1e1).num_timesteps == small("ppo").learn(10).num_timesteps
+    assert small("ppo").learn(energy_evals=1e2).num_timesteps == small("ppo").learn(energy_evals=100).num_timesteps
+
+
 @pytest.mark.slow
 def test_budgets_in_energy_evaluations(name: str) -> None:
     agent = small(name)

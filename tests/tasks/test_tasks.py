@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -218,6 +219,7 @@ def _base_policy(task: Task) -> Any:
         ("8gausians", {}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
         ("8gausians", {"dim": 2}, UnknownNameError, "unknown task '8gausians'. Did you mean '8gaussians'"),
         (None, {}, TypeError, "data as a tensor or numpy array, or a Task, got NoneType"),
+        (gym.make("DxMIDenoise-v0"), {}, TypeError, "got OrderEnforcing. Use env.unwrapped.task"),
         ("8gaussians", {"dim": 2}, ValueError, "dim belongs to an energy of your own"),
         (lambda x: x.sum(1), {}, ValueError, "dim must say the dimension"),
         (lambda x: x.sum(1), {"dim": 0}, ValueError, "dim must be >= 1"),

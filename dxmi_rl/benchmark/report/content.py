@@ -13,7 +13,7 @@ from dxmi_rl.benchmark.report.aggregates import Aggregate, Improvements, aggrega
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_entry, show_p, show_range, show_signed
 from dxmi_rl.benchmark.results import RULERS, counted_scores, diverged, is_fitted, lacking
 from dxmi_rl.benchmark.statistics import welch_t_test
-from dxmi_rl.benchmark.tables import COSTS, MARK, SCORES, compact, count_seeds, setbacks, unreliable
+from dxmi_rl.benchmark.tables import COSTS, MARK, MEANINGS, SCORES, compact, count_seeds, setbacks, unreliable
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.storage import JSON
 
@@ -23,17 +23,6 @@ ENERGIES = {
     "fixed": "learned once from data, the same for all agents; what it is lowest on need not look like data",
     "learned": "learned from data together with the sampler (DxMI)",
 }
-MEANINGS = {
-    "kl_marginal": "KL divergence of the samples from the target itself, in nats",
-    "kl_bound": "upper bound on the KL divergence from the target, in nats, with the kernel of training",
-    "kl_bound_fit": "upper bound on the KL divergence from the target, in nats, with a kernel fitted after training",
-    "elbo": "lower bound on log Z of exp(-E), in nats",
-    "elbo_tau": "lower bound on log Z of exp(-E / tau), in nats",
-    "fd": "Fréchet distance of the features of samples and test images",
-    "sliced_w2": "sliced Wasserstein-2 distance from exact samples",
-    "quantile_error": "error of quantiles, in units of the target's scale",
-}
-"""What ranking scores are."""
 TRACKS = {
     "fine-tune": "a pretrained or exact denoiser is given",
     "sample": "only the energy and its gradient are given",
