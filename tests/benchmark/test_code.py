@@ -108,7 +108,6 @@ def test_everything_that_does_something_counts(first: str, second: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(AGENTS))
 def test_a_run_reaches_its_agent_and_what_scores_it(name: str) -> None:
-    forget()
     around = name in ("dxmi", "any-step", "any-class")
     settings = {"agent": "ppo"} if around else {}
     task = "8gaussians-data" if name == "dxmi" else "8gaussians"

@@ -545,6 +545,13 @@ def test_every_horizon_of_a_task_is_said() -> None:
     assert ("horizon T", "5, 10") in Comparison(results).facts("8gaussians")
 
 
+def test_the_report_says_what_scores_rest_on() -> None:
+    results = make_results(tasks=("8gaussians",))
+    for run in results["runs"]:
+        run["sizes"] = {"samples": 1000, "trajectories": 10_000}
+    assert ("scored on", "1,000 samples and 10,000 trajectories per run") in Comparison(results).facts("8gaussians")
+
+
 def test_the_report_says_what_changed(tmp_path: Path) -> None:
     results = make_results(seeds=2, tasks=("8gaussians",), paths=False)
     files = write_report(results, tmp_path, before=earlier() | {"name": "the <first>", "schema": 2})

@@ -1,4 +1,4 @@
-"""Ten iterations of a game on a U-Net in double precision, alone or on several processes; writes its losses as JSON."""
+"""Five iterations of a game on a U-Net in double precision, alone or on several processes; writes its losses as JSON."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def main(file: Path, agent: str) -> None:
         return log
 
     game.iterate = noted  # type: ignore[method-assign]
-    game.learn(10 * game.timesteps_per_iteration)
+    game.learn(5 * game.timesteps_per_iteration)
     content = {"processes": execution.processes, "losses": losses, "x": game.sample(3, seed=0).flatten().tolist()}
     if is_main_process():
         file.write_text(json.dumps(content), encoding="utf-8")

@@ -229,10 +229,18 @@ class Comparison:
             ("track", f"{task['track']} ({TRACKS.get(task['track'], 'see DESIGN.md')})"),
             ("energy", ENERGIES.get(task["energy"], str(task["energy"]))),
             *([("fitted kernel", RULERS[self.results["schema"]])] if fitted else []),
+            *self._scored_on(name),
             ("ranked by", ranked),
             ("base sampler (0)", show(task["base"])),
             ("exact sampler (1)", show(task["floor"])),
         ]
+
+    def _scored_on(self, name: str) -> list[tuple[str, str]]:
+        """How much scores of a task rest on: of small budgets, on a tenth."""
+        sizes = next((run["sizes"] for run in self.runs if run["task"] == name and "sizes" in run), None)
+        if sizes is None:
+            return []
+        return [("scored on", f"{sizes['samples']:,} samples and {sizes['trajectories']:,} trajectories per run")]
 
     def _horizons(self, name: str) -> str:
         """The horizon of a task, or those of its rows where they have several."""
