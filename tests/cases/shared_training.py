@@ -1,4 +1,4 @@
-"""Five iterations of a game on a U-Net in double precision, alone or on several processes; writes its losses as JSON."""
+"""Five iterations of a game on a U-Net in double precision, on one or several processes; writes its losses as JSON."""
 
 import json
 import sys

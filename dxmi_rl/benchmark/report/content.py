@@ -237,10 +237,9 @@ class Comparison:
 
     def _scored_on(self, name: str) -> list[tuple[str, str]]:
         """How much scores of a task rest on: of small budgets, on a tenth."""
-        sizes = next((run["sizes"] for run in self.runs if run["task"] == name and "sizes" in run), None)
-        if sizes is None:
-            return []
-        return [("scored on", f"{sizes['samples']:,} samples and {sizes['trajectories']:,} trajectories per run")]
+        sizes: JSON = next((run["sizes"] for run in self.runs if run["task"] == name and run.get("sizes")), {})
+        counts = [f"{sizes[key]:,} {key}" for key in ("samples", "trajectories") if key in sizes]
+        return [("scored on", f"{' and '.join(counts)} per run")] if counts else []
 
     def _horizons(self, name: str) -> str:
         """The horizon of a task, or those of its rows where they have several."""
