@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.base import Agent
-from dxmi_rl.agents.policies import GaussianPolicy
+from dxmi_rl.agents.policies import FineTunedPolicy, GaussianPolicy
 from dxmi_rl.agents.shared import SharedAgents
+from dxmi_rl.diffusion.schedules import Schedule, trained_ladder
 from dxmi_rl.envs.observations import observed_horizon
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist
@@ -41,7 +42,9 @@ class AnyStep(SharedAgents[AnyStepConfig]):
     number. A denoiser that is fine-tuned as the policy is told the level of the step alone, as it was pretrained, and
     has other weights for the first step than for those below. Each iteration is for one horizon, the one that
     is furthest behind its ``share`` of the transitions.
-    ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest.
+    ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest. Where the
+    schedule's ladder for a T that was not trained has steps far from all trained ones, it is given trained levels
+    whose steps are nearest to these (``trained_ladder``), but for a fine-tuned denoiser.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
         agent = AnyStep(task, agent="dxdp").learn(100_000)
@@ -69,9 +72,10 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         self.has_density = source.has_density
         self._adopt(agents | {source.mdp.horizon: source}, source.mdp.horizon)
 
-    def _made(self, horizon: int) -> Agent[Any]:
+    def _made(self, horizon: int, schedule: Schedule | None = None) -> Agent[Any]:
         """An agent on one horizon, with weights of its own."""
-        return AGENTS[self.config.agent](self.task.at(horizon), seed=self.seed, config=self.config.agent_settings)
+        task = self.task.at(horizon, schedule)
+        return AGENTS[self.config.agent](task, seed=self.seed, config=self.config.agent_settings)
 
     def at(self, horizon: int) -> Agent[Any]:
         """The agent with this number of steps, which shares the weights; any from the smallest to the largest.
@@ -82,7 +86,10 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         if horizon in self.agents:
             return self.agents[horizon]
         if horizon not in self._between:
-            self._between[horizon] = self._made(horizon)
+            own, ladder = self.task.at(horizon).mdp.base.schedule, None
+            if not isinstance(self.policy, FineTunedPolicy):
+                ladder = trained_ladder(own, [agent.mdp.base.schedule for agent in self.agents.values()])
+            self._between[horizon] = self._made(horizon, None if ladder is own else ladder)
         self._share(self._between.values())
         return self._between[horizon]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -92,6 +92,54 @@ def level_codes(schedule: Schedule, lowest: float, highest: float) -> Tensor:
     place = ((levels.clamp_min(lowest) / lowest).log() / math.log(highest / lowest)).clamp_max(1)
     weights = torch.where(levels == 0, 0.0, torch.cat([1 - place, place], dim=1))
     return torch.cat([weights[:-1], weights[1:], (levels[1:] == 0).double()], dim=1).to(schedule.alpha.dtype)
+
+
+FAR = 0.15
+"""Steps farther than this from all trained ones are leaps that no training has taught."""
+
+
+def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
+    """The noise levels for a number of steps T that networks of several horizons were not trained for.
+
+    A step leads from one level to the next, each told by its place between the lowest and the highest in log l
+    (``level_codes``); two steps are as far from each other as their two places (Euclidean). Where every step of
+    ``own``, the schedule's levels for T, is near one of ``trained``, that is ``own``. Elsewhere it has T steps between
+    levels of ``trained`` with the least sum of squared distances from trained steps, by dynamic programming.
+    """
+    numbers = {s / alpha: (alpha, s) for one in trained for alpha, s in one._numbers}
+    levels = np.array(sorted(numbers, reverse=True))
+    levels = levels[np.append(True, -np.diff(levels) > 1e-9 * levels[:-1])]  # the same up to rounding
+    lowest = levels[levels > 0].min()
+
+    def places(one: np.ndarray) -> np.ndarray:
+        place = np.log(np.maximum(one, lowest) / lowest) / np.log(levels[0] / lowest)
+        return np.where(one == 0, -1.0, place)  # apart from all others
+
+    def steps(one: Schedule) -> np.ndarray:
+        place = places(np.array([s / alpha for alpha, s in one._numbers]))
+        return np.stack([place[:-1], place[1:]], axis=-1)
+
+    known = np.concatenate([steps(one) for one in trained])
+
+    def squared(wanted: np.ndarray) -> np.ndarray:
+        found: np.ndarray = np.square(wanted[..., None, :] - known).sum(-1).min(-1)
+        return found
+
+    if squared(steps(own)).max() <= FAR**2:
+        return own
+    place = places(levels)
+    costs = squared(np.stack(np.meshgrid(place, place, indexing="ij"), axis=-1))
+    costs[np.tril_indices(len(levels))] = np.inf  # levels fall
+    least, before = np.where(np.arange(len(levels)) == 0, 0.0, np.inf), []
+    for _ in range(own.horizon):
+        sums = least[:, None] + costs
+        least = sums.min(0)
+        before.append(sums.argmin(0))
+    path = [len(levels) - 1]
+    for choice in reversed(before):
+        path.insert(0, int(choice[path[0]]))
+    alpha, s = zip(*(numbers[levels[i]] for i in path), strict=True)
+    return Schedule(np.array(alpha), np.array(s), own.start_std)
 
 
 def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from dxmi_rl.diffusion import (
     mixture_sigma_last,
     pretrained_denoiser,
 )
-from dxmi_rl.diffusion.schedules import variance_exploding
+from dxmi_rl.diffusion.schedules import Schedule, variance_exploding
 from dxmi_rl.targets import (
     REWARDS,
     DataTarget,
@@ -182,9 +182,10 @@ def of_base(config: TaskConfig, target: Target) -> Target:
 
 
 def build_base(
-    config: TaskConfig, target: Target, horizon: int, device: torch.device, denoiser: nn.Module | None = None
-) -> BaseSampler:
-    """The base sampler of so many steps; ``denoiser`` is one that was made before.
+    config: TaskConfig, target: Target, horizon: int, device: torch.device, denoiser: nn.Module | None = None,
+    schedule: Schedule | None = None,
+) -> BaseSampler:  # fmt: skip
+    """The base sampler of so many steps; ``denoiser`` is one that was made before, ``schedule`` replaces the config's.
 
     Raises UnknownNameError for unknown names, ValueError for settings that do not go together.
     """
@@ -202,11 +203,14 @@ def build_base(
                 f"track {config.track!r} gives no denoiser: base must be None, got {config.base!r} (or "
                 "track='fine-tune')."
             )
-        named = config.schedule == "geometric"
-        options = config.schedule_options if named else _ladder(target)
-        return IdentitySampler(make_schedule("geometric", horizon, **options).to(device))
+        if schedule is None:
+            named = config.schedule == "geometric"
+            schedule = make_schedule("geometric", horizon, **(config.schedule_options if named else _ladder(target)))
+        return IdentitySampler(schedule.to(device))
     target = of_base(config, target)
-    schedule = make_schedule(config.schedule, horizon, **config.schedule_options)
+    if schedule is None:
+        schedule = make_schedule(config.schedule, horizon, **config.schedule_options)
+        schedule = variance_exploding(schedule) if base == "edm" else schedule
     if denoiser is None:
         _warn_of_misfit(target, schedule.levels)
         denoiser = task_denoiser(config, target, device)
@@ -214,8 +218,6 @@ def build_base(
     if sigma_last is None:
         narrowest = target.smallest_scale if config.denoiser == "exact" else None
         sigma_last = 0.05 if narrowest is None else mixture_sigma_last(narrowest, float(schedule.levels[-2]))
-    if base == "edm":
-        schedule = variance_exploding(schedule)
     eta = 1.0 if base == "ddpm" else config.eta
     kind = FlowSDE if base == "flow-sde" else ReverseSampler
     sampler = kind(schedule, denoiser, eta=eta, sigma_last=sigma_last)

@@ -89,10 +89,10 @@ class Task:
         horizon = self.config.horizon
         return (horizon,) if isinstance(horizon, int) else horizon
 
-    def at(self, horizon: int) -> Task:
+    def at(self, horizon: int, schedule: Schedule | None = None) -> Task:
         """The task with this number of steps alone. Of several horizons it may be any from the smallest to the largest;
         target, energy, denoiser and the weights of a learned kernel are those of this task (in a game every number of
-        steps has an energy of its own).
+        steps has an energy of its own). ``schedule`` has noise levels that stand for the task's own.
 
         Raises ValueError for another horizon.
         """
@@ -102,11 +102,14 @@ class Task:
             raise ValueError(f"horizon must be {allowed} on this task, got {horizon}.")
         if low == high:
             return self
-        if horizon not in self._built:
-            config = replace(self.config, horizon=horizon)
-            mdp = self.mdp if horizon == high else self._mdp_at(config, horizon)
-            self._built[horizon] = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
-        return self._built[horizon]
+        if schedule is None and horizon in self._built:
+            return self._built[horizon]
+        config = replace(self.config, horizon=horizon)
+        mdp = self.mdp if horizon == high else self._mdp_at(config, horizon, schedule)
+        built = replace(self, config=config, mdp=mdp, spec=None, among=self.horizons)
+        if schedule is None:
+            self._built[horizon] = built
+        return built
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -167,9 +170,9 @@ class Task:
         larger = [one for one in self.energies if one >= horizon] if len(self.horizons) > 1 else []
         return self.energies[min(larger)] if larger else self.mdp.energy
 
-    def _mdp_at(self, config: TaskConfig, horizon: int) -> DenoisingMDP:
+    def _mdp_at(self, config: TaskConfig, horizon: int, schedule: Schedule | None = None) -> DenoisingMDP:
         main = self.mdp
-        base = build_base(config, self.target, horizon, main.device, getattr(main.base, "denoiser", None))
+        base = build_base(config, self.target, horizon, main.device, getattr(main.base, "denoiser", None), schedule)
         base.schedule.codes = _codes(base.schedule, main.base.schedule)
         with torch.random.fork_rng(devices=[]):
             kernel = build_kernel(config, self.target, base)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from dxmi_rl.agents.one_step import distil
 from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import make_schedule
 from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
-from dxmi_rl.diffusion.schedules import level_codes
+from dxmi_rl.diffusion.schedules import level_codes, trained_ladder
 from dxmi_rl.evaluation.log_weights import fit_kernel
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import CheckpointError
@@ -75,6 +77,52 @@ def test_a_horizon_has_the_ladder_of_its_own_task(schedule: str) -> None:
         codes = ours.mdp.base.schedule.codes
         assert codes is not None and own.mdp.base.schedule.codes is None
         assert len({tuple(row) for row in codes.tolist()}) == horizon  # every step has its own
+
+
+DOUBLED = (1, 2, 4, 8, 16)
+
+
+def test_far_ladders_are_replaced_by_the_nearest_steps_that_were_trained() -> None:
+    """Against all ladders of three steps between trained levels."""
+    trained = [make_schedule("karras", horizon) for horizon in DOUBLED]
+    levels = sorted({round(level, 6) for one in trained for level in one.levels.tolist()}, reverse=True)
+    low, high = math.log(levels[-2]), math.log(levels[0])
+
+    def steps(ladder: Sequence[float]) -> list[tuple[float, float]]:
+        places = [-1.0 if level == 0 else (math.log(level) - low) / (high - low) for level in ladder]
+        return list(itertools.pairwise(places))
+
+    known = [step for one in trained for step in steps(one.levels.tolist())]
+
+    def far(ladder: Sequence[float]) -> list[float]:
+        return [min(math.dist(step, other) for other in known) for step in steps(ladder)]
+
+    inside = itertools.combinations(levels[1:-1], 2)
+    best = min(([levels[0], *two, 0.0] for two in inside), key=lambda ladder: sum(d**2 for d in far(ladder)))
+    own = make_schedule("karras", 3)
+    found = trained_ladder(own, trained)
+    assert max(far(own.levels.tolist())) > 0.15 > max(far(best))
+    assert found.levels.tolist() == pytest.approx(best) and found.start_std == own.start_std
+    assert found.levels.tolist() == pytest.approx([10, 8.568, 0.15, 0], rel=1e-3)
+    near = make_schedule("karras", 6)
+    assert max(far(near.levels.tolist())) < 0.15 and trained_ladder(near, trained) is near
+
+
+def test_an_untrained_horizon_has_steps_near_trained_ones() -> None:
+    task = make_task("8gaussians", horizon=DOUBLED, backward="learned")
+    agent = AnyStep(task, agent="ppo", seed=0, agent_settings={"n_trajectories": 4})
+    trained = [agent.at(horizon).mdp.base.schedule for horizon in DOUBLED]
+    for horizon in range(1, 17):
+        found, own = agent.at(horizon).mdp.base.schedule, task.at(horizon).mdp.base.schedule
+        assert torch.equal(found.levels, trained_ladder(own, trained).levels) and found.horizon == horizon
+        if horizon in DOUBLED:
+            assert torch.equal(found.levels, own.levels)
+        else:
+            assert agent.at(horizon) is agent.at(horizon) and agent.sample(3, seed=0, horizon=horizon).shape == (3, 2)
+    levels = agent.at(3).mdp.base.schedule.levels
+    assert not torch.equal(levels, task.at(3).mdp.base.schedule.levels)
+    codes = agent.at(3).mdp.base.schedule.codes
+    assert codes is not None and torch.equal(codes, level_codes(agent.at(3).mdp.base.schedule, 0.15, 10.0))
 
 
 def test_horizons_of_a_task() -> None:
