@@ -72,6 +72,8 @@ class Arguments(Study):
     """Horizons between them that AnyStep is scored at, too."""
     budget: int = 450_000
     """Transitions of AnyStep, over all horizons."""
+    alone: bool = True
+    """Also train the same algorithm for each horizon alone."""
     alone_budget: int = 100_000
     """Transitions of an agent for one horizon."""
     folder: Path = Path("runs/any_step")
@@ -166,18 +168,19 @@ def draw(found: dict[str, Any], file: Path) -> None:
         for axis in axes[len(keys[task]) :, column]:
             axis.set_visible(False)
         for axis, key in zip(axes[:, column], keys[task], strict=False):
-            _draw_panel(axis, runs, task, key)
+            _draw_panel(axis, runs, task, key, found["horizons"])
     axes[0, 0].legend(frameon=False, fontsize=8)
     FigureCanvasAgg(figure)
     save_figure(figure, file, dpi=110)
 
 
-def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str) -> None:
+def _draw_panel(axis: Any, runs: Sequence[dict[str, Any]], task: str, key: str, trained: Sequence[int]) -> None:
     """One score against T, of AnyStep and of the agents for one horizon each."""
-    trained = [int(one["row"].removeprefix("T = ")) for one in runs if one["row"] != TOGETHER]
     styles = {True: ("any-step, one sampler", "#0072b2", "o-"), False: ("one sampler for each T", "#d55e00", "s--")}
     for together, (name, colour, style) in styles.items():
         found = scores_at(runs, task, together, key)
+        if not found:
+            continue
         steps, medians = list(found), [statistics.median(values) for values in found.values()]
         axis.plot(steps, medians, style, color=colour, label=name, markersize=5)
         axis.fill_between(
@@ -208,7 +211,7 @@ def study(arguments: Arguments) -> dict[str, Any]:
             raise ValueError(f"horizons must be two or more, got {arguments.horizons}.")
         for horizon in arguments.unseen:
             built.at(horizon)
-    rows = [TOGETHER, *(f"T = {horizon}" for horizon in arguments.horizons)]
+    rows = [TOGETHER, *(f"T = {horizon}" for horizon in arguments.horizons if arguments.alone)]
     wanted = [(task, row, seed, arguments) for task in arguments.tasks for seed in arguments.seeds for row in rows]
     runs = run_all(run, wanted, arguments.jobs, "horizons")
     return {key: getattr(arguments, key) for key in ("agent", "horizons", "budget", "alone_budget")} | {"runs": runs}

@@ -48,6 +48,9 @@ def test_a_small_run_writes_what_its_docstring_lists(
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     assert any_step.main(arguments) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert any_step.main([*arguments, "--no-alone"]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["runs"] == [run for run in runs if run["row"] == "any-step"]
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
 
 
 @pytest.mark.parametrize(
