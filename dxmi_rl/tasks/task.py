@@ -92,14 +92,20 @@ class Task:
     def at(self, horizon: int, schedule: Schedule | None = None) -> Task:
         """The task with this number of steps alone. Of several horizons it may be any from the smallest to the largest;
         target, energy, denoiser and the weights of a learned kernel are those of this task (in a game every number of
-        steps has an energy of its own). ``schedule`` has noise levels that stand for the task's own.
+        steps has an energy of its own). ``schedule`` has noise levels that stand for the task's own, for a number of
+        steps between its horizons.
 
-        Raises ValueError for another horizon.
+        Raises ValueError for another horizon, and for a schedule of other numbers of steps.
         """
         low, high = self.horizons[0], self.horizons[-1]
         if not low <= check_integer("horizon", horizon) <= high:
             allowed = str(low) if low == high else f"in {low}..{high}"
             raise ValueError(f"horizon must be {allowed} on this task, got {horizon}.")
+        if schedule is not None and (horizon in self.horizons or schedule.horizon != horizon):
+            raise ValueError(
+                f"schedule must be None, or have {horizon} steps where these are none of the task's horizons "
+                f"{self.horizons}, got one of {schedule.horizon}."
+            )
         if low == high:
             return self
         if schedule is None and horizon in self._built:

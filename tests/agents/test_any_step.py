@@ -119,6 +119,9 @@ def test_an_untrained_horizon_has_steps_near_trained_ones() -> None:
             assert torch.equal(found.levels, own.levels)
         else:
             assert agent.at(horizon) is agent.at(horizon) and agent.sample(3, seed=0, horizon=horizon).shape == (3, 2)
+    for horizon, steps in ((4, 4), (5, 4)):
+        with pytest.raises(ValueError, match=rf"schedule must be None, or have {horizon} steps .*got one of {steps}"):
+            task.at(horizon, make_schedule("karras", steps))
     levels = agent.at(3).mdp.base.schedule.levels
     assert not torch.equal(levels, task.at(3).mdp.base.schedule.levels)
     codes = agent.at(3).mdp.base.schedule.codes
