@@ -86,9 +86,9 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         if horizon in self.agents:
             return self.agents[horizon]
         if horizon not in self._between:
-            own, ladder = self.task.at(horizon).mdp.base.schedule, None
-            if not isinstance(self.policy, FineTunedPolicy):
-                ladder = trained_ladder(own, [agent.mdp.base.schedule for agent in self.agents.values()])
+            own = self.task.at(horizon).mdp.base.schedule
+            trained = [agent.mdp.base.schedule for agent in self.agents.values()]
+            ladder = own if isinstance(self.policy, FineTunedPolicy) else trained_ladder(own, trained)
             self._between[horizon] = self._made(horizon, None if ladder is own else ladder)
         self._share(self._between.values())
         return self._between[horizon]

@@ -95,7 +95,7 @@ def level_codes(schedule: Schedule, lowest: float, highest: float) -> Tensor:
 
 
 FAR = 0.15
-"""Steps farther than this from all trained ones are leaps that no training has taught."""
+"""Steps farther than this from all trained ones, in places from 0 to 1, are leaps that no training has taught."""
 
 
 def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
@@ -108,7 +108,7 @@ def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
     """
     numbers = {s / alpha: (alpha, s) for one in trained for alpha, s in one._numbers}
     levels = np.array(sorted(numbers, reverse=True))
-    levels = levels[np.append(True, -np.diff(levels) > 1e-9 * levels[:-1])]  # the same up to rounding
+    levels = levels[np.append(True, -np.diff(levels) > 1e-5 * levels[:-1])]  # the same up to float32
     lowest = levels[levels > 0].min()
 
     def places(one: np.ndarray) -> np.ndarray:
