@@ -43,8 +43,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
     has other weights for the first step than for those below. Each iteration is for one horizon, the one that
     is furthest behind its ``share`` of the transitions.
     ``at(T)`` is the agent of one horizon, which may be any number between the smallest and the largest. Where the
-    schedule's ladder for a T that was not trained has steps far from all trained ones, it is given trained levels
-    whose steps are nearest to these (``trained_ladder``), but for a fine-tuned denoiser.
+    schedule's ladder for a T that was not trained has steps far from all trained ones, it is given the levels whose
+    steps are nearest to these (``trained_ladder``), but for a fine-tuned denoiser.
 
         task = make_task("8gaussians", horizon=(1, 2, 4, 8))
         agent = AnyStep(task, agent="dxdp").learn(100_000)

@@ -96,6 +96,8 @@ def level_codes(schedule: Schedule, lowest: float, highest: float) -> Tensor:
 
 FAR = 0.15
 """Steps farther than this from all trained ones, in places from 0 to 1, are leaps that no training has taught."""
+CHOICES = 201
+"""Levels that a ladder for another number of steps chooses from."""
 
 
 def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
@@ -103,43 +105,43 @@ def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
 
     A step leads from one level to the next, each told by its place between the lowest and the highest in log l
     (``level_codes``); two steps are as far from each other as their two places (Euclidean). Where every step of
-    ``own``, the schedule's levels for T, is near one of ``trained``, that is ``own``. Elsewhere it has T steps between
-    levels of ``trained`` with the least sum of squared distances from trained steps, by dynamic programming.
+    ``own``, the schedule's levels for T, is near one of ``trained``, that is ``own``. Elsewhere it has the T steps with
+    the least sum of squared distances from trained steps, by dynamic programming over levels even in log l; their
+    log alpha is interpolated between those of ``trained``.
     """
-    numbers = {s / alpha: (alpha, s) for one in trained for alpha, s in one._numbers}
-    levels = np.array(sorted(numbers, reverse=True))
-    levels = levels[np.append(True, -np.diff(levels) > 1e-5 * levels[:-1])]  # the same up to float32
-    lowest = levels[levels > 0].min()
+    known_alpha, known_s = np.array([pair for one in trained for pair in one._numbers]).T
+    known_levels = known_s / known_alpha
+    noisy = np.argsort(known_levels)[np.count_nonzero(known_levels == 0) :]
+    highest, lowest = known_levels[noisy[-1]], known_levels[noisy[0]]
 
-    def places(one: np.ndarray) -> np.ndarray:
-        place = np.log(np.maximum(one, lowest) / lowest) / np.log(levels[0] / lowest)
-        return np.where(one == 0, -1.0, place)  # apart from all others
+    def steps(levels: np.ndarray) -> np.ndarray:
+        places = np.log(np.maximum(levels, lowest) / lowest) / np.log(highest / lowest)
+        places = np.where(levels == 0, -1.0, places)  # apart from all others
+        return np.stack([places[:-1], places[1:]], axis=-1)
 
-    def steps(one: Schedule) -> np.ndarray:
-        place = places(np.array([s / alpha for alpha, s in one._numbers]))
-        return np.stack([place[:-1], place[1:]], axis=-1)
-
-    known = np.concatenate([steps(one) for one in trained])
+    taught = np.concatenate([steps(np.array([s / alpha for alpha, s in one._numbers])) for one in trained])
 
     def squared(wanted: np.ndarray) -> np.ndarray:
-        found: np.ndarray = np.square(wanted[..., None, :] - known).sum(-1).min(-1)
+        found: np.ndarray = np.square(wanted[..., None, :] - taught).sum(-1).min(-1)
         return found
 
-    if squared(steps(own)).max() <= FAR**2:
+    if squared(steps(np.array([s / alpha for alpha, s in own._numbers]))).max() <= FAR**2:
         return own
-    place = places(levels)
-    costs = squared(np.stack(np.meshgrid(place, place, indexing="ij"), axis=-1))
-    costs[np.tril_indices(len(levels))] = np.inf  # levels fall
-    least, before = np.where(np.arange(len(levels)) == 0, 0.0, np.inf), []
+    places = np.append(np.linspace(1, 0, CHOICES), -1.0)
+    costs = squared(np.stack(np.meshgrid(places, places, indexing="ij"), axis=-1))
+    costs[np.tril_indices(len(places))] = np.inf  # levels fall
+    least, before = np.where(places == 1, 0.0, np.inf), []
     for _ in range(own.horizon):
         sums = least[:, None] + costs
         least = sums.min(0)
         before.append(sums.argmin(0))
-    path = [len(levels) - 1]
+    path = [len(places) - 1]
     for choice in reversed(before):
         path.insert(0, int(choice[path[0]]))
-    alpha, s = zip(*(numbers[levels[i]] for i in path), strict=True)
-    return Schedule(np.array(alpha), np.array(s), own.start_std)
+    levels = lowest * (highest / lowest) ** places[path[:-1]]
+    alpha = np.exp(np.interp(np.log(levels), np.log(known_levels[noisy]), np.log(known_alpha[noisy])))
+    clean = known_alpha[known_levels == 0].max()
+    return Schedule(np.append(alpha, clean), np.append(levels * alpha, 0.0), own.start_std)
 
 
 def per_step(table: Tensor, t: Tensor | int, x: Tensor) -> Tensor:

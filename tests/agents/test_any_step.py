@@ -17,7 +17,7 @@ from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, mak
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.agents.one_step import distil
 from dxmi_rl.agents.policies import FineTunedPolicy
-from dxmi_rl.diffusion import make_schedule
+from dxmi_rl.diffusion import make_schedule, schedules
 from dxmi_rl.diffusion.denoisers import FirstLevelDenoiser
 from dxmi_rl.diffusion.schedules import level_codes, trained_ladder
 from dxmi_rl.evaluation.log_weights import fit_kernel
@@ -82,11 +82,13 @@ def test_a_horizon_has_the_ladder_of_its_own_task(schedule: str) -> None:
 DOUBLED = (1, 2, 4, 8, 16)
 
 
-def test_far_ladders_are_replaced_by_the_nearest_steps_that_were_trained() -> None:
-    """Against all ladders of three steps between trained levels."""
-    trained = [make_schedule("karras", horizon) for horizon in DOUBLED]
-    levels = sorted({round(level, 6) for one in trained for level in one.levels.tolist()}, reverse=True)
-    low, high = math.log(levels[-2]), math.log(levels[0])
+@pytest.mark.parametrize("name", ["karras", "geometric"])
+def test_far_ladders_are_replaced_by_the_nearest_steps_that_were_trained(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against all ladders of three steps between levels even in log l."""
+    trained = [make_schedule(name, horizon) for horizon in DOUBLED]
+    low, high = (math.log(trained[-1].levels[place]) for place in (-2, 0))
 
     def steps(ladder: Sequence[float]) -> list[tuple[float, float]]:
         places = [-1.0 if level == 0 else (math.log(level) - low) / (high - low) for level in ladder]
@@ -97,14 +99,17 @@ def test_far_ladders_are_replaced_by_the_nearest_steps_that_were_trained() -> No
     def far(ladder: Sequence[float]) -> list[float]:
         return [min(math.dist(step, other) for other in known) for step in steps(ladder)]
 
-    inside = itertools.combinations(levels[1:-1], 2)
+    monkeypatch.setattr(schedules, "CHOICES", 61)
+    levels = [math.exp(high + (low - high) * place / 60) for place in range(61)]
+    inside = itertools.combinations(levels[1:], 2)
     best = min(([levels[0], *two, 0.0] for two in inside), key=lambda ladder: sum(d**2 for d in far(ladder)))
-    own = make_schedule("karras", 3)
+    own = make_schedule(name, 3)
     found = trained_ladder(own, trained)
     assert max(far(own.levels.tolist())) > 0.15 > max(far(best))
     assert found.levels.tolist() == pytest.approx(best) and found.start_std == own.start_std
-    assert found.levels.tolist() == pytest.approx([10, 8.568, 0.15, 0], rel=1e-3)
-    near = make_schedule("karras", 6)
+    alpha = (1 + found.levels**2).rsqrt() if name == "karras" else torch.ones(4)
+    torch.testing.assert_close(found.alpha, alpha, atol=2e-3, rtol=0)
+    near = make_schedule(name, 6)
     assert max(far(near.levels.tolist())) < 0.15 and trained_ladder(near, trained) is near
 
 
