@@ -26,13 +26,15 @@ from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_scores
 from dxmi_rl.mdp import Energy
 from dxmi_rl.rollout import Trajectory
-from dxmi_rl.targets import Target
+from dxmi_rl.targets import EnergyTarget, Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import check_flag, check_integer, check_seed
 
 MIN_ESS = 0.1
 """An importance-weighted log Z from fewer effective samples, as a fraction, is unreliable."""
+DISTANT = 2.0
+"""Samples of an energy of the user's own this many times ``scale`` away from 0 are not what was described."""
 
 
 def evaluate(
@@ -96,7 +98,8 @@ def evaluate(
 
     Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
     density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and left out,
-    and where ``mdp.set_energy`` has swapped the energy, which is then the one that is scored.
+    where samples of an energy of your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has swapped the
+    energy, which is then the one that is scored.
     """
     samples, draws = check_integer("samples", samples), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
@@ -144,6 +147,8 @@ def evaluate(
             scores["auc"] = auc(model.score, target, samples, seed)
         if floors and not _aims_elsewhere(task):
             scores |= floors_of(scores, target, samples)
+        if isinstance(target, EnergyTarget) and not task.energy_replaced:
+            _warn_of_distant(draw(min(samples, 1000)), target.scale)
     if floors and "elbo_tau" in scores and has_named_energy(task):
         scores["elbo_tau_floor"] = tempered_log_z(task)
     for key, estimate in {"ess": "log_z", "smc_ess": "smc_log_z"}.items():
@@ -156,6 +161,17 @@ def evaluate(
     own = isinstance(model, Agent)
     scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
     return scores
+
+
+def _warn_of_distant(x: Tensor, scale: float) -> None:
+    """Say so where samples lie far beyond the ``scale`` that an energy of the user's own was given with."""
+    size = float(x.square().mean().sqrt())
+    if not size <= DISTANT * scale:
+        warnings.warn(
+            f"samples are {size:.3g} from 0 (root mean square per coordinate), and the target's scale is {scale:g}. "
+            "Does the energy fall with distance? It must be minus the log-density. If it is right, and samples are "
+            "so far out, give their standard deviation as scale (target_options).", stacklevel=3,
+        )  # fmt: skip
 
 
 def quick_scores(

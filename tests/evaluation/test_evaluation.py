@@ -355,6 +355,26 @@ def test_a_wrecked_sampler_is_warned_of() -> None:
         quick(Base(make_task("manywell32")))
 
 
+def test_a_log_density_in_place_of_an_energy_is_warned_of() -> None:
+    """Samples flee from the density then; those of a right energy, and of a wide base sampler, do not."""
+
+    def energy(x: Tensor) -> Tensor:
+        return (x.norm(dim=1) - 2).square() / 0.1
+
+    def task(own: Any) -> Task:
+        return make_task(own, dim=2, horizon=4, backward="learned", target_options={"scale": 2.0})
+
+    sizes: dict[str, Any] = {"fit": False, "draws": 1, "samples": 500, "trajectories": 500}
+    path_wise = make_agent("path-wise", task(lambda x: -energy(x)), seed=0).learn(40_000)
+    with pytest.warns(UserWarning, match=r"samples are [\d.e+]+ from 0 .*scale is 2\. .*minus the log-density"):
+        evaluate(path_wise, **sizes)
+    for agent in (make_agent("path-wise", task(energy), seed=0).learn(5_000), make_agent("base", task(energy))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            evaluate(agent, **sizes)
+        assert not [one for one in caught if "log-density" in str(one.message)]
+
+
 def test_a_replaced_energy_is_the_one_that_is_scored() -> None:
     """Its log Z is unknown and the target's samples are not its own: no bound, no distances."""
     task = make_task("8gaussians", energy=lambda x: x.square().sum(1))
