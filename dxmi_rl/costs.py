@@ -44,7 +44,9 @@ def check_budget(**budgets: float | None) -> tuple[str, float]:
     """
     given = {unit: amount for unit, amount in budgets.items() if amount is not None}
     if len(given) != 1:
-        raise TypeError(f"exactly one budget of {', '.join(budgets)} must be given, got {given or None}.")
+        raise TypeError(
+            f"exactly one budget of total_timesteps, energy_evals, seconds must be given, got {given or None}."
+        )
     unit, amount = next(iter(given.items()))
     if unit == "seconds":
         return unit, check_real(unit, amount, strict=True)

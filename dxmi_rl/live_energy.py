@@ -183,6 +183,17 @@ def _gradient(energy: Tensor, point: Tensor, create_graph: bool = False, allow_u
     return gradient
 
 
+class SwapNotice:
+    """Called, it says whether ``mdp.set_energy`` has put another energy in place since the last call."""
+
+    def __init__(self, energy: LiveEnergy) -> None:
+        self._energy, self._seen = energy, energy.swaps
+
+    def __call__(self) -> bool:
+        before, self._seen = self._seen, self._energy.swaps
+        return before != self._seen
+
+
 def require_finite(*rewards: Tensor) -> None:
     """Raise EnergyError when energies, their gradients or rewards are NaN or infinite (waits for the device)."""
     if not all_finite(*rewards):

@@ -167,9 +167,19 @@ def load_agent(
 ) -> Agent[Any]:
     """Rebuild whatever agent ``Agent.save`` wrote to ``path``; arguments and errors as ``Agent.load``.
 
-    Raises CheckpointError for a file of no agent, UnknownNameError for one of an agent that is not registered.
+    Raises CheckpointError for a file of no agent, or of one that is not registered.
     """
+    return saved_class(path).load(path, task=task, device=device)
+
+
+def saved_class(path: str | os.PathLike[str]) -> type[Agent[Any]]:
+    """The class of the agent that wrote a checkpoint. Raises CheckpointError as ``load_agent``."""
     name = load_tensors(path)[1].get("agent")
     if name is None:
         raise CheckpointError(f"{str(path)!r} must be written by Agent.save: it names no agent.")
-    return AGENTS[name].load(path, task=task, device=device)
+    if name not in AGENTS:
+        raise CheckpointError(
+            f"{str(path)!r} is of agent {name!r}, which is not registered: if it is your own, YourClass.load(file) "
+            "loads it, and load_agent does after AGENTS.add."
+        )
+    return AGENTS[name]

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxmi_rl.agents import ops
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.actor_critic import ActorCritic
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
@@ -51,7 +51,7 @@ class A2CConfig:
         check_fraction("gae_lambda", self.gae_lambda)
 
 
-class A2C(Agent[A2CConfig]):
+class A2C(ActorCritic[A2CConfig]):
     """One step per rollout along E[sum_t grad log pi(x_{t+1} | x_t) A_t] with advantages from a value network.
 
     Rewards are the soft ones of docs/method.md. Their sampled log pi replaces the paper's entropy bonus, which counts
@@ -60,21 +60,10 @@ class A2C(Agent[A2CConfig]):
 
     name: ClassVar[str] = "a2c"
     Config = A2CConfig
-    policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
-        config = self.config
-        self.temperature = ops.temperature_of(config.objective, self.mdp.tau)
-        self.policy = make_policy(self.mdp, config.policy)
-        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        self.value = ValueFunction(self.mdp, config.value)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
+        super()._build()
+        self.temperature = ops.temperature_of(self.config.objective, self.mdp.tau)
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config = self.config
@@ -91,12 +80,7 @@ class A2C(Agent[A2CConfig]):
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Generalised soft advantages and the returns that they imply, ``[T, n]`` each."""
         rewards = ops.soft_rewards(self.mdp, trajectory, self.temperature)
-        x, _, t = trajectory.transitions()
-        return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
-
-    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
-        found: Tensor = self.value(x, t)
-        return found
+        return self.generalised(rewards, trajectory, self.config.gae_lambda)
 
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions, the paper's actor-critic update."""

@@ -144,7 +144,7 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, log = self.config, Log()
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
-        if on_final is not None:  # the energy has moved
+        if self.energy_swapped() or on_final is not None:  # a game's energy moves
             self.final, self.gradient = self.final[:0], self.gradient[:0]
         _, gradient = self.mdp.energy.value_and_gradient(trajectory.final)
         if gradient is None:

@@ -28,6 +28,12 @@ def check_cases(agent: Agent[Any]) -> None:
         raise ValueError(f"agent {name!r} takes one class, got label={task.labels}: use AnyClass around it.")
 
 
+def require_policy(agent: Agent[Any]) -> None:
+    """Raises TypeError for an agent that samples with a policy and has made none."""
+    if agent.has_density and not hasattr(agent, "policy"):
+        raise TypeError(f"_build of {type(agent).__name__} must set self.policy, and did not.")
+
+
 def check_own_steps(name: str, mdp: DenoisingMDP) -> None:
     """Raises ValueError where agents are to stay near the base sampler, for one with other steps than its."""
     if not mdp.kernel.draws_backwards:

@@ -88,7 +88,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
         if horizon not in self._between:
             own = self.task.at(horizon).mdp.base.schedule
             trained = [agent.mdp.base.schedule for agent in self.agents.values()]
-            ladder = own if isinstance(self.policy, FineTunedPolicy) else trained_ladder(own, trained)
+            fine_tuned = isinstance(self.agents[self._main].policy, FineTunedPolicy)
+            ladder = own if fine_tuned else trained_ladder(own, trained)
             self._between[horizon] = self._made(horizon, None if ladder is own else ladder)
         self._share(self._between.values())
         return self._between[horizon]

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dxmi_rl.agents.aims import check_cases
+from dxmi_rl.agents.aims import check_cases, require_policy
 from dxmi_rl.agents.checkpoint import check_saving, read_checkpoint, restore, save_agent, stops, stored_config, task_of
 from dxmi_rl.agents.divergence import SETBACK_FACTOR, GoodState, iterate
 from dxmi_rl.agents.prediction import predicted_action
 from dxmi_rl.agents.settings import configured
 from dxmi_rl.costs import Costs, check_budget, counting
-from dxmi_rl.live_energy import EnergyError
+from dxmi_rl.live_energy import EnergyError, SwapNotice
 from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.targets import Target
@@ -87,15 +87,17 @@ class Agent(abc.ABC, Generic[ConfigT]):
         with seeded(seed):
             self.task = make_task(task, device=device)
         check_cases(self)
-        with seeded(seed):  # agents on one built task have a learned kernel each, and the seed decides its weights
+        with seeded(seed):  # each agent on a built task has a learned kernel of its own, which the seed decides
             self.task = self.task.with_own_kernel()
         self.mdp = self.task.mdp
         self.config = self._configure(config, settings)
         self.costs, self.progress = Costs(), 0.0
         self.generator = torch.Generator(self.mdp.device).manual_seed(seed)
         self.log: dict[str, float] = {}
+        self.energy_swapped = SwapNotice(self.mdp.energy)
         with seeded(seed):
             self._build()
+        require_policy(self)
 
     def _configure(self, config: ConfigT | None, settings: Mapping[str, Any]) -> ConfigT:
         start = self.default_config(settings) if config is None else config
@@ -175,10 +177,9 @@ class Agent(abc.ABC, Generic[ConfigT]):
     ) -> Self:
         """Train for one more budget: ``total_timesteps`` rollout transitions, or ``energy_evals``, or ``seconds``.
 
-        It is rounded up to whole iterations. Learning rates fall to zero over what was spent before and the budget
-        together, so one long call learns more than many short ones (``anneal=False`` keeps them constant); continuing
-        a loaded checkpoint with ``reset_num_timesteps=False`` and the rest of the budget gives the same numbers as not
-        having stopped. Budgets in seconds depend on the machine, and so do their numbers.
+        It is rounded up to whole iterations. Learning rates fall to zero over it (``anneal=False`` keeps them), so one
+        long call learns more than many short ones. Other units, and ``reset_num_timesteps=False``, also count what was
+        spent before: a loaded checkpoint goes on so with the numbers of not having stopped (but for seconds).
 
         Args:
             callback: called after each iteration with the agent; False stops (StopAtKL, AdaptiveBeta).
@@ -192,8 +193,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
         ``costs.setbacks`` counts how often. Only a good state reaches ``checkpoint``, and one whose samples are finite.
 
         Raises TypeError unless exactly one budget is given, ValueError for one that is not positive; TypeError or
-        OSError, before training, for a ``callback`` or ``checkpoint`` that cannot be used; DivergenceError or
-        NonFiniteError when training diverges for the sixth time; EnergyError for an energy that fails.
+        OSError, before training, for an unusable ``callback`` or ``checkpoint``; DivergenceError or NonFiniteError
+        when training diverges for the sixth time; EnergyError for an energy that fails.
         """
         unit, budget = check_budget(timesteps=total_timesteps, energy_evals=energy_evals, seconds=seconds)
         limit = check_saving(callback, checkpoint, checkpoint_every, checkpoint_minutes)
@@ -258,10 +259,9 @@ class Agent(abc.ABC, Generic[ConfigT]):
         With ``particles`` each is one of that many chains, drawn by their weights towards exp(-E / tau) at an energy
         each, and resampled on the way with a ``twist`` (``fit_twist``). Raises as ``weighted_samples``.
         """
-        generator = self.generator_of(seed)
         if particles is None and twist is None:
-            return self._sample(n, generator)
-        return weighted_samples(self.mdp, self.density(), n, particles, twist, generator)
+            return self._sample(n, self.generator_of(seed))
+        return weighted_samples(self.mdp, self.density(), n, particles, twist, self.generator_of(seed))
 
     def _sample(self, n: int, generator: torch.Generator) -> Tensor:
         return self.mdp.sample(self.density(), n, generator)

@@ -18,6 +18,7 @@ from dxmi_rl.targets import RewardEnergy
 from dxmi_rl.tasks import Task, make_task
 from dxmi_rl.utils.checks import CheckpointError, check_integer, check_real
 from dxmi_rl.utils.storage import check_file, flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from dxmi_rl.utils.torch_tools import restore_generator
 
 if TYPE_CHECKING:
     from dxmi_rl.agents.base import Agent
@@ -97,9 +98,7 @@ def set_training_state(agent: Agent[Any], tensors: dict[str, Tensor]) -> None:
     agent.set_extra_tensors({key[6:]: value for key, value in tensors.items() if key.startswith("extra/")})
     if isinstance(energy := agent.mdp.energy.function, RewardEnergy) and "reward_beta" in tensors:
         energy.beta = float(tensors["reward_beta"])
-    # The states of CPU and CUDA generators differ in size: a checkpoint moved between them starts a new stream.
-    if tensors["generator"].numel() == agent.generator.get_state().numel():
-        agent.generator.set_state(tensors["generator"])
+    restore_generator(agent.generator, tensors["generator"])
 
 
 def save_agent(agent: Agent[Any], path: AnyPath, *, weights_only: bool = False) -> Path:

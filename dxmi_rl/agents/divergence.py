@@ -67,21 +67,35 @@ class GoodState:
 def iterate(agent: Agent[Any]) -> dict[str, float | Tensor]:
     """``agent.iterate()``; what another library raises because the weights are gone, or torch because they make no
     distribution, becomes a DivergenceError, as does a learned energy that is not finite; another EnergyError says when
-    it happened.
+    it happened, also where it is the energy that led a policy which is told its gradient out of the finite numbers.
     """
     try:
         return _iterated(agent)
-    except NonFiniteError:
+    except NonFiniteError as error:
+        if agent.mdp.has_energy and not _learns_energy(agent):
+            start = agent.mdp.reset(16, torch.Generator(agent.mdp.device).manual_seed(0))
+            try:
+                agent.mdp.energy.value_and_gradient(start)
+            except EnergyError as reason:
+                raise _stopped(agent, reason) from error
         raise
     except EnergyError as error:
-        if agent.mdp.energy.function in agent.modules().values():
+        if _learns_energy(agent):
             raise _divergence(agent, "its energy", math.nan) from error
-        place = f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}"
-        raise EnergyError(f"{place}: {error}") from error
+        raise _stopped(agent, error) from error
     except Exception as error:
         if _policy_is_finite(agent) and NO_DISTRIBUTION.match(str(error)) is None:
             raise
         raise _divergence(agent, "policy weights", math.nan) from error
+
+
+def _learns_energy(agent: Agent[Any]) -> bool:
+    return agent.mdp.energy.function in agent.modules().values()
+
+
+def _stopped(agent: Agent[Any], error: EnergyError) -> EnergyError:
+    """The error, with when it happened."""
+    return EnergyError(f"{agent.name} on {agent.task.name!r} stopped at timestep {agent.costs.timesteps}: {error}")
 
 
 def _iterated(agent: Agent[Any]) -> dict[str, float | Tensor]:

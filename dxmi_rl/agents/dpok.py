@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.actor_critic import ActorCritic, minibatch_steps
 from dxmi_rl.agents.aims import warn_of_density
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import GaussianPolicy, base_moments, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.policies import base_moments, collect
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
@@ -62,7 +61,7 @@ class DPOKConfig:
             check_real("beta", self.beta, strict=True)
 
 
-class DPOK(Agent[DPOKConfig]):
+class DPOK(ActorCritic[DPOKConfig]):
     """Maximises E[-E(x_T)] - beta sum_t KL(pi(. | x_t) || p_base(. | x_t)), the paper's objective with reward -E.
 
     The optimum is p_base(x_0..x_T) exp(-E(x_T) / beta) / Z(x_0), chain by chain, not the task's exp(-E / tau): the
@@ -72,24 +71,14 @@ class DPOK(Agent[DPOKConfig]):
 
     name: ClassVar[str] = "dpok"
     Config = DPOKConfig
-    policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
         warn_of_density(self.name, self.task)
-        config = self.config
-        self.beta = self.mdp.tau if config.beta is None else config.beta
+        self.beta = self.mdp.tau if self.config.beta is None else self.config.beta
         if self.beta == 0:
             raise ValueError("beta must be given, as the task's tau is 0 and without the KL there is no optimum.")
-        self.policy = make_policy(self.mdp, config.policy)
-        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        self.value = ValueFunction(self.mdp, config.value, unit=self.beta * self.mdp.dim)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
+        self.value_unit = self.beta * self.mdp.dim
+        super()._build()
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config = self.config
@@ -101,13 +90,7 @@ class DPOK(Agent[DPOKConfig]):
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory, base: ops.Moments) -> tuple[Tensor, Tensor]:
         """Generalised advantages and the returns that they imply, ``[T, n]`` each."""
-        rewards = self.regularised_rewards(trajectory, base)
-        x, _, t = trajectory.transitions()
-        return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
-
-    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
-        found: Tensor = self.value(x, t)
-        return found
+        return self.generalised(self.regularised_rewards(trajectory, base), trajectory, self.config.gae_lambda)
 
     @torch.no_grad()
     def regularised_rewards(self, trajectory: Trajectory, base: ops.Moments) -> Tensor:
@@ -124,21 +107,14 @@ class DPOK(Agent[DPOKConfig]):
 
     def update(self, trajectory: Trajectory, base: ops.Moments, advantages: Tensor, returns: Tensor) -> Log:
         """``n_epochs`` passes of policy and value steps; advantages and returns are ``[T n]``, time-major."""
-        config, log = self.config, Log()
-        x, _, t = trajectory.transitions()
         with torch.no_grad():
             old = self.policy.moments_along(trajectory)
-        near = old if config.future_kl else base
-        steps = config.n_epochs * config.n_minibatches
-        for _ in range(config.n_epochs):
-            order = torch.randperm(len(x), generator=self.generator, device=x.device)
-            for rows in order.chunk(config.n_minibatches):
-                loss = self.policy_loss(trajectory, advantages, old, near, rows)
-                log["policy_loss"] = policy_step(
-                    self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=steps
-                )
-                log["value_loss"] = self.value.fit(x[rows], t[rows], returns[rows])
-        return log
+        near = old if self.config.future_kl else base
+
+        def loss(rows: Tensor) -> Tensor:
+            return self.policy_loss(trajectory, advantages, old, near, rows)
+
+        return minibatch_steps(self, trajectory, loss, n_epochs=self.config.n_epochs, returns=returns)
 
     def policy_loss(
         self, trajectory: Trajectory, advantages: Tensor, old: ops.Moments, near: ops.Moments, rows: Tensor
@@ -146,7 +122,5 @@ class DPOK(Agent[DPOKConfig]):
         """PPO's clipped surrogate + beta KL(pi || near) over ``rows``; near is pi_old, or p_base (``future_kl``)."""
         x_next = trajectory.transitions()[1][rows]
         new, old = self.policy.moments_along(trajectory, rows), (old[0][rows], old[1][rows])
-        # Both log-probabilities by the same arithmetic, so that equal moments give exactly 1.
-        ratio = ops.importance_ratio(gaussian_log_prob(x_next, *new), gaussian_log_prob(x_next, *old))
-        loss = ops.clipped_surrogate(ratio, advantages[rows], self.config.clip_range)
+        loss = ops.clipped_loss(x_next, new, old, advantages[rows], self.config.clip_range)
         return loss + self.beta * ops.gaussian_kl(new, (near[0][rows], near[1][rows])).mean()

@@ -61,19 +61,19 @@ class DxDPConfig:
     gradient_lambda: float = 0.9
     """Mixing of the gradient targets: 1 follows each trajectory to its end, 0 takes one step and the gradient of V."""
     tempering: float = 0.6
-    """First part of the budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found before
-    they are deep. 0: none."""
+    """First part of the first budget, over which the energy's weight rises from TEMPERING_START to 1: modes are found
+    before they are deep. 0: none."""
     value_input: bool = True
     """A correction is given grad V_{t+1} at the base mean, unless ``policy.energy_gradient`` is set."""
     correction: bool = True
-    """Add a policy gradient of V's errors, returns minus V: with td_lambda = 1 and replay = 1 the gradient of the first
-    policy step is then unbiased for any V that was not fitted to this very rollout. In the plane it changes little; it
-    is for many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
+    """Add a policy gradient of V's errors, returns minus V. With td_lambda = 1, on a rollout that V was not fitted to,
+    the sum would be unbiased; here V is fitted to it first, which hides a part of its errors. In the plane it changes
+    little; it is for many dimensions, where the gradient of V is poor (the preset ``ablations`` compares)."""
     clip_range: float = 0.2
     """PPO's epsilon, on the importance ratio of the correction."""
     path_correction: bool = False
-    """For look-aheads: add what grad V misses along each path, the adjoint less grad V (docs/method.md). The gradient
-    of the first policy step is then unbiased, with gradient_lambda = 1 and a V that was not fitted to this rollout."""
+    """For look-aheads: add what grad V misses along each path, the adjoint less grad V (docs/method.md). With
+    gradient_lambda = 1 and value_steps = 0 the gradient of the first policy step is then unbiased."""
     warmup_iterations: int = 20
     """First rollouts that train only the value, on the base sampler's states; at most a tenth of ``learn``'s budget."""
     warmup_value_steps: int = 60
@@ -148,6 +148,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         self.value = ValueFunction(self.mdp, config.value, network=network)
         self.warmup_left = config.warmup_iterations if config.value_steps else 0
         self.memory = KeptRollouts(config.replay * config.n_trajectories)
+        self.tempered = config.tempering == 0
 
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         model = {} if self.energy_model is None else {"energy_model": self.energy_model.value.optimizer}
@@ -167,8 +168,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
     @property
     def energy_weight(self) -> float:
-        """The factor of E, below 1 in the first part of a budget (``tempering``)."""
-        part = min(1.0, self.progress / self.config.tempering) if self.config.tempering else 1.0
+        """The factor of E, below 1 in the first part of the first budget (``tempering``)."""
+        part = 1.0 if self.tempered else min(1.0, self.progress / self.config.tempering)
         return TEMPERING_START + (1 - TEMPERING_START) * part
 
     def last_value(self, x: Tensor) -> Tensor:
@@ -184,13 +185,14 @@ class DxDP(GuidedAgent[DxDPConfig]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, log = self.config, Log()
+        self.tempered |= self.progress >= config.tempering
         latest = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
-        if on_final is not None:
+        if moved := self.energy_swapped() or on_final is not None:
             self.renew()
-        self.ask(latest, energy_moved=on_final is not None)
+        self.ask(latest, energy_moved=moved)
         if self.energy_model is not None:
             log["energy_model_loss"] = self.energy_model.fit(value_steps, self.generator)
         kept = self.memory.add(latest)
@@ -308,8 +310,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
             if len(error):
                 log_new = gaussian_log_prob(x_next, *moments)
                 ratio = ops.importance_ratio(log_new, trajectory.log_prob.flatten())[: len(error)]
-                clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
-                loss = loss + torch.maximum(ratio * error, clipped * error).sum()
+                loss = loss + len(error) * ops.clipped_surrogate(ratio, -error, self.config.clip_range)
         if self.config.path_correction and trajectory.horizon > 1:
             loss = loss + missed_along_paths(lambda x, t: self.values(x, t, trained=True), trajectory, moments)
         return loss / len(x)
@@ -327,8 +328,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
         if self.energy_model is not None and trajectory.energy is not None:
             missed = trajectory.energy - self.energy_model(trajectory.final)
             error = torch.cat([error, self.energy_weight * missed[None]])
-        # The mean of the others: a mean that holds the trajectory's own error would shrink the gradient.
-        return (error - error.mean(1, keepdim=True)).flatten() * n / (n - 1)
+        return ops.less_mean_of_others(error).flatten()
 
     def update_policy(self, trajectory: Trajectory, returns: Tensor) -> Tensor:
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
@@ -341,10 +341,10 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def extra_tensors(self) -> dict[str, Tensor]:
         model = {} if self.energy_model is None else self.energy_model.tensors()
         memory = self.memory.tensors() if self.config.replay > 1 else {}
-        return {"warmup_left": torch.tensor(self.warmup_left)} | memory | model
+        return {"warmup_left": torch.tensor(self.warmup_left), "tempered": torch.tensor(self.tempered)} | memory | model
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.warmup_left = int(tensors["warmup_left"])
+        self.warmup_left, self.tempered = int(tensors["warmup_left"]), bool(tensors.get("tempered", self.tempered))
         self.memory.restore(tensors, self.mdp.device)
         if self.energy_model is not None:
             self.energy_model.restore(tensors)

@@ -176,7 +176,9 @@ class GFlowNet(Agent[ConfigT]):
         self.iterations += 1
         paths = collect(self, self.behaviour(), config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         rows = None
-        if self.buffer is not None and len(self.buffer):
+        if self.buffer is not None and (size := len(self.buffer)):
+            if self.energy_swapped():
+                self.buffer.energy[:size] = self.mdp.finite_energy(self.buffer.x[:size]).detach()
             self.improve(self.buffer)
             rows = self.buffer.draw(self.replayed, self.generator)
             paths = paths.cat(self.backwards(self.buffer.x[rows]))

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.actor_critic import minibatch_steps
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, base_moments, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
-from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
 
@@ -115,20 +114,14 @@ class GRPO(Agent[GRPOConfig]):
 
     def update(self, trajectory: Trajectory, advantages: Tensor) -> Log:
         """``n_epochs`` passes of policy steps; advantages are ``[T n]``, time-major."""
-        config, log = self.config, Log()
-        x, _, _ = trajectory.transitions()
         with torch.no_grad():
             old = self.policy.moments_along(trajectory)
-        base = base_moments(self.mdp, self.policy, trajectory) if config.kl_weight else None
-        steps = config.n_epochs * config.n_minibatches
-        for _ in range(config.n_epochs):
-            order = torch.randperm(len(x), generator=self.generator, device=x.device)
-            for rows in order.chunk(config.n_minibatches):
-                loss = self.policy_loss(trajectory, advantages, old, base, rows)
-                log["policy_loss"] = policy_step(
-                    self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=steps
-                )
-        return log
+        base = base_moments(self.mdp, self.policy, trajectory) if self.config.kl_weight else None
+
+        def loss(rows: Tensor) -> Tensor:
+            return self.policy_loss(trajectory, advantages, old, base, rows)
+
+        return minibatch_steps(self, trajectory, loss, n_epochs=self.config.n_epochs)
 
     def policy_loss(
         self, trajectory: Trajectory, advantages: Tensor, old: ops.Moments, base: ops.Moments | None, rows: Tensor
@@ -136,9 +129,7 @@ class GRPO(Agent[GRPOConfig]):
         """-E[min(rho A, clip(rho) A)] + tau KL(pi || pi_old) + kl_weight KL(pi || base) over ``rows``."""
         x_next = trajectory.transitions()[1][rows]
         new, old = self.policy.moments_along(trajectory, rows), (old[0][rows], old[1][rows])
-        # Both log-probabilities by the same arithmetic, so that equal moments give exactly 1.
-        ratio = ops.importance_ratio(gaussian_log_prob(x_next, *new), gaussian_log_prob(x_next, *old))
-        loss = ops.clipped_surrogate(ratio, advantages[rows], self.config.clip_range)
+        loss = ops.clipped_loss(x_next, new, old, advantages[rows], self.config.clip_range)
         if self.temperature:
             loss = loss + self.temperature * ops.gaussian_kl(new, old).mean()
         if base is not None:

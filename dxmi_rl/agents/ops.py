@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.registry import UnknownNameError
@@ -108,7 +109,10 @@ def td_lambda_returns(costs: Tensor, values: Tensor, td_lambda: float, ratios: T
 
 
 def less_mean_of_others(values: Tensor) -> Tensor:
-    """Every entry of ``[T, n]`` minus the mean of the other n - 1 of its row, n / (n - 1) (v - mean v), for n >= 2."""
+    """Every entry of ``[T, n]`` minus the mean of the other n - 1 of its row, n / (n - 1) (v - mean v), for n >= 2.
+
+    A baseline that holds an entry's own value would shrink the gradient.
+    """
     n = values.shape[1]
     return n / (n - 1) * (values - values.mean(1, keepdim=True))
 
@@ -122,6 +126,13 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> T
     """PPO's loss -E[min(rho A, clip(rho, 1 - eps, 1 + eps) A)] (Schulman et al. 2017, arXiv 1707.06347, equation 7)."""
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return -torch.minimum(ratio * advantages, clipped * advantages).mean()
+
+
+def clipped_loss(x_next: Tensor, new: Moments, old: Moments, advantages: Tensor, clip_range: float) -> Tensor:
+    """``clipped_surrogate`` of steps to ``x_next`` by Gaussian policies with these moments, a number."""
+    # Both log-probabilities by the same arithmetic, so that equal moments give exactly 1.
+    ratio = importance_ratio(gaussian_log_prob(x_next, *new), gaussian_log_prob(x_next, *old))
+    return clipped_surrogate(ratio, advantages, clip_range)
 
 
 def gaussian_kl(new: Moments, old: Moments) -> Tensor:

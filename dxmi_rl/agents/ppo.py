@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxmi_rl.agents import ops
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.actor_critic import ActorCritic, minibatch_steps
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.agents.values import ValueFunction
-from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
 
@@ -60,7 +58,7 @@ class PPOConfig:
         check_fraction("gae_lambda", self.gae_lambda)
 
 
-class PPO(Agent[PPOConfig]):
+class PPO(ActorCritic[PPOConfig]):
     """Clipped policy gradient on the soft return of docs/method.md, with a value baseline.
 
     Several steps per rollout on E[min(rho A, clip(rho) A)] - tau KL(pi || pi_old). A already holds -tau log pi_old, so
@@ -70,21 +68,10 @@ class PPO(Agent[PPOConfig]):
 
     name: ClassVar[str] = "ppo"
     Config = PPOConfig
-    policy: GaussianPolicy
 
     def _build(self) -> None:
-        self.require_energy()
-        config = self.config
-        self.temperature = ops.temperature_of(config.objective, self.mdp.tau)
-        self.policy = make_policy(self.mdp, config.policy)
-        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        self.value = ValueFunction(self.mdp, config.value)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
+        super()._build()
+        self.temperature = ops.temperature_of(self.config.objective, self.mdp.tau)
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config = self.config
@@ -96,37 +83,23 @@ class PPO(Agent[PPOConfig]):
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Generalised soft advantages (PPO equation 11) and the returns that they imply, ``[T, n]`` each."""
         rewards = ops.soft_rewards(self.mdp, trajectory, self.temperature)
-        x, _, t = trajectory.transitions()
-        return ops.gae(rewards, self.value(x, t).view_as(rewards), self.config.gae_lambda)
-
-    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
-        found: Tensor = self.value(x, t)
-        return found
+        return self.generalised(rewards, trajectory, self.config.gae_lambda)
 
     def update(self, trajectory: Trajectory, advantages: Tensor, returns: Tensor) -> Log:
         """``n_epochs`` passes of policy and value steps; advantages and returns are ``[T n]``, time-major."""
-        config, log = self.config, Log()
-        x, _, t = trajectory.transitions()
         with torch.no_grad():
             old = self.policy.moments_along(trajectory)
-        steps = config.n_epochs * config.n_minibatches
-        for _ in range(config.n_epochs):
-            order = torch.randperm(len(x), generator=self.generator, device=x.device)
-            for rows in order.chunk(config.n_minibatches):
-                loss = self.policy_loss(trajectory, advantages, old, rows)
-                log["policy_loss"] = policy_step(
-                    self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=steps
-                )
-                log["value_loss"] = self.value.fit(x[rows], t[rows], returns[rows])
-        return log
+
+        def loss(rows: Tensor) -> Tensor:
+            return self.policy_loss(trajectory, advantages, old, rows)
+
+        return minibatch_steps(self, trajectory, loss, n_epochs=self.config.n_epochs, returns=returns)
 
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor, old: ops.Moments, rows: Tensor) -> Tensor:
         """-E[min(rho A, clip(rho) A)] (PPO equation 7) + tau KL(pi || pi_old) over ``rows`` of the transitions."""
         x_next = trajectory.transitions()[1][rows]
         new, old = self.policy.moments_along(trajectory, rows), (old[0][rows], old[1][rows])
-        # Both log-probabilities by the same arithmetic, so that equal moments give exactly 1.
-        ratio = ops.importance_ratio(gaussian_log_prob(x_next, *new), gaussian_log_prob(x_next, *old))
-        loss = ops.clipped_surrogate(ratio, advantages[rows], self.config.clip_range)
+        loss = ops.clipped_loss(x_next, new, old, advantages[rows], self.config.clip_range)
         if self.temperature:
             loss = loss + self.temperature * ops.gaussian_kl(new, old).mean()
         return loss

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dxmi_rl.agents import ops
-from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
+from dxmi_rl.agents.actor_critic import ActorCritic, minibatch_steps
+from dxmi_rl.agents.base import FinalStateHook, Log
+from dxmi_rl.agents.policies import collect
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import policy_step
-from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
@@ -51,7 +50,7 @@ class SFTPGConfig:
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
 
 
-class SFTPG(Agent[SFTPGConfig]):
+class SFTPG(ActorCritic[SFTPGConfig]):
     """The critic as the only reward: E[sum_t grad log pi(x_{t+1} | x_t) (-E(x_T) - V_t(x_t))].
 
     The critic f of the paper is -E, trained against the sampler (its integral probability metric): here DxMI's energy,
@@ -61,45 +60,21 @@ class SFTPG(Agent[SFTPGConfig]):
     name: ClassVar[str] = "sft-pg"
     held_by_beta: ClassVar[bool] = False
     Config = SFTPGConfig
-    policy: GaussianPolicy
-
-    def _build(self) -> None:
-        self.require_energy()
-        config = self.config
-        self.policy = make_policy(self.mdp, config.policy)
-        self.policy_optimizer = policy_optimizer(self.policy, config.policy)
-        self.value = ValueFunction(self.mdp, config.value)
-
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"policy": self.policy_optimizer, "value": self.value.optimizer}
-
-    def modules(self) -> dict[str, nn.Module]:
-        return super().modules() | {"value": self.value}
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        config, log = self.config, Log()
+        config = self.config
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         advantages, returns = (part.flatten() for part in self.advantages(trajectory))
-        x, _, t = trajectory.transitions()
-        order = torch.randperm(len(x), generator=self.generator, device=x.device)
-        for rows in order.chunk(config.n_minibatches):
-            loss = self.policy_loss(trajectory, advantages, rows)
-            log["policy_loss"] = policy_step(
-                self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=config.n_minibatches
-            )
-            log["value_loss"] = self.value.fit(x[rows], t[rows], returns[rows])
-        return log
+
+        def loss(rows: Tensor) -> Tensor:
+            return self.policy_loss(trajectory, advantages, rows)
+
+        return minibatch_steps(self, trajectory, loss, returns=returns)
 
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """-E(x_T) - V_t(x_t), with the paper's baseline V, and the returns -E(x_T): ``[T, n]`` each."""
-        rewards = ops.terminal_rewards(self.mdp, trajectory)
-        x, _, t = trajectory.transitions()
-        return ops.gae(rewards, self.value(x, t).view_as(rewards), 1.0)
-
-    def predict_values(self, x: Tensor, t: Tensor | int) -> Tensor:
-        found: Tensor = self.value(x, t)
-        return found
+        return self.generalised(ops.terminal_rewards(self.mdp, trajectory), trajectory, 1.0)
 
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor, rows: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over ``rows`` (the paper's policy gradient with its baseline function)."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gymnasium import spaces
 from torch import nn
 
-from dxmi_rl.agents import AGENTS, Agent, load_agent
+from dxmi_rl.agents import AGENTS, Agent, load_agent, saved_class
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, check_as_stock, sb3_density, told_coordinates
 from dxmi_rl.envs.observations import told_of
@@ -260,10 +260,7 @@ class OwnAgent:
         return file
 
     def _saved_class(self) -> type[Agent[Any]]:
-        name = load_tensors(self._path(self.reference))[1].get("agent")
-        if name is None:
-            raise CheckpointError(f"{self.reference!r} must be written by Agent.save: it names no agent.")
-        return AGENTS[name]
+        return saved_class(self._path(self.reference))
 
     def _sb3_class(self) -> type[BaseAlgorithm]:
         """The SB3 algorithm that wrote the file, from its JSON alone: nothing is unpickled."""

@@ -18,6 +18,7 @@ from dxmi_rl.mdp import DenoisingMDP, Energy, EnergyError
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.targets import Target
 from dxmi_rl.tasks import ENERGIES, TASKS, TargetLike, Task, TaskConfig, make_task
+from dxmi_rl.tasks.config import OTHER_WORDS
 from dxmi_rl.utils.checks import NonFiniteError, all_finite, check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
 
@@ -308,7 +309,8 @@ def build_task(
     known = list(TaskConfig.__dataclass_fields__)
     for key in changes:
         if key not in known:
-            raise UnknownNameError("environment argument", key, ["task", *dict.fromkeys([*_own_arguments(), *known])])
+            own = ["task", *dict.fromkeys([*_own_arguments(), *known])]
+            raise UnknownNameError("environment argument", key, own, near=OTHER_WORDS.get(key, ()))
     if isinstance(task, DenoisingMDP):
         task = _task_of(task)
     # Asked before the task is built, because building one may train a denoiser for minutes.

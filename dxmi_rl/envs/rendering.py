@@ -60,11 +60,14 @@ def render_samples(
     figure = Figure(figsize=(size / 100, size / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     energy = mdp.energy if mdp is not None and mdp.has_energy else None
-    pairs = 1 if is_image(target.event_shape) else min(PAIRS, target.event_shape[0] // 2)
-    side = math.ceil(math.sqrt(pairs))
+    last = (
+        0 if is_image(target.event_shape) else target.event_shape[0] - 2
+    )  # an odd last one is drawn with its neighbour
+    first = [min(start, last) for start in range(0, last + 2, 2)][:PAIRS]
+    side = math.ceil(math.sqrt(len(first)))
     for pair, axes in enumerate(figure.subplots(side, side, squeeze=False).flatten()):
-        if pair < pairs:
-            draw_samples(axes, target, x, energy, pair=pair)
+        if pair < len(first):
+            draw_samples(axes, target, x, energy, coordinates=(first[pair], first[pair] + 1))
         else:
             axes.set_axis_off()
     horizon = "" if mdp is None else f" of {mdp.horizon}"
@@ -73,14 +76,19 @@ def render_samples(
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = None, *, pair: int = 0) -> None:
+def draw_samples(
+    axes: Axes, target: Target, x: Tensor, energy: Energy | None = None, *, coordinates: tuple[int, int] = (0, 1)
+) -> None:
     """Draw samples ``x`` [batch, *event_shape] into matplotlib ``axes``.
 
     In the plane: points over filled contours of ``energy`` (the target's own by default, if it has one), blue where
-    the energy is low. More coordinates: those with numbers 2 ``pair`` and 2 ``pair`` + 1, over exact samples in grey
-    where the target has them. Images: a grid of the first 64. Raises ValueError when the target cannot be drawn.
+    the energy is low. More: two ``coordinates``, numbered from 0, over exact samples in grey where the target has them.
+    Images: a grid of the first 64. Raises ValueError when the target cannot be drawn, or has no such coordinates.
     """
     check_renderable(target)
+    first, second = coordinates
+    if not is_image(target.event_shape) and not 0 <= min(coordinates) < max(coordinates) < target.dim:
+        raise ValueError(f"coordinates must be two from 0 to {target.dim - 1}, got {coordinates}.")
     x = x.detach()
     if is_image(target.event_shape):
         _draw_images(axes, x.cpu(), target.plot_range)
@@ -92,16 +100,16 @@ def draw_samples(axes: Axes, target: Target, x: Tensor, energy: Energy | None = 
             _draw_energy(axes, energy, low, high, x)
     elif target.has_samples:
         exact = target.data(1000, torch.Generator(target.device).manual_seed(0)).cpu().numpy()
-        axes.plot(exact[:, 2 * pair], exact[:, 2 * pair + 1], "o", markersize=1.3, color="0.7", markeredgewidth=0.0)
+        axes.plot(exact[:, first], exact[:, second], "o", markersize=1.3, color="0.7", markeredgewidth=0.0)
     # One point alone is drawn large enough to be found at a glance.
     radius = 9.0 if len(x) == 1 else min(4.0, max(1.3, 90 / math.sqrt(max(1, len(x)))))
-    points = x.cpu().numpy()[:, 2 * pair : 2 * pair + 2]
+    points = x[:, list(coordinates)].cpu().numpy()
     # Vermilion on light blue: told apart by lightness and by hue in every common colour blindness.
     axes.plot(
         points[:, 0], points[:, 1], "o", markersize=radius, color="#D55E00", markeredgecolor="white",
         markeredgewidth=0.4 if radius > 3 else 0.0,
     )  # fmt: skip
-    names = (f"$x_{{{2 * pair + 1}}}$", f"$x_{{{2 * pair + 2}}}$")
+    names = (f"$x_{{{first + 1}}}$", f"$x_{{{second + 1}}}$")
     axes.set(xlim=(low, high), ylim=(low, high), xlabel=names[0], ylabel=names[1], aspect="equal")
 
 

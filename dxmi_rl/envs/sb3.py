@@ -181,6 +181,8 @@ def make_sb3_env(task: TaskLike = DEFAULT_TASK, num_envs: int = 64, **kwargs: An
         num_envs: number of samples made at once.
         kwargs: all other arguments of DenoiseEnv.
 
-    Raises what DenoiseEnv raises, and MissingExtraError when stable-baselines3 is absent.
+    Raises what DenoiseEnv raises, TypeError for ``n_envs``, and MissingExtraError when stable-baselines3 is absent.
     """
+    if "n_envs" in kwargs:
+        raise TypeError(f"n_envs is called num_envs, as in Gymnasium: pass num_envs={kwargs['n_envs']!r}.")
     return SB3VecEnv(DenoiseVectorEnv(task, num_envs=num_envs, to_numpy=True, **kwargs))

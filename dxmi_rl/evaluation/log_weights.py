@@ -22,6 +22,7 @@ from dxmi_rl.targets import Target
 from dxmi_rl.tasks import Task
 from dxmi_rl.utils.checks import all_finite, check_integer
 from dxmi_rl.utils.storage import cached_tensors
+from dxmi_rl.utils.torch_tools import seeded
 
 
 class UnreliableScoresWarning(UserWarning):
@@ -45,8 +46,7 @@ def fit_kernel(
     check_integer("steps", steps)
     batch = math.ceil(FIT_TRANSITIONS / mdp.horizon)
     generator = torch.Generator(mdp.device).manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # networks are initialised on the CPU
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         schedule = copy.deepcopy(mdp.base.schedule)
         schedule.codes = None  # a ruler for this horizon alone
         kernel = kind(schedule, mdp.event_shape, mdp.scale).to(mdp.device)

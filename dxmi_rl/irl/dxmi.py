@@ -28,7 +28,7 @@ from dxmi_rl.rollout import Policy, Trajectory
 from dxmi_rl.smc import Twist, weighted_samples
 from dxmi_rl.utils.checks import check_batch
 from dxmi_rl.utils.settings import changed
-from dxmi_rl.utils.torch_tools import adam, average_towards
+from dxmi_rl.utils.torch_tools import adam, average_towards, restore_generator
 
 
 class DxMI(Agent[DxMIConfig]):
@@ -343,7 +343,7 @@ class DxMI(Agent[DxMIConfig]):
         return {"agent_generator": self.agent.generator.get_state(), **self.past, **inner}
 
     def set_extra_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.agent.generator.set_state(tensors["agent_generator"])
+        restore_generator(self.agent.generator, tensors["agent_generator"])
         self.past = {name: tensors[name].to(self.mdp.device) for name in self.past}
         self.agent.costs, self.agent.progress = self.costs, self.progress
         self.agent.set_extra_tensors({k[6:]: v for k, v in tensors.items() if k.startswith("agent/")})

@@ -137,7 +137,7 @@ def target_class(name: str) -> type[Target]:
 
 def check_options(what: str, builder: Callable[..., Target], options: Mapping[str, object]) -> None:
     """Raise UnknownNameError for an option that the builder of a target does not take."""
-    known = list(inspect.signature(builder).parameters)
+    known = [key for key, one in inspect.signature(builder).parameters.items() if one.default is not one.empty]
     for key in options:
         if key not in known:
             raise UnknownNameError(f"option of {what}", key, known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ TEST_FROM = 100
 
 
 class EnergyTarget(Target):
-    """The density exp(-E(x)) / Z of an energy of your own; log Z is unknown, there are no samples.
+    """The density exp(-E(x)) / Z of an energy of your own; there are no samples.
 
     Args:
         energy: module or function ``[batch, *event_shape] -> [batch]`` in nats, differentiable for agents that need
@@ -28,6 +29,7 @@ class EnergyTarget(Target):
         scale: typical standard deviation of one coordinate of samples.
         plot_range: (low, high) of typical coordinates; None: four times ``scale`` about 0.
         smallest_scale: standard deviation of the narrowest mode, where ladders from scratch end; None when unknown.
+        log_z: log Z in nats, with which scores have ``kl_bound``; None when unknown.
 
     Raises TypeError or ValueError for arguments of another kind. Calling ``energy`` raises TargetError when it does
     not return floating numbers ``[batch]``.
@@ -43,20 +45,26 @@ class EnergyTarget(Target):
         scale: float = 1.0,
         plot_range: tuple[float, float] | None = None,
         smallest_scale: float | None = None,
+        log_z: float | None = None,
     ) -> None:
         if not callable(energy):
             raise TypeError(f"energy must be a module or function, got {energy!r}.")
         scale = check_real("scale", scale, strict=True)
         if plot_range is None:
             plot_range = (-4 * scale, 4 * scale)
-        super().__init__(event_shape, scale=scale, smallest_scale=smallest_scale, plot_range=plot_range)
+        log_z = None if log_z is None else check_real("log_z", log_z, -math.inf)
+        super().__init__(event_shape, scale=scale, smallest_scale=smallest_scale, plot_range=plot_range, log_z=log_z)
         self.function = energy
 
     def _energy(self, x: Tensor) -> Tensor:
         with evaluation_mode(self.function):
             value = self.function(x)
         if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            found = str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+            if isinstance(value, Tensor) and value.shape == (len(x), 1):
+                found += ": return value.squeeze(1)"
+            elif isinstance(value, np.ndarray):
+                found += ": return torch.from_numpy(value)"
             raise TargetError(f"the energy must return a tensor of shape [{len(x)}], got {found}.")
         if not value.dtype.is_floating_point:
             raise TargetError(f"the energy must return floating numbers, got {value.dtype}.")

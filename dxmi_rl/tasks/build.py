@@ -27,7 +27,7 @@ from dxmi_rl.targets import (
     check_options,
     target_class,
 )
-from dxmi_rl.tasks.config import FROM_SCRATCH, TRACKS, TaskConfig
+from dxmi_rl.tasks.config import FROM_SCRATCH, OTHER_WORDS, TRACKS, TaskConfig
 from dxmi_rl.tasks.parts import reference_target
 from dxmi_rl.tasks.table import TASKS, default_config
 from dxmi_rl.tasks.task import Task, base_energy, build_mdp, check_horizon, check_label
@@ -81,8 +81,9 @@ def make_task(
         return name
     unknown = [key for key in changes if key not in TaskConfig.__dataclass_fields__]
     if unknown:
-        of_target = ["target_options"] if unknown[0] in inspect.signature(EnergyTarget).parameters else ()
-        raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__), near=of_target)
+        of_target = unknown[0] in inspect.signature(EnergyTarget).parameters
+        near = ["target_options"] if of_target else OTHER_WORDS.get(unknown[0], ())
+        raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__), near=near)
     changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
     for key, value in changes.items():
         if key.endswith("_options") and not isinstance(value, Mapping):
@@ -112,6 +113,11 @@ def make_task(
             changes.setdefault("tau", 1.0)  # beta says how strong the pull is
     if changes.get("track") in FROM_SCRATCH:
         changes.setdefault("base", None)
+    scratch = changes.get("base", config.base) is None
+    if scratch and {"schedule", "schedule_options"} & changes.keys():
+        ladder = changes.setdefault("schedule", "geometric")
+        if ladder != "geometric":
+            raise ValueError(f"schedule must be 'geometric' without a denoiser (base None), got {ladder!r}.")
     config = replace(config, **changes)
     if isinstance(config.label, tuple) and "label" in config.reward_options:
         raise ValueError(f"reward_options must have no 'label' with several classes, got {config.reward_options}.")

@@ -11,9 +11,14 @@ from dxmi_rl.diffusion import PretrainingConfig
 from dxmi_rl.targets import Reward, Target
 
 TRACKS = ["fine-tune", "sample", "energy"]
+BASES = ["ddpm", "ddim", "edm", "flow-sde"]
 FROM_SCRATCH = ("sample", "energy")
 """Tracks without a denoiser."""
-BASES = ["ddpm", "ddim", "edm", "flow-sde"]
+OTHER_WORDS = {
+    **dict.fromkeys(("T", "n_steps", "num_steps", "steps"), ("horizon",)),
+    **dict.fromkeys(("temperature", "ent_coef"), ("tau",)),
+}
+"""What others call settings of a task, and their names here."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class TaskConfig:
     """Number of denoising steps T; or several, such as (1, 2, 4, 8), for one sampler that works with any number from
     the smallest to the largest (AnyStep; environments draw one of them for every episode)."""
     schedule: str = "karras"
-    """Name of the noise schedule."""
+    """Name of the noise schedule; with base None it is "geometric", between levels of the target's widths."""
     schedule_options: dict[str, float] = field(default_factory=dict)
     """Options of the schedule."""
     base: str | None = "ddpm"

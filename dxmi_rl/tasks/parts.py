@@ -195,7 +195,8 @@ def build_base(
         raise UnknownNameError("base sampler", base, [*BASES, "None"])
     if check_real("eta", config.eta) != TaskConfig.eta and base not in ("ddim", "edm", "flow-sde"):
         raise ValueError(
-            f"eta belongs to base 'ddim', 'edm' and 'flow-sde': it must be {TaskConfig.eta} with {base!r}."
+            f"eta belongs to base 'ddim', 'edm' and 'flow-sde': it must be {TaskConfig.eta} with {base!r}, got "
+            f"{config.eta}."
         )
     if base == "none" or config.track in FROM_SCRATCH:
         if base != "none":
@@ -204,8 +205,8 @@ def build_base(
                 "track='fine-tune')."
             )
         if schedule is None:
-            named = config.schedule == "geometric"
-            schedule = make_schedule("geometric", horizon, **(config.schedule_options if named else _ladder(target)))
+            asked = config.schedule_options if config.schedule == "geometric" else {}  # others are the denoiser's
+            schedule = make_schedule("geometric", horizon, **(_ladder(target) | asked))
         return IdentitySampler(schedule.to(device))
     target = of_base(config, target)
     if schedule is None:

@@ -33,6 +33,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Go on with the stream that ``state`` is of; where it comes from another kind of device, which has states of
+    another size, with the present one.
+    """
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state)
+
+
 @functools.cache
 def keep_freed_memory() -> None:
     """Let this process keep the memory of freed tensors on the CPU for the next ones.

@@ -133,6 +133,13 @@ def test_an_untrained_horizon_has_steps_near_trained_ones() -> None:
     assert codes is not None and torch.equal(codes, level_codes(agent.at(3).mdp.base.schedule, 0.15, 10.0))
 
 
+def test_a_fine_tuned_denoiser_keeps_the_schedules_ladder() -> None:
+    task = make_task("8gaussians-data", horizon=(1, 8), energy=lambda x: x.sum(1), pretraining={"iterations": 10})
+    for kind, kept in (("fine-tuned", True), ("correction", False)):
+        agent = AnyStep(task, agent="ppo", agent_settings={"n_trajectories": 4, "policy": {"kind": kind}})
+        assert torch.equal(agent.at(2).mdp.base.schedule.levels, task.at(2).mdp.base.schedule.levels) == kept
+
+
 def test_horizons_of_a_task() -> None:
     task = several()
     assert task.horizons == HORIZONS and task.mdp.horizon == 4 and task.at(4).mdp is task.mdp

@@ -14,7 +14,7 @@ from dxdp_cases import T, at_the_optimum, dxdp, exact_gradient, play, policy_gra
 from lqg_cases import Quadratic, lqg_agent, lqg_task, solve
 from torch import Tensor, nn
 
-from dxmi_rl import make_task
+from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import DxDP, ValueConfig
 from dxmi_rl.agents.adjoint import adjoint_along_paths
 from dxmi_rl.agents.energy_model import ROWS, EnergyModel
@@ -174,6 +174,28 @@ def test_when_the_energy_moves_kept_energies_follow() -> None:
     assert len(agent.energy_model.x) == agent.config.n_trajectories
 
 
+@pytest.mark.parametrize("name", ["dxdp", "adjoint-sampling", "trajectory-balance"])
+def test_what_is_kept_follows_an_energy_that_was_swapped(name: str) -> None:
+    """Between two iterations, where no game says so: kept rows are asked for again, or forgotten."""
+    task = make_task("gmm9", track="sample", backward="learned")
+    buffer: dict[str, Any] = {"buffer_size": 64, "replay_fraction": 0.5} if name == "trajectory-balance" else {}
+    agent: Any = make_agent(name, task, seed=0, n_trajectories=8, **buffer)
+    for _ in range(3):
+        agent.iterate()
+    agent.mdp.set_energy(lambda x: (x - 1).square().sum(1))
+    agent.iterate()
+    if name == "dxdp":
+        kept = agent.memory.trajectories
+        parts = [(kept.final, kept.energy), (agent.energy_model.x, agent.energy_model.energy)]
+    elif name == "trajectory-balance":
+        parts = [(agent.buffer.x[:32], agent.buffer.energy[:32])]
+    else:
+        assert torch.allclose(agent.gradient, 2 * (agent.final - 1), atol=1e-5) and len(agent.final) == 8
+        return
+    for x, energy in parts:
+        assert len(x) and torch.allclose(energy, (x - 1).square().sum(1), rtol=1e-4)
+
+
 # Gradient targets -----------------------------------------------------------------------------------------------------
 
 
@@ -295,3 +317,18 @@ def test_the_weight_of_the_energy_rises_to_one() -> None:
     assert weights == pytest.approx([0.1, 0.55, 1.0, 1.0])
     fixed = dxdp(tempering=0.0)
     assert fixed.energy_weight == 1.0
+
+
+def test_a_later_budget_does_not_temper_again(tmp_path: Path) -> None:
+    agent = dxdp(make_task("8gaussians", backward="learned"), tempering=0.5, n_trajectories=8, warmup_iterations=0)
+    seen: list[float] = []
+
+    def note(agent: Any) -> None:
+        seen.append(agent.energy_weight)
+
+    agent.learn(160, callback=note)
+    assert seen[0] < 0.2 and seen[-1] == 1.0
+    agent = DxDP.load(agent.save(tmp_path / "agent.safetensors"))
+    seen.clear()
+    agent.learn(160, callback=note)
+    assert seen == [1.0] * 4

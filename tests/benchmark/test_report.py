@@ -132,7 +132,7 @@ def test_a_distance_that_disagrees_with_the_ranking_is_told(results: dict[str, A
     changed = copy.deepcopy(results)
     entry = next(row for row in changed["summary"] if (row["task"], row["label"]) == ("gmm25", "sb3-ppo"))
     entry["scores"]["sliced_w2"]["iqm"] = 0.01
-    assert "By sliced_w2, sb3-ppo is best: 0.01 (dxdp" in Comparison(changed).verdict("gmm25")
+    assert "By sliced_w2, sb3-ppo has the lowest mean: 0.01 (dxdp" in Comparison(changed).verdict("gmm25")
     assert "By sliced_w2" not in Comparison(results).verdict("gmm25")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv, draw_samples, make_sb3_env, render_samples
+from dxmi_rl.envs import DenoiseEnv, DenoiseVectorEnv, draw_samples, make_sb3_env, render_samples, rendering
 from dxmi_rl.targets import GaussianMixture, Target, make_target
 from dxmi_rl.tasks import TaskConfig, make_task
 
@@ -64,6 +64,22 @@ def test_axes_are_labelled_and_square() -> None:
     axes = Figure().add_subplot()
     draw_samples(axes, make_target("gmm25"), torch.zeros(10, 2))
     assert axes.get_xlabel() and axes.get_ylabel() and axes.get_aspect() == 1.0
+
+
+def test_any_two_coordinates_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, x = Target((3,), scale=1.0, plot_range=(-1.0, 1.0)), torch.randn(10, 3)
+    axes = Figure().add_subplot()
+    draw_samples(axes, target, x, coordinates=(2, 0))
+    assert np.array_equal(axes.lines[0].get_xydata(), x[:, [2, 0]].numpy()) and "3" in axes.get_xlabel()
+    for bad in ((0, 3), (1, 1), (-1, 0)):
+        with pytest.raises(ValueError, match="coordinates must be two from 0 to 2, got"):
+            draw_samples(axes, target, x, coordinates=bad)
+    drawn: list[tuple[int, int]] = []
+    monkeypatch.setattr(rendering, "draw_samples", lambda *_, coordinates: drawn.append(coordinates))
+    for size in (2, 3, 4, 5, 32):
+        render_samples(Target((size,), scale=1.0, plot_range=(-1.0, 1.0)), torch.randn(2, size))
+    pairs = [(0, 1), (0, 1), (1, 2), (0, 1), (2, 3), (0, 1), (2, 3), (3, 4), (0, 1), (2, 3), (4, 5), (6, 7)]
+    assert drawn == pairs
 
 
 def test_pyplot_is_left_alone() -> None:

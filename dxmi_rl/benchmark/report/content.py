@@ -278,7 +278,7 @@ class Comparison:
         return f"{text}.{self._by_distance(line)}"
 
     def _by_distance(self, line: Line) -> str:
-        """A sentence for every distance to samples by which another row is best: a bound need not agree with it."""
+        """A sentence for every distance to samples by which another row is lowest: a bound need not agree."""
         text = ""
         for score in DISTANCES:
             rows = [row for row in self.summary if row["task"] == line.task and score in row["scores"]]
@@ -287,7 +287,7 @@ class Comparison:
             best = min(rows, key=lambda row: row["scores"][score]["iqm"])
             if best["label"] != line.label:
                 own = show(line.summary["scores"][score]["iqm"])
-                text += f" By {score}, {best['label']} is best: {show(best['scores'][score]['iqm'])} "
+                text += f" By {score}, {best['label']} has the lowest mean: {show(best['scores'][score]['iqm'])} "
                 text += f"({line.label} {own}; lower is better)."
         return text
 
