@@ -17,7 +17,9 @@ from dxmi_rl.rollout import Trajectory
 
 
 class ActorCritic(Agent[ConfigT]):
-    """An agent whose settings have a ``policy`` and a ``value``, each with a network and an optimizer."""
+    """A value network stands beside the policy, with an optimizer of its own. It is fitted to the returns, and is the
+    baseline of the advantages.
+    """
 
     policy: GaussianPolicy
     value_unit: float | None = None

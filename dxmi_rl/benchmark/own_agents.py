@@ -200,9 +200,9 @@ class OwnAgent:
     def check(self) -> None:
         """Raise now what ``build`` would raise on any task.
 
-        Raises FileNotFoundError; UnknownNameError (with the near names) for a missing module or class and a checkpoint
-        of an unknown agent; TypeError for what is no complete Agent; ValueError for a name that is taken;
-        CheckpointError for a damaged or foreign file; UntrustedCheckpointError for a ``.zip`` without
+        Raises FileNotFoundError; UnknownNameError (with the near names) for a missing module or class; TypeError for
+        what is no complete Agent; ValueError for a name that is taken; CheckpointError for a damaged or foreign file,
+        or one of an agent that is not registered; UntrustedCheckpointError for a ``.zip`` without
         ``trust_checkpoint``; MissingExtraError without stable-baselines3; and whatever the user's module raises.
         """
         is_zip = self.reference.endswith(".zip")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,15 @@ def test_weights_that_make_no_distribution_are_a_divergence(name: str, monkeypat
     with pytest.raises(DivergenceError, match=f"{name} on .* diverged"):
         agent.learn(100 * agent.timesteps_per_iteration)
     assert agent.costs.setbacks == 5
+
+
+@pytest.mark.parametrize("name", ["ppo", "path-wise", "dxdp"])
+def test_an_energy_that_is_no_number_is_not_blamed_on_the_policy(name: str) -> None:
+    """Also where the policy is told its gradient, and so leaves the finite numbers first."""
+    task = make_task(lambda x: math.nan * x.sum(1), dim=2, horizon=2, backward="learned")
+    agent = make_agent(name, task, seed=0, n_trajectories=8)
+    with pytest.raises(EnergyError, match=rf"{name} on 'custom' stopped at timestep \d+: the energy is NaN .*E is nan"):
+        agent.learn(100)
 
 
 def test_an_infinite_energy_far_out_is_the_policys_fault() -> None:

@@ -174,6 +174,8 @@ def final_rewards(step: Any, env: Any, shape: tuple[int, ...]) -> float:
 
 def test_energy_is_swapped_and_trained_live() -> None:
     pytest.importorskip("stable_baselines3")
+    with pytest.raises(TypeError, match="n_envs is called num_envs, as in Gymnasium: pass num_envs=4"):
+        make_sb3_env("8gaussians", n_envs=4)
     scalar, vector, sb3 = DenoiseEnv(tau=0.0), DenoiseVectorEnv(num_envs=2, tau=0.0), make_sb3_env(num_envs=2, tau=0.0)
     faces = [(scalar, (2,)), (vector, (2, 2)), (sb3, (2, 2))]
     for env, shape in faces:

@@ -71,8 +71,8 @@ def test_the_energys_dtype_is_that_of_x() -> None:
     [
         (lambda x: x, r"the energy must return a tensor of shape \[3\], got \[3, 2\]"),
         (lambda x: x.sum(), r"the energy must return a tensor of shape \[3\], got \[\]"),
-        (lambda x: x.sum(1, keepdim=True), r"got \[3, 1\]"),
-        (lambda x: x.sum(1).numpy(), "got ndarray"),
+        (lambda x: x.sum(1, keepdim=True), r"got \[3, 1\]: return value\.squeeze\(1\)"),
+        (lambda x: x.sum(1).numpy(), r"got ndarray: return torch\.from_numpy\(value\)"),
         (lambda x: None, "got NoneType"),
         (lambda x: x.sum(1) > 0, r"the energy must return floating numbers, got torch\.bool"),
         (lambda x: x.sum(1).long(), r"the energy must return floating numbers, got torch\.int64"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import dxmi_rl
-from dxmi_rl import list_tasks, make_task
+from dxmi_rl import evaluate, list_tasks, make_agent, make_task
 from dxmi_rl.diffusion import (
     Brownian,
     Forward,
@@ -108,6 +108,16 @@ def test_from_scratch_is_a_random_walk_that_ends_at_the_targets_scale(track: str
         "8gaussians", base=None, schedule="geometric", schedule_options={"level_max": 9.0, "level_min": 0.1}
     )
     assert wide.mdp.start_std == 9.0
+
+
+def test_a_ladder_from_scratch_is_geometric_and_takes_options_one_by_one() -> None:
+    widths = {"scale": 2.0, "smallest_scale": 0.1}
+    for changes in ({}, {"schedule": "geometric"}, {"schedule_options": {}}):
+        task = make_task(Bowl(), dim=2, horizon=3, target_options=widths, **changes)
+        assert task.mdp.base.schedule.levels.tolist() == pytest.approx([2.5, 0.5, 0.1, 0.0])
+    low = make_task(Bowl(), dim=2, horizon=3, target_options=widths, schedule_options={"level_min": 0.4})
+    assert low.mdp.base.schedule.levels.tolist() == pytest.approx([2.5, 1.0, 0.4, 0.0])
+    assert low.config.schedule == "geometric"
 
 
 def test_ddim_takes_eta() -> None:
@@ -225,6 +235,14 @@ def _base_policy(task: Task) -> Any:
         (lambda x: x.sum(1), {"dim": 0}, ValueError, "dim must be >= 1"),
         (lambda x: x, {"dim": 2}, EnergyError, r"must return a tensor of shape \[2\]"),
         (lambda x: x.sum(1), {"dim": 2, "base": "ddpm"}, ValueError, "base must be None"),
+        (
+            lambda x: x.sum(1),
+            {"dim": 2, "schedule": "cosine"},
+            ValueError,
+            "schedule must be 'geometric' without a denoi",
+        ),
+        ("gmm25", {"track": "sample", "schedule": "flow"}, ValueError, r"\(base None\), got 'flow'"),
+        ("8gaussians", {"T": 3}, UnknownNameError, "unknown task argument 'T'. Did you mean 'horizon'"),
         ("gmm25", {"target_options": {"st": 1}}, UnknownNameError, "option of target 'gmm25'"),
         ("8gaussians", {"horizn": 3}, UnknownNameError, "unknown task argument 'horizn'. Did you mean 'horizon'"),
         (
@@ -348,7 +366,19 @@ def test_a_mixture_that_the_noise_levels_do_not_fit_is_warned_of() -> None:
         make_task(wide, schedule_options={"level_max": 65.0, "level_min": 1.0}, schedule="karras")
 
 
+def test_log_z_of_an_energy_of_your_own() -> None:
+    log_z = math.log(math.pi)
+    task = make_task(Bowl(), dim=2, horizon=2, target_options={"log_z": log_z})
+    scores = evaluate(make_agent("base", task), fit=False, draws=1, samples=100, trajectories=1000)
+    assert scores["kl_bound"] == pytest.approx(log_z - scores["elbo"])
+    with pytest.raises(ValueError, match="log_z must be finite"):
+        make_task(Bowl(), dim=2, target_options={"log_z": math.inf})
+
+
 def test_options_of_own_targets_are_checked() -> None:
+    for key in ("energy", "event_shape"):  # other arguments give these
+        with pytest.raises(UnknownNameError, match=f"option of a target of an energy '{key}'"):
+            make_task(Bowl(), dim=2, target_options={key: 3})
     with pytest.raises(UnknownNameError, match="Did you mean 'scale'"):
         make_task(lambda x: x.square().sum(1), dim=2, target_options={"scal": 1.0})
     with pytest.raises(UnknownNameError, match="option of a target of data"):
