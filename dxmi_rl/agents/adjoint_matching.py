@@ -13,7 +13,7 @@ from torch import Tensor
 from dxmi_rl.agents.aims import warn_of_density
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
-from dxmi_rl.agents.settings import MeanConfig, PolicyConfig
+from dxmi_rl.agents.settings import MeanConfig, check_mean
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.live_energy import require_finite
 from dxmi_rl.rollout import Trajectory
@@ -44,8 +44,7 @@ class AdjointMatchingConfig:
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
         if self.beta is not None:
             check_real("beta", self.beta, strict=True)
-        if isinstance(self.policy, PolicyConfig):
-            raise TypeError(f"policy must be a MeanConfig, whose sigma is the base sampler's, got {self.policy!r}.")
+        check_mean(self.policy)
 
 
 class AdjointMatching(Agent[AdjointMatchingConfig]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy, collect, make_policy, policy_optimizer
-from dxmi_rl.agents.settings import PolicyConfig
+from dxmi_rl.agents.settings import MeanConfig, check_mean
 from dxmi_rl.diffusion.samplers import ReverseSampler
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
@@ -38,11 +38,7 @@ class ForwardProcessConfig:
     """Fits of the backward kernel per rollout; it plays no part in the objective, but scores are taken with it."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
-    policy: PolicyConfig = field(
-        default_factory=lambda: PolicyConfig(
-            learning_rate=2e-3, state_dependent_sigma=False, sigma_learning_rate=0.0, sigma_fine_tuning_rate=0.0
-        )
-    )
+    policy: MeanConfig = field(default_factory=lambda: MeanConfig(learning_rate=2e-3))
     """The policy. Its sigma stays the base sampler's: the loss is on means alone."""
 
     def __post_init__(self) -> None:
@@ -50,6 +46,7 @@ class ForwardProcessConfig:
         for key in ("draws", "n_epochs", "n_minibatches", "kernel_steps"):
             check_integer(key, getattr(self, key))
         check_real("max_grad_norm", self.max_grad_norm, strict=True)
+        check_mean(self.policy)
 
 
 ForwardProcessConfigT = TypeVar("ForwardProcessConfigT", bound=ForwardProcessConfig)
@@ -79,7 +76,7 @@ class NoisedSamples:
 
 
 class ForwardProcessAgent(Agent[ForwardProcessConfigT]):
-    """It regresses means, so settings of the policy's sigma do nothing here: sigma stays the base sampler's.
+    """It regresses means: the policy's sigma stays the base sampler's.
 
     Subclasses define ``sample_weights``, what the loss is told of each sample, and ``policy_loss``.
     """

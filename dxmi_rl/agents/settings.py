@@ -75,6 +75,12 @@ class PolicyConfig(MeanConfig):
     """Peak rate of the log sigma_t of a fine-tuned network, which takes the place of ``sigma_learning_rate``."""
 
 
+def check_mean(policy: MeanConfig) -> None:
+    """Raise TypeError for settings of a policy with a sigma of its own."""
+    if isinstance(policy, PolicyConfig):
+        raise TypeError(f"policy must be a MeanConfig, whose sigma is the base sampler's, got {policy!r}.")
+
+
 def policy_kind(config: MeanConfig, event_shape: tuple[int, ...]) -> str:
     """The kind of policy on states of this shape: "correction" or "fine-tuned", never "auto"."""
     if config.kind != "auto":
