@@ -164,6 +164,8 @@ class VGS(Agent[VGSConfig]):
     are not used: a_t and s_t are those of its schedule.
 
     V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
+    Rollouts explore to the end of training. The kernel is fitted to them, so bounds with the kernel of training are
+    loose (``evaluate`` fits one of its own), and the energy of a game (DxMI) learns against the explorer's samples.
     """
 
     name: ClassVar[str] = "vgs"
