@@ -220,16 +220,23 @@ class _Systems:
         ess = _effective(self.log_weights)
         self.ess.append(ess)
         some = ~(ess >= below)[:, None]  # also where weights are NaN, which log Z then is
-        uniform = torch.rand(self.n, 1, generator=self.generator, device=self.x.device, dtype=torch.float64)
-        places = (torch.arange(number, device=self.x.device) + uniform) / number
-        cumulative = torch.softmax(self.log_weights.double(), dim=1).cumsum(1)
-        chosen = torch.searchsorted(cumulative, places).clamp_max(self.number - 1)
+        chosen = systematic(torch.softmax(self.log_weights.double(), dim=1), number, self.generator)
         chosen = torch.where(some, chosen, torch.arange(number, device=self.x.device))
         self.log_z += torch.where(some[:, 0], _log_mean(self.log_weights), 0.0)
         kept = torch.where(some, 0.0, self.log_weights.gather(1, chosen))
         rows = (chosen + self.number * torch.arange(self.n, device=self.x.device)[:, None]).flatten()
         self.x, self.twisted, self.log_weights, self.number = self.x[rows], self.twisted[rows], kept, number
         self.ancestors.append(chosen)
+
+
+def systematic(weights: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
+    """Systematic resampling: ``number`` indices for each row of ``weights`` ``[rows, n]``; one of share w comes number w
+    times on average, and never a whole time more or less.
+    """
+    uniform = torch.rand(len(weights), 1, generator=generator, device=weights.device, dtype=weights.dtype)
+    places = (torch.arange(number, device=weights.device) + uniform) / number
+    cumulative = weights.cumsum(1)
+    return torch.searchsorted(cumulative / cumulative[:, -1:], places, right=True).clamp_max(weights.shape[1] - 1)
 
 
 def _effective(log_weights: Tensor) -> Tensor:

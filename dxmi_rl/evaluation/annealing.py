@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dxmi_rl.smc import systematic
 from dxmi_rl.utils.checks import NonFiniteError, check_batch, check_integer, check_real, resolve_device
 from dxmi_rl.utils.torch_tools import evaluation_mode
 
@@ -126,7 +127,7 @@ def annealed_importance_sampling(
         log_z=float(log_z),
         standard_error=float(groups.std()) / math.sqrt(GROUPS),
         ess=1 / (chains * float(weights.square().sum())),
-        samples=points.x[_systematic(weights[None], generator)[0].to(device)],
+        samples=points.x[systematic(weights[None], chains, generator)[0].to(device)],
         acceptance=sum(acceptances) / len(acceptances),
         energy_grad_evals=chains * (1 + len(acceptances) * leapfrog_steps),
         levels=len(acceptances),
@@ -256,15 +257,6 @@ def _resample(log_w: Tensor, threshold: float, generator: torch.Generator) -> tu
     size, weights = groups.shape[1], torch.softmax(groups, 1)
     low = (1 / weights.square().sum(1) < threshold * size)[:, None]
     own = torch.arange(size).expand_as(groups)
-    ancestors = torch.where(low, _systematic(weights, generator), own) + size * torch.arange(GROUPS)[:, None]
+    ancestors = torch.where(low, systematic(weights, size, generator), own) + size * torch.arange(GROUPS)[:, None]
     mean = torch.logsumexp(groups, 1, keepdim=True) - math.log(size)
     return ancestors.flatten(), torch.where(low, mean, groups).flatten()
-
-
-def _systematic(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """Systematic resampling of each row of ``[rows, n]``: indices; one of weight w comes n w times on average."""
-    rows, size = weights.shape
-    offset = torch.rand(rows, 1, generator=generator, dtype=weights.dtype)
-    places = (torch.arange(size) + offset) / size
-    cumulative = weights.cumsum(1)
-    return torch.searchsorted(cumulative / cumulative[:, -1:], places, right=True).clamp_max(size - 1)

@@ -16,10 +16,10 @@ from dxmi_rl.evaluation.annealing import (
     _next_beta,
     _Path,
     _resample,
-    _systematic,
     _width,
     annealed_importance_sampling,
 )
+from dxmi_rl.smc import systematic
 from dxmi_rl.utils.checks import NonFiniteError
 
 
@@ -168,7 +168,7 @@ def test_the_next_level_has_the_conditional_ess() -> None:
 def test_resampling_is_by_weight_and_within_groups() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.tensor([[0.5, 0.0, 0.3, 0.2]], dtype=torch.float64)
-    counts = torch.stack([torch.bincount(_systematic(weights, generator)[0], minlength=4) for _ in range(1000)])
+    counts = torch.stack([torch.bincount(systematic(weights, 4, generator)[0], minlength=4) for _ in range(1000)])
     torch.testing.assert_close(counts.double().mean(0), 4 * weights[0], atol=0.05, rtol=0)
     assert bool(((counts - 4 * weights[0]).abs() < 1).all())
     log_w = torch.zeros(8, 10, dtype=torch.float64)
