@@ -230,8 +230,9 @@ class _Systems:
 
 
 def systematic(weights: Tensor, number: int, generator: torch.Generator | None) -> Tensor:
-    """Systematic resampling: ``number`` indices for each row of ``weights`` ``[rows, n]``; one of share w comes number w
-    times on average, and never a whole time more or less.
+    """Systematic resampling: ``number`` indices for each row of ``weights`` ``[rows, n]``.
+
+    One that has a share w of the row's weight comes number w times on average, and never a whole time more or less.
     """
     uniform = torch.rand(len(weights), 1, generator=generator, device=weights.device, dtype=weights.dtype)
     places = (torch.arange(number, device=weights.device) + uniform) / number
