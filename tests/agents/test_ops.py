@@ -182,6 +182,18 @@ def test_clipped_surrogate() -> None:
     assert ratio.grad is not None and ratio.grad.tolist() == pytest.approx([0.0, 0.4, -0.4, 0.0, -2.0])
 
 
+def test_clipped_loss() -> None:
+    """With the ratio of two Gaussians' densities, by torch.distributions; equal ones give a ratio of exactly 1."""
+    generator = torch.Generator().manual_seed(0)
+    x, *moments = torch.randn(5, 6, 2, generator=generator).unbind()
+    new, old = (moments[0], 0.1 * moments[1]), (moments[2], 0.1 * moments[3])
+    advantages = torch.arange(6.0) - 2
+    log_new, log_old = (torch.distributions.Normal(m, s.exp()).log_prob(x).sum(1) for m, s in (new, old))
+    wanted = ops.clipped_surrogate((log_new - log_old).exp(), advantages, 0.2)
+    assert torch.allclose(ops.clipped_loss(x, new, old, advantages, 0.2), wanted, rtol=1e-4)
+    assert torch.equal(ops.clipped_loss(x, old, old, advantages, 0.2), -advantages.mean())
+
+
 def test_gaussian_kl() -> None:
     """log(sigma' / sigma) + (sigma^2 + (mu - mu')^2) / (2 sigma'^2) - 1 / 2, added over coordinates."""
     log2 = math.log(2)

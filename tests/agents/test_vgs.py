@@ -43,9 +43,9 @@ def slope(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("tau", [1.0, 0.5])
-@pytest.mark.parametrize("name", ["cosine", "karras"])
-def test_a_step_and_a_target_by_hand(name: str, tau: float) -> None:
-    task = make_task("8gaussians", schedule=name, tau=tau, horizon=4, base=None)
+@pytest.mark.parametrize(("name", "base"), [("cosine", "ddpm"), ("karras", "ddpm"), ("geometric", None)])
+def test_a_step_and_a_target_by_hand(name: str, base: str | None, tau: float) -> None:
+    task = make_task("8gaussians", schedule=name, tau=tau, horizon=4, base=base)
     schedule = task.mdp.base.schedule
     agent = VGS(task, seed=0, **SMALL)
     torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)
