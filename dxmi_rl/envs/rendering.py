@@ -60,9 +60,8 @@ def render_samples(
     figure = Figure(figsize=(size / 100, size / 100), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     energy = mdp.energy if mdp is not None and mdp.has_energy else None
-    last = (
-        0 if is_image(target.event_shape) else target.event_shape[0] - 2
-    )  # an odd last one is drawn with its neighbour
+    last = 0 if is_image(target.event_shape) else target.event_shape[0] - 2
+    # An odd last coordinate is drawn with its neighbour.
     first = [min(start, last) for start in range(0, last + 2, 2)][:PAIRS]
     side = math.ceil(math.sqrt(len(first)))
     for pair, axes in enumerate(figure.subplots(side, side, squeeze=False).flatten()):
