@@ -64,7 +64,7 @@ def render_samples(
     # An odd last coordinate is drawn with its neighbour.
     first = [min(start, last) for start in range(0, last + 2, 2)][:PAIRS]
     side = math.ceil(math.sqrt(len(first)))
-    for pair, axes in enumerate(figure.subplots(side, side, squeeze=False).flatten()):
+    for pair, axes in enumerate(figure.subplots(math.ceil(len(first) / side), side, squeeze=False).flatten()):
         if pair < len(first):
             draw_samples(axes, target, x, energy, coordinates=(first[pair], first[pair] + 1))
         else:
