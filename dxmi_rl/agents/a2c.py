@@ -80,7 +80,7 @@ class A2C(ActorCritic[A2CConfig]):
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Generalised soft advantages and the returns that they imply, ``[T, n]`` each."""
         rewards = ops.soft_rewards(self.mdp, trajectory, self.temperature)
-        return self.generalised(rewards, trajectory, self.config.gae_lambda)
+        return self.generalised_advantages(rewards, trajectory, self.config.gae_lambda)
 
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over all transitions, the paper's actor-critic update."""

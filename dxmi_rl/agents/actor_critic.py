@@ -43,7 +43,9 @@ class ActorCritic(Agent[ConfigT]):
         return found
 
     @torch.no_grad()
-    def generalised(self, rewards: Tensor, trajectory: Trajectory, gae_lambda: float) -> tuple[Tensor, Tensor]:
+    def generalised_advantages(
+        self, rewards: Tensor, trajectory: Trajectory, gae_lambda: float
+    ) -> tuple[Tensor, Tensor]:
         """Generalised advantages of ``rewards`` ``[T, n]`` and the returns that they imply, ``[T, n]`` each."""
         x, _, t = trajectory.transitions()
         return ops.gae(rewards, self.value(x, t).view_as(rewards), gae_lambda)

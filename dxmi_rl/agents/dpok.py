@@ -90,7 +90,9 @@ class DPOK(ActorCritic[DPOKConfig]):
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory, base: ops.Moments) -> tuple[Tensor, Tensor]:
         """Generalised advantages and the returns that they imply, ``[T, n]`` each."""
-        return self.generalised(self.regularised_rewards(trajectory, base), trajectory, self.config.gae_lambda)
+        return self.generalised_advantages(
+            self.regularised_rewards(trajectory, base), trajectory, self.config.gae_lambda
+        )
 
     @torch.no_grad()
     def regularised_rewards(self, trajectory: Trajectory, base: ops.Moments) -> Tensor:

@@ -83,7 +83,7 @@ class PPO(ActorCritic[PPOConfig]):
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """Generalised soft advantages (PPO equation 11) and the returns that they imply, ``[T, n]`` each."""
         rewards = ops.soft_rewards(self.mdp, trajectory, self.temperature)
-        return self.generalised(rewards, trajectory, self.config.gae_lambda)
+        return self.generalised_advantages(rewards, trajectory, self.config.gae_lambda)
 
     def update(self, trajectory: Trajectory, advantages: Tensor, returns: Tensor) -> Log:
         """``n_epochs`` passes of policy and value steps; advantages and returns are ``[T n]``, time-major."""

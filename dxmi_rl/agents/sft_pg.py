@@ -74,7 +74,7 @@ class SFTPG(ActorCritic[SFTPGConfig]):
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
         """-E(x_T) - V_t(x_t), with the paper's baseline V, and the returns -E(x_T): ``[T, n]`` each."""
-        return self.generalised(ops.terminal_rewards(self.mdp, trajectory), trajectory, 1.0)
+        return self.generalised_advantages(ops.terminal_rewards(self.mdp, trajectory), trajectory, 1.0)
 
     def policy_loss(self, trajectory: Trajectory, advantages: Tensor, rows: Tensor) -> Tensor:
         """-E[A log pi(x_{t+1} | x_t)] over ``rows`` (the paper's policy gradient with its baseline function)."""

@@ -114,18 +114,19 @@ def trained_ladder(own: Schedule, trained: Sequence[Schedule]) -> Schedule:
     noisy = np.argsort(known_levels)[np.count_nonzero(known_levels == 0) :]
     highest, lowest = known_levels[noisy[-1]], known_levels[noisy[0]]
 
-    def steps(levels: np.ndarray) -> np.ndarray:
+    def steps(one: Schedule) -> np.ndarray:
+        levels = np.array([s / alpha for alpha, s in one._numbers])
         places = np.log(np.maximum(levels, lowest) / lowest) / np.log(highest / lowest)
         places = np.where(levels == 0, -1.0, places)  # apart from all others
         return np.stack([places[:-1], places[1:]], axis=-1)
 
-    taught = np.concatenate([steps(np.array([s / alpha for alpha, s in one._numbers])) for one in trained])
+    taught = np.concatenate([steps(one) for one in trained])
 
     def squared(wanted: np.ndarray) -> np.ndarray:
         found: np.ndarray = np.square(wanted[..., None, :] - taught).sum(-1).min(-1)
         return found
 
-    if squared(steps(np.array([s / alpha for alpha, s in own._numbers]))).max() <= FAR**2:
+    if squared(steps(own)).max() <= FAR**2:
         return own
     places = np.append(np.linspace(1, 0, CHOICES), -1.0)
     costs = squared(np.stack(np.meshgrid(places, places, indexing="ij"), axis=-1))
