@@ -36,7 +36,7 @@ TRANSITIONS_PER_SECOND = 30_000
 """Rough speed of training in 2-D; it only orders the runs."""
 RANKED_BY = {
     "kl_bound_fit": "lower", "kl_marginal": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower",
-    "sliced_w2": "lower", "quantile_error": "lower",
+    "sliced_w2": "lower", "quantile_error": "lower", "energy_tv": "lower",
 }  # fmt: skip
 """Scores that a task can be ranked by, the first that applies, and which direction is better."""
 

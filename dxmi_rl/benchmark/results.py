@@ -96,13 +96,15 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     # With a kernel that was trained beside it a bound says as much about the kernel as about the policy.
     given = {other.energy for other in rows} == {row.energy} and row.energy_given
     fits = {is_fitted(result) for result in own}
-    same_ruler = fits == {True} or (fits == {False} and {other.backward for other in rows} in ({"forward"}, {"base"}))
-    given = given and same_ruler
+    kernels = {other.backward for other in rows}
+    same_ruler = fits == {True} or (fits == {False} and kernels in ({"forward"}, {"base"}))
     # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.
     zero = next((other for other in rows if other.agent == BASE), None)
     zeros = [result["scores"] for result in results_of(zero, results)] if zero else []
     shared = [key for key in RANKED_BY if scores and all(key in one for one in zeros or scores)]
-    key = first_score(RANKED_BY, shared, given)
+    key = first_score(RANKED_BY, shared, given and same_ruler)
+    if key is None:  # nothing to compare samples with
+        key = first_score(RANKED_BY, shared, given and len(fits) == len(kernels) == 1)
     base = [one[key] for one in zeros] if key else []
     floors = [floor for one in scores if key and (floor := exact_score(one, key)) is not None]
     config = TASKS[row.task]

@@ -19,9 +19,10 @@ from dxmi_rl.utils.storage import JSON
 
 SCORES = {
     "kl_marginal": "↓", "kl_marginal_forward": "↓",
-    "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓", "modes": "↑",
-    "mode_tv": "↓", "reward": "", "true_reward": "↑", "over_optimisation": "", "kl_untilted": "", "kl_base": "",
-    "well_error": "↓", "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
+    "kl_bound": "↓", "kl_bound_fit": "↓", "elbo_tau": "↑", "sliced_w2": "↓", "sliced_w2_late": "↓",
+    "quantile_error": "↓", "energy_tv": "↓", "energy_w2": "↓", "distance_tv": "↓", "modes": "↑", "mode_tv": "↓",
+    "reward": "", "true_reward": "↑", "over_optimisation": "", "kl_untilted": "", "kl_base": "", "well_error": "↓",
+    "elbo": "↑", "log_z": "", "eubo": "↓", "ess": "↑", "auc": "↑", "auc_late": "↑",
     "fd": "↓", "fd_late": "↓", "kd": "↓", "precision": "↑", "recall": "↑", "density": "↑", "coverage": "↑",
 }  # fmt: skip
 """Columns of scores, in order, with the better direction."""
@@ -41,6 +42,9 @@ MEANINGS = {
     "mode_tv": "total variation between the modes' shares of samples and their true shares",
     "well_error": "largest error of a well's share over all pairs of wells",
     "quantile_error": "error of quantiles, in units of the target's scale",
+    "energy_tv": "total variation between the energies of samples and of reference states",
+    "energy_w2": "Wasserstein-2 distance between the energies of samples and of reference states, in nats",
+    "distance_tv": "total variation between the distances of particles in samples and in reference states",
     "auc": "how well the learned energy tells data from uniform noise: 0.5 is chance",
 }
 """What scores are."""
@@ -62,7 +66,8 @@ def main_score(row: Row, results: Sequence[Result]) -> str | None:
 
 def main_scores(result: Result) -> str:
     """A finished run's scores and seconds in one line."""
-    keys = ["kl_bound", "kl_bound_fit", "elbo_tau", "sliced_w2", "fd", "auc"]
+    bound = "kl_bound" if "kl_bound" in result["scores"] else "elbo"
+    keys = [bound, "kl_bound_fit", "elbo_tau", "sliced_w2", "quantile_error", "energy_tv", "fd", "auc"]
     scores = "  ".join(f"{key} {number(result['scores'][key])}" for key in keys if key in result["scores"])
     return f"{scores}  ({result['costs']['seconds']:.0f} + {result['evaluation_seconds']:.0f} s)"
 

@@ -47,7 +47,7 @@ def energy_quality(
         scores |= _against_exact(energy, target, data, tau)
     if target.event_shape == (2,):
         scores |= _in_the_plane(energy, target, data, tau, generator)
-    if target.finite_variance:
+    if not target.heavy_tailed:
         width = torch.as_tensor(target.smallest_scale or target.scale / 10, device=data.device)
         ends, _ = LocalSearch(energy, tau, width, steps)(start, generator)
         scores["chains_sliced_w2"] = float(metrics.sliced_w2(ends.flatten(1), data.flatten(1)))
@@ -75,7 +75,7 @@ def _in_the_plane(
     grid = Grid.over(target.plot_range, device=data.device)
     learned = grid.log_density(energy, tau)
     scores: dict[str, float] = {}
-    if target.finite_variance:
+    if not target.heavy_tailed:
         scores["energy_sliced_w2"] = float(metrics.sliced_w2(grid.sample(learned, len(data), generator), data))
     low, high = target.plot_range
     inside = data[((data > low) & (data < high)).all(1)]

@@ -89,7 +89,7 @@ def evaluate(
         ``mmd``, ``modes``, ``mode_tv``, ``well_error`` (ManyWell.well_error), ``auc`` (of a learned energy, data
         against uniform noise over the plotting range; its ``auc_floor`` is the exact energy's), ``beyond_box`` (models
         of other libraries: fraction of action coordinates beyond the box that training clipped to),
-        ``quantile_error`` (in place of ``sliced_w2`` where the variance is infinite; in units of the target's scale),
+        ``quantile_error`` (in place of ``sliced_w2`` where tails are heavy; in units of the target's scale),
         ``reward``, ``true_reward``, ``over_optimisation``, ``kl_untilted``, ``kl_base`` (of a reward:
         ``reward_scores``), ``class_accuracy`` (several classes: ``class_scores``), ``energy_w2``, ``energy_tv``,
         ``distance_tv``, ``w2``, ``w2_aligned`` (particles; ``particle_scores``), ``fd``, ``kd``, ``precision``,

@@ -50,7 +50,7 @@ class Target(nn.Module):
       ``generator``, on ``self.device`` and in the dtype of ``self.anchor``, without branches or masks that depend on
       values.
     - how samplers are scored on it, by ``metrics``. This follows from the rest: sliced W2 and MMD where it has samples
-      or data (``finite_variance = False``: MMD and quantiles), the number of modes where it defines ``modes``, and the
+      or data (``heavy_tailed = True``: MMD and quantiles), the number of modes where it defines ``modes``, and the
       scores of ``own_scores`` where it defines these. Override ``metrics`` for others, such as those of images.
     - what a task on it is by default, by ``task_kind``, where that does not follow from what it has.
 
@@ -64,7 +64,7 @@ class Target(nn.Module):
         plot_range: (low, high) of every coordinate in pictures; typical coordinates where there are more than two.
         log_z: log of the normaliser Z, or None when it is unknown.
         options: the options that ``make_target`` passed to the builder.
-        finite_variance: False when the second moments are infinite: no W2 and no moments, only MMD and quantiles.
+        heavy_tailed: whether W2 and moments of finite samples say nothing: only MMD and quantiles are scored.
         task_kind: a name of ``dxmi_rl.tasks.DEFAULTS``, the settings of a task on it; None: "energy" or "data", after
             what it has.
 
@@ -76,7 +76,7 @@ class Target(nn.Module):
     has_energy: ClassVar[bool] = False
     has_sampler: ClassVar[bool] = False
     has_data: ClassVar[bool] = False
-    finite_variance: ClassVar[bool] = True
+    heavy_tailed: ClassVar[bool] = False
     task_kind: ClassVar[str | None] = None
     anchor: Tensor
 
@@ -130,7 +130,7 @@ class Target(nn.Module):
         """Names of the metrics that samples are scored by, of ``dxmi_rl.evaluation.METRICS``."""
         names: list[str] = []
         if self.has_samples:
-            names += ["sliced_w2", "mmd"] if self.finite_variance else ["mmd", "quantile_error"]
+            names += ["mmd", "quantile_error"] if self.heavy_tailed else ["sliced_w2", "mmd"]
         if self.modes is not None:
             names.append("modes")
         if type(self).own_scores is not Target.own_scores:

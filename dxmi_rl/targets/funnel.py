@@ -26,6 +26,7 @@ class Funnel(Target):
 
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
+    heavy_tailed: ClassVar[bool] = True
 
     def __init__(self) -> None:
         super().__init__((10,), scale=1.5806, smallest_scale=math.exp(-3), plot_range=(-10.0, 10.0), log_z=0.0)

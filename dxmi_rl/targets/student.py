@@ -24,7 +24,7 @@ class StudentMixture(Target):
 
     has_energy: ClassVar[bool] = True
     has_sampler: ClassVar[bool] = True
-    finite_variance: ClassVar[bool] = False
+    heavy_tailed: ClassVar[bool] = True
     means: Tensor
 
     def __init__(self, means: Tensor, *, scale: float, plot_range: tuple[float, float]) -> None:

@@ -108,7 +108,7 @@ def test_facts_are_those_of_the_object(name: str) -> None:
     assert "Raises" not in text
     (keys,) = re.findall(r"`evaluate` gives: (.*)\.\n", text)
     assert ("`kl_bound`" in keys) == (target.log_z is not None)
-    assert ("`sliced_w2`" in keys) == (target.has_sampler and target.finite_variance)
+    assert ("`sliced_w2`" in keys) == (target.has_sampler and not target.heavy_tailed)
     # The stated noise levels of the default task, from x_0 to clean.
     (levels,) = re.findall(r"\| noise levels .*? \| ([^|]*) \|", text)
     assert len(levels.split(", ")) == TASKS[name].horizon + 1 and levels.endswith(", 0")
