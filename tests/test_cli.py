@@ -46,6 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "checkpoint.safetensors"
 
 
+@pytest.mark.slow
 def test_train_logs_and_saves(checkpoint: Path) -> None:
     agent = load_agent(checkpoint)
     assert (agent.name, agent.seed, agent.config.policy.width, agent.mdp.horizon) == ("ppo", 3, 16, 4)

@@ -113,6 +113,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, A
         thread.join()
 
 
+@pytest.mark.slow
 def test_what_is_pushed_comes_back(hub: dict[str, Any], tmp_path: Path) -> None:
     agent = small("ppo").learn(500)
     told = {"command": "python mine.py", "licence": "mit"}

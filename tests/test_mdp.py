@@ -160,6 +160,7 @@ def test_reset_draws_the_start() -> None:
     assert torch.allclose(mdp.start_log_prob(x), wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_backward_rollout_is_drawn_by_the_kernel_and_scored_by_the_policy(mdp: DenoisingMDP) -> None:
     policy = small_policy(mdp)
     final = torch.randn(3, 2, generator=rng())

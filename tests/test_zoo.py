@@ -53,6 +53,7 @@ def zoo(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_is_put_in_comes_out(zoo: Path) -> None:
     assert list_pretrained() == dxmi_rl.list_pretrained(zoo) == ["dxdp-8gaussians", "ppo-8gaussians"]
     agent = dxmi_rl.load_pretrained("ppo-8gaussians")
@@ -189,6 +190,7 @@ def test_all_of_the_repository_can_be_loaded(name: str) -> None:
         assert bool(load_pretrained(name, folder=OURS).sample(2, seed=0).isfinite().all())
 
 
+@pytest.mark.slow
 def test_detectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fitted, rows, outlier = detectors.table_of("cancer")
     assert len(fitted) == 178 and len(rows) == 179 + 212 and outlier.sum() == 212

@@ -563,6 +563,7 @@ def test_policies_are_corrections_of_vectors_and_owners_of_images() -> None:
 VALUED = [name for name in AGENTS if AGENTS[name].predict_values is not Agent.predict_values]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(VALUED) - {"any-class", "any-step", "dxdp", "dxdp-paper", "dxmi"}))
 def test_predicted_values_are_returns(name: str) -> None:
     """The better a state, the more: they rise as the energy falls."""

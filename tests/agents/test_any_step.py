@@ -246,6 +246,7 @@ def test_weights_are_saved_once(tmp_path: Path) -> None:
         AnyStep.load(tmp_path / "agent.safetensors", task=several((1, 2, 8)))
 
 
+@pytest.mark.slow
 def test_particles_and_denoisers_share_theirs() -> None:
     particles = several((2, 3), "dw4")
     learned = several((2, 3), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
@@ -254,6 +255,7 @@ def test_particles_and_denoisers_share_theirs() -> None:
         assert bool(found.sample(3, horizon=2).isfinite().all())
 
 
+@pytest.mark.slow
 def test_a_short_training_helps_every_horizon() -> None:
     task = several((2, 4), "8gaussians")
     base = {horizon: make_agent("base", task.at(horizon)) for horizon in (2, 4)}
@@ -304,6 +306,7 @@ def test_kernels_that_are_fitted_step_by_step_are_refused() -> None:
         several(backward="brownian")
 
 
+@pytest.mark.slow
 def test_frozen_steps() -> None:
     """Trained last steps: all of a short horizon, the last ones of a long one."""
     task = several((2, 4), "8gaussians-data", pretraining=PRETRAINING, energy=lambda x: x.square().sum(1))
@@ -429,6 +432,7 @@ def test_the_first_step_of_a_fine_tuned_network_has_weights_of_its_own(inside: s
 # -- DxMI ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_dxmi_with_several_horizons(tmp_path: Path) -> None:
     game = DxMI(several((2, 4), "8gaussians", reward=None), seed=0, agent_settings={"n_trajectories": 32})
     assert isinstance(game.agent, AnyStep) and game.config.recipe == "plane"

@@ -174,6 +174,7 @@ def test_when_the_energy_moves_kept_energies_follow() -> None:
     assert len(agent.energy_model.x) == agent.config.n_trajectories
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dxdp", "adjoint-sampling", "trajectory-balance"])
 def test_what_is_kept_follows_an_energy_that_was_swapped(name: str) -> None:
     """Between two iterations, where no game says so: kept rows are asked for again, or forgotten."""

@@ -77,6 +77,7 @@ def test_beta_moves_by_the_rule() -> None:
     assert above.beta == pytest.approx(before * torch.tensor(RATE).exp().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpok", "dxdp"])
 def test_a_checkpoint_holds_beta(name: str, tmp_path: Path) -> None:
     agent = small(name, named()).learn(3000, callback=AdaptiveBeta(0.5), checkpoint=tmp_path / "agent.safetensors")
@@ -104,6 +105,7 @@ def test_divergence_is_left_to_learn(control: Any) -> None:
     assert agent.costs.setbacks == 1 and bool(agent.sample(10).isfinite().all())
 
 
+@pytest.mark.slow
 def test_kept_energies_are_those_of_the_new_beta() -> None:
     agent = DxDP(tilted(), seed=0, n_trajectories=16).learn(300)
     AdaptiveBeta(1e6)(agent)
@@ -115,6 +117,7 @@ def test_kept_energies_are_those_of_the_new_beta() -> None:
     assert torch.allclose(model.gradient, agent.mdp.energy.gradient(model.x), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_agents_inside_others_keep_theirs_too() -> None:
     config = AnyStepConfig(agent="dxdp", agent_settings=AGENTS["dxdp"].Config(n_trajectories=16))
     task = make_task("8gaussians", reward=lambda x: x[:, 0], beta=0.5, backward="base", horizon=(2, 3))

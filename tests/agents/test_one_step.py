@@ -31,6 +31,7 @@ def student(of: Agent[Any], name: str = "path-wise", **settings: Any) -> Agent[A
     return make_agent(name, of.task.with_horizon(1), seed=0, **(WIDE | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_optimal_transport_keeps_the_law() -> None:
     """Its samples are nearer to the target than those of the other couplings; no energy is asked for."""

@@ -40,6 +40,7 @@ def other_policy() -> Steps:
     return policy
 
 
+@pytest.mark.slow
 def test_weights_are_more_even_with_it() -> None:
     """On the linear-quadratic task, for a policy that is not the best: log Z varies less."""
     mdp, policy = lqg_task().mdp, other_policy()
@@ -57,6 +58,7 @@ def test_weights_are_more_even_with_it() -> None:
     assert float(chosen.log_z.std()) < 0.6 * float(twisted.log_z.std()), "candidates pay"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_it_costs_the_energies_that_it_says() -> None:
     for name, wanted in {"dxdp": 0, "ppo": ENERGY_EVALS}.items():
@@ -103,6 +105,7 @@ def test_bad_input() -> None:
     assert not costs.energy_evals
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_the_agents_own_model_is_left_alone() -> None:
     """It goes on learning, the twist does not change, and after a swap of the energy it is no model of that."""
@@ -156,6 +159,7 @@ def test_any_step_agents_have_particles() -> None:
         agent.sample(3, particles=5, twist=twist)
 
 
+@pytest.mark.slow
 def test_evaluate_reports_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within its standard error of the truth, 0; its other keys are fractions."""
     monkeypatch.setattr("dxmi_rl.evaluation.log_weights.PARTICLES", 200)

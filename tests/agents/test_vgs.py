@@ -154,6 +154,7 @@ def test_it_learns_and_counts() -> None:
     assert agent.costs.policy_draws == 2560 * 7 and agent.costs.timesteps == 2560
 
 
+@pytest.mark.slow
 def test_untrained_it_is_the_sampler_of_a_gaussian() -> None:
     """x_T given x_0 is the posterior of a Gaussian of scale c and noise s_0. The last step follows the energy, which
     is tau |x|^2 / (2 c^2) here."""

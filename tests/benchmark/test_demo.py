@@ -46,6 +46,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return opened
 
 
+@pytest.mark.slow
 def test_it_trains_each_time_and_ends_in_a_page(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for turn in range(2):
         assert main(["demo"]) == 0
@@ -73,6 +74,7 @@ def test_a_demo_that_fails_says_so(
     assert "FAILED 8gaussians" in capsys.readouterr().err and quick == [], "no page of the last one is opened"
 
 
+@pytest.mark.slow
 def test_the_browser_is_left_alone_when_asked(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--no-browser", "--name", "mine"]) == 0
     assert quick == [] and Path("runs/mine/report.html").exists()

@@ -112,6 +112,7 @@ def cell(reader: Reader, task: str, label: str, column: str) -> str:
 # Tests ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_runs(results: dict[str, Any], reader: Reader) -> None:
     for task, entry in TASKS.items():
         for label in SKILL:
@@ -552,6 +553,7 @@ def test_the_report_says_what_scores_rest_on() -> None:
     assert ("scored on", "1,000 samples and 10,000 trajectories per run") in Comparison(results).facts("8gaussians")
 
 
+@pytest.mark.slow
 def test_the_report_says_what_changed(tmp_path: Path) -> None:
     results = make_results(seeds=2, tasks=("8gaussians",), paths=False)
     files = write_report(results, tmp_path, before=earlier() | {"name": "the <first>", "schema": 2})
@@ -566,6 +568,7 @@ def test_the_report_says_what_changed(tmp_path: Path) -> None:
         write_report(results, tmp_path, before=[])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_one_figure_for_a_paper(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_is(tmp_path: Path) -> N
     assert len(calls) == 2 and json.loads(file.read_text(encoding="utf-8")) == {"scores": [1.5, None]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_runs_come_in_order(jobs: int, tmp_path: Path) -> None:
     arguments = [(tmp_path, {"number": number}) for number in (3, 1, 2)]

@@ -59,6 +59,7 @@ def x_and_levels(size: int = 8) -> tuple[Tensor, Tensor]:
     return noise * (1 + sigma.view(3, 1, 1, 1)), sigma
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

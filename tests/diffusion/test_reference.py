@@ -95,6 +95,7 @@ def test_starts_are_no_reward() -> None:
     assert torch.allclose(mdp.kernel.log_prob(x, x_next, 0) - mdp.running_reward(x, x_next, 0), mdp.start_log_prob(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "a2c"])
 def test_many_dimensions_do_not_harm(name: str) -> None:
     """In 64 dimensions these end above the base sampler, whose objective is 0."""
@@ -121,6 +122,7 @@ def test_another_reward_takes_the_place_of_a_named_tasks_own() -> None:
     assert isinstance(energy, RewardEnergy) and energy.beta == 1.0 and task.config.reward_options == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dxdp", "ppo", "grpo", "a2c", "vargrad", "path-wise-vargrad", "dpok"])
 def test_agents_move_toward_the_tilted_base_sampler(name: str) -> None:
     task = make_task("8gaussians", reward=linear, beta=1.0, backward="base")

@@ -152,6 +152,7 @@ def test_a_batch_of_episodes_has_one_horizon(layout: str) -> None:
     assert set(lengths) == set(HORIZONS)
 
 
+@pytest.mark.slow
 def test_an_agent_plays_through_the_environment() -> None:
     """The returns of AnyStep's own actions are those of its own rollouts, whatever T was drawn."""
     task = make_task("gmm9", horizon=HORIZONS)

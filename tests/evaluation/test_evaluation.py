@@ -355,6 +355,7 @@ def test_a_wrecked_sampler_is_warned_of() -> None:
         quick(Base(make_task("manywell32")))
 
 
+@pytest.mark.slow
 def test_a_log_density_in_place_of_an_energy_is_warned_of() -> None:
     """Samples flee from the density then; those of a right energy, and of a wide base sampler, do not."""
 

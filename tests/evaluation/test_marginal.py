@@ -43,6 +43,7 @@ def kl(mean: Tensor, variance: Tensor, other_mean: Tensor, other_variance: Tenso
     return float(0.5 * (ratio - 1 - ratio.log() + (mean - other_mean) ** 2 / other_variance).sum())
 
 
+@pytest.mark.slow
 def test_a_gaussian_sampler_of_a_gaussian_has_the_closed_form() -> None:
     task = gaussian_task()
     own, aim = law_of_samples(task), (MEAN[0], torch.full((2,), STD**2))

@@ -132,6 +132,7 @@ def test_a_target_without_reference_states_says_so() -> None:
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTICLES)
 def test_reference_states_are_at_the_floor_and_others_above(name: str) -> None:
     target = built(name)

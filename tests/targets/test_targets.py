@@ -265,6 +265,7 @@ def test_draws_refuse_bad_arguments(name: str, arguments: Any, error: type[Excep
         ("lj13", {"linear_bellow": 0.6}, UnknownNameError, "option of target 'lj13'.*Did you mean 'linear_below'"),
         ("lgcp40", {"linear_above": 61.0}, ValueError, r"linear_above must lie in \(0, 60\].*got 61"),
         ("lgcp40", {"linear_above": -1.0}, ValueError, "linear_above must be finite and > 0, got -1"),
+        ("lgcp40", {"whitened": 1}, TypeError, "whitened must be True or False, got 1"),
         ("lgcp40", {"linear_above": None}, TypeError, "linear_above must be a real number, got None"),
         ("lgcp40", {"linear_below": 16.0}, UnknownNameError, "Did you mean 'linear_above'"),
         ("gmm25", {"std": 0.1}, UnknownNameError, r"unknown option of target 'gmm25' 'std'\. Known: none\."),

@@ -217,12 +217,18 @@ def test_the_cox_energy_in_float64_and_its_mode() -> None:
     sign, log_det = np.linalg.slogdet(2 * math.pi * covariance)
     expected = 0.5 * residual @ precision @ residual + 0.5 * log_det - (x * counts - np.exp(x) / 1600).sum()
     assert sign == 1 and float(energy) == pytest.approx(expected, rel=1e-10)
-    curvatures = linalg.eigvalsh(hessian)
-    assert target.smallest_scale == pytest.approx(curvatures[-1] ** -0.5, rel=0.02)
-    spread = math.sqrt(np.mean(1 / curvatures))  # trace of the inverse, over 1,600
-    assert target.scale == pytest.approx(spread, rel=0.03)
-    low, high = target.plot_range
-    assert low < residual.min() and residual.max() < high
+    factor = linalg.cholesky(covariance, lower=True)
+    noise = linalg.solve_triangular(factor, residual, lower=True)
+    white = make_target("lgcp40", whitened=True)
+    jacobian = np.log(factor.diagonal()).sum()
+    assert float(white.energy(torch.from_numpy(noise)[None])) == pytest.approx(float(energy) - jacobian, rel=1e-10)
+    for one, second, mode in ((target, hessian, residual), (white, factor.T @ hessian @ factor, noise)):
+        curvatures = linalg.eigvalsh(second)
+        assert one.smallest_scale == pytest.approx(curvatures[-1] ** -0.5, rel=0.02)
+        spread = math.sqrt(np.mean(1 / curvatures))  # trace of the inverse, over 1,600
+        assert one.scale == pytest.approx(spread, rel=0.03)
+        low, high = one.plot_range
+        assert low < mode.min() and mode.max() < high
 
 
 def test_the_cox_likelihood_goes_on_linearly() -> None:

@@ -306,6 +306,7 @@ def test_scores_of_the_base_sampler() -> None:
     assert scores["kl_untilted"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_divergence_from_the_data_is_that_without_a_reward() -> None:
     """kl_untilted by its formula, against kl_marginal of the same samples on the data's own task."""
     tilted, plain = make_task("gmm25-tilted", horizon=8), make_task("gmm25", horizon=8)

@@ -30,11 +30,13 @@ def pages(**environment: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_tensors() -> None:
     assert pages() < 100  # a page has 4 KB or, with huge pages, 2 MB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is a setting of glibc's malloc")
 def test_the_environments_own_setting_of_freed_memory_stands() -> None:
     assert pages(MALLOC_TRIM_THRESHOLD_="100000", MALLOC_MMAP_THRESHOLD_="100000") > 300

@@ -64,6 +64,7 @@ def a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_their_rows_are_scored_as_ours(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gfn_diffusion, "OURS", {"gmm25": ["dxdp, T = 10"], "manywell32": []})
     words = ["--clone", str(clone), "--seconds", "0.2", "--chains", "400", "--seeds", "0", "--json", "found.json"]

@@ -13,6 +13,7 @@ from script_cases import documented
 from benchmarks.throughput import freed_memory
 
 
+@pytest.mark.slow
 def test_a_row_runs_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "dxdp on 8gaussians"
     monkeypatch.setattr(freed_memory, "ROWS", {name: freed_memory.ROWS[name]})

@@ -41,6 +41,7 @@ def results(quick: Path) -> dict[str, Any]:
 # The whole script -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_key_of_the_docstring_exists(quick: Path, results: dict[str, Any]) -> None:
     table = throughput.__doc__.split("Keys of", 1)[1].split(":\n", 1)[1]
     names = [re.match(r" {4,6}((?:[\w.]+, )*[\w.]+)  ", line) for line in table.splitlines()]
