@@ -92,6 +92,7 @@ TASKS.add(
         TASKS["digits"], label=tuple(range(10)), pretraining=replace(TASKS["digits"].pretraining, conditional=True)
     ),
 )
+TASKS.add("lgcp40-whitened", TaskConfig("lgcp40", target_options={"whitened": True}, base=None, track="sample"))
 
 
 def default_config(target: str | Target) -> TaskConfig:
