@@ -31,7 +31,10 @@ def ranking(name: str) -> str:
             if TASKS[task].target == name:
                 own = [entry for entry in results["summary"] if entry["task"] == task]
                 parts.append(_part(task, facts, own, f"{origin}, {results['date'][:10]}", RULERS[results["schema"]]))
-    return "\n\n".join(parts) or "No sweep on record ranks agents here; other figures: [results](../results.md), [the game](../game.md)."
+    return (
+        "\n\n".join(parts)
+        or "No sweep on record ranks agents here; other figures: [results](../results.md), [the game](../game.md)."
+    )
 
 
 def _part(task: str, facts: dict[str, Any], rows: list[dict[str, Any]], origin: str, ruler: str) -> str:
