@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 test: install ## run all tests on two cores
 	$(BIN)/python -m pytest -q $(TWO)
 
-test-fast: install ## run the tests that a change needs, in 90 seconds on two cores
+test-fast: install ## run the tests that are not slow, in minutes
 	$(BIN)/python -m pytest -q $(TWO) -m "not slow and not browser and not gpu"
 
 demo: install ## train one agent in a minute, and open a page with its film
