@@ -86,14 +86,7 @@ def test_actions(kind: str, coordinates: str) -> None:
     """Any action at any step of any task: taken exactly, or refused with the episode where it was."""
     seen: Counter[Any] = Counter()
 
-    @fuzz(120)
-    @given(name=TASK_NAMES, layout=LAYOUTS, free=st.booleans(), start=st.integers(0, 9), data=st.data())
-    def check(name: str, layout: str, free: bool, start: int, data: st.DataObject) -> None:
-        env = face(kind, name, coordinates, layout, free)
-        env.reset(seed=start)
-        for _ in range(start % env.mdp.horizon):
-            env.step(good(env))
-        action, verdict = data.draw(actions(env))
+    def attempt(env: Face, action: Any, verdict: Any) -> None:
         before = env.observation
         seen[verdict] += 1
         try:
@@ -108,7 +101,20 @@ def test_actions(kind: str, coordinates: str) -> None:
         else:
             assert verdict in (FINE, EITHER) or (kind == "torchrl" and not isinstance(action, (np.ndarray, Tensor)))
 
+    @fuzz(120)
+    @given(name=TASK_NAMES, layout=LAYOUTS, free=st.booleans(), start=st.integers(0, 9), data=st.data())
+    def check(name: str, layout: str, free: bool, start: int, data: st.DataObject) -> None:
+        env = face(kind, name, coordinates, layout, free)
+        env.reset(seed=start)
+        for _ in range(start % env.mdp.horizon):
+            env.step(good(env))
+        attempt(env, *data.draw(actions(env)))
+
     check()
+    env = face(kind, "8gaussians", coordinates, "flat", False)
+    env.reset(seed=0)
+    for number in (np.nan, np.inf, -np.inf):  # which hypothesis may leave out
+        attempt(env, np.full_like(good(env), number), NonFiniteError)
     assert {FINE, EITHER, TypeError, ValueError, NonFiniteError} <= set(seen), seen
 
 
