@@ -1,4 +1,4 @@
-"""Rebuild docs/leaderboard.md, README's table and docs/experiments/ from the results in benchmarks/results/.
+"""Rebuild docs/leaderboard.md, docs/experiments/ and tables of README and docs/results.md from benchmarks/results/.
 
     python benchmarks/compare/leaderboard.py            write all
     python benchmarks/compare/leaderboard.py --check    exit status 1 when one of them is not what the results give
@@ -22,6 +22,7 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[2])
 
+from benchmarks.compare.published import all_rows, best_rows
 from benchmarks.compare.ranking import EXACT, Entry, by_mean_rank, ranked
 from benchmarks.compare.submissions import check_submission
 from benchmarks.scripts import RESULTS, ROOT
@@ -33,6 +34,9 @@ from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.storage import write_text
 
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
+TABLES_START, TABLES_END = START.replace("leaderboard:", "tables:"), END.replace("leaderboard:", "tables:")
+TABLES = "tables"
+"""The experiment that README and docs/results.md show beside what is published."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
 TUNING = "tuning.json"
@@ -66,9 +70,11 @@ class Arguments:
     results: Path = RESULTS
     """Folder of submissions."""
     readme: Path = ROOT / "README.md"
-    """File with the two marker lines, between which the table goes."""
+    """File with the marker lines, between which tables go."""
     page: Path = ROOT / "docs" / "leaderboard.md"
     """The page."""
+    figures: Path = ROOT / "docs" / "results.md"
+    """The page of figures, with marker lines of its own."""
     experiments: Path = ROOT / "docs" / "experiments"
     """Folder of the pages of experiments."""
     check: bool = False
@@ -199,12 +205,12 @@ def readme_table(submissions: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def between_markers(text: str, table: str) -> str:
+def between_markers(text: str, table: str, start: str = START, end: str = END) -> str:
     """``text`` with ``table`` between the marker lines. Raises ValueError when it lacks them."""
-    if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"the file must hold the lines {START!r} and {END!r} once.")
-    head, rest = text.split(START)
-    return f"{head}{START}\n\n{table}\n\n{END}{rest.split(END)[1]}"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"the file must hold the lines {start!r} and {end!r} once.")
+    head, rest = text.split(start)
+    return f"{head}{start}\n\n{table}\n\n{end}{rest.split(end)[1]}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,9 +226,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.page: page(submissions),
         }
         for file in sorted((arguments.results / "experiments").glob("*.json")):
-            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(
-                file.stem, load_whole(file, ranks=False)
-            )
+            results = load_whole(file, ranks=False)
+            wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, results)
+            if file.stem == TABLES:
+                readme, figures = wanted[arguments.readme], arguments.figures.read_text(encoding="utf-8")
+                wanted[arguments.readme] = between_markers(readme, best_rows(results), TABLES_START, TABLES_END)
+                wanted[arguments.figures] = between_markers(figures, all_rows(results), TABLES_START, TABLES_END)
         for text in wanted.values():
             text.encode("utf-8")  # before anything is written
     except (OSError, ValueError) as error:

@@ -1,57 +1,83 @@
-"""README's table of samplers in few steps, from results of the preset ``tables``, beside published rows of a hundred."""
+"""Tables of samplers in few steps, from results of the preset ``tables``, beside what is published for a hundred."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from dxmi_rl.benchmark.tables import number
+from dxmi_rl.benchmark.tables import compact, number
+from dxmi_rl.targets import make_target
+from dxmi_rl.tasks import TASKS
+
+Runs = list[dict[str, Any]]
 
 PUBLISHED = {
     "gmm25": "ELBO -0.17, -0.21",
     "gmm40": "EUBO - ELBO 0.69, 0.73",
     "funnel10": "ELBO -0.42, -0.53",
-    "manywell32": "2.93, 3.85",
-    "manywell64": "16.3, 26.7",
-    "manywell128": "70.4, 93.4",
-    "dw4": "0.066 (T = 30)",
-    "lj13": "0.112 (T = 100)",
-    "lgcp40": "471.6, 468.7",
+    "manywell32": "EUBO - ELBO 2.93, 3.85",
+    "manywell64": "EUBO - ELBO 16.3, 26.7",
+    "manywell128": "EUBO - ELBO 70.4, 93.4",
+    "dw4": "`energy_tv` 0.066 (T = 30)",
+    "lj13": "`energy_tv` 0.112",
+    "lgcp40": "ELBO 471.6, 468.7",
+    "lgcp40-whitened": "ELBO 471.6, 468.7",
 }
-"""The best two published figures of a target, or one (docs/results.md and the targets' pages name the sources)."""
+"""The best figures published, with T = 100 where nothing else is said; docs/results.md names their sources."""
+HEADLINES: list[tuple[str, int, Callable[[dict[str, float]], float | None]]] = [
+    ("`energy_tv`", 1, lambda scores: scores.get("energy_tv")),
+    ("EUBO - ELBO", 1, lambda scores: scores["eubo"] - scores["elbo"] if "sliced_w2" in scores else None),
+    ("ELBO", -1, lambda scores: scores["elbo"]),
+]
+"""The score of a task's line: the first that its runs have; with 1 where less of it is better, else -1. Of the funnel
+EUBO - ELBO says nothing, as a few exact samples in its tails decide it."""
 
 
-def target_table(results: dict[str, Any]) -> str:
-    """The best row of every task by ``headline``, its median, least and largest over seeds, and what is published."""
-    lines = ["| target | agent | T | score | published, T = 100 |", "|---|---|---|---|---|"]
-    for task, facts in results["tasks"].items():
-        rows: dict[str, list[dict[str, float]]] = {}
-        for run in results["runs"]:
-            if run["task"] == task:
-                rows.setdefault(run["label"], []).append(run["scores"])
-        name, sign = headline(facts, next(iter(rows.values()))[0])
-        label = min(rows, key=lambda one: sign * median(value(name, scores) for scores in rows[one]))
-        values = sorted(value(name, scores) for scores in rows[label])
-        text = f"{name} {number(median(values))}"
-        if len(values) > 1:
-            text += f" ({number(values[0])} to {number(values[-1])})"
-        lines.append(f"| {task} | {label} | {facts['horizon']} | {text} | {PUBLISHED.get(task, '')} |")
+def best_rows(results: dict[str, Any]) -> str:
+    """README's table: the best row of every task, with what is published."""
+    lines = ["| target | agent | score | published |", "|---|---|---|---|"]
+    for task, rows in _runs(results).items():
+        name, sign, score = next(one for one in HEADLINES if one[2](next(iter(rows.values()))[0]["scores"]) is not None)
+        label, runs = min(rows.items(), key=lambda row: sign * median(score(run["scores"]) for run in row[1]))
+        text = f"{name} {_spread([score(run['scores']) for run in runs])}"
+        lines.append(f"| {task} | {label} | {text} | {PUBLISHED.get(task, '')} |")
     return "\n".join(lines)
 
 
-def headline(facts: dict[str, Any], scores: dict[str, float]) -> tuple[str, int]:
-    """The score that a task's line shows, and 1 where less of it is better, else -1.
+def all_rows(results: dict[str, Any]) -> str:
+    """The table of docs/results.md: all rows. Of ELBO and log Z the true log Z is subtracted, where it is known."""
+    heads = ["task", "agent", "seeds", "ELBO ↑", "EUBO - ELBO ↓", "log Z, weighted", "ESS"]
+    heads += ["`modes`, `well_error` or `energy_tv`", "energy evaluations"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for task, rows in _runs(results).items():
+        truth = make_target(TASKS[task].target).log_z or 0.0
+        for label, runs in rows.items():
+            scores = [run["scores"] for run in runs]
+            gaps = [one["eubo"] - one["elbo"] for one in scores if "eubo" in one]
+            of_samples = next((key for key in ("modes", "well_error", "energy_tv") if key in scores[0]), None)
+            cells = [
+                task if runs is next(iter(rows.values())) else "", label, str(len(runs)),
+                _spread([one["elbo"] - truth for one in scores]), _spread(gaps) if gaps else "",
+                _spread([one["log_z"] - truth for one in scores]), _spread([one["ess"] for one in scores]),
+                _spread([one[of_samples] for one in scores]) if of_samples else "",
+                compact(median(run["costs"]["energy_evals"] for run in runs)),
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
-    EUBO - ELBO where exact samples give both, and ``energy_tv`` of particles; the ELBO where the exact samples' tails
-    decide the EUBO (the funnel), or where there are none.
-    """
-    if "energy_tv" in scores:
-        return "`energy_tv`", 1
-    if "eubo" in scores and "sliced_w2" in scores:
-        return "EUBO - ELBO", 1
-    return "ELBO", -1
+
+def _runs(results: dict[str, Any]) -> dict[str, dict[str, Runs]]:
+    """Runs by task and row, in the order of the summary."""
+    found: dict[str, dict[str, Runs]] = {task: {} for task in results["tasks"]}
+    for row in results["summary"]:
+        found[row["task"]][row["label"]] = []
+    for run in results["runs"]:
+        found[run["task"]][run["label"]].append(run)
+    return {task: {label: runs for label, runs in rows.items() if runs} for task, rows in found.items()}
 
 
-def value(name: str, scores: dict[str, float]) -> float:
-    """The score of that name of one run."""
-    return scores["eubo"] - scores["elbo"] if "EUBO" in name else scores[name.strip("`").lower()]
+def _spread(values: list[float]) -> str:
+    """The median, with the least and the largest where they differ."""
+    low, middle, high = (number(value) for value in (min(values), median(values), max(values)))
+    return middle if low == high else f"{middle} [{low}, {high}]"

@@ -48,6 +48,8 @@ def _part(task: str, facts: dict[str, Any], rows: list[dict[str, Any]], origin: 
         )
         for entry in best
     ]  # fmt: skip
+    if (floor := facts.get("floor")) is not None:
+        lines.insert(0, ("*exact sampler*", number(floor), "", "", ""))
     fitted = f" (the fitted kernel is {ruler})" if score == "kl_bound_fit" else ""
     heading = (
         f"The best {len(lines)} of {len(scored)} on `{task}` (track {facts['track']}, T = {facts['horizon']}), from "
