@@ -34,6 +34,15 @@ HEADLINES: list[tuple[str, int, Callable[[dict[str, float]], float | None]]] = [
 EUBO - ELBO says nothing, as a few exact samples in its tails decide it."""
 
 
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tasks, rows and runs of several results as of one."""
+    return {
+        "tasks": {task: facts for part in parts for task, facts in part["tasks"].items()},
+        "summary": [row for part in parts for row in part["summary"]],
+        "runs": [run for part in parts for run in part["runs"]],
+    }
+
+
 def best_rows(results: dict[str, Any]) -> str:
     """README's table: the best row of every task, with what is published."""
     lines = ["| target | agent | score | published |", "|---|---|---|---|"]
@@ -48,7 +57,7 @@ def best_rows(results: dict[str, Any]) -> str:
 def all_rows(results: dict[str, Any]) -> str:
     """The table of docs/results.md: all rows. Of ELBO and log Z the true log Z is subtracted, where it is known."""
     heads = ["task", "agent", "seeds", "ELBO ↑", "EUBO - ELBO ↓", "log Z, weighted", "ESS"]
-    heads += ["`modes`, `well_error` or `energy_tv`", "energy evaluations"]
+    heads += ["`modes`, `well_error` or `energy_tv`", "energy evaluations", "published"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for task, rows in _runs(results).items():
         truth = make_target(TASKS[task].target).log_z or 0.0
@@ -56,12 +65,14 @@ def all_rows(results: dict[str, Any]) -> str:
             scores = [run["scores"] for run in runs]
             gaps = [one["eubo"] - one["elbo"] for one in scores if "eubo" in one]
             of_samples = next((key for key in ("modes", "well_error", "energy_tv") if key in scores[0]), None)
+            first = runs is next(iter(rows.values()))
             cells = [
-                task if runs is next(iter(rows.values())) else "", label, str(len(runs)),
+                task if first else "", label, str(len(runs)),
                 _spread([one["elbo"] - truth for one in scores]), _spread(gaps) if gaps else "",
                 _spread([one["log_z"] - truth for one in scores]), _spread([one["ess"] for one in scores]),
                 _spread([one[of_samples] for one in scores]) if of_samples else "",
                 compact(median(run["costs"]["energy_evals"] for run in runs)),
+                PUBLISHED.get(task, "") if first else "",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -13,24 +13,25 @@ from dxmi_rl.tasks import TASKS
 
 FILES = {
     "standard.json": "the [leaderboard](../leaderboard.md)",
-    "experiments/everything.json": "the preset `everything`",
-    "experiments/tables.json": "the preset `tables`",
+    "experiments/everything*.json": "the preset `everything`",
+    "experiments/tables*.json": "the preset `tables`",
+    "experiments/gradient-free.json": "the preset `gradient-free`",
 }
 """Results under benchmarks/results that rank agents, and where they come from, in words."""
 SHOWN = 5
 
 
 def ranking(name: str) -> str:
-    """The best agents on every task of the target ``name``, a table per file and task."""
+    """The best agents on every task of the target ``name``, a table per kind of results and task."""
     parts = []
-    for file, origin in FILES.items():
-        if not (RESULTS / file).is_file():
-            continue
-        results = json.loads((RESULTS / file).read_text(encoding="utf-8"))
-        for task, facts in results["tasks"].items():
+    for pattern, origin in FILES.items():
+        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob(pattern))]
+        for task, facts in {task: facts for one in found for task, facts in one["tasks"].items()}.items():
             if TASKS[task].target == name:
-                own = [entry for entry in results["summary"] if entry["task"] == task]
-                parts.append(_part(task, facts, own, f"{origin}, {results['date'][:10]}", RULERS[results["schema"]]))
+                with_task = [one for one in found if task in one["tasks"]]
+                own = [entry for one in with_task for entry in one["summary"] if entry["task"] == task]
+                date = max(one["date"][:10] for one in with_task)
+                parts.append(_part(task, facts, own, f"{origin}, {date}", RULERS[with_task[0]["schema"]]))
     return (
         "\n\n".join(parts)
         or "No sweep on record ranks agents here; other figures: [results](../results.md), [the game](../game.md)."
@@ -52,7 +53,7 @@ def _part(task: str, facts: dict[str, Any], rows: list[dict[str, Any]], origin: 
         lines.insert(0, ("*exact sampler*", number(floor), "", "", ""))
     fitted = f" (the fitted kernel is {ruler})" if score == "kl_bound_fit" else ""
     heading = (
-        f"The best {len(lines)} of {len(scored)} on `{task}` (track {facts['track']}, T = {facts['horizon']}), from "
+        f"The best {len(best)} of {len(scored)} on `{task}` (track {facts['track']}, T = {facts['horizon']}), from "
         f"{origin}; `{score}`{fitted}, {facts['better']} is better:"
     )
     return f"{heading}\n\n{table(('', f'`{score}`', 'energy evaluations', 'seconds', 'runs'), lines)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.compare.published import all_rows, best_rows
+from benchmarks.compare.published import all_rows, best_rows, merged
 
 
 def made_up(task: str, label: str, scores: list[dict[str, float]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -52,6 +52,13 @@ def test_all_rows_are_less_the_true_log_z() -> None:
     lines = all_rows(FOUND).splitlines()
     assert len(lines) == 2 + 8
     spread = "0.5 [0.4, 0.9]"
-    assert lines[3] == f"|  | near | 3 | -0.25 [-0.45, -0.2] | {spread} | {spread} | 0.5 | 39 | 2000 |"
-    assert lines[8] == "| manywell32 | only | 1 | -0.696 | 1 | 0.00432 | 0.5 | 0.1 | 1000 |"
-    assert lines[6] == "| dw4 | far | 1 | 30 |  | 30 | 0.5 | 0.3 | 1000 |"
+    assert lines[3] == f"|  | near | 3 | -0.25 [-0.45, -0.2] | {spread} | {spread} | 0.5 | 39 | 2000 |  |"
+    assert lines[8] == "| manywell32 | only | 1 | -0.696 | 1 | 0.00432 | 0.5 | 0.1 | 1000 | EUBO - ELBO 2.93, 3.85 |"
+    assert lines[6] == "| dw4 | far | 1 | 30 |  | 30 | 0.5 | 0.3 | 1000 | `energy_tv` 0.066 (T = 30) |"
+
+
+def test_results_of_several_files_are_shown_together() -> None:
+    first = {"tasks": {"gmm40": {}, "dw4": {}}, "summary": [1], "runs": [2]}
+    second = {"tasks": {"gmm40": {}, "lj13": {}}, "summary": [3], "runs": [4]}
+    found = merged([first, second])
+    assert list(found["tasks"]) == ["gmm40", "dw4", "lj13"] and found["summary"] == [1, 3] and found["runs"] == [2, 4]
