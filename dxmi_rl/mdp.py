@@ -31,8 +31,8 @@ class DenoisingMDP:
 
     Running reward r_t = tau log qb(x_t | x_{t+1}); the last step adds the terminal reward -E(x_T). ``base`` gives
     the noise coordinates x_{t+1} = mu_t(x_t) + sigma_t a. All functions are batched, stay on ``device`` and keep
-    no state but the energy and the kernel, which are held by reference. Agents are told ``particles``, (N, d) where
-    states are coordinates of N particles in d dimensions, and whether the target is ``heavy_tailed`` (see Target).
+    no state but the energy and the kernel, which are held by reference. ``particles`` (N, d) says that states are
+    coordinates of N identical particles in d dimensions (``ParticleTarget``): agents then take networks for them.
 
     Raises ValueError for horizon < 1, tau < 0 or parts whose horizons disagree.
     """
@@ -47,7 +47,6 @@ class DenoisingMDP:
         tau: float = 1.0,
         scale: float = 1.0,
         particles: tuple[int, int] | None = None,
-        heavy_tailed: bool = False,
         device: torch.device | None = None,
     ) -> None:
         self.horizon = check_integer("horizon", base.schedule.horizon)
@@ -56,7 +55,7 @@ class DenoisingMDP:
         if kernel.horizon != self.horizon:
             raise ValueError(f"the kernel's horizon must be the base sampler's {self.horizon}, got {kernel.horizon}.")
         self.device = resolve_device(device)
-        self.event_shape, self.particles, self.heavy_tailed = tuple(event_shape), particles, heavy_tailed
+        self.event_shape, self.particles = tuple(event_shape), particles
         self.base, self.kernel = base.to(self.device), kernel.to(self.device)
         self.start_std = base.schedule.start_std
         self.energy = LiveEnergy()

@@ -26,8 +26,6 @@ GRADIENT_LIMIT, SHIFT_LIMIT = 5.0, 10.0
 largest correction of such a policy, in units of w_t: a rare path would be pushed farther at every step."""
 VALUE_GRADIENT_LIMIT, VALUE_SHIFT_LIMIT = 1.0, 5.0
 """The same for a value's gradient, the pull in units of w_t, too: far from the paths V is a guess."""
-STRETCH_LIMIT, HEAVY_STRETCH_LIMIT = 2.0, 4.0
-"""Largest |l(x, t)|: on most targets, and on heavy-tailed ones, where widths differ from place to place."""
 
 
 class GaussianPolicy(nn.Module):
@@ -155,8 +153,7 @@ class CorrectionPolicy(GaussianPolicy):
             depth=config.depth, fourier=config.fourier, coordinate_width=config.coordinate_width, codes=schedule.codes,
         )  # fmt: skip
         self.register_buffer("state_scale", mdp.state_scale[:-1].clone())
-        self.stretch = HEAVY_STRETCH_LIMIT if mdp.heavy_tailed else STRETCH_LIMIT
-        self.register_buffer("stretch_limit", torch.full_like(sigma, self.stretch), persistent=False)
+        self.register_buffer("stretch_limit", torch.full_like(sigma, 2.0), persistent=False)
         self._start_sigma(schedule, sigma)
 
     def freeze_last_sigma(self) -> None:
@@ -193,7 +190,7 @@ class CorrectionPolicy(GaussianPolicy):
         out, *rest = self.net(torch.cat(parts, dim=1).flatten(1), t).view(len(x), -1, *x.shape[1:]).unbind(1)
         log_sigma = per_step(self.trained_log_sigma(), t, x)
         if self.state_dependent_sigma:
-            log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / self.stretch)
+            log_sigma = log_sigma + per_step(self.stretch_limit, t, x) * torch.tanh(rest[0] / 2)
         if pulls:
             limit = VALUE_SHIFT_LIMIT if isinstance(self.gradient, ValueGradient) else SHIFT_LIMIT
             out = self.net.soft_clip(out + rest[-1] * pulls[0], limit)

@@ -64,8 +64,7 @@ class Target(nn.Module):
         plot_range: (low, high) of every coordinate in pictures; typical coordinates where there are more than two.
         log_z: log of the normaliser Z, or None when it is unknown.
         options: the options that ``make_target`` passed to the builder.
-        heavy_tailed: whether widths differ by orders of magnitude from place to place. W2 and moments of finite samples
-            say nothing then: only MMD and quantiles are scored, and a policy's sigma may vary more (docs/method.md).
+        heavy_tailed: whether W2 and moments of finite samples say nothing: only MMD and quantiles are scored.
         task_kind: a name of ``dxmi_rl.tasks.DEFAULTS``, the settings of a task on it; None: "energy" or "data", after
             what it has.
 

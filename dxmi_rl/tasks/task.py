@@ -183,9 +183,8 @@ class Task:
         with torch.random.fork_rng(devices=[]):
             kernel = build_kernel(config, self.target, base)
         mdp = DenoisingMDP(
-            base, kernel, main.event_shape, tau=main.tau, scale=main.scale, particles=main.particles,
-            heavy_tailed=main.heavy_tailed, device=main.device,
-        )  # fmt: skip
+            base, kernel, main.event_shape, tau=main.tau, scale=main.scale, particles=main.particles, device=main.device
+        )
         mdp.energy, mdp._start = self._energy_at(horizon), main._start
         share_parameters(kernel, main.kernel)
         if kernel.optimizer is not None and main.kernel.optimizer is not None:
@@ -264,7 +263,6 @@ def build_mdp(
         scale=of_base(config, target).scale,
         # (N, d) where states are those of N particles in d dimensions.
         particles=(target.particles, target.space) if isinstance(target, ParticleTarget) else None,
-        heavy_tailed=target.heavy_tailed,
         device=device,
     )
 
