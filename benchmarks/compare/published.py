@@ -24,7 +24,8 @@ PUBLISHED = {
     "lgcp40": "ELBO 471.6, 468.7",
     "lgcp40-whitened": "ELBO 471.6, 468.7",
 }
-"""The best figures published, with T = 100 where nothing else is said; docs/results.md names their sources."""
+"""The best figures published, with T = 100 where nothing else is said; docs/results.md and the targets' pages name their
+sources."""
 HEADLINES: list[tuple[str, int, Callable[[dict[str, float]], float | None]]] = [
     ("`energy_tv`", 1, lambda scores: scores.get("energy_tv")),
     ("EUBO - ELBO", 1, lambda scores: scores["eubo"] - scores["elbo"] if "sliced_w2" in scores else None),
@@ -79,8 +80,9 @@ def all_rows(results: dict[str, Any]) -> str:
 
 
 def _runs(results: dict[str, Any]) -> dict[str, dict[str, Runs]]:
-    """Runs by task and row, in the order of the summary."""
-    found: dict[str, dict[str, Runs]] = {task: {} for task in results["tasks"]}
+    """Runs by task, in the order of ``PUBLISHED``, and row, in that of the summary."""
+    order = [*PUBLISHED, *results["tasks"]]
+    found: dict[str, dict[str, Runs]] = {task: {} for task in sorted(results["tasks"], key=order.index)}
     for row in results["summary"]:
         found[row["task"]][row["label"]] = []
     for run in results["runs"]:
