@@ -24,8 +24,8 @@ PUBLISHED = {
     "lgcp40": "ELBO 471.6, 468.7",
     "lgcp40-whitened": "ELBO 471.6, 468.7",
 }
-"""The best figures published, with T = 100 where nothing else is said; docs/results.md and the targets' pages name their
-sources."""
+"""The best figures published, with T = 100 where nothing else is said; docs/results.md and the targets' pages name
+their sources."""
 HEADLINES: list[tuple[str, int, Callable[[dict[str, float]], float | None]]] = [
     ("`energy_tv`", 1, lambda scores: scores.get("energy_tv")),
     ("EUBO - ELBO", 1, lambda scores: scores["eubo"] - scores["elbo"] if "sliced_w2" in scores else None),
