@@ -13,26 +13,25 @@ from dxmi_rl.tasks import TASKS
 Runs = list[dict[str, Any]]
 
 PUBLISHED = {
-    "gmm25": "ELBO -0.17, -0.21",
-    "gmm40": "EUBO - ELBO 0.69, 0.73",
-    "funnel10": "ELBO -0.42, -0.53",
-    "manywell32": "EUBO - ELBO 2.93, 3.85",
-    "manywell64": "EUBO - ELBO 16.3, 26.7",
-    "manywell128": "EUBO - ELBO 70.4, 93.4",
-    "dw4": "`energy_tv` 0.066 (T = 30)",
-    "lj13": "`energy_tv` 0.112",
-    "lgcp40": "ELBO 471.6, 468.7",
-    "lgcp40-whitened": "ELBO 471.6, 468.7",
+    "gmm25": ("ELBO", "-0.17, -0.21"),
+    "gmm40": ("EUBO - ELBO", "0.69, 0.73"),
+    "funnel10": ("ELBO", "-0.42, -0.53"),
+    "manywell32": ("EUBO - ELBO", "2.93, 3.85"),
+    "manywell64": ("EUBO - ELBO", "16.3, 26.7"),
+    "manywell128": ("EUBO - ELBO", "70.4, 93.4"),
+    "dw4": ("`energy_tv`", "0.066 (T = 30)"),
+    "lj13": ("`energy_tv`", "0.112"),
+    "lgcp40": ("ELBO", "471.6, 468.7"),
+    "lgcp40-whitened": ("ELBO", "471.6, 468.7"),
 }
-"""The best figures published, with T = 100 where nothing else is said; docs/results.md and the targets' pages name
-their sources."""
-HEADLINES: list[tuple[str, int, Callable[[dict[str, float]], float | None]]] = [
-    ("`energy_tv`", 1, lambda scores: scores.get("energy_tv")),
-    ("EUBO - ELBO", 1, lambda scores: scores["eubo"] - scores["elbo"] if "sliced_w2" in scores else None),
-    ("ELBO", -1, lambda scores: scores["elbo"]),
-]
-"""The score of a task's line: the first that its runs have; with 1 where less of it is better, else -1. Of the funnel
-EUBO - ELBO says nothing, as a few exact samples in its tails decide it."""
+"""Per task a score and the best figures published for it, with T = 100 where nothing else is said; docs/results.md and
+the targets' pages name their sources."""
+SCORES: dict[str, tuple[int, Callable[[dict[str, float]], float]]] = {
+    "ELBO": (-1, lambda scores: scores["elbo"]),
+    "EUBO - ELBO": (1, lambda scores: scores["eubo"] - scores["elbo"]),
+    "`energy_tv`": (1, lambda scores: scores["energy_tv"]),
+}
+"""Those scores of a run, with 1 where less is better, else -1."""
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -45,13 +44,14 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def best_rows(results: dict[str, Any]) -> str:
-    """README's table: the best row of every task, with what is published."""
-    lines = ["| target | agent | score | published |", "|---|---|---|---|"]
+    """README's table: the best row of every task by the score that is published, or by the ELBO."""
+    lines = ["| target | score | agent | | published |", "|---|---|---|---|---|"]
     for task, rows in _runs(results).items():
-        name, sign, score = next(one for one in HEADLINES if one[2](next(iter(rows.values()))[0]["scores"]) is not None)
-        label, runs = min(rows.items(), key=lambda row: sign * median(score(run["scores"]) for run in row[1]))
-        text = f"{name} {_spread([score(run['scores']) for run in runs])}"
-        lines.append(f"| {task} | {label} | {text} | {PUBLISHED.get(task, '')} |")
+        name, figures = PUBLISHED.get(task, ("ELBO", ""))
+        sign, score = SCORES[name]
+        values = {label: [score(run["scores"]) for run in runs] for label, runs in rows.items()}
+        label = min(values, key=lambda one: sign * median(values[one]))
+        lines.append(f"| {task} | {name} {'↓' if sign > 0 else '↑'} | {label} | {_spread(values[label])} | {figures} |")
     return "\n".join(lines)
 
 
@@ -73,7 +73,7 @@ def all_rows(results: dict[str, Any]) -> str:
                 _spread([one["log_z"] - truth for one in scores]), _spread([one["ess"] for one in scores]),
                 _spread([one[of_samples] for one in scores]) if of_samples else "",
                 compact(median(run["costs"]["energy_evals"] for run in runs)),
-                PUBLISHED.get(task, "") if first else "",
+                " ".join(PUBLISHED[task]) if first and task in PUBLISHED else "",
             ]  # fmt: skip
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -87,7 +87,8 @@ def _runs(results: dict[str, Any]) -> dict[str, dict[str, Runs]]:
         found[row["task"]][row["label"]] = []
     for run in results["runs"]:
         found[run["task"]][run["label"]].append(run)
-    return {task: {label: runs for label, runs in rows.items() if runs} for task, rows in found.items()}
+    finished = {task: {label: runs for label, runs in rows.items() if runs} for task, rows in found.items()}
+    return {task: rows for task, rows in finished.items() if rows}
 
 
 def _spread(values: list[float]) -> str:
