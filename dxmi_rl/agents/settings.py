@@ -16,13 +16,13 @@ CORRECTION_ONLY = {
     "width", "depth", "fourier", "coordinate_width", "state_dependent_sigma", "learning_rate", "sigma_learning_rate",
 }  # fmt: skip
 FINE_TUNING_ONLY = {"fine_tuning_rate", "sigma_fine_tuning_rate"}
-NOT_OF_PARTICLES = {"depth", "fourier", "residual", "coordinate_width", "convolutional"}
-"""Settings of other networks that a ParticleMLP does not have."""
+NOT_OF_PARTICLES = {"fourier", "residual", "coordinate_width", "convolutional"}
+"""Settings of other networks that a ParticleMLP does not have; that of a value has one round, and so no depth, too."""
 
 
 @dataclass(frozen=True)
 class MeanConfig:
-    """Settings of a policy whose sigma is the base sampler's. Of a network for particles only the width is set."""
+    """Settings of a policy whose sigma is the base sampler's. Of a network for particles, width and depth are set."""
 
     kind: str = "auto"
     """"correction" (a network on top of the fixed base mean), "fine-tuned" (the pretrained network itself), or "auto":
@@ -30,7 +30,7 @@ class MeanConfig:
     width: int = 64
     """Units per layer of a correction."""
     depth: int = 3
-    """Hidden layers of a correction."""
+    """Hidden layers of a correction; rounds of one for particles (ParticleMLP)."""
     fourier: int = 0
     """Fourier frequencies of a correction's input."""
     coordinate_width: int = 0
@@ -100,8 +100,8 @@ def check_changes(before: Any, after: Any, event_shape: tuple[int, ...], *, part
     moved = {name for name, value in flat_settings(inner).items() if value != old.get(name, value)}
     for name in sorted(moved if particles else ()):
         group, _, setting = name.rpartition(".")
-        if group in ("", "policy", "value") and setting in NOT_OF_PARTICLES:
-            raise ValueError(f"{name} changes nothing for particles, whose networks have a width only (ParticleMLP).")
+        if (group in ("", "policy", "value") and setting in NOT_OF_PARTICLES) or name == "value.depth":
+            raise ValueError(f"{name} changes nothing for particles, whose networks do not have it (ParticleMLP).")
     if not isinstance(config := getattr(inner, "policy", None), MeanConfig):
         return
     kind, other = policy_kind(config, event_shape), "correction"

@@ -30,6 +30,65 @@ def check_without_coordinates(name: str, coordinate_width: int) -> None:
         raise ValueError(f"{name} must be 0 for particles, whose network has none, got {coordinate_width}.")
 
 
+_act = nn.functional.silu
+
+
+class Messages(nn.Module):
+    """One round of a ParticleMLP: numbers of pairs and particles, and a vector per particle.
+
+    Args:
+        vectors: input vectors per particle; the first are the positions.
+        steps: numbers of a step's code.
+        width: units per layer of the particles' perceptron; the pairs' have half as many.
+        first: there is no round before this one, whose numbers it would be given.
+        gives_vectors: whether ``vector`` can be called.
+    """
+
+    def __init__(self, vectors: int, steps: int, width: int, *, first: bool, gives_vectors: bool) -> None:
+        super().__init__()
+        narrow = max(1, width // 2)  # there are far more pairs than particles
+        self.pair = nn.Linear(1 + RADII + 2 * (vectors - 1) + (0 if first else narrow), narrow)
+        self.pair_step = nn.Linear(steps, narrow, bias=False)
+        self.pair_hidden = nn.Linear(narrow, narrow)
+        self.particle = nn.Linear(narrow + (0 if first else width), width)
+        self.particle_step = nn.Linear(steps, width, bias=False)
+        self.particle_hidden = nn.Linear(width, width)
+        if not first:
+            self.pair_particle = nn.Linear(width, narrow, bias=False)
+        if gives_vectors:
+            self.weight, self.weight_last = nn.Linear(narrow, narrow), nn.Linear(narrow, vectors)
+            self.weight_particle = nn.Linear(width, narrow, bias=False)
+
+    def forward(
+        self, features: list[Tensor], before: tuple[Tensor, Tensor] | None, pairs: Tensor, mean: Tensor, code: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Numbers of pairs ``[batch, pairs, width // 2]`` and particles ``[batch, N, width]``.
+
+        ``features`` are those of pairs, ``before`` what the round before gave, and ``mean`` averages over the pairs of
+        each particle.
+        """
+        if before is None:
+            pair = self.pair(torch.cat(features, -1))
+        else:
+            pair = self.pair(torch.cat([*features, before[0]], -1)) + _of_both(self.pair_particle(before[1]), pairs)
+        pair = _act(self.pair_hidden(_act(pair + self.pair_step(code))))
+        particle = mean @ pair if before is None else torch.cat([mean @ pair, before[1]], -1)
+        particle = _act(self.particle_hidden(_act(self.particle(particle) + self.particle_step(code))))
+        return pair, particle
+
+    def vector(self, numbers: tuple[Tensor, Tensor], differences: Tensor, pairs: Tensor, total: Tensor) -> Tensor:
+        """A vector per particle, ``[batch, N, d]``: the mean of its pairs' weighted ``differences``."""
+        pair, particle = numbers
+        weights = self.weight_last(_act(self.weight(pair) + _of_both(self.weight_particle(particle), pairs)))
+        moved: Tensor = total @ (weights.transpose(1, 2)[..., None] * differences).sum(1)
+        return moved
+
+
+def _of_both(particle: Tensor, pairs: Tensor) -> Tensor:
+    """Numbers of particles ``[batch, N, c]``, summed over the two of every pair: ``[batch, pairs, c]``."""
+    return particle[:, pairs[0]] + particle[:, pairs[1]]
+
+
 class ParticleMLP(nn.Module):
     """A network of (x, t) for N identical particles in d dimensions, in the place of a StepMLP.
 
@@ -39,12 +98,16 @@ class ParticleMLP(nn.Module):
     pair differences, weighted by numbers that depend on the pair and its two particles, are the vectors it gives. So
     numbers do not change under translations, rotations, reflections and permutations, and vectors turn along.
 
+    That is one round, and knows nothing of three particles at once. Each of ``depth`` rounds is given what the one
+    before found: its numbers, and its vectors as one more input (Satorras et al. 2021, arXiv 2102.09844).
+
     Args:
         particles: (N, d).
         inputs: vectors c per state: x, and c - 1 others. All are coordinates in the zero-mean subspace (``targets``).
         outputs: numbers o per coordinate, or numbers of a value.
         input_scale: x is divided by ``input_scale[t]`` first, ``[steps]``.
         width: units per layer of the particles' perceptron; the pairs' have half as many.
+        depth: rounds.
         pooled: all outputs are invariant numbers, ``[batch, o]``; else the first is a vector, the others numbers that
             are the same for every coordinate, ``[batch, o (N - 1) d]`` with the coordinate running fastest.
         zero: start at output zero.
@@ -60,13 +123,12 @@ class ParticleMLP(nn.Module):
 
     def __init__(
         self, particles: tuple[int, int], inputs: int, outputs: int, input_scale: Tensor, *, width: int,
-        pooled: bool = False, zero: bool = False, codes: Tensor | None = None,
+        depth: int = 1, pooled: bool = False, zero: bool = False, codes: Tensor | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         count, self.space = particles
         self.inputs, self.pooled = inputs, pooled
         codes = step_codes(input_scale, codes)
-        steps = codes.shape[1]
         self.numbers = outputs if pooled else outputs - 1
         self.register_buffer("basis", zero_mean_basis(count))
         self.register_buffer("pairs", torch.triu_indices(count, count, offset=1))
@@ -75,21 +137,15 @@ class ParticleMLP(nn.Module):
         self.register_buffer("radii", torch.linspace(0, FARTHEST, RADII))
         self.register_buffer("input_scale", input_scale.clone())
         self.register_buffer("codes", codes)
-        narrow = max(1, width // 2)  # there are far more pairs than particles
-        self.pair = nn.Linear(1 + RADII + 2 * (inputs - 1), narrow)
-        self.pair_step = nn.Linear(steps, narrow, bias=False)
-        self.pair_hidden = nn.Linear(narrow, narrow)
-        self.particle = nn.Linear(narrow, width)
-        self.particle_step = nn.Linear(steps, width, bias=False)
-        self.particle_hidden = nn.Linear(width, width)
-        ends = []
+        rounds = [
+            Messages(inputs + k, codes.shape[1], width, first=k == 0, gives_vectors=not pooled or k < depth - 1)
+            for k in range(depth)
+        ]
+        self.rounds = nn.ModuleList(rounds)
+        ends = [] if pooled else [rounds[-1].weight_last]
         if self.numbers:
             self.last = nn.Linear(width, self.numbers)
             ends.append(self.last)
-        if not pooled:
-            self.weight, self.weight_last = nn.Linear(narrow, narrow), nn.Linear(narrow, inputs)
-            self.weight_particle = nn.Linear(width, narrow, bias=False)
-            ends.append(self.weight_last)
         for layer in ends if zero else ():
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -98,38 +154,47 @@ class ParticleMLP(nn.Module):
         """x is ``[batch, c (N - 1) d]``, t a LongTensor ``[batch]`` or an int; see ``pooled`` for what it returns."""
         code = self.codes[t].unsqueeze(-2)
         vectors = x.view(len(x), self.inputs, len(self.basis) - 1, self.space)
-        vectors = vectors / self.input_scale[t].view(-1, 1, 1, 1)
-        left, right = self.pairs
-        positions = self.basis @ vectors  # [batch, c, N, d]
-        differences = positions[:, :, left] - positions[:, :, right]
-        lengths = differences.square().sum(-1).clamp_min(1e-12).sqrt()  # [batch, c, pairs]
-        distance = lengths[:, 0, :, None]
+        vectors = self.basis @ (vectors / self.input_scale[t].view(-1, 1, 1, 1))  # [batch, c, N, d]
+        differences = self._differences(vectors)
+        distance = _lengths(differences[:, :1])
         offset = (distance - self.radii) * ((RADII - 1) / FARTHEST)
         # Never below e^-30: products with denormal numbers are thirty times slower.
         features = [distance, torch.exp((-0.5 * offset.square()).clamp_min(-30.0))]
-        if self.inputs > 1:
-            along = (differences[:, 1:] * (differences[:, :1] / distance[:, None])).sum(-1)
-            features += [along.transpose(1, 2), lengths[:, 1:].transpose(1, 2)]
-        act = nn.functional.silu
-        pair = act(self.pair_hidden(act(self.pair(torch.cat(features, -1)) + self.pair_step(code))))
-        particle = act(self.particle(self.gather[0] @ pair) + self.particle_step(code))
-        particle = act(self.particle_hidden(particle))
-        parts = []
-        if not self.pooled:
-            both = self.weight_particle(particle)
-            weights = self.weight_last(act(self.weight(pair) + both[:, left] + both[:, right]))
-            shifts = (weights.transpose(1, 2)[..., None] * differences).sum(1)  # [batch, pairs, d]
-            parts.append((self.basis.T @ (self.gather[1] @ shifts)).flatten(1))
+        direction, others = differences[:, :1] / distance[:, None], differences[:, 1:]
+        numbers: tuple[Tensor, Tensor] | None = None
+        moved = x
+        for k, messages in enumerate(self.rounds):
+            assert isinstance(messages, Messages)
+            if others.shape[1]:
+                features += [(others * direction).sum(-1).transpose(1, 2), _lengths(others)]
+            numbers = messages(features, numbers, self.pairs, self.gather[0], code)
+            if self.pooled and k == len(self.rounds) - 1:
+                break
+            moved = messages.vector(numbers, differences, self.pairs, self.gather[1])
+            if k < len(self.rounds) - 1:
+                others = self._differences(moved[:, None])
+                differences = torch.cat([differences, others], 1)
+        assert numbers is not None
+        parts = [] if self.pooled else [(self.basis.T @ moved).flatten(1)]
         if self.numbers:
-            numbers = self.last(particle.mean(1))
-            parts.append(numbers if self.pooled else numbers.repeat_interleave(x.shape[1] // self.inputs, dim=1))
+            last = self.last(numbers[1].mean(1))
+            parts.append(last if self.pooled else last.repeat_interleave(x.shape[1] // self.inputs, dim=1))
         return torch.cat(parts, dim=1)
+
+    def _differences(self, vectors: Tensor) -> Tensor:
+        """Of the particles of every pair, ``[batch, c, N, d]`` -> ``[batch, c, pairs, d]``."""
+        return vectors[:, :, self.pairs[0]] - vectors[:, :, self.pairs[1]]
 
     def soft_clip(self, x: Tensor, limit: float) -> Tensor:
         """x ``[batch, (N - 1) d]`` with each particle's v made v / sqrt(1 + |v|^2 / limit^2), and their mean 0."""
         vectors = self.basis @ x.view(len(x), -1, self.space)
         length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
         return (self.basis.T @ (vectors / torch.hypot(torch.ones_like(length), length / limit))).flatten(1)
+
+
+def _lengths(differences: Tensor) -> Tensor:
+    """Of ``[batch, c, pairs, d]``: ``[batch, pairs, c]``, at least 1e-6, so that they have gradients."""
+    return differences.square().sum(-1).clamp_min(1e-12).sqrt().transpose(1, 2)
 
 
 def step_network(
@@ -141,7 +206,7 @@ def step_network(
     """
     if particles is not None:
         check_without_coordinates("policy.coordinate_width", coordinate_width)
-        return ParticleMLP(particles, inputs, outputs, input_scale, width=width, zero=True, codes=codes)
+        return ParticleMLP(particles, inputs, outputs, input_scale, width=width, depth=depth, zero=True, codes=codes)
     return StepMLP(
         inputs * dim, outputs * dim, input_scale, width=width, depth=depth, fourier=fourier, zero=True, dim=dim,
         coordinate_width=coordinate_width, codes=codes,

@@ -57,13 +57,13 @@ def particle_task(name: str) -> tuple[Task, ParticleTarget]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", particle_targets())
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 2), (3, 3)])
-def test_vectors_turn_along_and_numbers_stay(name: str, inputs: int, outputs: int) -> None:
+@pytest.mark.parametrize(("inputs", "outputs", "depth"), [(1, 1, 1), (1, 2, 2), (3, 3, 3)])
+def test_vectors_turn_along_and_numbers_stay(name: str, inputs: int, outputs: int, depth: int) -> None:
     target = make_target(name)
     assert isinstance(target, ParticleTarget)
     size = target.event_shape[0]
     network = ParticleMLP(
-        (target.particles, target.space), inputs, outputs, target.scale * torch.tensor([2.0, 1.0]), width=8
+        (target.particles, target.space), inputs, outputs, target.scale * torch.tensor([2.0, 1.0]), width=8, depth=depth
     )
     shaken(network)
     y = drawn(target, 5 * inputs).view(5, inputs, size)
@@ -150,6 +150,14 @@ def test_settings_of_perceptrons_are_refused(settings: dict[str, object]) -> Non
     make_agent("ppo", "dw4", **{"policy.width": 8, "value.width": 8})
     with pytest.raises(ValueError, match=r"value\.convolutional changes nothing for particles"):
         make_agent("ppo", "dw4", **{"value.convolutional": True, "value.fourier": 0})
+
+
+@pytest.mark.parametrize(("name", "setting"), [("ppo", "policy.depth"), ("adjoint-sampling", "depth")])
+def test_the_depth_of_a_policy_is_its_number_of_rounds(name: str, setting: str) -> None:
+    for depth in (1, 2):
+        policy = make_agent(name, "dw4", **{setting: depth}).policy
+        assert isinstance(policy, CorrectionPolicy) and isinstance(policy.net, ParticleMLP)
+        assert len(policy.net.rounds) == depth
 
 
 def test_a_soft_clip_keeps_what_is_small_and_never_passes_its_limit() -> None:
