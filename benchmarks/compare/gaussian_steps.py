@@ -10,6 +10,7 @@ Keys of ``--json FILE``:
 
     command, machine, versions  as in all studies
     gradient_steps, batch       gradient steps of every fit, and chains of each
+    settings                    of the policy
     runs                        one entry per task, horizon and seed
       .task, .horizon, .seed    of the run
       .scores                   of ``evaluate``, with the Forward kernel
@@ -47,6 +48,7 @@ from dxmi_rl.rollout import log_prob
 from dxmi_rl.targets import ParticleTarget, Target
 from dxmi_rl.tasks import reference_target
 from dxmi_rl.utils.checks import check_integer
+from dxmi_rl.utils.settings import parsed_settings
 from dxmi_rl.utils.torch_tools import gradient_step
 
 RATES = {"learning_rate": 3e-3, "sigma_learning_rate": 1e-2}
@@ -61,12 +63,14 @@ class Arguments(Study):
 
     tasks: tuple[str, ...] = ("dw4",)
     """Tasks with an energy, and exact samples or reference states."""
-    horizons: tuple[int, ...] = (10, 20, 30, 80)
+    horizons: tuple[int, ...] = (10, 20)
     """Numbers of steps T."""
-    gradient_steps: int = 3000
+    gradient_steps: int = 1500
     """Gradient steps of every fit."""
     batch: int = 128
     """Chains of each."""
+    settings: tuple[str, ...] = ()
+    """Settings of the policy, such as "depth=1"."""
     folder: Path = Path("runs/gaussian_steps")
     """Finished runs are kept here, and not repeated."""
 
@@ -100,7 +104,7 @@ def measure(task: str, horizon: int, seed: int, arguments: Arguments) -> dict[st
     """Fit one policy and score it."""
     built = make_task(task, track="sample", horizon=horizon, backward="forward", device=arguments.device)
     target = reference_target(built.config).to(arguments.device)
-    agent = make_agent("path-wise", built, seed=seed, policy=RATES)
+    agent = make_agent("path-wise", built, seed=seed, policy=RATES | parsed_settings("settings", arguments.settings))
     started = time.perf_counter()
     fit(agent, target, arguments.gradient_steps, arguments.batch)
     seconds = time.perf_counter() - started
@@ -117,7 +121,8 @@ CODE = code_of(measure, fit, exact_chains)
 def run(task: str, horizon: int, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     settings = {"task": task, "horizon": horizon, "seed": seed, "gradient_steps": arguments.gradient_steps,
-                "batch": arguments.batch, "device": arguments.device, "test": TEST, "rates": RATES}  # fmt: skip
+                "batch": arguments.batch, "device": arguments.device, "test": TEST, "rates": RATES,
+                "policy": parsed_settings("settings", arguments.settings)}  # fmt: skip
     with one_thread():
         file = run_file(arguments.folder, settings, [PathWise, type(make_task(task).target), evaluate], CODE)
         return kept_result(file, lambda: measure(task, horizon, seed, arguments))
@@ -151,7 +156,8 @@ def study(arguments: Arguments) -> dict[str, Any]:
     chosen = itertools.product(arguments.tasks, arguments.horizons, arguments.seeds)
     wanted = [(*one, arguments) for one in chosen]
     runs = run_all(run, wanted, arguments.jobs, "fits")
-    return {"gradient_steps": arguments.gradient_steps, "batch": arguments.batch, "runs": runs}
+    sizes = {"gradient_steps": arguments.gradient_steps, "batch": arguments.batch}
+    return {**sizes, "settings": list(arguments.settings), "runs": runs}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

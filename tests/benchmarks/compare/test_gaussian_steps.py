@@ -50,7 +50,8 @@ def test_chains_end_in_exact_samples_and_the_fit_nears_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--gradient-steps", "0"], ["--tasks", "dw"], ["--tasks", "lj55"], ["--tasks", "rings"]]
+    "arguments",
+    [["--gradient-steps", "0"], ["--tasks", "dw"], ["--tasks", "lj55"], ["--tasks", "rings"], ["--settings", "dept=1"]],
 )
 def test_bad_arguments(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gaussian_steps.main([*arguments, "--folder", str(tmp_path), "--seeds", "0"]) == 2
