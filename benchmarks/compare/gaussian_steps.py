@@ -4,7 +4,7 @@
 
 Chains are drawn backwards from exact samples (particles: reference states) with the Forward kernel, and the network
 that agents train as their policy is fitted to these chains by maximum likelihood. An agent from the energy alone whose
-samples are as good as this policy's is held back by its steps, not by how it learns.
+samples are as good as this policy's is held back by its steps or its network, not by how it learns.
 
 Keys of ``--json FILE``:
 
