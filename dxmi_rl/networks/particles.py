@@ -46,6 +46,7 @@ class Messages(nn.Module):
 
     def __init__(self, vectors: int, steps: int, width: int, *, first: bool, gives_vectors: bool) -> None:
         super().__init__()
+        self.gives_vectors = gives_vectors
         narrow = max(1, width // 2)  # there are far more pairs than particles
         self.pair = nn.Linear(1 + RADII + 2 * (vectors - 1) + (0 if first else narrow), narrow)
         self.pair_step = nn.Linear(steps, narrow, bias=False)
@@ -162,20 +163,19 @@ class ParticleMLP(nn.Module):
         features = [distance, torch.exp((-0.5 * offset.square()).clamp_min(-30.0))]
         direction, others = differences[:, :1] / distance[:, None], differences[:, 1:]
         numbers: tuple[Tensor, Tensor] | None = None
-        moved = x
-        for k, messages in enumerate(self.rounds):
+        moved: Tensor | None = None
+        for messages in self.rounds:
             assert isinstance(messages, Messages)
+            if moved is not None:
+                others = self._differences(moved[:, None])
+                differences = torch.cat([differences, others], 1)
             if others.shape[1]:
                 features += [(others * direction).sum(-1).transpose(1, 2), _lengths(others)]
             numbers = messages(features, numbers, self.pairs, self.gather[0], code)
-            if self.pooled and k == len(self.rounds) - 1:
-                break
-            moved = messages.vector(numbers, differences, self.pairs, self.gather[1])
-            if k < len(self.rounds) - 1:
-                others = self._differences(moved[:, None])
-                differences = torch.cat([differences, others], 1)
+            if messages.gives_vectors:
+                moved = messages.vector(numbers, differences, self.pairs, self.gather[1])
         assert numbers is not None
-        parts = [] if self.pooled else [(self.basis.T @ moved).flatten(1)]
+        parts = [] if self.pooled or moved is None else [(self.basis.T @ moved).flatten(1)]
         if self.numbers:
             last = self.last(numbers[1].mean(1))
             parts.append(last if self.pooled else last.repeat_interleave(x.shape[1] // self.inputs, dim=1))

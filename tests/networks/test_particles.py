@@ -152,6 +152,18 @@ def test_settings_of_perceptrons_are_refused(settings: dict[str, object]) -> Non
         make_agent("ppo", "dw4", **{"value.convolutional": True, "value.fourier": 0})
 
 
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("depth", [1, 3])
+def test_pooled_numbers_stay(depth: int) -> None:
+    target = make_target("dw4")
+    assert isinstance(target, ParticleTarget)
+    network = ParticleMLP((4, 2), 1, 2, torch.ones(1), width=8, depth=depth, pooled=True)
+    shaken(network)
+    y = drawn(target, 5)
+    for move in moves(target).values():
+        torch.testing.assert_close(network(moved(target, move, y), 0), network(y, 0))
+
+
 @pytest.mark.parametrize(("name", "setting"), [("ppo", "policy.depth"), ("adjoint-sampling", "depth")])
 def test_the_depth_of_a_policy_is_its_number_of_rounds(name: str, setting: str) -> None:
     for depth in (1, 2):

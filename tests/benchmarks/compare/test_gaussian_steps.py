@@ -1,4 +1,4 @@
-"""benchmarks/compare/gaussian_steps.py: a small run has all keys, and a Gaussian is fitted exactly."""
+"""benchmarks/compare/gaussian_steps.py: a small run has all keys, and a fit nears exact chains."""
 
 from __future__ import annotations
 
