@@ -341,9 +341,10 @@ class DenoisingMDP:
 
         ``kernel`` and ``energy`` take the place of the MDP's own. Raises EnergyError as ``energy`` does.
         """
-        x, x_next, t = trajectory.transitions()
+        x = trajectory.x
         kernel = self.kernel if kernel is None else kernel
         energy = self.energy if energy is None else LiveEnergy(energy)
-        log_backward = kernel.log_prob(x, x_next, t).view(self.horizon, -1)
+        # Step by step: a mixture's densities of all steps at once would need gigabytes.
+        log_backward = torch.stack([kernel.log_prob(x[t], x[t + 1], t) for t in range(self.horizon)])
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
         return -energy(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio

@@ -85,6 +85,9 @@ def test_weights_are_all_that_samples_need(name: str, tmp_path: Path) -> None:
     assert weights < 0.7 * whole
     again = AGENTS[name].load(tmp_path / "weights.safetensors")
     assert torch.equal(again.sample(5, seed=0), agent.sample(5, seed=0))
+    spent = again.costs.timesteps
+    again.learn(again.timesteps_per_iteration, reset_num_timesteps=False)
+    assert again.costs.timesteps > spent
 
 
 def test_it_is_checked(zoo: Path, capsys: pytest.CaptureFixture[str]) -> None:

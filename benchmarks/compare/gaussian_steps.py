@@ -43,6 +43,7 @@ from dxmi_rl import evaluate, make_agent, make_task
 from dxmi_rl.agents.path_wise import PathWise
 from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.evaluation.log_weights import UnreliableScoresWarning
+from dxmi_rl.evaluation.particles import STATES
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import log_prob
 from dxmi_rl.targets import ParticleTarget, Target
@@ -78,7 +79,7 @@ class Arguments(Study):
 def exact_chains(mdp: DenoisingMDP, target: Target, n: int, generator: torch.Generator) -> Tensor:
     """n chains that the backward kernel draws from exact samples or reference states: ``[T + 1, n, *event]``."""
     if isinstance(target, ParticleTarget):
-        states = target.reference_states()
+        states = target.reference_states()[STATES:]  # scores compare with the first ones
         x = states[torch.randint(len(states), (n,), generator=generator, device=generator.device)]
     else:
         x = target.sample(n, generator)

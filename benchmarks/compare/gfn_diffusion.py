@@ -56,6 +56,7 @@ from dxmi_rl import make_target, make_task
 from dxmi_rl.agents import AGENTS
 from dxmi_rl.benchmark.presets import load_preset
 from dxmi_rl.benchmark.protocol import Row, check_seeds
+from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.evaluation.metrics import log_weight_statistics, mode_statistics
 from dxmi_rl.live_energy import EnergyError
@@ -226,7 +227,6 @@ def scored(task: str, x: Tensor, log_w: Tensor) -> dict[str, Any]:
 
 def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """The result of a run, from its file if it is finished."""
-    torch.set_num_threads(1)
     theirs = row in THEIRS[task]
     made_of = THEIRS[task][row] | {"horizon": HORIZON, "batch": BATCH} if theirs else our_row(task, row).plain()
     settings = {
@@ -243,7 +243,8 @@ def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
 
     uses: list[Any] = [Row, type(make_target(task)), log_weight_statistics]
     uses += [] if theirs else [AGENTS[our_row(task, row).agent]]
-    return kept_result(run_file(arguments.folder, settings, uses, CODE), measure)
+    with one_thread():
+        return kept_result(run_file(arguments.folder, settings, uses, CODE), measure)
 
 
 CODE = code_of(train_theirs, train_ours, scored)

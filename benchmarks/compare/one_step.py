@@ -176,7 +176,7 @@ CODE = code_of(measure, scores_of, distances, floor_of)
 def run(task: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     keys = ("steps", "evals", "student_evals") if make_task(task).target.has_energy else ("game", "student_game")
-    settings = {"task": task, "seed": seed, "device": arguments.device, "student": STUDENT}
+    settings = {"task": task, "seed": seed, "device": arguments.device, "student": STUDENT, "points": POINTS}
     settings |= {key: getattr(arguments, key) for key in keys}
     with one_thread():
         uses = [AGENTS["dxdp"], AGENTS["path-wise"], DxMI, type(make_task(task).target), distil, evaluate]

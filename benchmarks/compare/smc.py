@@ -167,7 +167,8 @@ def run(row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """``measure`` on one thread; a finished run is read."""
     task, agent, changed = ROWS[row]
     keys = ("budget", "systems", "particles", "choice", "device")
-    settings = {"task": task, "agent": agent, "settings": changed, "seed": seed}
+    constants = {"guidance": GUIDANCE, "draws": DRAWS, "candidates": CANDIDATES}
+    settings = {"task": task, "agent": agent, "settings": changed, "seed": seed, **constants}
     settings |= {key: getattr(arguments, key) for key in keys}
     with one_thread():
         uses = [AGENTS[agent], type(make_task(task).target), fit_twist, particle_filter]

@@ -50,6 +50,7 @@ from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import DxDP
 from dxmi_rl.agents.adjoint import adjoint_along_paths
 from dxmi_rl.benchmark.pictures import COLOURS, MARKERS, save_figure
+from dxmi_rl.benchmark.sweep import one_thread
 from dxmi_rl.benchmark.tables import number
 from dxmi_rl.costs import Costs, counting
 from dxmi_rl.rollout import Trajectory
@@ -203,13 +204,13 @@ def print_runs(found: dict[str, Any], console: Console) -> None:
 
 def run(task: str, row: str, seed: int, arguments: Arguments) -> dict[str, Any]:
     """The result of a run, from its file if it is finished."""
-    torch.set_num_threads(1)
     settings = {
         "task": task, "row": ROWS[row], "seed": seed, "budget": arguments.budget, "states": arguments.states,
         "continuations": arguments.continuations, "device": arguments.device,
     }  # fmt: skip
     file = run_file(arguments.folder, settings, (DxDP,), CODE)
-    return kept_result(file, lambda: measure(task, row, seed, arguments))
+    with one_thread():
+        return kept_result(file, lambda: measure(task, row, seed, arguments))
 
 
 def study(arguments: Arguments) -> dict[str, Any]:

@@ -138,6 +138,10 @@ class AdjointSampling(Agent[AdjointSamplingConfig]):
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
         self.final = self.gradient = torch.zeros(0, *mdp.event_shape, dtype=mdp.dtype, device=mdp.device)
 
+    @property
+    def denoiser_calls(self) -> int:
+        return 0  # its reference is no denoiser
+
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"policy": self.policy_optimizer}
 

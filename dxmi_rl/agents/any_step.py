@@ -92,6 +92,8 @@ class AnyStep(SharedAgents[AnyStepConfig]):
             ladder = own if fine_tuned else trained_ladder(own, trained)
             self._between[horizon] = self._made(horizon, None if ladder is own else ladder)
         self._share(self._between.values())
+        # The rest of the training state, such as how far DxDP's tempering is.
+        self._between[horizon].set_extra_tensors(self.agents[self._main].extra_tensors())
         return self._between[horizon]
 
     def share_of(self, case: int) -> float:

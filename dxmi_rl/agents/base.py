@@ -36,7 +36,6 @@ FinalStateHook = Callable[[Tensor], None]
 Callback = Callable[["Agent[Any]"], bool | None]
 Log = dict[str, float | Tensor]
 """Losses of one iteration by name."""
-
 LOG_EVERY = 50
 """Iterations from one look at the losses to the next, which waits for the device."""
 
@@ -225,7 +224,8 @@ class Agent(abc.ABC, Generic[ConfigT]):
                     raise RuntimeError(f"iterate of agent {self.name!r} must add to costs.{unit}, and did not.")
                 iteration += 1
                 advance(spent, share())
-                done = spent >= end
+                if done := spent >= end:
+                    self.set_progress(1.0)
                 save = done or iteration % checkpoint_every == 0 or time.monotonic() - saved_at >= limit
                 save = save and checkpoint is not None
                 if save or done or iteration % LOG_EVERY == 0:

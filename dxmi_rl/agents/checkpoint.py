@@ -221,8 +221,10 @@ def stored_config(path: AnyPath, metadata: dict[str, Any], kind: type[Agent[Any]
 def restore(agent: Agent[Any], path: AnyPath, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Put the stored training state into an agent; raises CheckpointError when it does not fit."""
     try:
-        # Before the tensors: agents with others inside hand both on.
-        agent.costs, agent.progress = Costs(**metadata["costs"]), metadata["progress"]
+        vars(agent.costs).update(vars(Costs(**metadata["costs"])))  # in place: agents inside share them
+        agent.set_progress(metadata["progress"])  # before the tensors, which have the rates of optimizers
         (set_weights if metadata.get("weights_only") is True else set_training_state)(agent, tensors)
+        if metadata["task_config"].get("energy=") != agent.task.fingerprint().get("energy="):
+            agent.mdp.energy.swaps += 1  # what the agent kept of another energy is asked for again
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{str(path)!r} does not fit {agent.name!r} on {agent.task.name!r}: {error}") from error

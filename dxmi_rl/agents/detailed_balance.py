@@ -19,9 +19,6 @@ from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
 
-MAX_WARMUP = 0.1
-"""Largest part of a budget that goes into warming up."""
-
 
 @dataclass(frozen=True)
 class DetailedBalanceConfig(GFlowNetConfig):
@@ -78,7 +75,7 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
         return self.config.log_z_learning_rate
 
     def train(self, paths: Trajectory, log_targets: Tensor) -> Log:
-        if self.warmup_left == 0 or self.progress >= MAX_WARMUP:
+        if self.warmup_left == 0 or self.progress >= ops.MAX_WARMUP:
             return super().train(paths, log_targets)
         self.warmup_left -= 1
         with torch.no_grad():
@@ -117,7 +114,7 @@ class DetailedBalance(GFlowNet[DetailedBalanceConfig]):
             return (log_flows + log_forward - after - log_targets).square().sum(0).mean()
         flow_loss = (log_flows + log_forward.detach() - after.detach() - log_targets).square().sum(0).mean()
         known = (after - log_flows).detach() + log_targets - start
-        policy = ops.tempering(known) * ops.clip_outliers(known) - (log_forward - start)
+        policy = ops.tempering(known) * ops.compress_outliers(known) - (log_forward - start)
         return flow_loss + (policy - policy.detach().mean(1, keepdim=True)).square().sum(0).mean()
 
     def extra_tensors(self) -> dict[str, Tensor]:

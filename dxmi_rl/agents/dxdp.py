@@ -1,6 +1,5 @@
-"""DxDP: diffusion by dynamic programming, soft value iteration (Yoon et al. 2024, arXiv 2407.00626, section 4).
-
-This is the strong agent; ``dxdp_paper.py`` is the published one.
+"""DxDP: diffusion by dynamic programming, soft value iteration (Yoon et al. 2024, arXiv 2407.00626, section 4). This is
+the strong agent; ``dxdp_paper.py`` is the published one.
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
 from dxmi_rl.utils.torch_tools import frozen, input_gradient
 
-MAX_WARMUP = 0.1
-"""Largest part of a budget that goes into warming up."""
 TEMPERING_START = 0.1
 """Weight of the energy at the start of ``tempering``."""
 
@@ -133,9 +130,7 @@ class DxDP(GuidedAgent[DxDPConfig]):
     def _build(self) -> None:
         config = self.config
         self.require_energy(gradient=not config.energy_model)
-        self.energy_model: EnergyModel | None = None
-        if config.energy_model:
-            self.energy_model = EnergyModel(self.mdp, config.value)
+        self.energy_model = EnergyModel(self.mdp, config.value) if config.energy_model else None
         seen = ValueGradient(self.next_value, self.mdp.tau) if config.value_input else None
         self.policy = make_policy(self.mdp, config.policy, seen)
         self.policy_optimizer = policy_optimizer(self.policy, config.policy)
@@ -172,6 +167,10 @@ class DxDP(GuidedAgent[DxDPConfig]):
         part = 1.0 if self.tempered else min(1.0, self.progress / self.config.tempering)
         return TEMPERING_START + (1 - TEMPERING_START) * part
 
+    def set_progress(self, progress: float) -> None:
+        super().set_progress(progress)
+        self.tempered |= progress >= self.config.tempering
+
     def last_value(self, x: Tensor) -> Tensor:
         """V_T, the energy or its model, times ``energy_weight``: ``[batch]``."""
         return self.energy_weight * (self.mdp.energy(x) if self.energy_model is None else self.energy_model(x))
@@ -181,13 +180,13 @@ class DxDP(GuidedAgent[DxDPConfig]):
         last = self.mdp.horizon - 1
         if isinstance(t, int):
             return self.last_value(x) if t == last else self.values(x, t + 1)
-        return torch.where(t == last, self.last_value(x), self.values(x, (t + 1).clamp_max(last)))
+        value, ends = self.values(x, (t + 1).clamp_max(last)), t == last  # E may not exist at earlier states
+        return value.masked_scatter(ends, self.last_value(x[ends]).to(value.dtype)) if bool(ends.any()) else value
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         config, log = self.config, Log()
-        self.tempered |= self.progress >= config.tempering
         latest = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
-        warming = self.warmup_left > 0 and self.progress < MAX_WARMUP
+        warming = self.warmup_left > 0 and self.progress < ops.MAX_WARMUP
         self.warmup_left -= warming
         value_steps = config.warmup_value_steps if warming else config.value_steps
         if moved := self.energy_swapped() or on_final is not None:
@@ -236,9 +235,10 @@ class DxDP(GuidedAgent[DxDPConfig]):
             latest.value_gradient = adjoint_along_paths(self.mdp, self.policy, self.values, latest, last, mixing)
 
     def renew(self) -> None:
-        """The energy has moved: ask for it again, and for its gradients where policies are given them."""
+        """Ask for an energy that moved again, and its gradients where policies see them; forget paths with adjoints."""
         kept = self.memory.trajectories
-        if kept is None or self.config.replay == 1:
+        if kept is None or self.config.replay == 1 or kept.value_gradient is not None:
+            self.memory.trajectories = None
             return
         kept.energy = self.mdp.finite_energy(kept.final).detach()
         if self.policy.sees_gradient:

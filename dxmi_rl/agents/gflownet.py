@@ -117,7 +117,7 @@ class LogZ(nn.Module):
 
 
 class GFlowNet(Agent[ConfigT]):
-    """An agent with a squared loss on log w (or on its steps), for paths from anywhere.
+    """An agent whose loss is a square of log w or of its steps, and so may also train on paths that it did not draw.
 
     With exploration on, the final states handed to ``on_final`` (DxMI) are the exploring policy's, and the kernel is
     fitted to its paths. Replay adds chains drawn by the kernel from buffered x_T; they train the policy and its flows,
@@ -251,15 +251,15 @@ class GFlowNet(Agent[ConfigT]):
 
         The flows' is log w - f(x_0), less ``log_z`` where it is given. The policy's is beta times that at ``start``,
         less what log pi has gained since: at beta = 1 the same number. beta is ``ops.tempering`` of the weights, so
-        that the policy goes a part of the way only where few paths have all the weight. In both outliers are clipped.
+        that the policy goes a part of the way only where few paths have all the weight. In both outliers count little.
         """
         forward = self.log_forward(paths)
         there = self.log_weights(paths, log_targets - start)
         gained = (forward - start)[self.policy.frozen_steps :].sum(0)
         known = there - self.flow(paths) - (0.0 if log_z is None else log_z)
         constant = known.detach()
-        clipped = ops.clip_outliers(constant)
-        return ops.tempering(constant) * clipped - gained, known - constant + clipped - gained.detach()
+        limited = ops.compress_outliers(constant)
+        return ops.tempering(constant) * limited - gained, known - constant + limited - gained.detach()
 
     def descend(self, loss: Tensor, paths: Trajectory) -> None:
         """One Adam step of the policy and of its flows on loss / (2 T).

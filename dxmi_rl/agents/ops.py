@@ -17,10 +17,13 @@ from dxmi_rl.utils.registry import UnknownNameError
 
 LARGEST_LOG_RATIO = 20.0
 """Bound on log importance ratios, far beyond every clipping: an outlier in many dimensions would give infinity."""
-OUTLIER = 5.0
-"""A number this many median deviations from the median is an outlier: of normal ones less than one in a thousand."""
+OUTLIER, OUTLIER_SLOPE = 5.0, 0.1
+"""A number this many median deviations from the median is an outlier: of normal ones less than one in a thousand. The
+weight of the logarithm of what lies beyond."""
 HIGH = 20.0
 """An energy this many median deviations above the median is high."""
+MAX_WARMUP = 0.1
+"""Largest part of a budget that goes into warming up."""
 TRUSTED = 0.5
 """Smallest effective sample size of tempered weights, as a fraction of their number."""
 BETAS_MIN = 1e-6
@@ -142,14 +145,17 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
     return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
 
 
-def clip_outliers(values: Tensor) -> Tensor:
-    """``[..., n]`` clipped at OUTLIER median deviations from the median over n.
+def compress_outliers(values: Tensor) -> Tensor:
+    """``[..., n]``, beyond OUTLIER median deviations from the median over n only as OUTLIER_SLOPE of the logarithm.
 
-    As targets of squared losses: the gradient is then that of Huber's loss, in which no single path decides.
+    As targets of squared losses: the gradient is then nearly that of Huber's loss, in which no single path decides. But
+    where all paths through a region are outliers, bad ones are still told from worse ones.
     """
     median = values.median(dim=-1, keepdim=True).values
-    limit = OUTLIER * (values - median).abs().median(dim=-1, keepdim=True).values
-    return torch.minimum(torch.maximum(values, median - limit), median + limit)
+    limit = OUTLIER * deviation(values, median).clamp_min(1e-30)
+    excess = ((values - median).abs() - limit).clamp_min(0.0)
+    far = limit + OUTLIER_SLOPE * limit * torch.log1p(excess / limit)
+    return torch.where(excess > 0, median + (values - median).sign() * far, values)
 
 
 def compressed(energy: Tensor) -> Tensor:
@@ -159,9 +165,16 @@ def compressed(energy: Tensor) -> Tensor:
     optimum hardly any is changed: of exponentially distributed ones 3 in 100,000.
     """
     median = energy.median()
-    limit = HIGH * (energy - median).abs().median().clamp_min(1e-30)
+    limit = HIGH * deviation(energy, median).clamp_min(1e-30)
     excess = (energy - median - limit).clamp_min(0.0)
     return energy - excess + limit * torch.log1p(excess / limit)
+
+
+def deviation(values: Tensor, median: Tensor) -> Tensor:
+    """Median absolute deviation of ``[..., n]``, or the mean one where half of the values are equal: ``[..., 1]``."""
+    distance = (values - median).abs()
+    middle = distance.median(dim=-1, keepdim=True).values
+    return torch.where(middle > 0, middle, distance.mean(dim=-1, keepdim=True))
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class TrajectoryBalance(GFlowNet[TrajectoryBalanceConfig]):
     def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
         """Mean of (log Z - log w)^2, both papers' trajectory balance loss, with log Z + f(x_0) when ``conditional``.
 
-        Both parts, the policy's and that of log Z and f, are those of ``path_residuals``: tempered, without outliers.
+        Both parts, the policy's and that of log Z and f, are those of ``path_residuals``: outliers count little.
         """
         assert self.log_z is not None
         policy, flow = self.path_residuals(paths, log_targets, start, self.log_z.value)

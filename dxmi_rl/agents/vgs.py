@@ -114,7 +114,8 @@ class ValueGradientPolicy(nn.Module):
         if isinstance(t, int):
             return -self.pull(x) if t == self.horizon else self.learned_gradient(x, t)
         gradient, last = torch.empty_like(x), t == self.horizon
-        gradient[last] = -self.pull(x[last])
+        if bool(last.any()):  # energies need not take an empty batch
+            gradient[last] = -self.pull(x[last])
         gradient[~last] = self.learned_gradient(x[~last], t[~last])
         return gradient
 
@@ -172,6 +173,10 @@ class VGS(Agent[VGSConfig]):
     needs_gradient: ClassVar[bool] = True
     Config = VGSConfig
     policy: ValueGradientPolicy
+
+    @property
+    def denoiser_calls(self) -> int:
+        return 0  # its steps do not use the base sampler
 
     def _build(self) -> None:
         self.require_energy()

@@ -44,7 +44,7 @@ COSTS_OF_A_POINT = ("timesteps", "seconds", "energy_evals")
 
 Point = dict[str, float]
 OnPoint = Callable[[Agent[Any], Point], None]
-State = dict[str, Tensor]
+State = tuple[float, dict[str, Tensor]]  # progress, and tensors of the training state
 
 
 def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str | None = None) -> tuple[JSON, Tensor]:
@@ -73,7 +73,9 @@ def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str
     }
     if agent.trains and sizes.best and best_point is not None:
         if best_state is not None:  # the last iterate otherwise, which has its scores
-            set_training_state(agent, best_state)
+            progress, tensors = best_state
+            agent.set_progress(progress)
+            set_training_state(agent, tensors)
             scores = _scores(agent, run, floors=False)
         plain = {key: value for key, value in scores.items() if not key.endswith("_floor")}
         result["best"] = {"timesteps": curve[best_point]["timesteps"], "scores": plain}
@@ -118,7 +120,7 @@ def _train(agent: Agent[Any], run: Run, on_point: OnPoint) -> tuple[list[Point],
         key = first_score(SELECTED_BY, list(scores), row.energy_given)
         if key is not None and (best is None or _better(SELECTED_BY[key], scores[key], points[best][key])):
             best = len(points) - 1
-            state = {name: value.detach().clone() for name, value in training_state(agent).items()}
+            state = agent.progress, {name: value.detach().clone() for name, value in training_state(agent).items()}
         on_point(agent, points[-1])
 
     note(agent)

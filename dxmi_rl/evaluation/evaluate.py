@@ -101,7 +101,7 @@ def evaluate(
     where samples of an energy of your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has swapped the
     energy, which is then the one that is scored.
     """
-    samples, draws = check_integer("samples", samples), check_integer("draws", draws)
+    samples, draws = check_integer("samples", samples, minimum=2), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
     for name, flag in (("fit", fit), ("smc", smc), ("floors", floors)):
         check_flag(name, flag)

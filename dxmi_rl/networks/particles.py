@@ -188,8 +188,11 @@ class ParticleMLP(nn.Module):
     def soft_clip(self, x: Tensor, limit: float) -> Tensor:
         """x ``[batch, (N - 1) d]`` with each particle's v made v / sqrt(1 + |v|^2 / limit^2), and their mean 0."""
         vectors = self.basis @ x.view(len(x), -1, self.space)
-        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-        return (self.basis.T @ (vectors / torch.hypot(torch.ones_like(length), length / limit))).flatten(1)
+        vectors = vectors / limit
+        length = torch.ones_like(vectors[..., :1])
+        for coordinate in vectors.split(1, dim=-1):
+            length = torch.hypot(length, coordinate)  # of any size: squares of it may be infinite
+        return (self.basis.T @ (limit * vectors / length)).flatten(1)
 
 
 def _lengths(differences: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from agent_cases import PRETRAINING, skip_without_extra, small
 
 from dxmi_rl import AnyStep, DxDP, DxMI, evaluate, list_targets, load_agent, make_agent, make_target, make_task
 from dxmi_rl.agents import AGENTS
+from dxmi_rl.agents.checkpoint import save_agent
 from dxmi_rl.agents.one_step import distil
 from dxmi_rl.agents.policies import FineTunedPolicy
 from dxmi_rl.diffusion import make_schedule, schedules
@@ -420,6 +421,7 @@ def test_the_first_step_of_a_fine_tuned_network_has_weights_of_its_own(inside: s
     agent.learn(8 * (1 + 2 + 4))
     assert agent.trained[4]  # by momentum alone they would go on
     before = [policy.moments(x, t)[0].detach() for t in range(4)]
+    agent.set_progress(0.5)  # at the end of a budget rates are zero
     agent.agents[1].iterate()
     moved = [not torch.equal(policy.moments(x, t)[0], before[t]) for t in range(4)]
     assert moved == [True, False, False, False]
@@ -519,3 +521,24 @@ def test_averages_of_a_game_move_as_much_per_transition() -> None:
                  for old, new in zip(before, game.agent.policy.parameters(), strict=True)]  # fmt: skip
         assert game.agent.case == steps
         assert all(torch.allclose(*pair) for pair in zip(game.policy.parameters(), moved, strict=True))
+
+
+def test_weights_alone_are_enough_to_sample_and_to_go_on(tmp_path: Path) -> None:
+    """The agents inside are told how much was trained."""
+    agent = any_step()
+    iterations(agent, 2)
+    save_agent(agent, tmp_path / "weights.safetensors", weights_only=True)
+    again = AnyStep.load(tmp_path / "weights.safetensors")
+    for horizon in (1, 3, 4):
+        assert torch.equal(again.sample(5, seed=0, horizon=horizon), agent.sample(5, seed=0, horizon=horizon))
+    spent = again.costs.timesteps
+    again.learn(1, reset_num_timesteps=False)
+    assert again.costs.timesteps > spent
+
+
+def test_a_horizon_between_tempers_no_more_than_its_neighbours() -> None:
+    """DxDP's energies have their full weight after the first budget, at every number of steps."""
+    agent = AnyStep(several(), agent_settings={"n_trajectories": 8, "tempering": 0.6})
+    iterations(agent, 1)
+    agent.set_progress(0.0)  # a second budget begins
+    assert [agent.at(horizon).energy_weight for horizon in (2, 3, 4)] == [1.0] * 3

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dxmi_rl import make_agent, make_task
 from dxmi_rl.agents import DxDP, ValueConfig
 from dxmi_rl.agents.adjoint import adjoint_along_paths
+from dxmi_rl.agents.checkpoint import save_agent
 from dxmi_rl.agents.energy_model import ROWS, EnergyModel
 from dxmi_rl.agents.gradients import EnergyGradient
 from dxmi_rl.agents.policies import CorrectionPolicy, Recorder
@@ -172,6 +173,7 @@ def test_when_the_energy_moves_kept_energies_follow() -> None:
     assert kept is not None and kept.energy is not None and agent.energy_model is not None
     assert torch.allclose(kept.energy, (kept.final - 1).square().sum(1))
     assert len(agent.energy_model.x) == agent.config.n_trajectories
+    assert kept.value_gradient is None or kept.n == agent.config.n_trajectories, "adjoints of the old energy are gone"
 
 
 @pytest.mark.slow
@@ -329,7 +331,36 @@ def test_a_later_budget_does_not_temper_again(tmp_path: Path) -> None:
 
     agent.learn(160, callback=note)
     assert seen[0] < 0.2 and seen[-1] == 1.0
-    agent = DxDP.load(agent.save(tmp_path / "agent.safetensors"))
-    seen.clear()
-    agent.learn(160, callback=note)
-    assert seen == [1.0] * 4
+    save_agent(agent, tmp_path / "weights.safetensors", weights_only=True)
+    agent.save(tmp_path / "agent.safetensors")
+    for name in ("agent", "weights"):
+        agent = DxDP.load(tmp_path / f"{name}.safetensors")
+        seen.clear()
+        agent.learn(160, callback=note)
+        assert seen == [1.0] * 4
+
+
+def test_a_budget_of_one_iteration_ends_the_tempering() -> None:
+    """Many short calls do not go on aiming at a tenth of the energy."""
+    agent = dxdp(make_task("8gaussians", backward="learned"), n_trajectories=8)
+    agent.learn(1)
+    assert agent.energy_weight == 1.0
+
+
+def test_the_energy_is_asked_where_chains_end_only() -> None:
+    """Of states at several steps; it may be no number elsewhere."""
+    task = make_task("8gaussians", backward="learned", horizon=3)
+    agent = dxdp(task, energy_model=False)
+    x = torch.tensor([[0.0, 0.0], [9.0, 9.0], [1.0, 0.0]])
+
+    def energy(x: Tensor) -> Tensor:
+        assert len(x), "never an empty batch"
+        return (4 - x.square().sum(1)).sqrt()
+
+    agent.mdp.set_energy(energy)
+    with counting(agent.costs):
+        values = agent.next_value(x, torch.tensor([2, 0, 2]))
+        agent.next_value(x, torch.tensor([0, 1, 1]))
+    assert bool(values.isfinite().all())
+    assert agent.costs.energy_evals == 2
+    assert float(values[2]) == pytest.approx(agent.energy_weight * 3**0.5)

@@ -72,7 +72,7 @@ def loss_of(agent: GFlowNet[Any], paths: Trajectory, log_targets: Tensor) -> Ten
 def plain_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published losses: without tempering and clipping."""
     monkeypatch.setattr(ops, "tempering", lambda log_weights: torch.ones(1))
-    monkeypatch.setattr(ops, "clip_outliers", lambda values: values)
+    monkeypatch.setattr(ops, "compress_outliers", lambda values: values)
     monkeypatch.setattr(ops, "compressed", lambda energy: energy)
 
 

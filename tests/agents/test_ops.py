@@ -214,11 +214,25 @@ def test_gaussian_kl_of_images_is_torchs() -> None:
 # Outliers -------------------------------------------------------------------------------------------------------------
 
 
-def test_outliers_are_clipped_at_five_median_deviations() -> None:
-    """Median 2 and median deviation 1, so -3 and 7; row by row."""
-    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0, 1000.0], [0.0, 1.0, 2.0, 3.0, 4.0]])
-    assert ops.clip_outliers(rows).tolist() == [[0.0, 1.0, 2.0, 3.0, 7.0], [0.0, 1.0, 2.0, 3.0, 4.0]]
-    assert ops.clip_outliers(torch.tensor([-50.0, 1.0, 2.0, 3.0, 4.0])).tolist() == [-3.0, 1.0, 2.0, 3.0, 4.0]
+def test_outliers_count_a_tenth_of_their_logarithm() -> None:
+    """Median 2 and median deviation 1, so beyond -3 and 7; row by row."""
+    far = 5 * math.expm1(2)
+    rows = torch.tensor([[0.0, 1.0, 2.0, 3.0, 7 + far], [0.0, 1.0, 2.0, 3.0, 7.0]])
+    assert ops.compress_outliers(rows).flatten().tolist() == pytest.approx([0, 1, 2, 3, 8, 0, 1, 2, 3, 7])
+    low = ops.compress_outliers(torch.tensor([-3 - far, 1.0, 2.0, 3.0, 4.0]))
+    assert low.tolist() == pytest.approx([-4, 1, 2, 3, 4])
+    huge = ops.compress_outliers(torch.tensor([0.0, 1.0, 2.0, 3.0, 1e30]))
+    assert 30 < float(huge[-1]) < 50, "bounded influence"
+
+
+@pytest.mark.parametrize("values", [[0.0, 10.0], [0.0] * 20 + [10.0] * 12, [3.0] * 4, [0.0] * 9 + [2.0]])
+def test_where_half_of_the_values_are_equal_none_is_erased(values: list[float]) -> None:
+    """Rewards of two levels, or two paths: the median deviation is 0."""
+    x = torch.tensor(values)
+    assert ops.deviation(x, x.median()).tolist() == pytest.approx([float((x - x.median()).abs().mean())])
+    assert ops.compressed(x).tolist() == values
+    limited = ops.compress_outliers(x)
+    assert limited.tolist()[:-1] == pytest.approx(values[:-1]) and float(limited.max()) >= 0.5 * max(values)
 
 
 def test_high_energies_grow_as_their_logarithm() -> None:

@@ -154,6 +154,15 @@ def test_it_learns_and_counts() -> None:
     assert agent.costs.policy_draws == 2560 * 7 and agent.costs.timesteps == 2560
 
 
+def test_an_energy_never_gets_an_empty_batch() -> None:
+    """States of several steps, of which none is the last."""
+    task = make_task("8gaussians", horizon=10)
+    task.mdp.set_energy(lambda x: x.square().sum(1) + 0 * x.max())
+    agent = VGS(task, seed=0)
+    mean, _ = agent.policy.moments(torch.zeros(3, 2), torch.tensor([0, 1, 2]))
+    assert bool(mean.isfinite().all())
+
+
 @pytest.mark.slow
 def test_untrained_it_is_the_sampler_of_a_gaussian() -> None:
     """x_T given x_0 is the posterior of a Gaussian of scale c and noise s_0. The last step follows the energy, which

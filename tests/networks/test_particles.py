@@ -182,4 +182,5 @@ def test_a_soft_clip_keeps_what_is_small_and_never_passes_its_limit() -> None:
     small = 1e-3 * drawn(target, 5)
     torch.testing.assert_close(network.soft_clip(small, 3.0), small)
     large = target.positions(network.soft_clip(1e6 * drawn(target, 5), 3.0))
+    torch.testing.assert_close(target.positions(network.soft_clip(1e30 * drawn(target, 5), 3.0)), large)
     assert float(large.norm(dim=-1).max()) < 6, "taking the mean away moves each by less than the limit"

@@ -32,10 +32,7 @@ def ranking(name: str) -> str:
                 own = [entry for one in with_task for entry in one["summary"] if entry["task"] == task]
                 date = max(one["date"][:10] for one in with_task)
                 parts.append(_part(task, facts, own, f"{origin}, {date}", RULERS[with_task[0]["schema"]]))
-    return (
-        "\n\n".join(parts)
-        or "No sweep on record ranks agents here; other figures: [results](../results.md), [the game](../game.md)."
-    )
+    return "\n\n".join(parts) or "No sweep on record ranks agents here."
 
 
 def _part(task: str, facts: dict[str, Any], rows: list[dict[str, Any]], origin: str, ruler: str) -> str:
@@ -50,11 +47,13 @@ def _part(task: str, facts: dict[str, Any], rows: list[dict[str, Any]], origin: 
         for entry in best
     ]  # fmt: skip
     if (floor := facts.get("floor")) is not None:
-        lines.insert(0, ("*exact sampler*", number(floor), "", "", ""))
+        label = "*reference states*" if score == "energy_tv" else "*exact sampler*"
+        lines.insert(0, (label, number(floor), "", "", ""))
     fitted = f" (the fitted kernel is {ruler})" if score == "kl_bound_fit" else ""
     heading = (
         f"The best {len(best)} of {len(scored)} on `{task}` (track {facts['track']}, T = {facts['horizon']}), from "
-        f"{origin}; `{score}`{fitted}, {facts['better']} is better:"
+        f"{origin}; `{score}`{fitted}, interquartile "
+        f"means over seeds with 95 % intervals, {facts['better']} is better:"
     )
     return f"{heading}\n\n{table(('', f'`{score}`', 'energy evaluations', 'seconds', 'runs'), lines)}"
 
