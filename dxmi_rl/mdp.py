@@ -153,7 +153,7 @@ class DenoisingMDP:
         if not isinstance(coordinates, str) or coordinates not in COORDINATES:
             raise UnknownNameError("action coordinates", coordinates, COORDINATES)
         if coordinates == "noise" and self.base.deterministic:
-            raise ValueError("a deterministic base sampler (DDIM with eta = 0) has no noise coordinates: use eta > 0.")
+            raise ValueError("a deterministic base sampler (eta = 0 or sigma_last = 0) has no noise coordinates.")
 
     def running_reward(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
         """r_t = tau log qb(x_t | x_{t+1}): ``[batch]``, nats; zero when tau = 0."""
@@ -344,7 +344,7 @@ class DenoisingMDP:
         x = trajectory.x
         kernel = self.kernel if kernel is None else kernel
         energy = self.energy if energy is None else LiveEnergy(energy)
-        # Step by step: a mixture's densities of all steps at once would need gigabytes.
-        log_backward = torch.stack([kernel.log_prob(x[t], x[t + 1], t) for t in range(self.horizon)])
+        steps = range(self.horizon)  # one by one: a mixture's densities of all steps at once need gigabytes
+        log_backward = torch.stack([kernel.log_prob(x[t], x[t + 1], t) for t in steps])
         log_ratio = (log_backward - trajectory.log_prob).sum(0)
         return -energy(trajectory.final) - self.start_log_prob(trajectory.x[0]) + log_ratio

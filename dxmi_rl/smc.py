@@ -209,7 +209,7 @@ class _Systems:
     def _twist(self, t: int) -> Tensor:
         if self.twist is None:
             return self.x.new_zeros(len(self.x))
-        log_psi = self.twist(self.x, t)
+        log_psi = self.twist(self.x.clone(), t)  # one that works in place must not move particles
         if not isinstance(log_psi, Tensor) or log_psi.shape != self.x.shape[:1]:
             shape = list(log_psi.shape) if isinstance(log_psi, Tensor) else type(log_psi).__name__
             raise ValueError(f"the twist must return a tensor of shape [{len(self.x)}], got {shape}.")

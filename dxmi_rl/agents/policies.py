@@ -268,7 +268,7 @@ def make_policy(mdp: DenoisingMDP, config: MeanConfig, value: ValueGradient | No
         policy = FineTunedPolicy(mdp)
     # Sigma of a deterministic base is 0 and cannot be learned in log space.
     if not bool(torch.isfinite(policy.trained_log_sigma().detach()).all()):
-        raise ValueError("a deterministic base sampler (DDIM with eta = 0) cannot start a Gaussian policy.")
+        raise ValueError("a deterministic base sampler (eta = 0 or sigma_last = 0) cannot start a Gaussian policy.")
     if isinstance(config, PolicyConfig) and config.fixed_last_sigma:
         policy.freeze_last_sigma()
     several = mdp.base.schedule.several_horizons  # then all have the same parts

@@ -260,9 +260,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         return torch.from_numpy(rows).to(torch.get_default_dtype())
 
     def _scores(self, rows: Array) -> Array:
-        device = next(self.energy_.parameters()).device
+        weight = next(self.energy_.parameters())  # its device and dtype
         with torch.no_grad():
-            parts = [self.energy_(part.to(device)) for part in self._standardised(rows).split(ROWS_AT_A_TIME)]
+            parts = [self.energy_(part.to(weight)) for part in self._standardised(rows).split(ROWS_AT_A_TIME)]
         energy, largest = torch.cat(parts), torch.finfo(parts[0].dtype).max
         return -energy.nan_to_num(largest, largest, largest).cpu().numpy().astype(np.float64)
 
@@ -335,7 +335,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]  # clas
         scale = target.scale
         levels = {"level_max": 1.5 if self.start == "data" else 10.0, "level_min": 0.15}
         options = {key: scale * level for key, level in levels.items()} | {"scale": scale}
-        with seeded(self.seed):
+        with seeded(int(self.seed)):
             task = make_task(
                 target, horizon=self.horizon, tau=self.tau / target.dim, denoiser=denoiser, schedule="karras",
                 schedule_options=options, sigma_last=0.05 * scale, device=target.device,

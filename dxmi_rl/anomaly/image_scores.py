@@ -45,7 +45,8 @@ def per_region_overlap(masks: ArrayLike, maps: ArrayLike, *, largest_fpr: float 
     last = np.append(np.diff(scores.ravel()[order]) != 0, True)  # equal scores pass a threshold together
     overlap = np.append(0, np.cumsum(gain.ravel()[order])[last] / regions)
     rate = np.append(0, np.cumsum(~marked.ravel()[order])[last] / (~marked).sum())
-    inside = rate < largest_fpr
-    at_end = np.interp(largest_fpr, rate, overlap)
-    x, y = np.append(rate[inside], largest_fpr), np.append(overlap[inside], at_end)
+    inside = rate <= largest_fpr
+    x, y = rate[inside], overlap[inside]
+    if x[-1] < largest_fpr:
+        x, y = np.append(x, largest_fpr), np.append(y, np.interp(largest_fpr, rate, overlap))
     return float(np.trapezoid(y, x) / largest_fpr)

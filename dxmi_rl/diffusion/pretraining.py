@@ -15,7 +15,7 @@ from torch import Tensor
 from dxmi_rl.diffusion.denoisers import DenoiserMLP
 from dxmi_rl.diffusion.unet import DenoiserUNet
 from dxmi_rl.targets import ImageSet, Target
-from dxmi_rl.utils.checks import CheckpointError, DivergenceError, check_integer
+from dxmi_rl.utils.checks import CheckpointError, DivergenceError, all_finite, check_integer, check_real, check_seed
 from dxmi_rl.utils.progress import track
 from dxmi_rl.utils.registry import UnknownNameError
 from dxmi_rl.utils.storage import (
@@ -87,6 +87,12 @@ class PretrainingConfig:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch_size", "width", "depth"):
             check_integer(name, getattr(self, name))
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        check_real("learning_rate", self.learning_rate, strict=True)
+        if check_real("ema", self.ema) >= 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}.")
+        if check_real("level_min", self.level_min, strict=True) >= check_real("level_max", self.level_max):
+            raise ValueError(f"level_min must be below level_max, got {self.level_min} and {self.level_max}.")
         if not isinstance(self.channels, (list, tuple)):
             raise TypeError(f"channels must be a tuple of integers, one per stage, got {self.channels!r}.")
         object.__setattr__(self, "channels", tuple(self.channels))
@@ -217,6 +223,8 @@ class _Cloning:
             if self.partial is not None and time.monotonic() - saved > SAVE_SECONDS:
                 self.save(self.partial, step + 1)
                 saved = time.monotonic()
+        if not all_finite(*self.average.parameters()):
+            raise DivergenceError(f"pretraining on {self.target.name!r} diverged: its weights are NaN or infinite.")
         return self.average
 
     def step(self, step: int) -> Tensor:

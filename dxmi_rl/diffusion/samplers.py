@@ -18,7 +18,7 @@ class BaseSampler(nn.Module):
     Attributes:
         schedule: the noise levels.
         sigma: ``[T]``.
-        deterministic: True when some sigma_t is 0 (DDIM with eta = 0): no density, no noise coordinates.
+        deterministic: True when some sigma_t is 0 (eta = 0 or sigma_last = 0): no density, no noise coordinates.
         denoiser_calls: denoiser evaluations per step and sample.
     """
 
@@ -63,7 +63,7 @@ class ReverseSampler(BaseSampler):
         alpha = schedule.alpha
         sigma, direction = self._coefficients(schedule, eta)
         sigma[-1] = sigma_last
-        self.deterministic = eta == 0
+        self.deterministic = eta == 0 or sigma_last == 0
         self._set_sigma(sigma)
         self.register_buffer("mean_x", direction)
         self.register_buffer("mean_denoised", alpha[1:] - direction * alpha[:-1])

@@ -124,7 +124,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         if tensordict is None or tensordict.get("_reset", None) is None:
             self._setup._finite.fill_(True)
         done = torch.zeros(*batch, 1, dtype=torch.bool, device=self.device)
-        entries = self._entries(x, 0, horizon, batch) | {"done": done, "terminated": done}
+        entries = self._entries(x, 0, horizon, batch) | {"done": done, "terminated": done.clone()}
         self._remember(entries, 0, 0, horizon)
         return _tensordict(entries, batch_size=batch, device=self.device)
 
@@ -169,7 +169,7 @@ class TorchRLEnv(EnvBase):  # type: ignore[misc]  # a class of a library without
         else:
             done = (entries["t"] == horizon).unsqueeze(-1)
         entries["reward"] = reward.to(self._dtype).reshape(*batch, 1)
-        entries["done"] = entries["terminated"] = done
+        entries["done"], entries["terminated"] = done, done.clone()
         self._remember(entries, first + 1, last + 1, horizon)
         return _tensordict(entries, batch_size=batch, device=self.device)
 

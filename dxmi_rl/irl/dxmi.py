@@ -323,7 +323,7 @@ class DxMI(Agent[DxMIConfig]):
         """Anomaly score, the averaged energy: ``[n, *event_shape] -> [n]``, low on data; with several classes the
         lowest of theirs. Raises as ``check_batch``.
         """
-        x = check_batch("x", torch.as_tensor(x, dtype=torch.float32, device=self.mdp.device), self.mdp.event_shape)
+        x = check_batch("x", torch.as_tensor(x, dtype=self.mdp.dtype, device=self.mdp.device), self.mdp.event_shape)
         energies = [self.average_energy]
         if isinstance(self.agent, AnyClass):
             energies = [self.of_class(label).average_energy for label in self.task.labels]

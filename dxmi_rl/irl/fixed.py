@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor, nn
 
 from dxmi_rl.irl.config import DxMIConfig, make_energy
@@ -56,6 +57,9 @@ def fixed_energy(task: Task) -> nn.Module:
         raise ValueError(f"energy 'fixed' has no recipe for task {task.name!r}; of images it has {list(SMALL_IMAGES)}.")
     if task.config.label is not None:
         raise ValueError(f"energy 'fixed' is that of all classes: label must be None, got {task.config.label!r}.")
+    if task.config.target_options != TASKS[task.name].target_options:
+        own = task.config.target_options
+        raise ValueError(f"energy 'fixed' is that of {task.name!r} as it is: target_options must be empty, got {own}.")
     config = fixed_recipe(task.name)
     key = {
         "task": task.name,
@@ -71,7 +75,8 @@ def fixed_energy(task: Task) -> nn.Module:
         return dxmi.learn(FIXED_TIMESTEPS, progress_bar=True).average_energy.state_dict()
 
     tensors = cached_tensors("energy", key, train)
-    energy = make_energy(task.target, config.energy)
+    with torch.random.fork_rng(devices=[]):
+        energy = make_energy(task.target, config.energy)
     energy.load_state_dict(tensors)
     confined = ConfinedEnergy(energy, task.target.plot_range, task.target.scale, TASKS[task.name].tau)
     return confined.requires_grad_(False).eval()

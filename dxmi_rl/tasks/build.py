@@ -84,7 +84,7 @@ def make_task(
         of_target = unknown[0] in inspect.signature(EnergyTarget).parameters
         near = ["target_options"] if of_target else OTHER_WORDS.get(unknown[0], ())
         raise UnknownNameError("task argument", unknown[0], list(TaskConfig.__dataclass_fields__), near=near)
-    changes = {key: value.item() if isinstance(value, np.generic) else value for key, value in changes.items()}
+    changes = _plain(changes)
     for key, value in changes.items():
         if key.endswith("_options") and not isinstance(value, Mapping):
             raise TypeError(f"{key} must be a dict, got {value!r}.")
@@ -154,6 +154,15 @@ def make_task(
     return task
 
 
+def _plain(value: Any) -> Any:
+    """Numbers of numpy as Python's; dicts and lists are copied, so that later changes of them do not arrive."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_plain(own) for own in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _starting_point(name: object, dim: int | tuple[int, ...] | None, options: dict[str, Any]) -> tuple[TaskConfig, str]:
     """The default configuration for whatever ``make_task`` was given, and the task's name."""
     own_energy = callable(name) and not isinstance(name, (Target, Tensor))
@@ -184,11 +193,13 @@ def _hidden(target: Target, *, gradient: bool) -> Target:
     """A copy that gives its energy, with or without ``gradient``, and neither samples nor data: what tracks without a
     denoiser may see.
     """
-    hidden = copy.deepcopy(target)
+    # The user's own objects are kept, so that later changes of those that learn arrive.
+    owners = [target, getattr(target, "untilted", None)]
+    own = [getattr(owner, key, None) for owner in owners for key in ("function", "tilting")]
+    hidden = copy.deepcopy(target, {id(one): one for one in own})
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
     if isinstance(hidden, Tilted):
         hidden.untilted = _hidden(hidden.untilted, gradient=gradient)
-        hidden.tilting = cast(Tilted, target).tilting  # later changes of a reward that learns arrive
     if isinstance(hidden, ParticleTarget):
         vars(hidden).update(reference=None, reference_states=_refuse)
     if not gradient:

@@ -95,7 +95,7 @@ def task_denoiser(config: TaskConfig, target: Target, device: torch.device) -> n
         whole = target if config.label is None else _whole_target(config)
         denoiser = pretrained_denoiser(whole, config.pretraining, device=device)
     elif isinstance(config.denoiser, nn.Module):
-        denoiser = config.denoiser
+        denoiser = config.denoiser.eval()  # noise of its own would be in no density
     else:
         if not isinstance(config.denoiser, (str, os.PathLike)):
             raise TypeError(f"denoiser must be a name, a path or a module, got {config.denoiser!r}.")

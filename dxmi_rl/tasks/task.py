@@ -165,7 +165,7 @@ class Task:
             mdp = build_mdp(config, self.target, self.device, getattr(self.mdp.base, "denoiser", None), self.classes)
         energy = self._energy_at(horizon)
         mdp.energy, mdp._start = LiveEnergy(energy.function, energy.values_only), self.mdp._start
-        spec = None if self.spec is None else self.spec | {"horizon": horizon}
+        spec = None if self.spec is None else self.spec | {"horizon": config.horizon}
         found = replace(self, config=config, mdp=mdp, spec=spec, among=None, energies=_copies(self.energies))
         if len(found.labels) > 1:
             found.mdp = found.of_class(found.labels[0]).mdp

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -152,10 +153,19 @@ def save_file(tensors: Mapping[str, Tensor], file: str, metadata: dict[str, str]
     Path(file).write_bytes(save(dict(tensors), metadata))
 
 
+def _plain(value: object) -> object:
+    """A setting that json does not know: numbers of numpy, torch devices. Raises TypeError for others."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, torch.device):
+        return str(value)
+    raise TypeError(f"settings must be numbers, text, lists or dicts, got {type(value).__name__} {value!r}.")
+
+
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> Path:
     """Write tensors and JSON-able ``metadata`` as one safetensors file, atomically, with a digest of both."""
     plain = {key: value.detach().to("cpu").contiguous().clone() for key, value in tensors.items()}
-    text = json.dumps(dict(metadata))
+    text = json.dumps(dict(metadata), default=_plain)
     header = {"format": FORMAT, "metadata": text, "digest": _digest(plain, text)}
     return write_atomically(path, lambda file: save_file(plain, str(file), metadata=header))
 

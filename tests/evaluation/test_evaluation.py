@@ -237,9 +237,9 @@ def test_bad_input() -> None:
         evaluate(object())
     with pytest.raises(ValueError, match="was built on task '8gaussians', not on 'gmm25'"):
         evaluate(agent, "gmm25")
-    for name in ("samples", "draws", "trajectories"):
-        with pytest.raises(ValueError, match=f"{name} must be >= 1"):
-            evaluate(agent, **{name: 0})
+    for name, least in (("samples", 2), ("draws", 1), ("trajectories", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be >= {least}"):
+            evaluate(agent, **{name: least - 1})
     with pytest.raises(ValueError, match="steps must be >= 1"):
         fit_kernel(agent.mdp, agent.policy, steps=0)
 

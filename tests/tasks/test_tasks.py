@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
+import threading
 import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
@@ -28,6 +31,7 @@ from dxmi_rl.diffusion import (
 from dxmi_rl.mdp import DenoisingMDP, EnergyError
 from dxmi_rl.targets import TARGETS, GaussianMixture, ParticleTarget, TargetError, make_target
 from dxmi_rl.tasks import ENERGIES, TASKS, Task, TaskConfig
+from dxmi_rl.utils.checks import DivergenceError
 from dxmi_rl.utils.registry import UnknownNameError
 
 QUICK = {"iterations": 20, "batch_size": 32, "width": 16}
@@ -385,3 +389,79 @@ def test_options_of_own_targets_are_checked() -> None:
         make_task(torch.randn(50, 2), target_options={"scal": 1.0})
     with pytest.raises(ValueError, match=r"smallest_scale must be at most scale, 1, got 5\."):
         make_task(lambda x: x.square().sum(1), dim=2, target_options={"scale": 1.0, "smallest_scale": 5.0})
+
+
+def test_a_denoiser_of_your_own_adds_no_noise_of_its_own() -> None:
+    """Dropout is off: the mean is a function, and log_prob a density."""
+
+    class Noisy(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+
+        def forward(self, x: Tensor, alpha: Tensor, s: Tensor) -> Tensor:
+            return cast(Tensor, self.layer(x))
+
+    task = make_task("8gaussians", denoiser=Noisy())
+    x = torch.randn(4, 2)
+    assert torch.equal(task.mdp.base.mean(x, 0), task.mdp.base.mean(x, 0))
+
+
+@pytest.mark.parametrize("track", ["sample", "energy"])
+def test_an_energy_of_your_own_is_not_copied(track: str) -> None:
+    """Trained in place it changes the reward; it may hold what cannot be copied."""
+
+    class Simulator(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(1.0))
+            self.lock = threading.Lock()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.weight * x.square().sum(1)
+
+    energy = Simulator()
+    task = make_task(energy, dim=2, track=track)
+    x = torch.ones(1, 2)
+    assert float(task.mdp.energy(x)) == 2
+    energy.weight.data.fill_(10.0)
+    assert float(task.mdp.energy(x)) == float(task.target.energy(x)) == 20
+
+
+def test_options_are_copied() -> None:
+    """What the caller does to his dictionary later changes nothing; numbers of numpy inside are numbers."""
+    options = {"level_max": 10.0, "level_min": 0.15}
+    task = make_task(
+        "8gaussians", schedule_options=options, backward="learned", backward_options={"width": np.int64(8)}
+    )
+    options["level_max"] = 99.0
+    assert task.spec is not None and task.spec["schedule_options"]["level_max"] == 10.0
+    shorter = task.with_horizon(np.int64(3))  # type: ignore[arg-type]
+    assert float(shorter.mdp.base.schedule.levels[0]) == pytest.approx(10.0)
+    json.dumps(shorter.spec)
+
+
+def test_a_base_sampler_with_a_step_without_noise_is_deterministic() -> None:
+    assert make_task("8gaussians", sigma_last=0.0).mdp.base.deterministic
+    with pytest.raises(ValueError, match="sigma_last = 0"):
+        make_agent("ppo", make_task("8gaussians", sigma_last=0.0))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"ema": 7.0}, {"level_min": 5.0, "level_max": 1.0}, {"learning_rate": 0.0}, {"level_min": -1.0}]
+)
+def test_bad_settings_of_a_pretraining(settings: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        PretrainingConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_pretraining_that_diverges_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DXMI_RL_CACHE", str(tmp_path))
+    with pytest.raises(DivergenceError, match="diverged"):
+        make_task(torch.randn(50, 2), pretraining={"iterations": 20, "learning_rate": 1e25})
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_fixed_energy_is_that_of_the_task_as_it_is() -> None:
+    with pytest.raises(ValueError, match="target_options must be empty"):
+        make_task("8gaussians", energy="fixed", target_options={"weights": [1.0] * 7 + [9.0]})

@@ -29,6 +29,7 @@ class FittedKernel(BackwardKernel):
 
     def fit(self, x: Tensor, x_next: Tensor, t: Tensor) -> None:
         assert self.optimizer is not None
+        x, x_next = x.detach(), x_next.detach()
         with torch.enable_grad():
             for _ in range(self.steps):
                 self.optimizer.zero_grad(set_to_none=True)
