@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dxmi_rl.benchmark.code import code_digest, digest_of_code
+from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.storage import write_json
 
@@ -28,13 +29,14 @@ def run_file(folder: Path, settings: Mapping[str, Any], uses: Iterable[Any] = ()
 
     Args:
         folder: folder of the study's runs.
-        settings: what was asked for, as JSON has it.
+        settings: what was asked for, as JSON has it; where one is a task's name, the task's own settings count, too.
         uses: classes and functions of dxmi_rl that the run uses; their modules count, with all that these import from
             the package (``code_digest``).
         code: digest of other code that the run uses (``code_of``).
     """
     modules = tuple(sorted({part.__module__ for part in uses}))
-    parts = {"settings": settings, "package": code_digest(modules), "code": code}
+    tasks = {value: repr(TASKS[value]) for value in settings.values() if isinstance(value, str) and value in TASKS}
+    parts = {"settings": settings, "package": code_digest(modules), "code": code, "tasks": tasks}
     return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 

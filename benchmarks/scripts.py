@@ -14,7 +14,7 @@ from rich.console import Console
 from dxmi_rl.benchmark.machine import machine, versions
 from dxmi_rl.benchmark.protocol import check_seeds
 from dxmi_rl.utils.checks import check_integer, resolve_device
-from dxmi_rl.utils.storage import write_json
+from dxmi_rl.utils.storage import check_file, write_json
 
 ROOT = Path(__file__).parents[1]
 """Root of the repository."""
@@ -84,6 +84,9 @@ def carry_out(
         check_integer("jobs", arguments.jobs)
         check_seeds(arguments.seeds)
         resolve_device(arguments.device)
+        for key in ("json", "picture"):
+            if (file := getattr(arguments, key)) is not None:
+                check_file(key, file)
         found = study(arguments)
         if arguments.json is not None:
             written = {key: value for key, value in found.items() if key != "pictures"}

@@ -18,7 +18,8 @@ Keys of ``--json FILE``:
       .curve     what curves are read in; .level the goal's last point
       .rows      one entry per row: label, runs, medians of score, sliced_w2 and modes, leader_ahead {probability, low,
                  high} (null for the leader), reached (runs that reached the level), and timesteps, energy_evals,
-                 seconds of the median run when it did (null where fewer than half did)
+                 seconds of the median run when it did (null where fewer than half did); a run that diverged counts
+                 as the worst of its task
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from rich.table import Table
 from benchmarks.scripts import RESULTS, command_line
 from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
+from dxmi_rl.benchmark.results import diverged
 from dxmi_rl.benchmark.statistics import probability_of_improvement
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.registry import UnknownNameError
@@ -73,33 +75,39 @@ def race(results: dict[str, Any], leader: str, goal: str) -> dict[str, Any]:
             if run["task"] == name and task["score"] in run["scores"]:
                 rows.setdefault(run["label"], []).append(run)
         if leader in rows and goal in rows:
-            found[name] = _race_of(task, rows, leader, goal)
+            lost = {label: len(diverged(results["failed"], name, label)) for label in rows}
+            found[name] = _race_of(task, rows, lost, leader, goal)
     return found
 
 
-def _race_of(task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], leader: str, goal: str) -> dict[str, Any]:
+def _race_of(
+    task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], lost: dict[str, int], leader: str, goal: str
+) -> dict[str, Any]:  # fmt: skip
+    """``lost`` runs diverged: each counts as the worst finished one of the task, and never reaches the goal."""
     score, lower = task["score"], task["better"] == "lower"
     curve = first_score(SELECTED_BY, list(rows[goal][0]["curve"][-1]), task["energy"] != "learned")
     if curve is None:
         raise ValueError(f"goal {goal!r} must have learning curves, and has none.")
     level = statistics.median(run["curve"][-1][curve] for run in rows[goal])
     sign = 1 if SELECTED_BY[curve] == "lower" else -1
-    own = [run["scores"][score] for run in rows[leader]]
+    every = [run["scores"][score] for runs in rows.values() for run in runs]
+    worst = max(every) if lower else min(every)
+    scores = {label: [run["scores"][score] for run in runs] + [worst] * lost[label] for label, runs in rows.items()}
     lines = []
     for label, runs in rows.items():
         ahead = None
         if label != leader:
-            theirs = [run["scores"][score] for run in runs]
+            own, theirs = scores[leader], scores[label]
             probability, interval = probability_of_improvement(own, theirs, higher_is_better=not lower)
             ahead = {"probability": probability, "low": None, "high": None}
             if interval is not None:
                 ahead |= {"low": interval.low, "high": interval.high}
         spent = [one for run in runs if (one := first_reach(run["curve"], curve, level, sign)) is not None]
         # Runs that never reach it are last: the median run is one of those that do when at least half do.
-        typical = sorted(spent, key=lambda one: one["timesteps"])[(len(runs) - 1) // 2 :][:1]
+        typical = sorted(spent, key=lambda one: one["timesteps"])[(len(scores[label]) - 1) // 2 :][:1]
         lines.append(
             {
-                "label": label, "runs": len(runs), "score": _middle(runs, score),
+                "label": label, "runs": len(scores[label]), "score": statistics.median(scores[label]),
                 **{key: _middle(runs, key) for key in ("sliced_w2", "modes")},
                 "leader_ahead": ahead, "reached": len(spent),
                 **{key: typical[0][key] if typical else None for key in COSTS_OF_A_POINT},

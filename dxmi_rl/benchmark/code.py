@@ -11,7 +11,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 """Where the source of dxmi_rl lies."""
 
-DATA_OF = {"dxmi_rl.irl.recipe_files": "irl/recipes"}
+DATA_OF = {"dxmi_rl.irl.recipe_files": "irl/recipes", "dxmi_rl.diffusion.pretraining": "shipped"}
 """Folders of data that count where their module is reached; "data" always does."""
 
 

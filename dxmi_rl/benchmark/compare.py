@@ -267,6 +267,8 @@ def compare(arguments: Arguments, command: str) -> int:
                     with alive(lambda: "preparing"):
                         prepare(plan.missing, plan.jobs)  # so that bad settings end here, before anything is trained
                 stack.enter_context(only_one(plan.folder))
+                # Another process may have ended them meanwhile.
+                plan.missing[:] = [run for run in plan.missing if run.load(plan.results) is None]
             except (ValueError, TypeError, ImportError, OSError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2

@@ -15,6 +15,7 @@ from dxmi_rl.benchmark.protocol import Row, Run, Sizes, check_rows, make_runs
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.checks import check_integer, check_real, resolve_device
 from dxmi_rl.utils.registry import UnknownNameError
+from dxmi_rl.utils.storage import check_file
 
 RANKED_WITHIN = ("track", "target", "target_options", "tau", "reward", "reward_options", "beta", "label")
 """Settings of a task that all its rows share; horizons may differ, and are shown."""
@@ -238,8 +239,8 @@ def make_plan(arguments: Arguments) -> Plan:
         raise ValueError(f"jobs must be at most the number of devices, {len(devices)}, got {jobs}.")
     if arguments.ray is not None and (arguments.tensorboard or arguments.track):
         raise ValueError("tensorboard and track write from the machine that a run is on: not with ray.")
-    if arguments.json is not None and (arguments.json.is_dir() or arguments.json.parent.is_file()):
-        raise ValueError(f"json must name a file to write, got {str(arguments.json)!r}.")
+    if arguments.json is not None:
+        check_file("json", arguments.json)
     keys = {run.key for run in selected}
     plan = Plan(arguments, name, jobs, rows, selected, [run for run in every if run.key not in keys], [])
     for run in [*selected, *plan.others]:

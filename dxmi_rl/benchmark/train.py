@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import shlex
 import signal
 import threading
@@ -59,8 +60,8 @@ class Train:
     """Points of the learning curve."""
     runs: Path = Path("runs")
     """Folder of all runs."""
-    tensorboard: bool = True
-    """Write TensorBoard logs."""
+    tensorboard: bool = importlib.util.find_spec("tensorboard") is not None
+    """Write TensorBoard logs; by default where it is installed."""
     track: bool = False
     """Track with Weights & Biases."""
 

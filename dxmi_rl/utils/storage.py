@@ -72,9 +72,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     try:
         write(temporary)
         _to_disk(temporary)
-        mask = os.umask(0)  # mkstemp makes private files; give this one the permissions of any other
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        temporary.chmod(_mode(path))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -83,6 +81,15 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         if locked:
             os.close(handle)
     return path
+
+
+def _mode(path: Path) -> int:
+    """Permissions of the file that is there, or of any new one; mkstemp makes private files."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _to_disk(file: Path) -> None:

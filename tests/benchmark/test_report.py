@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from report_cases import SKILL, TASKS, make_results, summarise
 
 from dxmi_rl.benchmark.report import load_results, write_report
 from dxmi_rl.benchmark.report.changes import changes, notes
-from dxmi_rl.benchmark.report.charts import make_styles
-from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.charts import make_styles, svg
+from dxmi_rl.benchmark.report.content import Comparison, difference_of
 from dxmi_rl.benchmark.report.figures import figures
 from dxmi_rl.benchmark.report.formatting import show, show_entry, show_range
 from dxmi_rl.benchmark.report.page import page
@@ -616,3 +617,20 @@ def test_the_playground_has_every_row(results: dict[str, Any]) -> None:
 def hash_of(shown: dict[str, Any]) -> str:
     """The key that report_cases gives this run."""
     return hashlib.sha256(f"{shown['task']} {shown['agent']} {shown['seed']}".encode()).hexdigest()[:16]
+
+
+def test_numbers_in_charts_are_the_numbers() -> None:
+    """Coordinates of a drawing are rounded, its texts are not."""
+    figure = Figure()
+    figure.subplots().plot([0.001, 0.009], [0.0012, 0.0018], label="lr=0.0003")
+    figure.axes[0].legend()
+    text = svg(figure, "curves", "Curves.")
+    assert "lr=0.0003" in text and "0.0012" in text
+    assert not re.search(r'"[^"<>]*\d\.\d{3,}[^"<>]*"', text)
+
+
+def test_runs_that_stand_for_divergence_are_not_tested() -> None:
+    """Imputed scores have a difference, and no interval and no p-value."""
+    found = difference_of([1.0, 1.1, 1.2], [2.0, 2.1, 9.0], "ppo", -1, tested=False)
+    assert found is not None and found.value == pytest.approx(4.3667 - 1.1, abs=1e-3)
+    assert (found.low, found.p_value) == (None, None)

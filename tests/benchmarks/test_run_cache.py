@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import json
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
+from dxmi_rl import list_tasks
 from dxmi_rl.agents import PPO, DxDP
 from dxmi_rl.benchmark.code import digest_of_code
+from dxmi_rl.tasks import TASKS
 
 
 def one() -> int:
@@ -30,6 +33,14 @@ def test_a_file_is_named_by_settings_and_code(tmp_path: Path) -> None:
         run_file(tmp_path, {"a": 1, "b": [2]}),
     ]
     assert len({first, *others}) == 5
+
+
+def test_what_a_task_is_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings stand in a registry, which is no part of the source that counts."""
+    before = run_file(tmp_path, {"task": "8gaussians"})
+    changed = {name: TASKS[name] for name in list_tasks()} | {"8gaussians": replace(TASKS["8gaussians"], tau=0.25)}
+    monkeypatch.setattr("benchmarks.run_cache.TASKS", changed)
+    assert run_file(tmp_path, {"task": "8gaussians"}) != before
 
 
 def test_comments_and_docstrings_are_no_code() -> None:

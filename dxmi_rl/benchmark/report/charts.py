@@ -140,7 +140,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     for colour in COLOURS:
         text = re.sub(f'{colour}(?=[;"])', f"var({colour_name(colour)})", text, flags=re.IGNORECASE)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r"-?\d+\.\d{3,}(?=[^<>]*>)", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), text)
     text = re.sub(r"\s*\n\s*", " ", text)
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None

@@ -83,12 +83,23 @@ class Line:
         return f"{self.score} {'↓' if self.better == 'lower' else '↑'}" if self.score else MISSING
 
 
-def difference_of(values: Sequence[float], others: Sequence[float], other: str, sign: float) -> Difference | None:
-    """By how much the first scores are ahead of those of ``other``; ``sign`` is 1 where higher is better, else -1."""
+FAILED_RUNS = (
+    "Runs that diverged count below as the worst of their task, in the score that ranks it; others are missing."
+)
+"""What has become of the failed runs of a comparison."""
+
+
+def difference_of(
+    values: Sequence[float], others: Sequence[float], other: str, sign: float, *, tested: bool = True
+) -> Difference | None:  # fmt: skip
+    """By how much the first scores are ahead of those of ``other``; ``sign`` is 1 where higher is better, else -1.
+
+    Without an interval where not ``tested``, as where some scores stand for runs that diverged.
+    """
     own, theirs = sign * np.array(values), sign * np.array(others)
     if not (own.size and theirs.size):
         return None
-    if min(own.size, theirs.size) > 1 and (np.ptp(own) > 0 or np.ptp(theirs) > 0):
+    if tested and min(own.size, theirs.size) > 1 and (np.ptp(own) > 0 or np.ptp(theirs) > 0):
         test = welch_t_test(own, theirs)
         return Difference(other, test.difference, test.low, test.high, test.p_value)
     return Difference(other, float(own.mean() - theirs.mean()))
@@ -155,7 +166,8 @@ class Comparison:
             elif not best and rank(entry) > -math.inf:
                 other = order[0]["label"]
             values, others = self.values(name, label), [] if other is None else self.values(name, other)
-            difference = None if other is None else difference_of(values, others, other, sign)
+            whole = not any(diverged(self.failed, name, one) for one in (label, other) if one is not None)
+            difference = None if other is None else difference_of(values, others, other, sign, tested=whole)
             lines.append(Line(name, label, entry, task["score"], task["better"], best, difference))
         return lines
 

@@ -25,7 +25,7 @@ from dxmi_rl.benchmark.report.charts import (
     palette_css,
     swatches,
 )
-from dxmi_rl.benchmark.report.content import TRACKS, Comparison, Line
+from dxmi_rl.benchmark.report.content import FAILED_RUNS, TRACKS, Comparison, Line
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_range, show_seconds
 from dxmi_rl.benchmark.report.markup import (
     Cell,
@@ -119,7 +119,7 @@ def _failures(comparison: Comparison) -> str:
     count = len(comparison.failed)
     return (
         f'<section class="failures" role="alert" aria-labelledby="failed"><h2 id="failed">⚠ {count} failed '
-        f"run{'s' * (count > 1)}</h2><p>They are missing in every number below.</p><ul>{items}</ul></section>"
+        f"run{'s' * (count > 1)}</h2><p>{FAILED_RUNS}</p><ul>{items}</ul></section>"
     )
 
 

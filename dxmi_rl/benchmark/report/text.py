@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dxmi_rl.benchmark.report.aggregates import STATISTICS, Aggregate
 from dxmi_rl.benchmark.report.changes import HEADER, changes, notes, title
-from dxmi_rl.benchmark.report.content import Comparison
+from dxmi_rl.benchmark.report.content import FAILED_RUNS, Comparison
 from dxmi_rl.benchmark.report.formatting import MISSING, show, show_date, show_entry, show_range, show_seconds
 from dxmi_rl.benchmark.tables import LEGEND, compact, count_seeds
 
@@ -52,7 +52,7 @@ def markdown(comparison: Comparison, before: Comparison | None = None) -> str:
     if comparison.failed:
         failed = [f"- {_plain(_failure(run))}" for run in comparison.failed]
         runs = "run" if len(failed) == 1 else "runs"
-        parts += [f"**{len(failed)} failed {runs}, missing below:**", "\n".join(failed)]
+        parts += [f"**{len(failed)} failed {runs}.** {FAILED_RUNS}", "\n".join(failed)]
     verdicts = [f"- **{_plain(task)}**: {_plain(comparison.verdict(task))}" for task in comparison.tasks]
     parts += ["**The best of each task:**", "\n".join(verdicts)]
     for table in ([] if before is None else [_changes_table(comparison, before)]) + tables(comparison):

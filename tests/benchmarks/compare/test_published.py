@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from benchmarks.compare.published import all_rows, best_rows, merged
 
 
@@ -59,7 +61,10 @@ def test_all_rows_are_less_the_true_log_z() -> None:
 
 
 def test_results_of_several_files_are_shown_together() -> None:
-    first = {"tasks": {"gmm40": {}, "dw4": {}}, "summary": [1], "runs": [2]}
-    second = {"tasks": {"gmm40": {}, "lj13": {}}, "summary": [3], "runs": [4]}
+    rows = [{"task": task, "label": "ppo"} for task in ("gmm40", "lj13")]
+    first = {"tasks": {"gmm40": {}, "dw4": {}}, "summary": rows[:1], "runs": [2]}
+    second = {"tasks": {"gmm40": {}, "lj13": {}}, "summary": rows[1:], "runs": [4]}
     found = merged([first, second])
-    assert list(found["tasks"]) == ["gmm40", "dw4", "lj13"] and found["summary"] == [1, 3] and found["runs"] == [2, 4]
+    assert list(found["tasks"]) == ["gmm40", "dw4", "lj13"] and found["summary"] == rows and found["runs"] == [2, 4]
+    with pytest.raises(ValueError, match="a row twice"):
+        merged([first, first])

@@ -28,7 +28,7 @@ def results() -> dict[str, Any]:
     runs += [run("dxdp", 0, 0.5, [3.0, 0.0, 0.0]), run("dxdp", 1, 1.1, [3.0, 2.0, 0.0]), run("dxdp", 2, 0.4, [3.0] * 3)]
     runs += [run("base", 0, 2.0, [3.0])]
     tasks = {"8gaussians": {"score": "kl_bound_fit", "better": "lower", "energy": "target"}}
-    return {"command": "dxmi-rl compare", "tasks": tasks, "runs": runs}
+    return {"command": "dxmi-rl compare", "tasks": tasks, "runs": runs, "failed": []}
 
 
 def test_a_curve_reaches_a_level_between_its_points() -> None:
@@ -58,6 +58,15 @@ def test_a_race_by_hand() -> None:
     assert ppo["leader_ahead"]["probability"] == pytest.approx(5 / 6)
     assert ppo["leader_ahead"]["low"] < 5 / 6 < ppo["leader_ahead"]["high"]
     assert base["reached"] == 0 and base["timesteps"] is None and base["leader_ahead"]["low"] is None
+
+
+def test_runs_that_diverged_count_as_the_worst() -> None:
+    """Two of five runs of dxdp: in the median, the probability, and in who reaches the level."""
+    lost = {"key": "k", "task": "8gaussians", "label": "dxdp", "error": "NonFiniteError: x"}
+    given = results() | {"failed": [lost | {"seed": 3}, lost | {"seed": 4}]}
+    rows = {row["label"]: row for row in race.race(given, "dxdp", "ppo")["8gaussians"]["rows"]}
+    assert (rows["dxdp"]["runs"], rows["dxdp"]["reached"], rows["dxdp"]["timesteps"]) == (5, 2, None)
+    assert rows["dxdp"]["score"] == 1.1 and rows["ppo"]["leader_ahead"]["probability"] == pytest.approx(5 / 10)
 
 
 def test_rows_without_the_goals_curve_never_reach_it() -> None:
