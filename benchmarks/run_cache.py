@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dxmi_rl.benchmark.code import code_digest, digest_of_code
+from dxmi_rl.diffusion import KERNELS
+from dxmi_rl.targets import TARGETS
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.storage import write_json
@@ -29,13 +31,17 @@ def run_file(folder: Path, settings: Mapping[str, Any], uses: Iterable[Any] = ()
 
     Args:
         folder: folder of the study's runs.
-        settings: what was asked for, as JSON has it; where one is a task's name, the task's own settings count, too.
+        settings: what was asked for, as JSON has it; where one is the name of a task or a target, the task's own
+            settings and the target's module count, too.
         uses: classes and functions of dxmi_rl that the run uses; their modules count, with all that these import from
             the package (``code_digest``).
         code: digest of other code that the run uses (``code_of``).
     """
-    modules = tuple(sorted({part.__module__ for part in uses}))
-    tasks = {value: repr(TASKS[value]) for value in settings.values() if isinstance(value, str) and value in TASKS}
+    named = [value for value in settings.values() if isinstance(value, str)]
+    tasks = {name: repr(TASKS[name]) for name in named if name in TASKS}
+    kernels = [KERNELS[name] for name in KERNELS]  # a study may change that of a task
+    parts_of_tasks = [*kernels, *(TARGETS[name] for name in named if name in TARGETS)]
+    modules = tuple(sorted({part.__module__ for part in (*uses, *parts_of_tasks)}))
     parts = {"settings": settings, "package": code_digest(modules), "code": code, "tasks": tasks}
     return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
