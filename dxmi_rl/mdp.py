@@ -153,7 +153,7 @@ class DenoisingMDP:
         if not isinstance(coordinates, str) or coordinates not in COORDINATES:
             raise UnknownNameError("action coordinates", coordinates, COORDINATES)
         if coordinates == "noise" and self.base.deterministic:
-            raise ValueError("a deterministic base sampler (eta = 0 or sigma_last = 0) has no noise coordinates.")
+            raise ValueError("a deterministic base sampler has no noise coordinates: use eta > 0 and sigma_last > 0.")
 
     def running_reward(self, x: Tensor, x_next: Tensor, t: Tensor | int) -> Tensor:
         """r_t = tau log qb(x_t | x_{t+1}): ``[batch]``, nats; zero when tau = 0."""
