@@ -40,8 +40,8 @@ def run_file(folder: Path, settings: Mapping[str, Any], uses: Iterable[Any] = ()
     named = [value for value in settings.values() if isinstance(value, str)]
     tasks = {name: repr(TASKS[name]) for name in named if name in TASKS}
     kernels = [KERNELS[name] for name in KERNELS]  # a study may change that of a task
-    parts_of_tasks = [*kernels, *(TARGETS[name] for name in named if name in TARGETS)]
-    modules = tuple(sorted({part.__module__ for part in (*uses, *parts_of_tasks)}))
+    targets = [TARGETS[name] for name in named if name in TARGETS]
+    modules = tuple(sorted({part.__module__ for part in (*uses, *kernels, *targets)}))
     parts = {"settings": settings, "package": code_digest(modules), "code": code, "tasks": tasks}
     return folder / f"{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}.json"
 

@@ -41,7 +41,7 @@ from rich.table import Table
 from benchmarks.scripts import RESULTS, command_line
 from dxmi_rl.benchmark.measure import COSTS_OF_A_POINT, SELECTED_BY, first_score
 from dxmi_rl.benchmark.report import load_results
-from dxmi_rl.benchmark.results import diverged
+from dxmi_rl.benchmark.results import diverged, worst_score
 from dxmi_rl.benchmark.statistics import probability_of_improvement
 from dxmi_rl.benchmark.tables import compact, number
 from dxmi_rl.utils.registry import UnknownNameError
@@ -75,24 +75,26 @@ def race(results: dict[str, Any], leader: str, goal: str) -> dict[str, Any]:
             if run["task"] == name and task["score"] in run["scores"]:
                 rows.setdefault(run["label"], []).append(run)
         if leader in rows and goal in rows:
-            lost = {label: len(diverged(results["failed"], name, label)) for label in rows}
-            found[name] = _race_of(task, rows, lost, leader, goal)
+            worst = worst_score(results["runs"], name, task["score"], task["better"])
+            scores = {
+                label: [run["scores"][task["score"]] for run in runs]
+                + [worst] * len(diverged(results["failed"], name, label))
+                for label, runs in rows.items()
+            }
+            found[name] = _race_of(task, rows, scores, leader, goal)
     return found
 
 
 def _race_of(
-    task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], lost: dict[str, int], leader: str, goal: str
+    task: dict[str, Any], rows: dict[str, list[dict[str, Any]]], scores: dict[str, Any], leader: str, goal: str
 ) -> dict[str, Any]:  # fmt: skip
-    """``lost`` runs diverged: each counts as the worst finished one of the task, and never reaches the goal."""
+    """``scores`` also have the worst of the task for each run that diverged, which never reaches the goal."""
     score, lower = task["score"], task["better"] == "lower"
     curve = first_score(SELECTED_BY, list(rows[goal][0]["curve"][-1]), task["energy"] != "learned")
     if curve is None:
         raise ValueError(f"goal {goal!r} must have learning curves, and has none.")
     level = statistics.median(run["curve"][-1][curve] for run in rows[goal])
     sign = 1 if SELECTED_BY[curve] == "lower" else -1
-    every = [run["scores"][score] for runs in rows.values() for run in runs]
-    worst = max(every) if lower else min(every)
-    scores = {label: [run["scores"][score] for run in runs] + [worst] * lost[label] for label, runs in rows.items()}
     lines = []
     for label, runs in rows.items():
         ahead = None
