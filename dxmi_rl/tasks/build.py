@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import json
@@ -203,17 +204,14 @@ def _hidden(target: Target, *, gradient: bool) -> Target:
     if isinstance(hidden, ParticleTarget):
         vars(hidden).update(reference=None, reference_states=_refuse)
     if not gradient:
-        kind = type(hidden)
-        hidden.__class__ = type(kind.__name__, (_ValuesOnly, kind), {})
+        vars(hidden)["_energy"] = functools.partial(_values_only, hidden)
     return hidden
 
 
-class _ValuesOnly(Target):
-    """Put before a target's own class: its energy has no gradient."""
-
-    def _energy(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return super()._energy(x)
+def _values_only(target: Target, x: Tensor) -> Tensor:
+    """The energy, without its gradient."""
+    with torch.no_grad():
+        return type(target)._energy(target, x)
 
 
 def _refuse(*_: object) -> Tensor:

@@ -246,6 +246,8 @@ def build_mdp(
         raise ValueError(f"label must be one class with several horizons, got {config.label}.")
     horizon = config.horizon[-1] if isinstance(config.horizon, tuple) else config.horizon
     base = build_base(config, target, horizon, device, denoiser)
+    if isinstance(config.label, tuple) and not isinstance(base, ReverseSampler):
+        raise ValueError(f"label must be one class without a denoiser to tell it to (base None), got {config.label}.")
     if several:
         if isinstance(base, ReverseSampler) and config.schedule not in ALIKE:
             raise ValueError(f"schedule must be one of {ALIKE} with several horizons, got {config.schedule!r}.")

@@ -147,6 +147,8 @@ def test_what_does_not_go_with_classes() -> None:
     assert make_task("digits", label=[3], pretraining=PRETRAINING).labels == (3,)
     with pytest.raises(ValueError, match="label must be one class with several horizons"):
         classes(horizon=(2, 4))
+    with pytest.raises(ValueError, match="label must be one class without a denoiser"):
+        make_task("digits-classes", track="energy")
     with pytest.raises(ValueError, match="label must be None for target '8gaussians'"):
         make_task("8gaussians", label=(0, 1))
     with pytest.raises(ValueError, match="agent must have a Gaussian policy of this package, got 'sb3-ppo'"):
