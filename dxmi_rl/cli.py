@@ -91,6 +91,8 @@ class Evaluate(Checkpoint):
     """Fit a backward kernel for kl_bound_fit; it takes longest."""
     smc: bool = False
     """Also estimate log Z by particle filters."""
+    particles: int | None = None
+    """Score samples that are chosen by weight among this many chains each."""
     json: Path | None = None
     """Also write the scores to this file."""
 
@@ -109,7 +111,7 @@ class Evaluate(Checkpoint):
         with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):  # the table says so itself
             scores = evaluate(
                 agent, seed=self.seed, samples=self.samples, draws=self.draws, trajectories=self.trajectories,
-                fit=self.fit, smc=self.smc,
+                fit=self.fit, smc=self.smc, particles=self.particles,
             )  # fmt: skip
         marked = "log_z" in scores and unreliable(scores["ess"])
         table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")

@@ -10,8 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from dxmi_rl.agents import AGENTS
-from dxmi_rl.benchmark.protocol import RANKED_BY
-from dxmi_rl.benchmark.results import BASE, diverged, normalised_score, summarise_best, summarise_runs
+from dxmi_rl.benchmark.results import BASE, RANKED_BY, diverged, normalised_score, summarise_best, summarise_runs
 from dxmi_rl.costs import BUDGET_UNITS
 from dxmi_rl.tasks import ENERGIES
 
@@ -112,7 +111,7 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
         for field in ("agent", "budget", "unit"):
             if run[field] != row[field]:
                 raise ValueError(f"{where}: runs.{field} is {run[field]!r}, and summary.{field} {row[field]!r}.")
-        for field in ("task_settings", "agent_settings", "sizes", "fit"):
+        for field in ("task_settings", "agent_settings", "sizes", "fit", "particles"):
             if run.get(field) != runs[0].get(field):
                 raise ValueError(f"{where}: runs.{field} must be the same in every run.")
         if run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:

@@ -40,7 +40,7 @@ Keys of ``results.json`` (also written to ``--json FILE``):
     runs             one entry per finished run
       runs.key           digest of all that defines the run, and the name of its file
       runs.code          digest of the source that its numbers depend on
-      runs.label, runs.task, runs.agent, runs.budget, runs.unit, runs.fit      the row
+      runs.label, runs.task, runs.agent, runs.budget, runs.unit, runs.fit, runs.particles      the row
       runs.task_settings, runs.agent_settings      its settings
       runs.seed, runs.device            where it differs from the others of its row
       runs.sizes         samples, draws, trajectories, ... of its evaluation

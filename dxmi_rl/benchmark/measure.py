@@ -61,7 +61,8 @@ def measure(run: Run, on_point: OnPoint = lambda agent, point: None, device: str
     curve, best_point, best_state = _train(agent, run, on_point)
     started = time.perf_counter()
     scores = _scores(agent, run, sizes.floors)
-    kept = agent.sample(KEPT_IMAGES if len(task.event_shape) == 3 else sizes.kept, seed=seed)
+    chosen: JSON = {} if row.particles is None else {"particles": row.particles}
+    kept = agent.sample(KEPT_IMAGES if len(task.event_shape) == 3 else sizes.kept, seed=seed, **chosen)
     result: JSON = {
         "scores": scores | late_means(curve, row.unit, row.budget),
         "best": {},
@@ -89,6 +90,7 @@ def _scores(agent: Agent[Any], run: Run, floors: bool) -> dict[str, float]:
         return evaluate(
             agent, seed=EVALUATION_SEED + 100 * run.seed, samples=sizes.samples, draws=sizes.draws,
             trajectories=sizes.trajectories, fit=run.fits, floors=floors,
+            particles=run.row.particles,
         )  # fmt: skip
 
 

@@ -21,7 +21,10 @@ from dxmi_rl.utils.storage import JSON
 T = TypeVar("T")
 
 FOLDER = Path(__file__).with_name("presets")
-GROUP_KEYS = ["tasks", "agents", "except", "label", "budget", "unit", "seeds", "fit", "task_settings", "agent_settings"]
+GROUP_KEYS = [
+    "tasks", "agents", "except", "label", "budget", "unit", "seeds", "fit", "particles", "task_settings",
+    "agent_settings",
+]  # fmt: skip
 EVERY_AGENT = "*"
 
 
@@ -47,8 +50,8 @@ def load_preset(name: str | Path) -> Preset:
     A file holds ``description``, ``seeds``, a table ``[sizes]`` of Sizes' fields and ``[[group]]`` tables: ``tasks``
     and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy, without those that
     need a denoiser where the task has none), ``except`` (agents that are left out), ``budget`` and ``unit`` (of agents
-    that train), ``seeds`` (where they are not the file's), ``fit`` (false: no fitted kernel, as in Sizes), ``label``
-    (the agent's name by default; "{agent}" is replaced), ``task_settings`` and ``agent_settings``.
+    that train), ``seeds`` (where they are not the file's), ``fit`` and ``particles`` (as in Row),
+    ``label`` (the agent's name by default; "{agent}" is replaced), ``task_settings`` and ``agent_settings``.
 
     An agent of your own ("file.py:Class", "module:Class") is imported here, to check it: loading a preset runs the code
     of the files that it names.
@@ -111,7 +114,8 @@ def _rows_of_group(group: JSON, source: str) -> list[Row]:
     rows = [
         make_row(
             task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit), seeds=tuple(seeds),
-            fit=_typed(group, "fit", bool, True, source), task_settings=task_settings, agent_settings=agent_settings,
+            fit=_typed(group, "fit", bool, True, source), particles=group.get("particles"), task_settings=task_settings,
+            agent_settings=agent_settings,
         )
         for task in group["tasks"]
         for name in group["agents"]

@@ -1,4 +1,4 @@
-"""The protocol: what defines a run, the key of its result, and which score a task is ranked by."""
+"""The protocol: what defines a run, and the key of its result."""
 
 from __future__ import annotations
 
@@ -34,11 +34,6 @@ SCORE_COST, FIT_COST = 100_000, 1_300_000
 """What evaluation costs without and with a fitted kernel, in 2-D transitions of training."""
 TRANSITIONS_PER_SECOND = 30_000
 """Rough speed of training in 2-D; it only orders the runs."""
-RANKED_BY = {
-    "kl_bound_fit": "lower", "kl_marginal": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower",
-    "sliced_w2": "lower", "quantile_error": "lower", "energy_tv": "lower",
-}  # fmt: skip
-"""Scores that a task can be ranked by, the first that applies, and which direction is better."""
 
 
 @functools.cache
@@ -67,6 +62,8 @@ class Row:
     """JSON-able settings of the agent."""
     fit: bool = True
     """Fit a kernel when the comparison's sizes ask for it; on images that takes longer than short trainings do."""
+    particles: int | None = None
+    """Score samples that are chosen by weight among this many chains each (``Agent.sample``); None: all samples."""
     trust_checkpoint: bool = False
     """Open a checkpoint of your own although it holds pickles, which run code."""
     folder: str = "."
@@ -310,6 +307,8 @@ def check_rows(rows: Sequence[Row]) -> None:
             check_real(name, row.budget, strict=row.trains)
         else:
             check_integer(name, row.budget, minimum=int(row.trains))
+        if row.particles is not None:
+            check_integer(f"particles of {row.label!r}", row.particles, minimum=2)
         if sum(other.task == row.task and other.label == row.label for other in rows) > 1:
             raise ValueError(f"label {row.label!r} is used twice on task {row.task!r}.")
 
@@ -332,19 +331,3 @@ def check_seeds(seeds: Sequence[int]) -> list[int]:
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(f"seeds must be distinct and at least one, got {list(seeds)}.")
     return numbers
-
-
-# Ranking and normalisation --------------------------------------------------------------------------------------------
-
-
-def exact_score(scores: dict[str, float], key: str) -> float | None:
-    """What an exact sampler scores: a KL and its bound are 0, others have a floor beside them, or nothing is known."""
-    return 0.0 if key in ("kl_bound_fit", "kl_marginal") else scores.get(f"{key}_floor")
-
-
-def normalise(score: float, base: float, floor: float) -> float:
-    """(score - base) / (floor - base): 0 for the base sampler, 1 for an exact sampler, negative when worse than base.
-
-    The same for scores where lower and where higher is better.
-    """
-    return (score - base) / (floor - base)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.measure import first_score
-from dxmi_rl.benchmark.protocol import RANKED_BY, Row, exact_score, normalise
+from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.benchmark.statistics import Interval, interquartile_mean, interval, median
 from dxmi_rl.tasks import TASKS
 from dxmi_rl.utils.storage import JSON
@@ -20,6 +20,11 @@ Summary = JSON
 SCHEMA = 3
 RULERS = {2: "one Gaussian per step", SCHEMA: "a mixture of Gaussians per step"}
 """The kernel that is fitted after training, by schema: bounds of different schemas cannot be compared."""
+RANKED_BY = {
+    "kl_bound_fit": "lower", "kl_marginal": "lower", "elbo_tau": "higher", "elbo": "higher", "fd": "lower",
+    "sliced_w2": "lower", "quantile_error": "lower", "energy_tv": "lower",
+}  # fmt: skip
+"""Scores that a task can be ranked by, the first that applies, and which direction is better."""
 PROBLEM = ("dim", "event_shape", "horizon", "tau", "track", "energy", "score", "better")
 """Keys of a task's entry: rows are compared with each other where these are the same."""
 BASE = "base"
@@ -128,6 +133,19 @@ def normalised_score(result: Result, task: JSON) -> float | None:
     if key is None or base is None or floor is None or base == floor or key not in result["scores"]:
         return None
     return normalise(result["scores"][key], base, floor)
+
+
+def exact_score(scores: dict[str, float], key: str) -> float | None:
+    """What an exact sampler scores: a KL and its bound are 0, others have a floor beside them, or nothing is known."""
+    return 0.0 if key in ("kl_bound_fit", "kl_marginal") else scores.get(f"{key}_floor")
+
+
+def normalise(score: float, base: float, floor: float) -> float:
+    """(score - base) / (floor - base): 0 for the base sampler, 1 for an exact sampler, negative when worse than base.
+
+    The same for scores where lower and where higher is better.
+    """
+    return (score - base) / (floor - base)
 
 
 def diverged(failed: Sequence[JSON], task: str, label: str) -> list[JSON]:

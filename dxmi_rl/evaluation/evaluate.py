@@ -26,6 +26,7 @@ from dxmi_rl.evaluation.sample_scores import SampleSets, auc, metrics_of
 from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_scores
 from dxmi_rl.mdp import Energy
 from dxmi_rl.rollout import Trajectory
+from dxmi_rl.smc import weighted_samples
 from dxmi_rl.targets import EnergyTarget, Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
@@ -50,6 +51,7 @@ def evaluate(
     trajectories: int = 100_000,
     fit: bool = True,
     smc: bool = False,
+    particles: int | None = None,
     floors: bool = True,
 ) -> dict[str, float]:
     """Score an agent, or a Stable-Baselines3 policy on ``task``, on fixed seeds; the model itself is left alone.
@@ -74,6 +76,8 @@ def evaluate(
             steps (``fit_kernel``: half a minute in the plane, minutes on images), and report ``kl_bound_fit``,
             ``elbo``, ``log_z``, ``ess`` and ``eubo`` with it; otherwise these use the kernel of training.
         smc: also estimate log Z by particle filters with fitted twisting functions (``smc_scores``; half a minute).
+        particles: the sample metrics score samples that are each chosen by weight among this many chains
+            (``Agent.sample``), at an energy each; scores of chains and of x_T's density stay the policy's own.
         floors: also report ``<metric>_floor``, the score of exact samples (mean of 20 pairs, cached on disk).
 
     Returns:
@@ -96,13 +100,15 @@ def evaluate(
         ``recall``, ``density``, ``coverage`` (images; on features the target names), ``denoiser_calls`` (per sample).
         Keys that do not apply are absent.
 
-    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` of a model without
-    density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and left out,
-    where samples of an energy of your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has swapped the
-    energy, which is then the one that is scored.
+    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` or ``particles`` of a
+    model without density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and
+    left out, where samples of an energy of your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has
+    swapped the energy, which is then the one that is scored.
     """
     samples, draws = check_integer("samples", samples, minimum=2), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
+    if particles is not None:
+        check_integer("particles", particles, minimum=2)
     for name, flag in (("fit", fit), ("smc", smc), ("floors", floors)):
         check_flag(name, flag)
     if horizon is not None and isinstance(model, Agent):
@@ -122,13 +128,16 @@ def evaluate(
             scores |= log_weight_scores(
                 task, target, known, energy, trajectories=trajectories, seed=seed, fit=fit, smc=smc
             )  # fmt: skip
-        elif smc:
-            raise ValueError("smc must be False for a model without density, or without an energy to weight it by.")
+        elif smc or particles is not None:
+            name, off = ("smc", False) if smc else ("particles", None)
+            raise ValueError(f"{name} must be {off} for a model without density, or an energy to weight it by.")
         if isinstance(density, ActionDensity) and density.bounds is not None:
             scores["beyond_box"] = beyond_box(density, samples, seed)
         generator, seeds = torch.Generator(mdp.device).manual_seed(seed + 1), itertools.count(seed + 10)
 
         def draw(n: int) -> Tensor:
+            if particles is not None and known is not None and energy is not None:
+                return weighted_samples(mdp, known, n, particles, None, generator, energy)
             return mdp.sample(density, n, generator) if density is not None else sampled(model, n, next(seeds))
 
         if not _aims_elsewhere(task):

@@ -159,6 +159,21 @@ def test_any_step_agents_have_particles() -> None:
         agent.sample(3, particles=5, twist=twist)
 
 
+def test_evaluate_scores_samples_chosen_by_weight() -> None:
+    """They are closer to the target than the base sampler's own; scores of its chains stay the same."""
+    agent = make_agent("base", make_task("gmm9", track="sample", horizon=2, backward="learned"))
+    sizes: dict[str, Any] = {"samples": 2000, "draws": 1, "trajectories": 100, "fit": False, "floors": False}
+    with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):
+        own, chosen = (evaluate(agent, particles=particles, **sizes) for particles in (None, 200))
+    assert chosen["sliced_w2"] < 0.3 * own["sliced_w2"] and chosen["mode_tv"] < 0.5 * own["mode_tv"]
+    assert chosen["elbo"] == own["elbo"] and chosen["kl_marginal"] == own["kl_marginal"]
+    for bad in (1, 2.5, True):
+        with pytest.raises((TypeError, ValueError), match="particles must"):
+            evaluate(agent, particles=bad, **sizes)
+    with pytest.raises(ValueError, match="particles must be None for a model without density"):
+        evaluate(make_agent("edm-heun", "8gaussians"), particles=2, **sizes)
+
+
 @pytest.mark.slow
 def test_evaluate_reports_log_z(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within its standard error of the truth, 0; its other keys are fractions."""

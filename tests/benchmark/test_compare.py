@@ -361,6 +361,23 @@ def test_a_group_may_leave_out_the_fitted_kernel() -> None:
         assert [protocol.Run(row, 0, sizes=protocol.Sizes(**sizes)).fits for row in rows] == wanted
 
 
+def test_a_row_may_score_samples_chosen_by_weight() -> None:
+    """Its run is another run, and its samples and sample scores are others; its chains are the same."""
+    settings = {"track": "sample", "horizon": 2, "backward": "learned"}
+    groups = [
+        group_of("gmm9", "base", task_settings=settings),
+        group_of("gmm9", "base", label="chosen", particles=50, task_settings=settings),
+    ]
+    sizes = protocol.Sizes(samples=300, draws=1, trajectories=100, fit=False, floors=False, kept=50)
+    runs = [protocol.Run(row, 0, sizes=sizes) for row in a_preset(*groups).rows]
+    (plain, own), (chosen, others) = (measure.measure(run) for run in runs)
+    assert runs[0].key != runs[1].key and runs[1].row.plain()["particles"] == 50
+    assert chosen["scores"]["sliced_w2"] < plain["scores"]["sliced_w2"] and not torch.equal(own, others)
+    assert chosen["scores"]["elbo"] == plain["scores"]["elbo"]
+    with pytest.raises(ValueError, match="particles of 'base' must be >= 2, got 1"):
+        a_preset(group_of("gmm9", "base", particles=1, task_settings=settings))
+
+
 def test_plain_settings_of_a_comparison() -> None:
     """Rows of agents that were searched change settings and label; what a row sets itself stays."""
     groups = [group_of("8gaussians", "ppo", 100, agent_settings={"n_epochs": 3}), group_of("8gaussians", "base")]

@@ -98,6 +98,7 @@ def _differing(now: Comparison, before: Comparison, task: str, label: str) -> tu
         facts = {key: one.tasks[task].get(key) for key in PROBLEM}
         for run in one.runs_of(task, label)[:1]:
             facts |= {"task_settings": run.get("task_settings"), "fit": run.get("fit", True)}
+            facts["particles"] = run.get("particles")
             facts |= {f"sizes.{key}": run.get("sizes", {}).get(key) for key in SCORED_ON}
             facts |= {"fitted kernel": RULERS[one.results["schema"]]} if is_fitted(run) else {}
         sides.append(facts)
