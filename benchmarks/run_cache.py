@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 from dxmi_rl.benchmark.code import code_digest, digest_of_code
 from dxmi_rl.diffusion import KERNELS
+from dxmi_rl.live_energy import EnergyError
 from dxmi_rl.targets import TARGETS
 from dxmi_rl.tasks import TASKS
+from dxmi_rl.utils.checks import DivergenceError, NonFiniteError
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.storage import write_json
 
@@ -63,16 +65,28 @@ def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jo
     """``run(*own)`` for every ``own`` of ``arguments``: the results, in order.
 
     ``jobs`` run at a time, in processes of their own if there are several; ``title`` stands beside the progress bar.
+    A run that diverges is raised when all others are finished; anything else that a run raises ends them.
     """
     from joblib import Parallel, delayed
 
     from dxmi_rl.benchmark.sweep import end_with_parent
 
     results: list[Result] = []
+    lost: list[Exception] = []
     parallel = Parallel(jobs, return_as="generator", initializer=end_with_parent, initargs=(os.getpid(),))
-    work = parallel(delayed(run)(*own) for own in arguments)
+    work = parallel(delayed(_unless_diverged)(run, *own) for own in arguments)
     with progress(title, len(arguments)) as advance:
-        for result in work:
-            results.append(result)
-            advance(len(results))
+        for number, result in enumerate(work, 1):
+            (lost if isinstance(result, Exception) else results).append(result)
+            advance(number)
+    if lost:
+        lost[0].add_note(f"{len(lost)} of {len(arguments)} {title} diverged; all others are finished and kept.")
+        raise lost[0]
     return results
+
+
+def _unless_diverged(run: Callable[..., Result], *own: Any) -> Result | Exception:
+    try:
+        return run(*own)
+    except (DivergenceError, NonFiniteError, EnergyError) as error:
+        return error

@@ -94,7 +94,7 @@ def carry_out(
         if arguments.picture is not None and draw is not None:
             draw(found, arguments.picture)
     except (OSError, ValueError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
     show(found, Console())
     return 0

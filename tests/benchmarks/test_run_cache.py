@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.run_cache import code_of, kept_result, run_all, run_file
 from dxmi_rl import list_tasks
 from dxmi_rl.agents import PPO, DxDP
 from dxmi_rl.benchmark.code import digest_of_code
+from dxmi_rl.live_energy import EnergyError, require_finite_energy
 from dxmi_rl.tasks import TASKS
+from dxmi_rl.utils.checks import NonFiniteError
 
 
 def one() -> int:
@@ -77,3 +81,26 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_is(tmp_path: Path) -> N
 def test_runs_come_in_order(jobs: int, tmp_path: Path) -> None:
     arguments = [(tmp_path, {"number": number}) for number in (3, 1, 2)]
     assert run_all(run_file, arguments, jobs, "names of files") == [run_file(*own) for own in arguments]
+
+
+@pytest.mark.slow
+def test_one_that_diverges_in_a_worker_of_its_own() -> None:
+    x = torch.zeros(1, 2)
+    with pytest.raises(EnergyError, match="energy") as error:
+        run_all(require_finite_energy, [(x, torch.tensor([math.nan])), (x, torch.ones(1))], 2, "games")
+    assert error.value.__notes__ == ["1 of 2 games diverged; all others are finished and kept."]
+
+
+def finished_or_diverged(folder: Path, number: int) -> int:
+    if number < 0:
+        raise NonFiniteError(f"loss of {number}")
+    (folder / str(number)).touch()
+    return number
+
+
+def test_the_others_are_finished_when_one_diverges(tmp_path: Path) -> None:
+    arguments = [(tmp_path, number) for number in (-1, 1, -2, 2)]
+    with pytest.raises(NonFiniteError, match="loss of -1") as error:
+        run_all(finished_or_diverged, arguments, 1, "games")
+    assert error.value.__notes__ == ["2 of 4 games diverged; all others are finished and kept."]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1", "2"]
