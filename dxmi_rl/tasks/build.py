@@ -200,7 +200,7 @@ def _hidden(target: Target, *, gradient: bool) -> Target:
     hidden = copy.deepcopy(target, {id(one): one for one in own})
     vars(hidden).update(has_sampler=False, has_data=False, _sample=_refuse, _data=_refuse, test_data=_refuse)
     if isinstance(hidden, Tilted):
-        hidden.untilted = _hidden(hidden.untilted, gradient=gradient)
+        hidden.untilted, hidden.true_reward = _hidden(hidden.untilted, gradient=gradient), None
     if isinstance(hidden, ParticleTarget):
         vars(hidden).update(reference=None, reference_states=_refuse)
     if not gradient:

@@ -290,6 +290,10 @@ def test_from_scratch_samples_are_hidden() -> None:
     for hidden in (target, target.untilted):
         with pytest.raises(TargetError, match="no exact sampler"):
             hidden.sample(3)
+    proxy = make_task("8gaussians-proxy", track="sample", backward="learned")
+    assert isinstance(proxy.target, Tilted) and proxy.target.true_reward is None, "it has the data inside"
+    sizes: dict[str, Any] = {"samples": 100, "draws": 1, "trajectories": 100, "fit": False, "floors": False}
+    assert "true_reward" in evaluate(make_agent("base", proxy), **sizes)
     black_box = make_task("gmm25-tilted", track="energy").target
     assert not black_box.energy(torch.zeros(3, 2, requires_grad=True)).requires_grad
 
