@@ -104,7 +104,7 @@ def _describe(rows: Sequence[Row], results: Sequence[Result]) -> JSON:
     kernels = {other.backward for other in rows}
     same_ruler = fits == {True} or (fits == {False} and kernels in ({"forward"}, {"base"}))
     # An agent without a density lacks some scores; it stays unranked then, and does not change how others are ranked.
-    zero = next((other for other in rows if other.agent == BASE), None)
+    zero = next((other for other in rows if other.agent == BASE and other.particles is None), None)
     zeros = [result["scores"] for result in results_of(zero, results)] if zero else []
     shared = [key for key in RANKED_BY if scores and all(key in one for one in zeros or scores)]
     key = first_score(RANKED_BY, shared, given and same_ruler)

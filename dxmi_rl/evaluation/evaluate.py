@@ -130,7 +130,9 @@ def evaluate(
             )  # fmt: skip
         elif smc or particles is not None:
             name, off = ("smc", False) if smc else ("particles", None)
-            raise ValueError(f"{name} must be {off} for a model without density, or an energy to weight it by.")
+            raise ValueError(f"{name} must be {off} for a model without density, or without an energy to weight it by.")
+        if particles is not None and hasattr(model, "score"):
+            raise ValueError("particles must be None for a model that learns its energy: weights are by the target's.")
         if isinstance(density, ActionDensity) and density.bounds is not None:
             scores["beyond_box"] = beyond_box(density, samples, seed)
         generator, seeds = torch.Generator(mdp.device).manual_seed(seed + 1), itertools.count(seed + 10)
@@ -151,7 +153,8 @@ def evaluate(
         if len(task.labels) > 1:
             scores |= class_scores(model, **sizes)
         else:
-            scores |= reward_scores(task, target, known, draw, scores, **sizes)
+            own_kl = scores if particles is None else {}  # the marginal's KL is not that of chosen samples
+            scores |= reward_scores(task, target, known, draw, own_kl, **sizes)
         if hasattr(model, "score"):
             scores["auc"] = auc(model.score, target, samples, seed)
         if floors and not _aims_elsewhere(task):
@@ -168,7 +171,8 @@ def evaluate(
                 UnreliableScoresWarning, stacklevel=2,
             )  # fmt: skip
     own = isinstance(model, Agent)
-    scores["denoiser_calls"] = float(model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls)
+    calls = model.denoiser_calls if own else mdp.horizon * mdp.base.denoiser_calls
+    scores["denoiser_calls"] = float(calls * (particles or 1))
     return scores
 
 

@@ -167,9 +167,12 @@ def test_evaluate_scores_samples_chosen_by_weight() -> None:
         own, chosen = (evaluate(agent, particles=particles, **sizes) for particles in (None, 200))
     assert chosen["sliced_w2"] < 0.3 * own["sliced_w2"] and chosen["mode_tv"] < 0.5 * own["mode_tv"]
     assert chosen["elbo"] == own["elbo"] and chosen["kl_marginal"] == own["kl_marginal"]
+    assert chosen["denoiser_calls"] == 200 * own["denoiser_calls"]
     for bad in (1, 2.5, True):
         with pytest.raises((TypeError, ValueError), match="particles must"):
             evaluate(agent, particles=bad, **sizes)
+    with pytest.raises(ValueError, match="particles must be None for a model that learns its energy"):
+        evaluate(make_agent("dxmi", "8gaussians-data"), particles=2, **sizes)
     with pytest.raises(ValueError, match="particles must be None for a model without density"):
         evaluate(make_agent("edm-heun", "8gaussians"), particles=2, **sizes)
 
