@@ -27,6 +27,9 @@ from dxmi_rl.utils.storage import write_json
 
 Result = TypeVar("Result")
 
+DIVERGED = (DivergenceError, NonFiniteError, EnergyError)
+"""What training raises that went astray."""
+
 
 def run_file(folder: Path, settings: Mapping[str, Any], uses: Iterable[Any] = (), code: str = "") -> Path:
     """Where the result of a run is, or will be.
@@ -88,5 +91,5 @@ def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jo
 def _unless_diverged(run: Callable[..., Result], *own: Any) -> Result | Exception:
     try:
         return run(*own)
-    except (DivergenceError, NonFiniteError, EnergyError) as error:
+    except DIVERGED as error:
         return error

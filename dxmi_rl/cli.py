@@ -114,7 +114,9 @@ class Evaluate(Checkpoint):
                 fit=self.fit, smc=self.smc, particles=self.particles,
             )  # fmt: skip
         marked = "log_z" in scores and unreliable(scores["ess"])
-        table = Table("score", "value", "exact samples (floor)", title=f"{agent.name} on {agent.task.name}")
+        title = f"{agent.name} on {agent.task.name}"
+        title += "" if self.particles is None else f", samples chosen among {self.particles} chains"
+        table = Table("score", "value", "exact samples (floor)", title=title)
         for key, value in scores.items():
             if not key.endswith("_floor"):
                 floor = scores.get(f"{key}_floor")

@@ -60,7 +60,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.run_cache import code_of, kept_result, run_file
+from benchmarks.run_cache import DIVERGED, code_of, kept_result, run_file
 from benchmarks.scripts import command_line
 from benchmarks.tuning.spaces import given_trials, list_searched, search_space
 from dxmi_rl.agents import AGENTS, make_agent
@@ -68,9 +68,8 @@ from dxmi_rl.benchmark.protocol import Row
 from dxmi_rl.benchmark.sweep import worker_processes
 from dxmi_rl.evaluation import quick_scores
 from dxmi_rl.irl import DxMI
-from dxmi_rl.mdp import EnergyError
 from dxmi_rl.tasks import make_task
-from dxmi_rl.utils.checks import DivergenceError, NonFiniteError, check_integer, require, resolve_device
+from dxmi_rl.utils.checks import check_integer, require, resolve_device
 from dxmi_rl.utils.progress import progress
 from dxmi_rl.utils.storage import write_json
 from dxmi_rl.utils.torch_tools import seeded
@@ -79,7 +78,6 @@ TASK = "gmm9"
 TASK_SETTINGS: dict[str, Any] = {"backward": "learned"}
 EVALUATION_SEED = 300_000
 """Seed s is scored on seed 300,000 + s: none that training or the benchmark use."""
-DIVERGED = (DivergenceError, NonFiniteError, EnergyError)
 HELP = """Search the settings of agents, with the same budget for each, on one held-out task (gmm9).
 
 Finished trials are kept: after a kill or Ctrl-C the same command goes on."""

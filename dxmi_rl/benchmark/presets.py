@@ -50,8 +50,9 @@ def load_preset(name: str | Path) -> Preset:
     A file holds ``description``, ``seeds``, a table ``[sizes]`` of Sizes' fields and ``[[group]]`` tables: ``tasks``
     and ``agents`` (lists; every pair is a row; "*" stands for all agents that are given an energy, without those that
     need a denoiser where the task has none), ``except`` (agents that are left out), ``budget`` and ``unit`` (of agents
-    that train), ``seeds`` (where they are not the file's), ``fit`` and ``particles`` (as in Row),
-    ``label`` (the agent's name by default; "{agent}" is replaced), ``task_settings`` and ``agent_settings``.
+    that train), ``seeds`` (where they are not the file's), ``fit`` and ``particles`` (as in Row; the
+    label then says so), ``label`` (the agent's name by default; "{agent}" is replaced), ``task_settings`` and
+    ``agent_settings``.
 
     An agent of your own ("file.py:Class", "module:Class") is imported here, to check it: loading a preset runs the code
     of the files that it names.
@@ -102,7 +103,9 @@ def _rows_of_group(group: JSON, source: str) -> list[Row]:
         names = group.get(key)
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"a group of {source} must have a list {key!r} of names, got {names!r}.")
+    particles = group.get("particles")
     label = _typed(group, "label", str, "{agent}", source)
+    label += "" if particles is None else f", chosen among {particles} chains"
     task_settings, agent_settings = (
         _typed(group, key, dict, {}, source) for key in ("task_settings", "agent_settings")
     )
@@ -114,7 +117,7 @@ def _rows_of_group(group: JSON, source: str) -> list[Row]:
     rows = [
         make_row(
             task, agent, group.get("budget", 0), label=label, unit=group.get("unit", Row.unit), seeds=tuple(seeds),
-            fit=_typed(group, "fit", bool, True, source), particles=group.get("particles"), task_settings=task_settings,
+            fit=_typed(group, "fit", bool, True, source), particles=particles, task_settings=task_settings,
             agent_settings=agent_settings,
         )
         for task in group["tasks"]

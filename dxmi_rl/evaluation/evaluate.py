@@ -27,7 +27,7 @@ from dxmi_rl.evaluation.tilted import class_scores, quick_reward_scores, reward_
 from dxmi_rl.mdp import Energy
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.smc import weighted_samples
-from dxmi_rl.targets import EnergyTarget, Target
+from dxmi_rl.targets import EnergyTarget, RewardEnergy, Target
 from dxmi_rl.tasks import Task, reference_target
 from dxmi_rl.tasks.config import FROM_SCRATCH
 from dxmi_rl.utils.checks import check_flag, check_integer, check_seed
@@ -100,10 +100,11 @@ def evaluate(
         ``recall``, ``density``, ``coverage`` (images; on features the target names), ``denoiser_calls`` (per sample).
         Keys that do not apply are absent.
 
-    Raises TypeError for another model, ValueError for a missing task, bad sizes, or ``smc`` or ``particles`` of a
-    model without density or energy. Warns where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and
-    left out, where samples of an energy of your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has
-    swapped the energy, which is then the one that is scored.
+    Raises TypeError for another model, ValueError for a missing task, bad sizes, ``smc`` or ``particles`` of a model
+    without density or energy, and ``particles`` of one that learns its energy or where no score is of samples. Warns
+    where ``ess`` or ``smc_ess`` is below 0.1, where ``eubo`` is infinite and left out, where samples of an energy of
+    your own lie far beyond its ``scale``, and where ``mdp.set_energy`` has swapped the energy, which is then the one
+    that is scored.
     """
     samples, draws = check_integer("samples", samples, minimum=2), check_integer("draws", draws)
     trajectories, seed = check_integer("trajectories", trajectories), check_seed(seed)
@@ -131,6 +132,11 @@ def evaluate(
         elif smc or particles is not None:
             name, off = ("smc", False) if smc else ("particles", None)
             raise ValueError(f"{name} must be {off} for a model without density, or without an energy to weight it by.")
+        of_samples = isinstance(task.mdp.energy.function, RewardEnergy) or (
+            not _aims_elsewhere(task) and target.metrics
+        )
+        if particles is not None and not of_samples:
+            raise ValueError("particles must be None where no score is of samples, as for an energy of your own.")
         if particles is not None and hasattr(model, "score"):
             raise ValueError("particles must be None for a model that learns its energy: weights are by the target's.")
         if isinstance(density, ActionDensity) and density.bounds is not None:

@@ -171,6 +171,9 @@ def test_evaluate_scores_samples_chosen_by_weight() -> None:
     for bad in (1, 2.5, True):
         with pytest.raises((TypeError, ValueError), match="particles must"):
             evaluate(agent, particles=bad, **sizes)
+    own_energy = make_task(lambda x: x.square().sum(1), dim=2, backward="learned", target_options={"scale": 1.0})
+    with pytest.raises(ValueError, match="particles must be None where no score is of samples"):
+        evaluate(make_agent("base", own_energy), particles=2, **sizes)
     with pytest.raises(ValueError, match="particles must be None for a model that learns its energy"):
         evaluate(make_agent("dxmi", "8gaussians-data"), particles=2, **sizes)
     with pytest.raises(ValueError, match="particles must be None for a model without density"):

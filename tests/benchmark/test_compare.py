@@ -366,15 +366,16 @@ def test_a_row_may_score_samples_chosen_by_weight() -> None:
     settings = {"track": "sample", "horizon": 2, "backward": "learned"}
     groups = [
         group_of("gmm9", "base", task_settings=settings),
-        group_of("gmm9", "base", label="chosen", particles=50, task_settings=settings),
+        group_of("gmm9", "base", particles=50, task_settings=settings),
     ]
     sizes = protocol.Sizes(samples=300, draws=1, trajectories=100, fit=False, floors=False, kept=50)
     runs = [protocol.Run(row, 0, sizes=sizes) for row in a_preset(*groups).rows]
     (plain, own), (chosen, others) = (measure.measure(run) for run in runs)
     assert runs[0].key != runs[1].key and runs[1].row.plain()["particles"] == 50
+    assert runs[1].row.label == "base, chosen among 50 chains"
     assert chosen["scores"]["sliced_w2"] < plain["scores"]["sliced_w2"] and not torch.equal(own, others)
     assert chosen["scores"]["elbo"] == plain["scores"]["elbo"]
-    with pytest.raises(ValueError, match="particles of 'base' must be >= 2, got 1"):
+    with pytest.raises(ValueError, match="particles of 'base, chosen among 1 chains' must be >= 2, got 1"):
         a_preset(group_of("gmm9", "base", particles=1, task_settings=settings))
 
 
