@@ -127,8 +127,8 @@ def test_search_finds_pages(browser: Any, address: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
     browser.get(f"{address}/search.html?q=funnel")
-    found = WebDriverWait(browser, 20).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "ul.search li a"))
-    assert any("targets/funnel10.html" in link.get_attribute("href") for link in found)
+    page = (By.CSS_SELECTOR, 'ul.search li a[href*="targets/funnel10.html"]')  # results come one after the other
+    assert WebDriverWait(browser, 20).until(lambda driver: driver.find_elements(*page))
 
 
 @pytest.mark.browser
