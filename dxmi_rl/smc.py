@@ -22,7 +22,7 @@ mean of what the weight of a chain at x_t is multiplied by later on; a constant 
 
 RESAMPLE_BELOW = 0.5
 """A system is resampled before a step where its effective sample size, as a fraction, is below this."""
-ROWS = 100_000
+ROWS = 16_384
 """Particles of one batch, about; more systems are run one batch after the other."""
 
 
@@ -97,9 +97,10 @@ def particle_filter(
         energy: in place of the MDP's.
         temperature: of the target; None: ``mdp.tau``, which agents aim at; 1 is that of ``evaluate``'s log Z.
 
-    Raises ValueError for n < 1, particles < 2, candidates < 1, candidates without a twist, a temperature that is not
-    positive, or a twist of another shape, horizon or temperature; TypeError for what is no policy and where episodes
-    start at noised data; EnergyError for energies and NonFiniteError for states or twists that are NaN or infinite.
+    Raises ValueError for a policy without a density, n < 1, particles < 2, candidates < 1, candidates without a twist,
+    a temperature that is not positive, or a twist of another shape, horizon or temperature; TypeError for what is no
+    policy and where episodes start at noised data; EnergyError for energies and NonFiniteError for states or twists
+    that are NaN or infinite.
     """
     check_integer("n", n)
     check_integer("particles", particles, minimum=2)
@@ -107,6 +108,8 @@ def particle_filter(
     temperature = weighable(mdp, temperature)
     if not (hasattr(policy, "moments") or hasattr(policy, "transport")):
         raise TypeError(f"policy must have moments(x, t) or transport(x, t, noise), got {policy!r}.")
+    if not getattr(policy, "has_density", True):
+        raise ValueError("policy must have a density, which particles are weighted by; this one is deterministic.")
     for key, wanted in {"horizon": mdp.horizon, "temperature": temperature}.items():
         if (found := getattr(twist, key, wanted)) != wanted:
             raise ValueError(f"the twist must be of {key} {wanted:g}, got one of {found:g}.")

@@ -215,6 +215,8 @@ def test_agents_refuse(task: dict[str, Any], arguments: dict[str, Any], message:
 def test_agents_without_a_density_have_no_particles() -> None:
     with pytest.raises(TypeError, match="has no density"):
         make_agent("edm-heun", "8gaussians").sample(10, particles=4)
+    with pytest.raises(ValueError, match="policy must have a density"):
+        make_agent("sb3-td3", "8gaussians").sample(10, particles=4)
     with pytest.raises(NonFiniteError, match="has no noise and so no density"):
         make_agent("base", make_task("8gaussians", base="ddim", eta=0.0)).sample(10, particles=4)
 

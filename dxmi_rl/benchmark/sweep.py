@@ -90,9 +90,14 @@ def prepare(runs: Sequence[Run], jobs: int) -> None:
 
 
 def _try_to_build(row: Row, task: Task) -> None:
-    """Build the agent, and where it is your own and trains also save and load it, which ends every run."""
+    """Build the agent, and where it is your own and trains also save and load it, which ends every run.
+
+    Raises ValueError, before any training, for particles of an agent without a density.
+    """
     try:
         agent = row.build(task, 0)
+        if row.particles is not None and not agent.has_density:
+            raise ValueError(f"particles of {row.label!r} must be left out: agent {row.agent!r} has no density.")
         if row.own is not None and row.trains:
             with tempfile.TemporaryDirectory() as folder:
                 file = agent.save(Path(folder) / "agent.safetensors")

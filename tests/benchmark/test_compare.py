@@ -20,7 +20,7 @@ from sweep_cases import BATCH, ROOT, RUNS, TINY, in_this_process, read, results,
 
 from dxmi_rl import make_agent
 from dxmi_rl.agents import AGENTS, VGS, AdjointSampling, DxDPConfig, DxDPPaperConfig
-from dxmi_rl.benchmark import compare, measure, pictures, plan, presets, protocol, tables
+from dxmi_rl.benchmark import compare, measure, pictures, plan, presets, protocol, sweep, tables
 from dxmi_rl.benchmark import results as results_module
 from dxmi_rl.benchmark.attempt import Outcome
 from dxmi_rl.benchmark.plan import Arguments, all_rows, make_plan, select
@@ -377,6 +377,9 @@ def test_a_row_may_score_samples_chosen_by_weight() -> None:
     assert chosen["scores"]["elbo"] == plain["scores"]["elbo"]
     with pytest.raises(ValueError, match="particles of 'base, chosen among 1 chains' must be >= 2, got 1"):
         a_preset(group_of("gmm9", "base", particles=1, task_settings=settings))
+    rows = a_preset(group_of("gmm9", "dpm-solver", particles=4)).rows
+    with pytest.raises(ValueError, match="particles of 'dpm-solver, chosen among 4 chains' must be left out"):
+        sweep.prepare([protocol.Run(row, 0, sizes=sizes) for row in rows], jobs=1)
 
 
 def test_plain_settings_of_a_comparison() -> None:
