@@ -59,14 +59,6 @@ class Particles:
         chosen = torch.multinomial(torch.softmax(self.log_weights, dim=1), 1, generator=generator).squeeze(1)
         return self.x[torch.arange(len(self.x), device=chosen.device), chosen]
 
-    def cat(self, other: Particles) -> Particles:
-        """These systems, then those of ``other``, which has as many particles."""
-        ancestors = [torch.cat(pair) for pair in zip(self.ancestors, other.ancestors, strict=True)]
-        return Particles(
-            torch.cat([self.x, other.x]), torch.cat([self.log_weights, other.log_weights]),
-            torch.cat([self.log_z, other.log_z]), torch.cat([self.ess, other.ess], dim=1), ancestors,
-        )  # fmt: skip
-
 
 @torch.no_grad()
 def particle_filter(
@@ -118,13 +110,15 @@ def particle_filter(
         raise ValueError(f"candidates must be 1 without a twist, which would choose among them, got {candidates}.")
     live = mdp.energy if energy is None else LiveEnergy(energy)
     per_batch = max(1, ROWS // (particles * candidates))
-    particles_found: Particles | None = None
+    parts = []
     for first in range(0, n, per_batch):
         systems = _Systems(mdp, policy, min(per_batch, n - first), particles * candidates, twist, kernel, generator)
-        part = systems.run(live, temperature, particles)
-        particles_found = part if particles_found is None else particles_found.cat(part)
-    assert particles_found is not None
-    return particles_found
+        parts.append(systems.run(live, temperature, particles))
+    return Particles(
+        torch.cat([part.x for part in parts]), torch.cat([part.log_weights for part in parts]),
+        torch.cat([part.log_z for part in parts]), torch.cat([part.ess for part in parts], dim=1),
+        [torch.cat(step) for step in zip(*(part.ancestors for part in parts), strict=True)],
+    )  # fmt: skip
 
 
 def weighted_samples(
