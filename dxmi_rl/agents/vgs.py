@@ -33,7 +33,7 @@ class VGSConfig:
     n_trajectories: int = 256
     """Trajectories per iteration."""
     n_epochs: int = 3
-    """Passes over each rollout, each with fresh next states."""
+    """Passes over each rollout, each with fresh next states but the last ones, whose energies are asked for once."""
     n_minibatches: int = 10
     """Minibatches per pass."""
     noise_scale: float = 2.0
@@ -210,10 +210,11 @@ class VGS(Agent[VGSConfig]):
         for _ in range(config.kernel_steps):
             mdp.kernel.fit(*trajectory.transitions())
         means = torch.stack(explorer.means)
+        last = self.last_values(means[-1])
         for _ in range(config.n_epochs):
             order = torch.randperm(trajectory.n, generator=self.generator, device=means.device)
             for rows in order.chunk(config.n_minibatches):
-                log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows])
+                log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows], last[rows])
         average_towards(self.policy.network, self.value.network, config.ema)
         return log
 
@@ -225,28 +226,40 @@ class VGS(Agent[VGSConfig]):
         return Exploration(self.policy, control, 1 + (config.noise_scale - 1) * noise)
 
     @torch.no_grad()
-    def value_targets(self, trajectory: Trajectory, means: Tensor) -> Tensor:
+    def last_values(self, mean: Tensor) -> Tensor:
+        """E(x_T), the mean over two fresh x_T at every mean ``[n, *event_shape]`` of the last step: ``[n]``.
+
+        Raises EnergyError for energies that are not finite.
+        """
+        shift = self._noise(mean) * per_step(self.policy.std, self.mdp.horizon - 1, mean)
+        count_draws(2 * len(mean))
+        return self.mdp.finite_energy(torch.cat([mean + shift, mean - shift])).view(2, -1).mean(0)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
+
+    @torch.no_grad()
+    def value_targets(self, trajectory: Trajectory, means: Tensor, last: Tensor) -> Tensor:
         """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``: the mean over two fresh x' at every
         state, mu + s a z and mu - s a z, as V is nearly linear over one sigma.
 
-        ``means`` are mu_t(x_t), ``[T, n, *event_shape]``. Raises EnergyError for energies that are not finite.
+        ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` their ``last_values``, ``[n]``.
         """
         x, _, t = trajectory.transitions()
         policy, n, mean = self.policy, trajectory.n, means.flatten(0, 1)
         a, std = per_step(policy.a, t, x), per_step(policy.std, t, x)
-        shift = std * torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
-        ahead, behind = mean + shift, mean - shift
-        count_draws(2 * len(x))
-        learned = policy.value(torch.cat([ahead[:-n], behind[:-n]]), torch.cat([t[:-n], t[:-n]]) + 1)
-        last = self.mdp.finite_energy(torch.cat([ahead[-n:], behind[-n:]]))
-        future = torch.cat([learned.view(2, -1).mean(0), last.view(2, -1).mean(0)])
+        shift = std[:-n] * self._noise(x[:-n])
+        count_draws(2 * len(shift))
+        ahead, behind = mean[:-n] + shift, mean[:-n] - shift
+        learned = policy.value(torch.cat([ahead, behind]), torch.cat([t[:-n], t[:-n]]) + 1)
+        future = torch.cat([learned.view(2, -1).mean(0), last])
         velocity = ((mean - a * x) / std).square().flatten(1).sum(1) / 2
         return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t])
 
-    def update_value(self, trajectory: Trajectory, means: Tensor) -> Tensor:
+    def update_value(self, trajectory: Trajectory, means: Tensor, last: Tensor) -> Tensor:
         """One regression of V on ``value_targets``; returns the loss."""
         x, _, t = trajectory.transitions()
-        targets = self.value_targets(trajectory, means) - self.policy.start(x, t)
+        targets = self.value_targets(trajectory, means, last) - self.policy.start(x, t)
         found = self.value.network(x, t).squeeze(1)
         loss = nn.functional.smooth_l1_loss(found, targets / self.value.unit)
         return gradient_step(self.value.optimizer, self.value.network, loss, MAX_VALUE_GRAD_NORM)
