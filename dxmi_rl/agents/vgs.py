@@ -24,6 +24,8 @@ from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_grad
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
+KERNEL_SHARE = 0.25
+"""Chains of the policy that the kernel is fitted to, per trajectory of a rollout."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class VGSConfig:
     must not run away. Larger for heavy tails, where 2 cuts them off."""
     ema: float = 0.95
     """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
-    kernel_steps: int = 4
-    """Fits of a learned backward kernel per rollout; the method does not use it, but evaluation does."""
+    kernel_steps: int = 16
+    """Fits of a learned backward kernel per iteration, to chains of the policy, a quarter as many as
+    ``n_trajectories``; the method does not use it, but evaluation does."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128, learning_rate=1e-3))
@@ -165,8 +168,8 @@ class VGS(Agent[VGSConfig]):
     are not used: a_t and s_t are those of its schedule.
 
     V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
-    Rollouts explore to the end of training. The kernel is fitted to them, so bounds with the kernel of training are
-    loose (``evaluate`` fits one of its own), and the energy of a game (DxMI) learns against the explorer's samples.
+    Rollouts explore to the end of training, so the energy of a game (DxMI) learns against the explorer's samples. A
+    learned kernel is fitted to chains of the policy, which are drawn for it.
     """
 
     name: ClassVar[str] = "vgs"
@@ -207,8 +210,8 @@ class VGS(Agent[VGSConfig]):
             on_final(trajectory.final)
             with torch.no_grad():  # the last mean follows the energy
                 explorer.means[-1] = self.policy.moments(trajectory.x[-2], mdp.horizon - 1)[0]
-        for _ in range(config.kernel_steps):
-            mdp.kernel.fit(*trajectory.transitions())
+        if mdp.kernel.adapts:
+            self._fit_kernel()
         means = torch.stack(explorer.means)
         last = self.last_values(means[-1])
         for _ in range(config.n_epochs):
@@ -217,6 +220,15 @@ class VGS(Agent[VGSConfig]):
                 log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows], last[rows])
         average_towards(self.policy.network, self.value.network, config.ema)
         return log
+
+    def _fit_kernel(self) -> None:
+        """Fit the kernel to chains of the policy; a fit to rollouts that explore leaves looser bounds than none."""
+        n = max(1, int(KERNEL_SHARE * self.config.n_trajectories))
+        with torch.no_grad():
+            chains = self.mdp.rollout(self.policy, n, self.generator)
+        self.costs.timesteps += n * self.mdp.horizon
+        for _ in range(self.config.kernel_steps):
+            self.mdp.kernel.fit(*chains.transitions())
 
     def _explorer(self) -> Exploration:
         config, shape = self.config, (self.config.n_trajectories, *[1] * len(self.mdp.event_shape))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
@@ -154,6 +155,29 @@ def test_it_learns_and_counts() -> None:
     agent.learn(2560)
     assert agent.costs.energy_grad_evals == 256 and agent.costs.energy_evals == 256 * 3
     assert agent.costs.policy_draws == 2560 + 2 * 256 + 3 * 2 * (2560 - 256) and agent.costs.timesteps == 2560
+
+
+def test_a_learned_kernel_is_fitted_to_chains_of_the_policy() -> None:
+    """They are drawn for it: 64 beside 256 that explore, which the noising kernel does without."""
+    found = {}
+    for backward in ("forward", "learned"):
+        agent = VGS(make_task("8gaussians", horizon=10, backward=backward), seed=0)
+        seen: list[torch.Tensor] = []
+        fit = agent.mdp.kernel.fit
+        agent.mdp.kernel.fit = lambda x, x_next, t, fit=fit, seen=seen: (seen.append(x_next), fit(x, x_next, t))[1]
+        agent.learn(2560)
+        found[backward] = (len(seen), {len(x) for x in seen}, agent.costs.timesteps, agent.costs.energy_grad_evals)
+    assert found == {"forward": (0, set(), 2560, 256), "learned": (16, {640}, 3200, 320)}
+
+
+@pytest.mark.slow
+def test_the_kernel_of_training_bounds_no_worse_than_the_noising_kernel() -> None:
+    elbo = {}
+    for backward in ("forward", "learned"):
+        agent = VGS(make_task("gmm25", horizon=10, backward=backward, track="sample"), seed=0).learn(100_000)
+        with warnings.catch_warnings(action="ignore"):  # of few effective trajectories
+            elbo[backward] = evaluate(agent, samples=1000, trajectories=4000, fit=False, floors=False, draws=1)["elbo"]
+    assert elbo["learned"] > elbo["forward"] + 0.5, elbo
 
 
 def test_an_energy_never_gets_an_empty_batch() -> None:
