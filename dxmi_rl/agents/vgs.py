@@ -24,8 +24,9 @@ from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_grad
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
-KERNEL_SHARE = 0.25
-"""Chains of the policy that the kernel is fitted to, per trajectory of a rollout."""
+UNEXPLORING = 0.25
+"""Share of a rollout's trajectories that are the policy's. The kernel is fitted to these: a fit to trajectories that
+explore leaves looser bounds than none."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,18 @@ class VGSConfig:
     n_minibatches: int = 10
     """Minibatches per pass."""
     noise_scale: float = 2.0
-    """Largest ratio of a rollout's noise to the policy's; every trajectory draws its own between 1 and this."""
+    """Largest ratio of noise to the policy's; three quarters of the trajectories draw one each, between 1 and this."""
     exploration: float = 0.3
-    """Share of the trajectories that follow the policy in part only: their shifts are multiplied by a number between 0
-    and 1 of their own. Where V is wrong enough to lead away from a mode, nothing else visits that mode again."""
+    """Share of these trajectories that follow the policy in part only: their shifts are multiplied by a number between
+    0 and 1 of their own. Where V is wrong enough to lead away from a mode, nothing else visits that mode again."""
     reach: float = 2.0
     """Largest coordinate of the x_T that V expects at a state, in units of the MDP's scale: where V is wrong, rollouts
     must not run away. Larger for heavy tails, where 2 cuts them off."""
     ema: float = 0.95
     """What the averaged value, whose gradient is the policy, keeps of itself after a rollout; 0: no average."""
     kernel_steps: int = 16
-    """Fits of a learned backward kernel per iteration, to chains of the policy, a quarter as many as
-    ``n_trajectories``; the method does not use it, but evaluation does."""
+    """Fits of a learned backward kernel per rollout, to its quarter that does not explore; the method does not use it,
+    but evaluation does."""
     anneal: bool = True
     """Cosine learning rates over ``learn``'s budget; False keeps them constant."""
     value: ValueConfig = field(default_factory=lambda: ValueConfig(width=128, learning_rate=1e-3))
@@ -168,8 +169,8 @@ class VGS(Agent[VGSConfig]):
     are not used: a_t and s_t are those of its schedule.
 
     V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
-    Rollouts explore to the end of training, so the energy of a game (DxMI) learns against the explorer's samples. A
-    learned kernel is fitted to chains of the policy, which are drawn for it.
+    Three quarters of the trajectories explore, to the end of training. A learned kernel is fitted to the others; the
+    energy of a game (DxMI) learns against the samples of all.
     """
 
     name: ClassVar[str] = "vgs"
@@ -210,8 +211,9 @@ class VGS(Agent[VGSConfig]):
             on_final(trajectory.final)
             with torch.no_grad():  # the last mean follows the energy
                 explorer.means[-1] = self.policy.moments(trajectory.x[-2], mdp.horizon - 1)[0]
-        if mdp.kernel.adapts:
-            self._fit_kernel()
+        own = trajectory.select(slice(self._unexploring()))
+        for _ in range(config.kernel_steps):
+            mdp.kernel.fit(*own.transitions())
         means = torch.stack(explorer.means)
         last = self.last_values(means[-1])
         for _ in range(config.n_epochs):
@@ -221,20 +223,16 @@ class VGS(Agent[VGSConfig]):
         average_towards(self.policy.network, self.value.network, config.ema)
         return log
 
-    def _fit_kernel(self) -> None:
-        """Fit the kernel to chains of the policy; a fit to rollouts that explore leaves looser bounds than none."""
-        n = max(1, int(KERNEL_SHARE * self.config.n_trajectories))
-        with torch.no_grad():
-            chains = self.mdp.rollout(self.policy, n, self.generator)
-        self.costs.timesteps += n * self.mdp.horizon
-        for _ in range(self.config.kernel_steps):
-            self.mdp.kernel.fit(*chains.transitions())
+    def _unexploring(self) -> int:
+        """Number of trajectories per rollout, the first ones, that are the policy's."""
+        return max(1, int(UNEXPLORING * self.config.n_trajectories))
 
     def _explorer(self) -> Exploration:
         config, shape = self.config, (self.config.n_trajectories, *[1] * len(self.mdp.event_shape))
         uniform = torch.rand(3, *shape, generator=self.generator, device=self.mdp.device, dtype=self.mdp.dtype)
         chosen, control, noise = uniform.unbind()
         control = torch.where(chosen < config.exploration, control, torch.ones_like(control))
+        control[: self._unexploring()], noise[: self._unexploring()] = 1.0, 0.0
         return Exploration(self.policy, control, 1 + (config.noise_scale - 1) * noise)
 
     @torch.no_grad()
