@@ -211,9 +211,9 @@ class VGS(Agent[VGSConfig]):
             on_final(trajectory.final)
             with torch.no_grad():  # the last mean follows the energy
                 explorer.means[-1] = self.policy.moments(trajectory.x[-2], mdp.horizon - 1)[0]
-        own = trajectory.select(slice(self._unexploring()))
+        own = trajectory.select(slice(self._unexploring())).transitions()
         for _ in range(config.kernel_steps):
-            mdp.kernel.fit(*own.transitions())
+            mdp.kernel.fit(*own)
         means = torch.stack(explorer.means)
         last = self.last_values(means[-1])
         for _ in range(config.n_epochs):
