@@ -13,17 +13,20 @@ from dxmi_rl.agents.aims import check_own_steps
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.gradients import EnergyGradient
 from dxmi_rl.agents.settings import ValueConfig
-from dxmi_rl.agents.values import FADE, MAX_VALUE_GRAD_NORM, ValueFunction, value_network
+from dxmi_rl.agents.values import FADE, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.mdp import DenoisingMDP
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_fraction, check_integer, check_real
-from dxmi_rl.utils.torch_tools import average_towards, gradient_step, input_gradient
+from dxmi_rl.utils.torch_tools import average_towards, input_gradient
 
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
+GRADIENT_WEIGHT = 6e-4
+"""Weight of gradients, per dimension. In many dimensions V cannot be learned from its values alone; in few, larger
+weights would make V the value of the best policy to first order in V rather than of this one."""
 UNEXPLORING = 0.25
 """Share of a rollout's trajectories that are the policy's. The kernel is fitted to these: a fit to trajectories that
 explore leaves looser bounds than none."""
@@ -116,22 +119,26 @@ class ValueGradientPolicy(nn.Module):
     def value_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
         """grad V_t(x) for t = 1..T, in the shape of x; one differentiated evaluation of E per row with t = T."""
         if isinstance(t, int):
-            return -self.pull(x) if t == self.horizon else self.learned_gradient(x, t)
+            return -self.pull(x) if t == self.horizon else self.value_and_gradient(x, t)[1]
         gradient, last = torch.empty_like(x), t == self.horizon
         if bool(last.any()):  # energies need not take an empty batch
             gradient[last] = -self.pull(x[last])
-        gradient[~last] = self.learned_gradient(x[~last], t[~last])
+        gradient[~last] = self.value_and_gradient(x[~last], t[~last])[1]
         return gradient
 
-    def learned_gradient(self, x: Tensor, t: Tensor | int) -> Tensor:
-        """grad V_t(x) of the averaged network for t < T, limited: D = (x - s_t^2 grad V_t(x) / tau) / alpha_t, the x_T
-        that V expects where pi is the best policy, stays within ``reach`` scales of 0. The next mean then lies between
-        a x and a point that samples can reach, so that rollouts stay bounded whatever the network says.
+    def value_and_gradient(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
+        """V_t(x) of the averaged network for t < T and its gradient, as constants, the gradient limited: D = (x - s_t^2
+        grad V_t(x) / tau) / alpha_t, the x_T that V expects where pi is the best policy, stays within ``reach`` scales
+        of 0. The next mean then lies between a x and a point that samples can reach, so that rollouts stay bounded
+        whatever the network says.
         """
-        gradient = input_gradient(lambda point: self.value(point, t), x)
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            value = self.value(point, t)
+            (gradient,) = torch.autograd.grad(value.sum(), point)
         alpha, variance = per_step(self.alpha, t, x), per_step(self.variance, t, x) / self.tau
         expected = ((x - variance * gradient) / alpha).clamp(-self.reach, self.reach)
-        return (x - alpha * expected) / variance
+        return value.detach(), (x - alpha * expected) / variance
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}."""
@@ -157,6 +164,11 @@ class Exploration:
         return torch.lerp(per_step(self.policy.a, t, x) * x, mean, self.control), log_std + self.noise_scale.log()
 
 
+def _mean_of_halves(pairs: Tensor) -> Tensor:
+    """Means of the first half of rows and the second: ``[2 n, ...]`` -> ``[n, ...]``."""
+    return pairs.view(2, -1, *pairs.shape[1:]).mean(0)
+
+
 class VGS(Agent[VGSConfig]):
     """Soft value iteration without a policy network, for a noising kernel qb(x | x') = N(x' / a_t, s_t^2 I):
 
@@ -164,9 +176,9 @@ class VGS(Agent[VGSConfig]):
         V_t(x) = E[V_{t+1}(x') + tau (|mu_t(x) - a_t x|^2 / (2 s_t^2 a_t^2) - d log a_t)],   V_T = E
 
     which is the soft value of docs/method.md of this policy. V is fitted to one-step targets with fresh next states, on
-    rollouts that explore; an average of it gives policy and targets. The loss is square where errors are small and
-    grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel and denoiser of the task
-    are not used: a_t and s_t are those of its schedule.
+    rollouts that explore, and its gradient to theirs, a_t E[grad V_{t+1}(x')]; an average of it gives policy and
+    targets. The loss is square where errors are small and grows linearly beyond tau d, as steep energies give rare
+    targets that are far off. Kernel and denoiser of the task are not used: a_t and s_t are those of its schedule.
 
     V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
     Three quarters of the trajectories explore, to the end of training. A learned kernel is fitted to the others; the
@@ -219,7 +231,8 @@ class VGS(Agent[VGSConfig]):
         for _ in range(config.n_epochs):
             order = torch.randperm(trajectory.n, generator=self.generator, device=means.device)
             for rows in order.chunk(config.n_minibatches):
-                log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows], last[rows])
+                own_last = (last[0][rows], last[1][rows])
+                log["value_loss"] = self.update_value(trajectory.select(rows), means[:, rows], own_last)
         average_towards(self.policy.network, self.value.network, config.ema)
         return log
 
@@ -236,40 +249,47 @@ class VGS(Agent[VGSConfig]):
         return Exploration(self.policy, control, 1 + (config.noise_scale - 1) * noise)
 
     @torch.no_grad()
-    def last_values(self, mean: Tensor) -> Tensor:
-        """E(x_T), the mean over two fresh x_T at every mean ``[n, *event_shape]`` of the last step: ``[n]``.
+    def last_values(self, mean: Tensor) -> tuple[Tensor, Tensor]:
+        """E(x_T) ``[n]`` and its gradient ``[n, *event_shape]``, means over two fresh x_T at every ``mean`` of the last
+        step.
 
-        Raises EnergyError for energies that are not finite.
+        Raises EnergyError for those that are not finite.
         """
-        shift = self._noise(mean) * per_step(self.policy.std, self.mdp.horizon - 1, mean)
+        noise = self._noise(mean) * per_step(self.policy.std, self.mdp.horizon - 1, mean)
         count_draws(2 * len(mean))
-        return self.mdp.finite_energy(torch.cat([mean + shift, mean - shift])).view(2, -1).mean(0)
+        energy, gradient = self.mdp.energy.value_and_gradient(torch.cat([mean + noise, mean - noise]))
+        assert gradient is not None, "rollouts ask for it before"
+        return _mean_of_halves(energy), _mean_of_halves(gradient)
 
     def _noise(self, x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=self.generator, device=x.device, dtype=x.dtype)
 
     @torch.no_grad()
-    def value_targets(self, trajectory: Trajectory, means: Tensor, last: Tensor) -> Tensor:
-        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``: the mean over two fresh x' at every
-        state, mu + s a z and mu - s a z, as V is nearly linear over one sigma.
+    def value_targets(
+        self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``, and its gradient a grad V_{t+1}(x'),
+        ``[T n, *event_shape]``, for shifts mu - a x that do not depend on x, which is that of V where mu is the best.
 
-        ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` their ``last_values``, ``[n]``.
+        They are means over two fresh x' at every state, mu + s a z and mu - s a z, as V is nearly linear over one
+        sigma. ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` are ``last_values`` of the last ones.
         """
         x, _, t = trajectory.transitions()
         policy, n, mean = self.policy, trajectory.n, means.flatten(0, 1)
         a, std = per_step(policy.a, t, x), per_step(policy.std, t, x)
-        shift = std[:-n] * self._noise(x[:-n])
-        count_draws(2 * len(shift))
-        ahead, behind = mean[:-n] + shift, mean[:-n] - shift
-        learned = policy.value(torch.cat([ahead, behind]), torch.cat([t[:-n], t[:-n]]) + 1)
-        future = torch.cat([learned.view(2, -1).mean(0), last])
-        velocity = ((mean - a * x) / std).square().flatten(1).sum(1) / 2
-        return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t])
+        noise, shift = std[:-n] * self._noise(x[:-n]), (a * x - mean) / std
+        count_draws(2 * len(noise))
+        ahead = torch.cat([mean[:-n] + noise, mean[:-n] - noise])
+        value, slope = policy.value_and_gradient(ahead, torch.cat([t[:-n], t[:-n]]) + 1)
+        future, slope = torch.cat([_mean_of_halves(value), last[0]]), torch.cat([_mean_of_halves(slope), last[1]])
+        velocity = shift.square().flatten(1).sum(1) / 2
+        return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t]), a * slope
 
-    def update_value(self, trajectory: Trajectory, means: Tensor, last: Tensor) -> Tensor:
+    def update_value(self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]) -> Tensor:
         """One regression of V on ``value_targets``; returns the loss."""
-        x, _, t = trajectory.transitions()
-        targets = self.value_targets(trajectory, means, last) - self.policy.start(x, t)
-        found = self.value.network(x, t).squeeze(1)
-        loss = nn.functional.smooth_l1_loss(found, targets / self.value.unit)
-        return gradient_step(self.value.optimizer, self.value.network, loss, MAX_VALUE_GRAD_NORM)
+        (x, _, t), start = trajectory.transitions(), self.policy.start
+        values, gradients = self.value_targets(trajectory, means, last)
+        return self.value.fit_gradients(
+            x, t, values - start(x, t), gradients - input_gradient(lambda point: start(point, t), x),
+            scale=self.mdp.state_scale[:-1], weight=GRADIENT_WEIGHT * self.mdp.dim, robust=True,
+        )  # fmt: skip

@@ -43,12 +43,22 @@ def slope(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
     return found
 
 
+def limited_slope(agent: VGS, x: Tensor, t: int, spread: list[float]) -> Tensor:
+    """``slope``, for t < T with an expected x_T that stays within two scales."""
+    found = slope(agent, x, t, spread)
+    if t == agent.mdp.horizon:
+        return found
+    schedule = agent.mdp.base.schedule
+    alpha, variance = float(schedule.alpha[t]), float(schedule.s[t]) ** 2 / agent.mdp.tau
+    reach = 2 * agent.mdp.scale
+    return (x - alpha * ((x - variance * found) / alpha).clamp(-reach, reach)) / variance
+
+
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("tau", [1.0, 0.5])
 @pytest.mark.parametrize(("name", "base"), [("cosine", "ddpm"), ("karras", "ddpm"), ("geometric", None)])
 def test_a_step_and_a_target_by_hand(name: str, base: str | None, tau: float) -> None:
     task = make_task("8gaussians", schedule=name, tau=tau, horizon=4, base=base)
-    schedule = task.mdp.base.schedule
     agent = VGS(task, seed=0, **SMALL)
     torch.nn.init.normal_(agent.policy.network.last.weight, std=0.05)
     a, s = noising(task)
@@ -56,7 +66,7 @@ def test_a_step_and_a_target_by_hand(name: str, base: str | None, tau: float) ->
     for t in reversed(range(4)):
         spread.insert(0, spread[0] / a[t] ** 2 + s[t] ** 2)
     trajectory = agent.sample_trajectory(6, seed=1)
-    means, wanted = torch.zeros_like(trajectory.x[:-1]), []
+    means, wanted, gradients = torch.zeros_like(trajectory.x[:-1]), [], []
     state = agent.generator.get_state()
     last = torch.randn(6, 2, generator=agent.generator)
     noise = torch.cat([torch.randn(18, 2, generator=agent.generator), last]).view(4, 6, 2)
@@ -65,13 +75,7 @@ def test_a_step_and_a_target_by_hand(name: str, base: str | None, tau: float) ->
         for t in range(4):
             x = trajectory.x[t]
             std = s[t] * a[t]
-            shift = std / tau * slope(agent, a[t] * x, t + 1, spread)
-            if t < 3:  # what V expects of x_T stays within two scales
-                alpha, variance = (float(part[t + 1]) for part in (schedule.alpha, schedule.s.square()))
-                expected = (a[t] * x - variance / std * shift) / alpha
-                reach = 2 * task.mdp.scale
-                expected = expected.clamp(-reach, reach)
-                shift = (a[t] * x - alpha * expected) * std / variance
+            shift = std / tau * limited_slope(agent, a[t] * x, t + 1, spread)
             means[t] = a[t] * x - std * shift.clamp(-5, 5)
             mean, log_std = agent.policy.moments(x, t)
             assert torch.allclose(mean, means[t], atol=1e-6)
@@ -79,10 +83,12 @@ def test_a_step_and_a_target_by_hand(name: str, base: str | None, tau: float) ->
             by_row = agent.policy.moments(trajectory.x[:-1].flatten(0, 1), trajectory.t)[0].view(4, 6, 2)
             assert torch.allclose(by_row[t], mean, atol=1e-12)
             cost = (means[t] - a[t] * x).square().sum(1) / (2 * std**2) - 2 * math.log(a[t])
-            future = [value(agent, means[t] + sign * std * noise[t], t + 1, spread) for sign in (1, -1)]
-            wanted.append((future[0] + future[1]) / 2 + tau * cost)
-    last = agent.last_values(means[-1])
-    assert torch.allclose(agent.value_targets(trajectory, means, last), torch.cat(wanted), atol=1e-6)
+            both = [means[t] + sign * std * noise[t] for sign in (1, -1)]
+            wanted.append(sum(value(agent, point, t + 1, spread) for point in both) / 2 + tau * cost)
+            gradients.append(a[t] * sum(limited_slope(agent, point, t + 1, spread) for point in both) / 2)
+    targets = agent.value_targets(trajectory, means, agent.last_values(means[-1]))
+    assert torch.allclose(targets[0], torch.cat(wanted), atol=1e-6)
+    assert torch.allclose(targets[1], torch.cat(gradients), atol=1e-5)
 
 
 @pytest.mark.usefixtures("float64")
@@ -154,7 +160,7 @@ def test_its_own_value_bounds_the_soft_value_from_above() -> None:
 def test_it_learns_and_counts() -> None:
     agent = VGS(make_task("8gaussians", horizon=10), seed=0)
     agent.learn(2560)
-    assert agent.costs.energy_grad_evals == 256 and agent.costs.energy_evals == 256 * 3
+    assert agent.costs.energy_grad_evals == agent.costs.energy_evals == 256 * 3
     assert agent.costs.policy_draws == 2560 + 2 * 256 + 3 * 2 * (2560 - 256) and agent.costs.timesteps == 2560
 
 
