@@ -25,8 +25,8 @@ LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
 GRADIENT_WEIGHT = 6e-4
-"""Weight of gradients, per dimension. In many dimensions V cannot be learned from its values alone; in few, larger
-weights would make V the value of the best policy to first order in V rather than of this one."""
+"""Weight of gradients, per dimension. In many dimensions values alone do not determine grad V. In few dimensions they
+do, and a large weight would bias V: the gradient targets are exact for the best shift only."""
 UNEXPLORING = 0.25
 """Share of a rollout's trajectories that are the policy's. The kernel is fitted to these: a fit to trajectories that
 explore leaves looser bounds than none."""
@@ -268,8 +268,8 @@ class VGS(Agent[VGSConfig]):
     def value_targets(
         self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``, and its gradient a grad V_{t+1}(x'),
-        ``[T n, *event_shape]``, for shifts mu - a x that do not depend on x, which is that of V where mu is the best.
+        """Targets of V, V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``, and of grad V, a grad
+        V_{t+1}(x'), ``[T n, *event_shape]``. The latter holds the shift mu - a x fixed, which is exact for the best one.
 
         They are means over two fresh x' at every state, mu + s a z and mu - s a z, as V is nearly linear over one
         sigma. ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` are ``last_values`` of the last ones.
