@@ -269,7 +269,7 @@ class VGS(Agent[VGSConfig]):
         self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Targets of V, V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``, and of grad V, a grad
-        V_{t+1}(x'), ``[T n, *event_shape]``. The latter holds the shift mu - a x fixed, which is exact for the best one.
+        V_{t+1}(x'), ``[T n, *event_shape]``. The latter holds the shift mu - a x fixed, exact for the best one.
 
         They are means over two fresh x' at every state, mu + s a z and mu - s a z, as V is nearly linear over one
         sigma. ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` are ``last_values`` of the last ones.
