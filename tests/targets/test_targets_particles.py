@@ -242,7 +242,7 @@ def test_lj13s_spread_by_hamiltonian_monte_carlo() -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", PARTICLES)
 def test_the_narrowest_scale_is_that_of_the_stiffest_direction(name: str) -> None:
-    """1 / sqrt of the largest curvature at the lowest of ten minima."""
+    """1 / sqrt of the largest curvature at any of ten minima."""
     target = particles(name)
 
     def energy(y: np.ndarray) -> tuple[float, np.ndarray]:
@@ -250,8 +250,9 @@ def test_the_narrowest_scale_is_that_of_the_stiffest_direction(name: str) -> Non
         return float(value), gradient[0].numpy()
 
     starts = target.coordinates(placed(target, 10)).numpy()
-    found = [optimize.minimize(energy, y, jac=True, method="L-BFGS-B") for y in starts]
-    best = torch.from_numpy(min(found, key=lambda result: result.fun).x)
-    hessian = torch.autograd.functional.hessian(lambda y: target.energy(y[None]).sum(), best)
-    stiffest = float(torch.linalg.eigvalsh(hessian)[-1])
-    assert target.smallest_scale == pytest.approx(stiffest**-0.5, rel=0.1)
+    curvatures = []
+    for y in starts:
+        minimum = torch.from_numpy(optimize.minimize(energy, y, jac=True, method="L-BFGS-B").x)
+        hessian = torch.autograd.functional.hessian(lambda y: target.energy(y[None]).sum(), minimum)
+        curvatures.append(float(torch.linalg.eigvalsh(hessian)[-1]))
+    assert target.smallest_scale == pytest.approx(max(curvatures) ** -0.5, rel=0.1)
