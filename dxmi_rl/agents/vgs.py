@@ -80,6 +80,8 @@ class ValueGradientPolicy(nn.Module):
         a, std: a_t and s_t a_t, ``[T]``.
         alpha, variance: the schedule's alpha_t and variance of the noise, ``[T + 1]``.
         spread: S_t, the variance of x_t when x_T ~ N(0, c^2 I) is noised, c the MDP's scale, ``[T + 1]``.
+        level: a constant that V starts from, the first rollout's median of E(x_T) less ``start`` [nats]. A network that
+            has to learn thousands of nats first moves so far that its average over time has a wrong gradient.
         network: the averaged value network (x, t) -> ``[batch, 1]``, in units of ``unit`` nats.
         reach: largest coordinate of the x_T that V expects.
     """
@@ -89,6 +91,7 @@ class ValueGradientPolicy(nn.Module):
     alpha: Tensor
     variance: Tensor
     spread: Tensor
+    level: Tensor
 
     def __init__(self, mdp: DenoisingMDP, value: ValueFunction, reach: float) -> None:
         super().__init__()
@@ -104,12 +107,15 @@ class ValueGradientPolicy(nn.Module):
         for t in reversed(range(mdp.horizon)):
             spread.insert(0, gain[t] ** 2 * spread[0] + variance[t])
         self.register_buffer("spread", torch.stack(spread))
+        self.register_buffer("level", torch.zeros_like(self.std[0]))
         self.network = copy.deepcopy(value.network).requires_grad_(False)
         self.pull = EnergyGradient(mdp.energy, constant=True)
 
     def start(self, x: Tensor, t: Tensor | int) -> Tensor:
-        """tau |x|^2 / (2 S_t), the soft value of a Gaussian of the MDP's scale, which V starts from: ``[batch]``."""
-        return self.tau * (x.square() / per_step(self.spread, t, x)).flatten(1).sum(1) / 2
+        """tau |x|^2 / (2 S_t), the soft value of a Gaussian of the MDP's scale, and ``level``, which V starts from:
+        ``[batch]``.
+        """
+        return self.level + self.tau * (x.square() / per_step(self.spread, t, x)).flatten(1).sum(1) / 2
 
     def value(self, x: Tensor, t: Tensor | int) -> Tensor:
         """V_t(x) of the averaged network, t = 0..T-1: ``[batch]``."""
@@ -228,6 +234,8 @@ class VGS(Agent[VGSConfig]):
             mdp.kernel.fit(*own)
         means = torch.stack(explorer.means)
         last = self.last_values(means[-1])
+        above = (last[0] - self.policy.start(trajectory.x[-2], mdp.horizon - 1)).median()
+        self.policy.level += above * (self.policy.level == 0)  # in the first rollout
         for _ in range(config.n_epochs):
             order = torch.randperm(trajectory.n, generator=self.generator, device=means.device)
             for rows in order.chunk(config.n_minibatches):

@@ -242,6 +242,19 @@ def test_settings_out_of_range_are_refused(setting: dict[str, float], message: s
         VGS(make_task("8gaussians"), **setting)
 
 
+@pytest.mark.usefixtures("float64")
+def test_a_constant_in_the_energy_changes_nothing() -> None:
+    def trained(constant: float) -> VGS:
+        task = make_task(lambda x: x.square().sum(1) + constant, dim=2, target_options={"scale": 1.0}, horizon=5)
+        return VGS(task, seed=0, **SMALL).learn(5 * 32 * 5)
+
+    one, two = trained(0.0), trained(1000.0)
+    x = torch.randn(20, 2)
+    for t in range(5):
+        torch.testing.assert_close(two.policy.moments(x, t)[0], one.policy.moments(x, t)[0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(two.predict_values(x, t), one.predict_values(x, t) - 1000, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_it_finds_all_modes_from_the_energy_alone() -> None:
     task = make_task("gmm9", track="sample", horizon=20)
