@@ -22,7 +22,7 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: imports are from the root of the repository
     sys.path[0] = str(Path(__file__).parents[2])
 
-from benchmarks.compare.published import all_rows, best_rows, merged
+from benchmarks.compare.published import all_rows, best_rows
 from benchmarks.compare.ranking import EXACT, Entry, by_mean_rank, ranked
 from benchmarks.compare.submissions import check_submission
 from benchmarks.scripts import RESULTS, ROOT
@@ -36,7 +36,7 @@ from dxmi_rl.utils.storage import write_text
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
 TABLES_START, TABLES_END = START.replace("leaderboard:", "tables:"), END.replace("leaderboard:", "tables:")
 TABLES = "tables"
-"""The preset whose results README and docs/results.md show beside what is published."""
+"""The experiment that README and docs/results.md show beside what is published."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
 TUNING = "tuning.json"
@@ -225,17 +225,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.readme: between_markers(readme, readme_table(submissions)),
             arguments.page: page(submissions),
         }
-        shown = []
         for file in sorted((arguments.results / "experiments").glob("*.json")):
             results = load_whole(file, ranks=False)
             wanted[arguments.experiments / f"{file.stem}.md"] = experiment_page(file.stem, results)
-            if results["preset"] == TABLES:
-                shown.append(results)
-        if shown:
-            readme, figures = wanted[arguments.readme], arguments.figures.read_text(encoding="utf-8")
-            found = merged(shown)
-            wanted[arguments.readme] = between_markers(readme, best_rows(found), TABLES_START, TABLES_END)
-            wanted[arguments.figures] = between_markers(figures, all_rows(found), TABLES_START, TABLES_END)
+            if file.stem == TABLES:
+                readme, figures = wanted[arguments.readme], arguments.figures.read_text(encoding="utf-8")
+                wanted[arguments.readme] = between_markers(readme, best_rows(results), TABLES_START, TABLES_END)
+                wanted[arguments.figures] = between_markers(figures, all_rows(results), TABLES_START, TABLES_END)
         for text in wanted.values():
             text.encode("utf-8")  # before anything is written
     except (OSError, ValueError) as error:

@@ -34,18 +34,6 @@ SCORES: dict[str, tuple[int, Callable[[dict[str, float]], float]]] = {
 """Those scores of a run, with 1 where less is better, else -1."""
 
 
-def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tasks, rows and runs of several results as of one. Raises ValueError for a row that is in two of them."""
-    rows = [(row["task"], row["label"]) for part in parts for row in part["summary"]]
-    if twice := sorted({row for row in rows if rows.count(row) > 1}):
-        raise ValueError(f"results must not have a row twice, got {twice}.")
-    return {
-        "tasks": {task: facts for part in parts for task, facts in part["tasks"].items()},
-        "summary": [row for part in parts for row in part["summary"]],
-        "runs": [run for part in parts for run in part["runs"]],
-    }
-
-
 def best_rows(results: dict[str, Any]) -> str:
     """README's table: the best row of every task by the score that is published, or by the ELBO."""
     lines = ["| target | score | agent | | published |", "|---|---|---|---|---|"]

@@ -13,8 +13,8 @@ from dxmi_rl.tasks import TASKS
 
 FILES = {
     "standard.json": "the [leaderboard](../leaderboard.md)",
-    "experiments/everything*.json": "the preset `everything`",
-    "experiments/tables*.json": "the preset `tables`",
+    "experiments/everything.json": "the preset `everything`",
+    "experiments/tables.json": "the preset `tables`",
     "experiments/gradient-free.json": "the preset `gradient-free`",
 }
 """Results under benchmarks/results that rank agents, and where they come from, in words."""
@@ -24,14 +24,12 @@ SHOWN = 5
 def ranking(name: str) -> str:
     """The best agents on every task of the target ``name``, a table per kind of results and task."""
     parts = []
-    for pattern, origin in FILES.items():
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob(pattern))]
-        for task, facts in {task: facts for one in found for task, facts in one["tasks"].items()}.items():
+    for file, origin in FILES.items():
+        results = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+        for task, facts in results["tasks"].items():
             if TASKS[task].target == name:
-                with_task = [one for one in found if task in one["tasks"]]
-                own = [entry for one in with_task for entry in one["summary"] if entry["task"] == task]
-                date = max(one["date"][:10] for one in with_task)
-                parts.append(_part(task, facts, own, f"{origin}, {date}", RULERS[with_task[0]["schema"]]))
+                own = [entry for entry in results["summary"] if entry["task"] == task]
+                parts.append(_part(task, facts, own, f"{origin}, {results['date'][:10]}", RULERS[results["schema"]]))
     return "\n\n".join(parts) or "No sweep on record ranks agents here."
 
 

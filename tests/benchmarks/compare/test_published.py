@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from benchmarks.compare.published import all_rows, best_rows, merged
+from benchmarks.compare.published import all_rows, best_rows
 
 
 def made_up(task: str, label: str, scores: list[dict[str, float]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -58,13 +56,3 @@ def test_all_rows_are_less_the_true_log_z() -> None:
     assert lines[3] == f"|  | near | 3 | -0.25 [-0.45, -0.2] | {spread} | {spread} | 0.5 | 39 | 2000 |  |"
     assert lines[6] == "| manywell32 | only | 1 | -0.696 | 1 | 0.00432 | 0.5 | 0.1 | 1000 | EUBO - ELBO 2.93, 3.85 |"
     assert lines[7] == "| dw4 | far | 1 | 30 |  | 30 | 0.5 | 0.3 | 1000 | `energy_tv` 0.066 (T = 30) |"
-
-
-def test_results_of_several_files_are_shown_together() -> None:
-    rows = [{"task": task, "label": "ppo"} for task in ("gmm40", "lj13")]
-    first = {"tasks": {"gmm40": {}, "dw4": {}}, "summary": rows[:1], "runs": [2]}
-    second = {"tasks": {"gmm40": {}, "lj13": {}}, "summary": rows[1:], "runs": [4]}
-    found = merged([first, second])
-    assert list(found["tasks"]) == ["gmm40", "dw4", "lj13"] and found["summary"] == rows and found["runs"] == [2, 4]
-    with pytest.raises(ValueError, match="a row twice"):
-        merged([first, first])
