@@ -1,4 +1,4 @@
-"""Rebuild docs/leaderboard.md, docs/experiments/ and tables of README and docs/results.md from benchmarks/results/.
+"""Write docs/leaderboard.md, docs/experiments/, tables of README and docs/results_energy.md from benchmarks/results/.
 
     python benchmarks/compare/leaderboard.py            write all
     python benchmarks/compare/leaderboard.py --check    exit status 1 when one of them is not what the results give
@@ -36,7 +36,7 @@ from dxmi_rl.utils.storage import write_text
 START, END = "<!-- leaderboard: written by benchmarks/compare/leaderboard.py -->", "<!-- leaderboard: end -->"
 TABLES_START, TABLES_END = START.replace("leaderboard:", "tables:"), END.replace("leaderboard:", "tables:")
 TABLES = "tables"
-"""The experiment that README and docs/results.md show beside what is published."""
+"""The experiment that README and docs/results_energy.md show beside what is published."""
 OURS = "standard"
 """The submission that others are compared with: its rows stand for those that they repeat."""
 TUNING = "tuning.json"
@@ -73,7 +73,7 @@ class Arguments:
     """File with the marker lines, between which tables go."""
     page: Path = ROOT / "docs" / "leaderboard.md"
     """The page."""
-    figures: Path = ROOT / "docs" / "results.md"
+    figures: Path = ROOT / "docs" / "results_energy.md"
     """The page of figures, with marker lines of its own."""
     experiments: Path = ROOT / "docs" / "experiments"
     """Folder of the pages of experiments."""

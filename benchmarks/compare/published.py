@@ -24,8 +24,8 @@ PUBLISHED = {
     "lgcp40": ("ELBO", "471.6, 468.7"),
     "lgcp40-whitened": ("ELBO", "471.6, 468.7"),
 }
-"""Per task a score and the best figures published for it, with T = 100 where nothing else is said; docs/results.md and
-the targets' pages name their sources."""
+"""Per task a score and the best figures published for it, with T = 100 where nothing else is said;
+docs/results_energy.md and the targets' pages name their sources."""
 SCORES: dict[str, tuple[int, Callable[[dict[str, float]], float]]] = {
     "ELBO": (-1, lambda scores: scores["elbo"]),
     "EUBO - ELBO": (1, lambda scores: scores["eubo"] - scores["elbo"]),
@@ -47,7 +47,7 @@ def best_rows(results: dict[str, Any]) -> str:
 
 
 def all_rows(results: dict[str, Any]) -> str:
-    """The table of docs/results.md: all rows. Of ELBO and log Z the true log Z is subtracted, where it is known."""
+    """The table of docs/results_energy.md: all rows. ELBO and log Z are less the true log Z, where it is known."""
     heads = ["task", "agent", "seeds", "ELBO ↑", "EUBO - ELBO ↓", "log Z, weighted", "ESS"]
     heads += ["`modes`, `well_error` or `energy_tv`", "energy evaluations", "published"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
