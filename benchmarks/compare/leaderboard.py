@@ -94,7 +94,7 @@ def load_whole(file: Path, *, ranks: bool = True) -> dict[str, Any]:
     """Results that can be shown, and ranked with ``ranks``. Raises ValueError, naming file and field, for others."""
     results = load_results(file)
     try:
-        check_submission(file.stem, results, ranks=ranks)
+        check_submission(file.stem, results)
         experiment_page(file.stem, results)
         if ranks:
             page({file.stem: results})

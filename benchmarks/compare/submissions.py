@@ -63,9 +63,9 @@ def failed_of(results: dict[str, Any], row: dict[str, Any]) -> list[dict[str, An
     return [run for run in results["failed"] if (run["task"], run["label"]) == (row["task"], row["label"])]
 
 
-def check_submission(name: str, results: dict[str, Any], *, ranks: bool = True) -> None:
-    """Raises ValueError for rows that are not what their runs say, for runs that are not their row's, for names that
-    read as another or as markup, and with ``ranks`` for a horizon that is not the task's.
+def check_submission(name: str, results: dict[str, Any]) -> None:
+    """Raises ValueError for rows that are not what their runs say, for runs that are not their row's, and for names
+    that read as another or as markup.
     """
     for kind, text in [("submission", name), *(("task", task) for task in results["tasks"])]:
         _check_name(name, kind, text)
@@ -80,7 +80,7 @@ def check_submission(name: str, results: dict[str, Any], *, ranks: bool = True) 
     zeros = dict[str, Any]()
     for row in results["summary"]:
         _check_name(name, "label", row["label"])
-        _check_row(name, results, row, ranks)
+        _check_row(name, results, row)
         if row["agent"] == BASE and results["tasks"][row["task"]]["base"] is not None:
             zeros.setdefault(row["task"], row)
     for row in zeros.values():
@@ -100,7 +100,7 @@ def _check_name(submission: str, kind: str, text: object) -> None:
         )
 
 
-def _check_row(name: str, results: dict[str, Any], row: dict[str, Any], ranks: bool) -> None:
+def _check_row(name: str, results: dict[str, Any], row: dict[str, Any]) -> None:
     task, runs = results["tasks"][row["task"]], runs_of(results, row)
     lost = diverged(results["failed"], row["task"], row["label"])
     where = f"{name!r}, row {row['label']!r} on {row['task']!r}"
@@ -114,7 +114,7 @@ def _check_row(name: str, results: dict[str, Any], row: dict[str, Any], ranks: b
         for field in ("task_settings", "agent_settings", "sizes", "fit", "particles"):
             if run.get(field) != runs[0].get(field):
                 raise ValueError(f"{where}: runs.{field} must be the same in every run.")
-        if ranks and run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:
+        if run["task_settings"].get("horizon", task["horizon"]) != task["horizon"]:
             raise ValueError(f"{where}: runs.task_settings.horizon is not the task's {task['horizon']}.")
         _check_costs(where, row, run["costs"])
         if re.fullmatch("[0-9a-f]{16}", str(run["key"])) is None:
