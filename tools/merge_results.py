@@ -3,8 +3,8 @@
     python tools/merge_results.py OUT.json FILE.json [FILE.json ...]
 
 Runs of later files take the place of those with the same task, row and seed in earlier ones. Tables, intervals and
-places are computed anew, as ``benchmarks/compare/compare.py`` does, with rows in the preset's order. Comparisons with
-failed runs or agents of one's own are refused: run these again.
+places are computed anew, as ``benchmarks/compare/compare.py`` does, with rows in the preset's order. A failed run is
+kept as failed unless a later file has it finished. Comparisons with agents of one's own are refused.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class MergeArguments:
 def merge(name: str, parts: Sequence[JSON]) -> JSON:
     """Results of one comparison called ``name`` from those of its parts.
 
-    Raises ValueError for parts of several presets, devices or schemas, with failed runs, or with rows that the preset
-    does not have.
+    Raises ValueError for parts of several presets, devices or schemas, or with rows that the preset does not have.
     """
     if not parts:
         raise ValueError("files must be at least one, got none.")
@@ -50,29 +49,30 @@ def merge(name: str, parts: Sequence[JSON]) -> JSON:
             raise ValueError(f"files must agree in {key!r}, got {sorted(found)}.")
     if parts[0]["schema"] != SCHEMA:
         raise ValueError(f"files must be of schema {SCHEMA}, got {parts[0]['schema']}.")
-    if failed := [one for part in parts for one in part["failed"]]:
-        raise ValueError(f"files must not have failed runs, got {len(failed)}.")
-    runs = {(run["task"], run["label"], run["seed"]): run for part in parts for run in part["runs"]}
+    runs = {(run["task"], run["label"], run["seed"]): run for part in parts for run in (*part["failed"], *part["runs"])}
     preset = parts[0]["preset"]
-    rows = []
-    for row in all_rows(Arguments(preset=preset), load_preset(preset)):
+    plan = load_preset(preset)
+    rows, own_seeds = [], True
+    for row in all_rows(Arguments(preset=preset), plan):
         if seeds := sorted(seed for task, label, seed in runs if (task, label) == (row.task, row.label)):
+            own_seeds = own_seeds and set(seeds) <= set(row.seeds or plan.seeds)
             rows.append(replace(row, seeds=tuple(seeds)))
     if unknown := {run[:2] for run in runs} - {(row.task, row.label) for row in rows}:
         raise ValueError(f"preset {preset!r} has no rows {sorted(unknown)}.")
     in_order = sorted(runs.values(), key=lambda run: run["seed"])
-    bare = [{key: value for key, value in run.items() if key not in OF_THE_WHOLE} for run in in_order]
+    failed = [run for run in in_order if "error" in run]
+    bare = [{k: v for k, v in run.items() if k not in OF_THE_WHOLE} for run in in_order if "error" not in run]
     seeds = sorted({seed for *_, seed in runs})
     command = f"python benchmarks/compare/compare.py --preset {preset}"
     header = {
         "name": name,
         "preset": preset,
-        "command": f"{command} --name {name} --seeds {' '.join(map(str, seeds))}",
+        "command": f"{command} --name {name}" + ("" if own_seeds else f" --seeds {' '.join(map(str, seeds))}"),
         "devices": parts[0]["devices"],
         "seeds": seeds,
         "seconds": sum(part["seconds"] for part in parts),
     }
-    found = assemble(rows, bare, [], f"{command} --name {name}-again", header)
+    found = assemble(rows, bare, failed, f"{command} --name {name}-again", header)
     return without_paths(found) | {"date": max(part["date"] for part in parts)}
 
 

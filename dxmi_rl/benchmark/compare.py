@@ -84,7 +84,7 @@ from dxmi_rl.benchmark.attempt import Logging, Outcome, failed_before
 from dxmi_rl.benchmark.pictures import draw_pictures
 from dxmi_rl.benchmark.plan import Arguments, Plan, make_plan
 from dxmi_rl.benchmark.report import write_report
-from dxmi_rl.benchmark.results import assemble, without_paths
+from dxmi_rl.benchmark.results import assemble, failure, without_paths
 from dxmi_rl.benchmark.sweep import execute_all, execute_on_ray, prepare, ray_cluster, tidy
 from dxmi_rl.benchmark.tables import main_scores, print_tables, ranking_tables
 from dxmi_rl.utils.progress import alive, progress_columns
@@ -133,7 +133,9 @@ def carry_out(plan: Plan, command: str) -> int:
     }
     ended = {outcome.run.key for outcome in outcomes}
     before = failed_before([run for run in runs if run.key not in ended], plan.results)
-    everything = assemble(rows, results, [*failed, *before], _unselected(plan, command), header)
+    everything = assemble(
+        rows, results, [failure(outcome) for outcome in (*failed, *before)], _unselected(plan, command), header
+    )
     for file in filter(None, [folder / "results.json", plan.arguments.json]):
         write_json(file, without_paths(everything))
     write_atomically(folder / "curves.csv", lambda file: _write_curves(everything["runs"], file))

@@ -59,14 +59,14 @@ def is_fitted(result: Result) -> bool:
 
 
 def assemble(
-    rows: Sequence[Row], results: Sequence[Result], failed: Sequence[Outcome], command: str, header: JSON
+    rows: Sequence[Row], results: Sequence[Result], failed: Sequence[JSON], command: str, header: JSON
 ) -> JSON:
     """Everything about a comparison; ``header`` holds its name, preset, command, devices, seeds and seconds.
 
-    ``command`` is the command line without a selection; the commands of rows and runs add one to it.
+    ``failed`` has the failed runs (`failure`). ``command`` is the command line without a selection; the commands of
+    rows and runs add one to it.
     """
     tasks = {task: _describe(own, results) for task, own in rows_by_task(rows).items()}
-    failures = [_failure(outcome) for outcome in failed]
     runs = []
     for row in rows:
         for result in results_of(row, results):
@@ -77,9 +77,9 @@ def assemble(
         **header,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "tasks": tasks,
-        "summary": [_summarise(row, runs, failures, tasks[row.task], _row_command(command, row)) for row in rows],
+        "summary": [_summarise(row, runs, failed, tasks[row.task], _row_command(command, row)) for row in rows],
         "runs": runs,
-        "failed": failures,
+        "failed": list(failed),
     }
 
 
@@ -262,7 +262,8 @@ def _one_is_far(values: Sequence[float]) -> bool:
     return max(distances) > FAR * median(distances) > 0
 
 
-def _failure(outcome: Outcome) -> JSON:
+def failure(outcome: Outcome) -> JSON:
+    """A failed run's entry in a results file."""
     row = outcome.run.row
     return {
         "key": outcome.run.key,

@@ -43,12 +43,23 @@ def test_later_runs_take_the_place_of_earlier_ones() -> None:
     assert found["summary"][0]["scores"]["sliced_w2"]["iqm"] > 40 and found["date"] == "2099-01-01"
 
 
+def test_a_failed_run_is_kept_until_it_is_finished() -> None:
+    whole = on_record()
+    failed = part(whole, ("a2c", 1))["runs"][0]
+    failed = {key: failed[key] for key in ("key", "label", "task", "seed")} | {"error": "DivergenceError: loss is inf"}
+    broken = part(whole, ("ppo", 0), ("ppo", 1), ("a2c", 0)) | {"failed": [failed]}
+    found = merge("one", [broken])
+    assert found["failed"] == [failed] and len(found["runs"]) == 3
+    assert (found["summary"][1]["runs"], found["summary"][1]["diverged"]) == (1, 1)
+    assert merge("one", [found, part(whole, ("a2c", 1))])["runs"] == whole["runs"]
+    assert merge("one", [whole, broken]) == found | {"seconds": 2 * found["seconds"]}
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = on_record()
     for other, message in (
         ({"preset": "tables"}, "agree in 'preset'"),
         ({"devices": ["cuda"]}, "agree in 'devices'"),
-        ({"failed": [{}]}, "failed runs, got 1"),
         ({"runs": [whole["runs"][0] | {"label": "nobody"}]}, "no rows .*nobody"),
     ):
         with pytest.raises(ValueError, match=message):
