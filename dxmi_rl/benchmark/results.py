@@ -63,7 +63,7 @@ def assemble(
 ) -> JSON:
     """Everything about a comparison; ``header`` holds its name, preset, command, devices, seeds and seconds.
 
-    ``failed`` has the failed runs (`failure`). ``command`` is the command line without a selection; the commands of
+    ``failed`` has the failed runs (``failure``). ``command`` is the command line without a selection; the commands of
     rows and runs add one to it.
     """
     tasks = {task: _describe(own, results) for task, own in rows_by_task(rows).items()}

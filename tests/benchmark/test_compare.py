@@ -77,7 +77,7 @@ def test_every_key_of_the_docstring_exists(undisturbed: Path) -> None:
         documented = {key.split(".")[1] for key in keys if key.startswith(f"{part}.")}
         entries = everything[part].values() if part == "tasks" else everything[part]
         assert all(documented == set(entry) for entry in entries), part
-    failure = results_module._failure(Outcome(protocol.Run(a_row(), 0), "broken"))
+    failure = results_module.failure(Outcome(protocol.Run(a_row(), 0), "broken"))
     assert {key.split(".")[1] for key in keys if key.startswith("failed.")} == set(failure)
 
 
