@@ -4,7 +4,8 @@
 
 Runs of later files take the place of those with the same task, row and seed in earlier ones. Tables, intervals and
 places are computed anew, as ``benchmarks/compare/compare.py`` does, with rows in the preset's order. A failed run is
-kept as failed unless a later file has it finished. Comparisons with agents of one's own are refused.
+kept as failed unless a later file has it finished. ``seconds`` are of training and scoring, summed over the runs, so
+that a file may be merged again. Comparisons with agents of one's own are refused.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def merge(name: str, parts: Sequence[JSON]) -> JSON:
         "command": f"{command} --name {name}" + ("" if own_seeds else f" --seeds {' '.join(map(str, seeds))}"),
         "devices": parts[0]["devices"],
         "seeds": seeds,
-        "seconds": sum(part["seconds"] for part in parts),
+        "seconds": sum(run["costs"]["seconds"] + run["evaluation_seconds"] for run in bare),
     }
     found = assemble(rows, bare, failed, f"{command} --name {name}-again", header)
     return without_paths(found) | {"date": max(part["date"] for part in parts)}
