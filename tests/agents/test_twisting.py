@@ -162,7 +162,7 @@ def test_any_step_agents_have_particles() -> None:
 def test_evaluate_scores_samples_chosen_by_weight() -> None:
     """They are closer to the target than the base sampler's own; scores of its chains stay the same."""
     agent = make_agent("base", make_task("gmm9", track="sample", horizon=2, backward="learned"))
-    sizes: dict[str, Any] = {"samples": 8000, "draws": 1, "trajectories": 100, "fit": False, "floors": False}
+    sizes: dict[str, Any] = {"samples": 4000, "draws": 1, "trajectories": 100, "fit": False, "floors": False}
     with warnings.catch_warnings(action="ignore", category=UnreliableScoresWarning):
         own, chosen = (evaluate(agent, particles=particles, **sizes) for particles in (None, 200))
     assert chosen["sliced_w2"] < 0.3 * own["sliced_w2"] and chosen["mode_tv"] < 0.5 * own["mode_tv"]

@@ -563,6 +563,7 @@ def test_targets_without_samples_have_pictures_too(tmp_path: Path, monkeypatch: 
     assert {"samples_dw4.png", "report.html"} <= {file.name for file in (tmp_path / "runs" / "tiny").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_score_that_some_runs_lack_titles_no_panel(undisturbed: Path) -> None:
     content = read(undisturbed / "results.json")
     row = protocol.Row("base", "8gaussians", "base")
