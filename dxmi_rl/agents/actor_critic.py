@@ -53,21 +53,23 @@ class ActorCritic(Agent[ConfigT]):
 
 def minibatch_steps(
     agent: Any, trajectory: Trajectory, loss: Callable[[Tensor], Tensor], *, n_epochs: int = 1,
-    returns: Tensor | None = None,
+    returns: Tensor | None = None, clipped: bool = True,
 ) -> Log:  # fmt: skip
     """``n_epochs`` passes over all transitions, in ``n_minibatches`` parts in random order.
 
-    For each part a policy step on ``loss(rows)`` and, with ``returns`` ``[T n]``, time-major, a value step. Returns
-    the last losses.
+    For each part a policy step on ``loss(rows)`` and, with ``returns`` ``[T n]``, time-major, a value step. Without
+    importance ratios that are ``clipped``, all steps may go one way: their divergence is then the square of their
+    number times that of one, and the trust region allows for it. Returns the last losses.
     """
     config, log = agent.config, Log()
+    steps = n_epochs * config.n_minibatches
     x, _, t = trajectory.transitions()
     for _ in range(n_epochs):
         order = torch.randperm(len(x), generator=agent.generator, device=x.device)
         for rows in order.chunk(config.n_minibatches):
             log["policy_loss"] = policy_step(
                 agent.policy_optimizer, agent.policy, loss(rows), config.max_grad_norm, trajectory,
-                steps=n_epochs * config.n_minibatches,
+                steps=steps if clipped else steps**2,
             )  # fmt: skip
             if returns is not None:
                 log["value_loss"] = agent.value.fit(x[rows], t[rows], returns[rows])

@@ -69,7 +69,7 @@ class SFTPG(ActorCritic[SFTPGConfig]):
         def loss(rows: Tensor) -> Tensor:
             return self.policy_loss(trajectory, advantages, rows)
 
-        return minibatch_steps(self, trajectory, loss, returns=returns)
+        return minibatch_steps(self, trajectory, loss, returns=returns, clipped=False)
 
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory) -> tuple[Tensor, Tensor]:
