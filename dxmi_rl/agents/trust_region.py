@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from dxmi_rl.agents import ops
+from dxmi_rl.agents.ops import Moments
 from dxmi_rl.agents.policies import CorrectionPolicy, GaussianPolicy
 from dxmi_rl.diffusion.samplers import IdentitySampler
 from dxmi_rl.rollout import Trajectory
@@ -33,14 +34,28 @@ def trust_region(policy: GaussianPolicy, trajectory: Trajectory, radius: float) 
     if not isinstance(policy, CorrectionPolicy):
         yield
         return
-    rows = torch.arange(0, trajectory.t.numel(), -(-trajectory.t.numel() // ROWS), device=trajectory.x.device)
+    rows = some_rows(trajectory.t.numel(), trajectory.x.device)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    with limited_step(parameters, lambda: policy.moments_along(trajectory, rows), radius):
+        yield
+
+
+def some_rows(n: int, device: torch.device) -> Tensor:
+    """Indices of ROWS of n rows at most, at equal distances."""
+    return torch.arange(0, n, -(-n // ROWS), device=device)
+
+
+@contextlib.contextmanager
+def limited_step(parameters: Sequence[Tensor], moments: Callable[[], Moments], radius: float) -> Iterator[None]:
+    """Move ``parameters`` only the part of the way they go inside that has divergence ``radius``: the mean of KL(new ||
+    old) of the Gaussians ``moments()``, taken as quadratic in the way.
+    """
     with torch.no_grad():
-        old = policy.moments_along(trajectory, rows)
+        old = moments()
         before = [parameter.clone() for parameter in parameters]
     yield
     with torch.no_grad():
-        divergence = ops.gaussian_kl(policy.moments_along(trajectory, rows), old).mean()
+        divergence = ops.gaussian_kl(moments(), old).mean()
         part = (radius / divergence).sqrt().nan_to_num(0.0, 1.0).clamp_max(1.0)
         for start, parameter in zip(before, parameters, strict=True):
             parameter.copy_(start.lerp(parameter, part))

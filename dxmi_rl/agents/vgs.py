@@ -24,9 +24,9 @@ from dxmi_rl.utils.torch_tools import average_towards, input_gradient
 LARGEST_SHIFT = 5.0
 """Largest shift of a mean, in standard deviations per dimension: one step down a steep gradient would overshoot, and
 the next one further."""
-GRADIENT_WEIGHT = 6e-4
-"""Weight of gradients, per dimension. In many dimensions values alone do not determine grad V. In few dimensions they
-do, and a large weight would bias V: the gradient targets are exact for the best shift only."""
+GRADIENT_WEIGHT = 0.06
+"""Weight of gradients, per dimension and at most 1. In many dimensions values alone do not determine grad V. In few
+dimensions they do, and a large weight would bias V: the gradient targets are exact for the best shift only."""
 UNEXPLORING = 0.25
 """Share of a rollout's trajectories that are the policy's. The kernel is fitted to these: a fit to trajectories that
 explore leaves looser bounds than none."""
@@ -299,5 +299,5 @@ class VGS(Agent[VGSConfig]):
         values, gradients = self.value_targets(trajectory, means, last)
         return self.value.fit_gradients(
             x, t, values - start(x, t), gradients - input_gradient(lambda point: start(point, t), x),
-            scale=self.mdp.state_scale[:-1], weight=GRADIENT_WEIGHT * self.mdp.dim, robust=True,
+            scale=self.mdp.state_scale[:-1], weight=min(1.0, GRADIENT_WEIGHT * self.mdp.dim), robust=True,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import CorrectionPolicy, collect
 from dxmi_rl.agents.trust_region import trust_region
+from dxmi_rl.agents.wrapped.library import GUARD
 
 RADIUS = 5e-4
 
@@ -44,6 +45,24 @@ def test_a_long_step_is_shortened_to_the_radius(size: float) -> None:
 def test_a_short_step_is_left_as_it_is() -> None:
     divergence, made, wanted = step_of(small("vargrad"), 1e-5)
     assert divergence < 1 and all(torch.equal(made[name], wanted[name]) for name in made)
+
+
+@torch.no_grad()
+def moments_of(agent: Agent[Any], x: torch.Tensor, t: torch.Tensor) -> ops.Moments:
+    """Those of the policy of another library."""
+    density: Any = agent.density()
+    return density.moments(x, t)
+
+
+@pytest.mark.parametrize("name", ["sb3-a2c", "sb3-ppo", "torchrl-ppo"])
+def test_the_actors_of_other_libraries_are_held_back(name: str) -> None:
+    """All updates on a rollout together change the policy by about GUARD, however large their rate."""
+    pytest.importorskip(name.split("-")[0].replace("sb3", "stable_baselines3"))
+    agent: Agent[Any] = small(name, make_task("manywell32"), learning_rate=0.02)
+    x, _, t = agent.mdp.rollout(agent.density(), 32, agent.generator).transitions()
+    old = moments_of(agent, x, t)
+    agent.iterate()
+    assert 0.2 < float(ops.gaussian_kl(moments_of(agent, x, t), old).mean()) / GUARD < 3
 
 
 def test_a_step_to_no_numbers_is_not_made_into_a_small_one() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,14 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook
 from dxmi_rl.agents.checkpoint import set_training_state, training_state
+from dxmi_rl.agents.trust_region import limited_step, some_rows
 from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay, Transitions
 from dxmi_rl.costs import count_draws
 
+GUARD = 0.01
+"""Largest mean of KL(new || old) over the states of a rollout, in nats per transition, of all updates on it: the losses
+of other libraries may be of any size, and they have no trust region of their own."""
 Explore = Callable[[ActionDensity, Tensor, Tensor | int, Tensor], Tensor]
 """The action of a rollout, ``[batch, d]``, from (density, x_t, t, N(0, I) noise)."""
 
@@ -97,6 +101,17 @@ def prepare_rollout(agent: Agent[Any], on_final: FinalStateHook | None) -> int:
     agent.costs.timesteps += agent.timesteps_per_iteration
     count_draws(agent.timesteps_per_iteration)
     return int(torch.randint(2**31, (), generator=agent.generator, device=agent.mdp.device))
+
+
+@contextlib.contextmanager
+def guarded(density: ActionDensity, observations: Tensor, parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Shorten the way that an actor's ``parameters`` go inside, in all updates on one rollout together, to GUARD.
+
+    ``observations`` are those of the rollout, ``[n, d + 1]``.
+    """
+    some = observations[some_rows(len(observations), observations.device)]
+    with limited_step(list(parameters), lambda: density.gaussian(some), GUARD):
+        yield
 
 
 def squashed_start_std(action_bound: float) -> float:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, sb3_density
-from dxmi_rl.agents.wrapped.library import OffPolicyData, OwnRandomness, copied, explore_by_policy, prepare_rollout
+from dxmi_rl.agents.wrapped.library import (
+    OffPolicyData,
+    OwnRandomness,
+    copied,
+    explore_by_policy,
+    guarded,
+    prepare_rollout,
+)
 from dxmi_rl.agents.wrapped.settings import OnPolicyConfig, ReplayConfig
 from dxmi_rl.costs import count_draws
 from dxmi_rl.envs.observations import observe
@@ -74,6 +81,18 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
         with self.random.lent(self.seed):
             self.model = self.make_model(sb3)
         self.policy = without_logger(sb3, self.model).policy
+        self.model.train = self._guarded_updates(self.model.train)
+
+    def _guarded_updates(self, train: Callable[[], None]) -> Callable[[], None]:
+        """SB3's updates on a rollout, with a limit on what they change of the actor."""
+        actor = [weights for name, weights in self.policy.named_parameters() if "value" not in name]
+
+        def updates() -> None:
+            observations = torch.as_tensor(self.model.rollout_buffer.observations, device=self.model.device)
+            with guarded(self.density(), observations.flatten(0, 1), actor):
+                train()
+
+        return updates
 
     @abc.abstractmethod
     def make_model(self, sb3: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
 from dxmi_rl.agents.wrapped.action_density import ActionDensity, torchrl_density
-from dxmi_rl.agents.wrapped.library import OwnRandomness, copied, prepare_rollout
+from dxmi_rl.agents.wrapped.library import OwnRandomness, copied, guarded, prepare_rollout
 from dxmi_rl.agents.wrapped.settings import OnPolicyConfig
 from dxmi_rl.agents.wrapped.torchrl import make_actor, perceptron, require_torchrl
 from dxmi_rl.utils.checks import check_integer, check_real
@@ -93,7 +93,9 @@ class TorchRLPPO(Agent[TorchRLPPOConfig]):
         with self.random.lent():
             data = self.rollout(seed)
             self.advantages(data)
-            return self.update(data.flatten())
+            data = data.flatten()
+            with guarded(self.density(), data["observation"], self.policy.parameters()):
+                return self.update(data)
 
     def rollout(self, seed: int) -> Any:
         """T steps of all environments, a tensordict ``[n, T]``."""
