@@ -28,7 +28,7 @@ class Arguments:
     preset: str = "quick"
     """What to compare: quick (minutes), standard (many hours: the leaderboard), everything (many hours: thirteen
     tasks from the energy alone), full (days), ablations, base-samplers, coordinate-wise, demo, digits,
-    gradient-free, kernels, paper-2d, rewards, samplers, small-steps, tables, or a TOML file of yours."""
+    gradient-free, kernels, paper-2d, rewards, samplers, small-steps, stability, tables, or a TOML file of yours."""
     name: str = ""
     """Results go to runs/<name>/; the preset's name by default."""
     seeds: tuple[int, ...] = ()
