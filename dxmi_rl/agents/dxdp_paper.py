@@ -16,13 +16,14 @@ from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
+from dxmi_rl.agents.trust_region import policy_step
 from dxmi_rl.agents.values import Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import HALF_LOG_TWO_PI
 from dxmi_rl.diffusion.schedules import per_step
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
-from dxmi_rl.utils.torch_tools import frozen, gradient_step
+from dxmi_rl.utils.torch_tools import frozen
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
             E_{x' ~ pi_theta}[V_{t+1}(x') - tau2 / d log qb(x_t | x') - tau1 / d H(pi_theta(. | x_t))]  (improvement)
 
     The first is a regression on the rollout's own next states, TD(0); the second is reparameterised through one step.
+    From scratch, where energies may be of any size, that step is kept in the trust region of docs/method.md.
     """
 
     name: ClassVar[str] = "dxdp-paper"
@@ -196,4 +198,7 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
         fixed = [*self.value.parameters(), *self.mdp.kernel.parameters(), *self.mdp.energy.parameters()]
         with frozen(fixed):
             loss = self.policy_loss(trajectory.from_step(self.policy.frozen_steps))
-            return gradient_step(self.policy_optimizer, self.policy, loss, self.config.max_grad_norm)
+            return policy_step(
+                self.policy_optimizer, self.policy, loss, self.config.max_grad_norm, trajectory,
+                steps=self.config.policy_steps,
+            )  # fmt: skip
