@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from dxmi_rl.agents.base import Agent, FinalStateHook, Log
-from dxmi_rl.agents.path_wise import Path, PathConfig, path_loss
+from dxmi_rl.agents.path_wise import Path, PathConfig, path_step
 from dxmi_rl.agents.policies import GaussianPolicy, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
 from dxmi_rl.utils.registry import UnknownNameError
-from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,12 @@ class DRaFT(Agent[DRaFTConfig]):
         return {"policy": self.policy_optimizer}
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        config, steps = self.config, self.config.last_steps
+        steps = self.config.last_steps
         if steps == "random":
             # The length of the graph must be known here, so this waits for the device, once per iteration.
             draw = torch.randint(1, self.mdp.horizon + 1, (), generator=self.generator, device=self.mdp.device)
             steps = int(draw)
-        path = self._path(int(steps))
-        loss = path_loss(self, path, config.n_trajectories, on_final, config.kernel_steps)
-        with path.frozen():  # the backward pass may compute the steps again
-            policy_loss = gradient_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm)
-        return {"policy_loss": policy_loss}
+        return path_step(self, self._path(int(steps)), on_final)
 
     def _path(self, last_steps: int) -> RewardPath:
         config = PathConfig(last_steps, checkpointing=self.config.checkpointing, score_free=False)

@@ -96,21 +96,15 @@ class PathWise(Agent[PathWiseConfig]):
         return {"policy": self.policy_optimizer}
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        config = self.config
-        loss = path_loss(self, self.path, config.n_trajectories, on_final, config.kernel_steps)
-        with self.path.frozen():  # the backward pass may compute the steps again
-            policy_loss = gradient_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm)
-        return {"policy_loss": policy_loss}
+        return path_step(self, self.path, on_final)
 
 
-def path_loss(
-    agent: Agent[Any], path: Path, n: int, on_final: FinalStateHook | None, kernel_steps: int
-) -> Callable[[], Tensor]:
-    """Roll out one iteration with gradients, and return a function that computes its loss inside ``path.frozen()``.
+def path_step(agent: Agent[Any], path: Path, on_final: FinalStateHook | None) -> Log:
+    """One rollout with gradients, and one step of the agent's optimiser "policy" on the loss of ``path``: the log.
 
     Before the loss, x_T is handed to ``on_final``, which may change the energy, and the backward kernel is fitted.
     """
-    mdp = agent.mdp
+    mdp, config, n = agent.mdp, agent.config, agent.config.n_trajectories
     if on_final is not None and path.graph_holds_energy:
         # The energy must change before the rollout: the same noise is run once without a graph, for ``on_final`` alone.
         state = agent.generator.get_state()
@@ -121,9 +115,11 @@ def path_loss(
     agent.costs.timesteps += n * mdp.horizon
     if on_final is not None and not path.graph_holds_energy:
         on_final(trajectory.final.detach())
-    for _ in range(kernel_steps):
+    for _ in range(config.kernel_steps):
         mdp.kernel.fit(*Trajectory(trajectory.x.detach(), trajectory.log_prob).transitions())
-    return lambda: path.loss(trajectory)
+    with path.frozen():  # the backward pass may compute the steps again
+        loss = path.loss(trajectory)
+        return {"policy_loss": gradient_step(agent.optimizers()["policy"], path.policy, loss, config.max_grad_norm)}
 
 
 class Path:

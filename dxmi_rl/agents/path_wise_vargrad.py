@@ -9,12 +9,11 @@ from torch import Tensor
 
 from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.gflownet import GFlowNet, GFlowNetConfig
-from dxmi_rl.agents.path_wise import Path, PathConfig, path_loss
+from dxmi_rl.agents.path_wise import Path, PathConfig, path_step
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
 from dxmi_rl.agents.vargrad import log_variance
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_open_fraction
-from dxmi_rl.utils.torch_tools import gradient_step
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,9 @@ class PathWiseVarGrad(GFlowNet[PathWiseVarGradConfig]):
         return self.config.conditional
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
-        config = self.config
-        if self.progress >= config.path_wise_fraction:
+        if self.progress >= self.config.path_wise_fraction:
             return super().iterate(on_final)
-        loss = path_loss(self, self.path, config.n_trajectories, on_final, config.kernel_steps)
-        with self.path.frozen():
-            policy_loss = gradient_step(self.policy_optimizer, self.policy, loss(), config.max_grad_norm)
-        return {"policy_loss": policy_loss}
+        return path_step(self, self.path, on_final)
 
     def loss(self, paths: Trajectory, log_targets: Tensor, start: Tensor) -> Tensor:
         return log_variance(self, paths, log_targets, start)
