@@ -62,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         made = make(Path(temporary))
-        shutil.rmtree(storage.SHIPPED, ignore_errors=True)
-        storage.SHIPPED.mkdir(parents=True)
+        storage.SHIPPED.mkdir(parents=True, exist_ok=True)
         for file in made:
             shutil.copy(file, storage.SHIPPED)
             print(f"{file.name}: {file.stat().st_size / 1000:.0f} kB")
+        for old in {file.name for file in storage.SHIPPED.iterdir()} - {file.name for file in made}:
+            (storage.SHIPPED / old).unlink()
     return 0
 
 
