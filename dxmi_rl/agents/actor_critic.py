@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent, ConfigT, Log
 from dxmi_rl.agents.policies import GaussianPolicy, make_policy, policy_optimizer
-from dxmi_rl.agents.trust_region import policy_step
+from dxmi_rl.agents.trust_region import GUARD, policy_step
 from dxmi_rl.agents.values import ValueFunction
 from dxmi_rl.rollout import Trajectory
 
@@ -69,7 +69,7 @@ def minibatch_steps(
         for rows in order.chunk(config.n_minibatches):
             log["policy_loss"] = policy_step(
                 agent.policy_optimizer, agent.policy, loss(rows), config.max_grad_norm, trajectory,
-                steps=steps if clipped else steps**2,
+                radius=GUARD / (steps if clipped else steps**2),
             )  # fmt: skip
             if returns is not None:
                 log["value_loss"] = agent.value.fit(x[rows], t[rows], returns[rows])

@@ -19,7 +19,7 @@ from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.replay import KeptRollouts
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import policy_step
+from dxmi_rl.agents.trust_region import GUARD, policy_step
 from dxmi_rl.agents.values import FADE, Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import gaussian_log_prob
@@ -334,9 +334,8 @@ class DxDP(GuidedAgent[DxDPConfig]):
         """One reparameterised policy step at the steps that are trained; V, the kernel and the energy stay fixed."""
         first = self.policy.frozen_steps
         loss, config = self.policy_loss(trajectory.from_step(first), returns[first:]), self.config
-        return policy_step(
-            self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, steps=config.policy_steps
-        )
+        radius = GUARD / config.policy_steps
+        return policy_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, radius=radius)
 
     def extra_tensors(self) -> dict[str, Tensor]:
         model = {} if self.energy_model is None else self.energy_model.tensors()

@@ -16,7 +16,7 @@ from dxmi_rl.agents.base import FinalStateHook, Log
 from dxmi_rl.agents.guidance import GuidedAgent
 from dxmi_rl.agents.policies import GaussianPolicy, collect, make_policy, policy_optimizer
 from dxmi_rl.agents.settings import PolicyConfig, ValueConfig
-from dxmi_rl.agents.trust_region import policy_step
+from dxmi_rl.agents.trust_region import GUARD, policy_step
 from dxmi_rl.agents.values import Lookahead, ValueFunction, value_network
 from dxmi_rl.costs import count_draws
 from dxmi_rl.diffusion.gaussian import HALF_LOG_TWO_PI
@@ -200,5 +200,5 @@ class DxDPPaper(GuidedAgent[DxDPPaperConfig]):
             loss = self.policy_loss(trajectory.from_step(self.policy.frozen_steps))
             return policy_step(
                 self.policy_optimizer, self.policy, loss, self.config.max_grad_norm, trajectory,
-                steps=self.config.policy_steps,
+                radius=GUARD / self.config.policy_steps,
             )  # fmt: skip

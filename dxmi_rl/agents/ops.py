@@ -142,7 +142,7 @@ def gaussian_kl(new: Moments, old: Moments) -> Tensor:
     """KL(new || old) of diagonal Gaussians, in nats: ``[batch]``."""
     change = new[1] - old[1]
     shift = (new[0] - old[0]) * torch.exp(-old[1])
-    return 0.5 * ((2 * change).exp() + shift.square() - 1 - 2 * change).flatten(1).sum(1)
+    return 0.5 * (torch.expm1(2 * change) - 2 * change + shift.square()).flatten(1).sum(1)
 
 
 def compress_outliers(values: Tensor) -> Tensor:

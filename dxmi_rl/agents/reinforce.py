@@ -19,6 +19,10 @@ from dxmi_rl.diffusion.gaussian import gaussian_log_prob
 from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.checks import check_integer, check_real
 
+RADIUS = 0.01
+"""Trust region of a step from scratch, in nats per transition: without a learned value, the weights of steep energies
+vary so much that longer steps run away."""
+
 
 @dataclass(frozen=True)
 class REINFORCEConfig:
@@ -74,7 +78,10 @@ class REINFORCE(Agent[REINFORCEConfig]):
         config = self.config
         trajectory = collect(self, self.policy, config.n_trajectories, on_final, kernel_steps=config.kernel_steps)
         loss = self.policy_loss(trajectory, self.advantages(trajectory).flatten())
-        return {"policy_loss": policy_step(self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory)}
+        policy_loss = policy_step(
+            self.policy_optimizer, self.policy, loss, config.max_grad_norm, trajectory, radius=RADIUS
+        )
+        return {"policy_loss": policy_loss}
 
     @torch.no_grad()
     def advantages(self, trajectory: Trajectory) -> Tensor:

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from agent_cases import small
+from agent_cases import skip_without_extra, small
 
 from dxmi_rl import make_task
 from dxmi_rl.agents import ops
 from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import CorrectionPolicy, collect
-from dxmi_rl.agents.trust_region import trust_region
-from dxmi_rl.agents.wrapped.library import GUARD
+from dxmi_rl.agents.reinforce import RADIUS as REINFORCE_RADIUS
+from dxmi_rl.agents.trust_region import GUARD, limited_step, trust_region
+from dxmi_rl.agents.wrapped.library import ROLLOUT_RADIUS
 
 RADIUS = 5e-4
 
@@ -56,13 +57,55 @@ def moments_of(agent: Agent[Any], x: torch.Tensor, t: torch.Tensor) -> ops.Momen
 
 @pytest.mark.parametrize("name", ["sb3-a2c", "sb3-ppo", "torchrl-ppo"])
 def test_the_actors_of_other_libraries_are_held_back(name: str) -> None:
-    """All updates on a rollout together change the policy by about GUARD, however large their rate."""
-    pytest.importorskip(name.split("-")[0].replace("sb3", "stable_baselines3"))
-    agent: Agent[Any] = small(name, make_task("manywell32"), learning_rate=0.02)
+    """At a large rate, all updates on a rollout together change the policy by about ROLLOUT_RADIUS."""
+    skip_without_extra(name)
+    agent: Agent[Any] = small(name, make_task("manywell32", horizon=10), learning_rate=0.02)
     x, _, t = agent.mdp.rollout(agent.density(), 32, agent.generator).transitions()
     old = moments_of(agent, x, t)
     agent.iterate()
-    assert 0.2 < float(ops.gaussian_kl(moments_of(agent, x, t), old).mean()) / GUARD < 3
+    assert 0.2 < float(ops.gaussian_kl(moments_of(agent, x, t), old).mean()) / ROLLOUT_RADIUS < 3
+
+
+def test_a_change_of_log_sigma_alone_counts() -> None:
+    """Also where a moment is the parameter itself, which changes in place."""
+    log_sigma = torch.zeros(4, 3)
+    with limited_step([log_sigma], lambda: (torch.zeros(4, 3), log_sigma), RADIUS):
+        log_sigma.add_(0.5)
+    divergence = ops.gaussian_kl((torch.zeros(4, 3), log_sigma), (torch.zeros(4, 3), torch.zeros(4, 3))).mean()
+    assert 0.5 < float(divergence) / RADIUS < 1.5
+
+
+def change_in_an_iteration(name: str, base: str | None, settings: dict[str, Any]) -> float:
+    """Mean KL(new || old) of the policy over states of its rollouts."""
+    task = make_task("gmm25", horizon=5, base=base)
+    agent: Agent[Any] = small(name, task, **{"policy.learning_rate": 0.3, **settings})
+    trajectory = agent.mdp.rollout(agent.policy, 64, agent.generator)
+    policy: Any = agent.policy
+    with torch.no_grad():
+        old = [moment.clone() for moment in policy.moments_along(trajectory)]
+    agent.iterate()
+    with torch.no_grad():
+        return float(ops.gaussian_kl(policy.moments_along(trajectory), (old[0], old[1])).mean())
+
+
+POLICY_GRADIENT = [
+    ("a2c", GUARD, {}),
+    ("reinforce", REINFORCE_RADIUS, {}),
+    ("dxdp", GUARD, {"policy_steps": 1, "warmup_iterations": 0}),
+    ("dxdp-paper", GUARD, {"policy.learning_rate": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "radius", "settings"), POLICY_GRADIENT, ids=[name for name, *_ in POLICY_GRADIENT])
+def test_policy_steps_are_held_back_from_scratch(name: str, radius: float, settings: dict[str, Any]) -> None:
+    """At a large rate, the step on a rollout changes the policy by about the radius."""
+    assert 0.2 < change_in_an_iteration(name, None, settings) / radius < 3
+
+
+@pytest.mark.parametrize(("name", "radius", "settings"), POLICY_GRADIENT, ids=[name for name, *_ in POLICY_GRADIENT])
+def test_policy_steps_on_a_base_sampler_are_free(name: str, radius: float, settings: dict[str, Any]) -> None:
+    """Where the policy corrects a pretrained sampler, the step is the optimizer's."""
+    assert change_in_an_iteration(name, "ddpm", settings) / radius > 3
 
 
 def test_a_step_to_no_numbers_is_not_made_into_a_small_one() -> None:

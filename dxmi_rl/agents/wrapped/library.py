@@ -23,9 +23,9 @@ from dxmi_rl.agents.wrapped.action_density import ActionDensity
 from dxmi_rl.agents.wrapped.episode_replay import EpisodeReplay, Transitions
 from dxmi_rl.costs import count_draws
 
-GUARD = 0.01
-"""Largest mean of KL(new || old) over the states of a rollout, in nats per transition, of all updates on it: the losses
-of other libraries may be of any size, and they have no trust region of their own."""
+ROLLOUT_RADIUS = 0.01
+"""Largest mean of KL(new || old) over the states of a rollout, in nats per transition, of all updates of an actor on
+it, taken as quadratic in their way: the losses of other libraries may be of any size."""
 Explore = Callable[[ActionDensity, Tensor, Tensor | int, Tensor], Tensor]
 """The action of a rollout, ``[batch, d]``, from (density, x_t, t, N(0, I) noise)."""
 
@@ -105,12 +105,12 @@ def prepare_rollout(agent: Agent[Any], on_final: FinalStateHook | None) -> int:
 
 @contextlib.contextmanager
 def guarded(density: ActionDensity, observations: Tensor, parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Shorten the way that an actor's ``parameters`` go inside, in all updates on one rollout together, to GUARD.
+    """Shorten to ROLLOUT_RADIUS the way that an actor's ``parameters`` go inside, in all updates on a rollout together.
 
-    ``observations`` are those of the rollout, ``[n, d + 1]``.
+    ``observations`` are those of the rollout, ``[T n, d + 1]``, one step after the other.
     """
     some = observations[some_rows(len(observations), observations.device)]
-    with limited_step(list(parameters), lambda: density.gaussian(some), GUARD):
+    with limited_step(list(parameters), lambda: density.gaussian(some), ROLLOUT_RADIUS):
         yield
 
 

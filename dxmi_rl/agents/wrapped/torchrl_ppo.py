@@ -93,9 +93,9 @@ class TorchRLPPO(Agent[TorchRLPPOConfig]):
         with self.random.lent():
             data = self.rollout(seed)
             self.advantages(data)
-            data = data.flatten()
-            with guarded(self.density(), data["observation"], self.policy.parameters()):
-                return self.update(data)
+            observations = data["observation"].transpose(0, 1).flatten(0, 1)
+            with guarded(self.density(), observations, self.policy.parameters()):
+                return self.update(data.flatten())
 
     def rollout(self, seed: int) -> Any:
         """T steps of all environments, a tensordict ``[n, T]``."""
