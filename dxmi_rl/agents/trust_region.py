@@ -1,4 +1,4 @@
-"""A trust region for policy updates: no step of an optimizer changes a policy by more than a small divergence."""
+"""A trust region for policy updates: an optimizer's long steps are shortened to a small divergence."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dxmi_rl.rollout import Trajectory
 from dxmi_rl.utils.torch_tools import gradient_step
 
 RADIUS = 1.5e-5
-"""Largest mean of KL(new || old) over states, in nats per transition, of one step on the log-variance of n paths,
-divided by n: what a policy may learn from them grows with their number."""
+"""Largest mean of KL(new || old) over states, in nats per transition, of one step on the log-variance or the balance of
+n paths, divided by n: what a policy may learn from them grows with their number."""
 GUARD = 0.1
-"""The same for other losses, whatever n, on one rollout: agents with several steps on it divide by their number."""
+"""The same for other losses, whatever n: agents with several steps on one rollout divide it by their number."""
 ROWS = 256
 """States at which the divergence is measured, at most."""
 
@@ -29,7 +29,8 @@ def trust_region(policy: GaussianPolicy, trajectory: Trajectory, radius: float) 
     """Shorten the step of the policy's weights that is made inside to one of divergence ``radius``.
 
     The divergence is measured at states of ``trajectory`` from the first trained step on, and taken as quadratic in
-    the step. Networks that are fine-tuned are left alone: their small rates keep them near.
+    the step: one that is many times too long may stay above. Networks that are fine-tuned are left alone: their small
+    rates keep them near.
     """
     if not isinstance(policy, CorrectionPolicy):
         yield

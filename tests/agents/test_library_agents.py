@@ -268,6 +268,19 @@ def test_other_temperatures_and_bases(name: str, settings: dict[str, Any]) -> No
     assert all(math.isfinite(value) for value in agent.log.values())
 
 
+@pytest.mark.parametrize("name", [name for name in ON_POLICY if name.startswith("sb3")])
+def test_a_saved_model_is_the_librarys_own(name: str, tmp_path: Path) -> None:
+    """Stable-Baselines3 loads it and trains it on."""
+    skip_without_extra(name)
+    agent: Any = small(name)
+    agent.iterate()
+    agent.model.save(tmp_path / "model")
+    loaded = type(agent.model).load(tmp_path / "model", env=agent.env)
+    before = [parameter.clone() for parameter in loaded.policy.parameters()]
+    loaded.learn(agent.timesteps_per_iteration)
+    assert not all(map(torch.equal, before, loaded.policy.parameters()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFF_POLICY)
 def test_a_full_replay_goes_on_where_it_was(name: str, tmp_path: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dxmi_rl.agents.base import Agent
 from dxmi_rl.agents.policies import CorrectionPolicy, collect
 from dxmi_rl.agents.reinforce import RADIUS as REINFORCE_RADIUS
 from dxmi_rl.agents.trust_region import GUARD, limited_step, trust_region
+from dxmi_rl.agents.trust_region import RADIUS as PATHS_RADIUS
 from dxmi_rl.agents.wrapped.library import ROLLOUT_RADIUS
 
 RADIUS = 5e-4
@@ -67,12 +69,39 @@ def test_the_actors_of_other_libraries_are_held_back(name: str) -> None:
 
 
 def test_a_change_of_log_sigma_alone_counts() -> None:
-    """Also where a moment is the parameter itself, which changes in place."""
+    """The part of the way that the divergence of its end gives, as a quadratic function; the moment is the parameter
+    itself, which changes in place.
+    """
     log_sigma = torch.zeros(4, 3)
     with limited_step([log_sigma], lambda: (torch.zeros(4, 3), log_sigma), RADIUS):
         log_sigma.add_(0.5)
-    divergence = ops.gaussian_kl((torch.zeros(4, 3), log_sigma), (torch.zeros(4, 3), torch.zeros(4, 3))).mean()
-    assert 0.5 < float(divergence) / RADIUS < 1.5
+    divergence = 3 * ((math.exp(2 * 0.5) - 1) / 2 - 0.5)  # KL(new || old) of three coordinates
+    torch.testing.assert_close(log_sigma, torch.full((4, 3), 0.5 * math.sqrt(RADIUS / divergence)))
+
+
+STEPS = [
+    ("a2c", {}, GUARD),
+    ("ppo", {"n_epochs": 2, "n_minibatches": 3}, GUARD / 6),
+    ("sft-pg", {"n_minibatches": 3}, GUARD / 9),
+    ("dxdp", {"policy_steps": 4, "warmup_iterations": 0}, GUARD / 4),
+    ("dxdp-paper", {"policy_steps": 4}, GUARD / 4),
+    ("vargrad", {"n_trajectories": 16, "buffer_size": 0}, PATHS_RADIUS * 16),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "radius"), STEPS, ids=[name for name, *_ in STEPS])
+def test_several_steps_on_a_rollout_share_the_radius(
+    name: str, settings: dict[str, Any], radius: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def noted(parameters: Any, moments: Any, radius: float) -> Any:
+        seen.append(radius)
+        return limited_step(parameters, moments, radius)
+
+    monkeypatch.setattr("dxmi_rl.agents.trust_region.limited_step", noted)
+    small(name, make_task("gmm25", horizon=5, base=None), **settings).iterate()
+    assert seen == pytest.approx([radius] * len(seen)) and len(seen) > 0
 
 
 def change_in_an_iteration(name: str, base: str | None, settings: dict[str, Any]) -> float:

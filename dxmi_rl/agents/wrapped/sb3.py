@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -81,18 +82,23 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
         with self.random.lent(self.seed):
             self.model = self.make_model(sb3)
         self.policy = without_logger(sb3, self.model).policy
-        self.model.train = self._guarded_updates(self.model.train)
 
-    def _guarded_updates(self, train: Callable[[], None]) -> Callable[[], None]:
-        """SB3's updates on a rollout, with a limit on what they change of the actor."""
+    @contextlib.contextmanager
+    def _guarded_updates(self) -> Iterator[None]:
+        """Limit what SB3's updates on a rollout change of the actor, inside; a saved ``model`` is SB3's own."""
+        model, train = self.model, self.model.train
         actor = [weights for name, weights in self.policy.named_parameters() if "value" not in name]
 
         def updates() -> None:
-            observations = torch.as_tensor(self.model.rollout_buffer.observations, device=self.model.device)
+            observations = torch.as_tensor(model.rollout_buffer.observations, device=model.device)
             with guarded(self.density(), observations.flatten(0, 1), actor):
                 train()
 
-        return updates
+        model.train = updates
+        try:
+            yield
+        finally:
+            del model.train
 
     @abc.abstractmethod
     def make_model(self, sb3: Any) -> Any:
@@ -109,7 +115,7 @@ class SB3OnPolicyAgent(Agent[OnPolicyT]):
 
     def iterate(self, on_final: FinalStateHook | None = None) -> Log:
         seed = prepare_rollout(self, on_final)
-        with self.random.lent():  # one rollout of T steps in every environment, and SB3's updates on it
+        with self.random.lent(), self._guarded_updates():  # one rollout of T steps in every environment, and updates
             self.env.seed(seed)
             self.model._last_obs = None
             self.model.learn(self.timesteps_per_iteration, reset_num_timesteps=False)
