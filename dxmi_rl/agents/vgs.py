@@ -71,13 +71,14 @@ class VGSConfig:
 
 
 class ValueGradientPolicy(nn.Module):
-    """pi(x' | x) = N(a x - (s^2 a^2 / tau) grad V_{t+1}(a x), s^2 a^2 I), with V_T = E.
+    """pi(x' | x) = N(m - (v / tau) grad U_{t+1}(m), v I), m = b a x, v = b s^2 a^2, b = S_{t+1} / (S_{t+1} + s^2 a^2).
 
-    It is the optimal policy to first order in V around a x, where the schedule's noising kernel N(x' / a, s^2 I) leads
-    back to x.
+    U_t(x) = V_t(x) - tau |x|^2 / (2 S_t), with V_T = E. It is the best policy where U is linear around m and the
+    schedule's noising kernel N(x' / a, s^2 I) leads back to x.
 
     Attributes:
-        a, std: a_t and s_t a_t, ``[T]``.
+        a, back: a_t and s_t a_t, ``[T]``: x_{t+1} given x_t alone is N(a x, back^2 I) up to a constant.
+        gain, std: b a and the square root of v, ``[T]``.
         alpha, variance: the schedule's alpha_t and variance of the noise, ``[T + 1]``.
         spread: S_t, the variance of x_t when x_T ~ N(0, c^2 I) is noised, c the MDP's scale, ``[T + 1]``.
         level: a constant that V starts from, the first rollout's median of E(x_T) less ``start`` [nats]. A network that
@@ -87,6 +88,8 @@ class ValueGradientPolicy(nn.Module):
     """
 
     a: Tensor
+    back: Tensor
+    gain: Tensor
     std: Tensor
     alpha: Tensor
     variance: Tensor
@@ -102,11 +105,14 @@ class ValueGradientPolicy(nn.Module):
         self.register_buffer("alpha", schedule.alpha.clone())
         self.register_buffer("variance", schedule.s.square())
         self.reach = reach * mdp.scale
-        self.register_buffer("std", variance.sqrt() / gain)
+        self.register_buffer("back", variance.sqrt() / gain)
         spread = [torch.full_like(gain[0], mdp.scale**2)]
         for t in reversed(range(mdp.horizon)):
             spread.insert(0, gain[t] ** 2 * spread[0] + variance[t])
         self.register_buffer("spread", torch.stack(spread))
+        share = self.spread[1:] / (self.spread[1:] + self.back.square())
+        self.register_buffer("gain", share * self.a)
+        self.register_buffer("std", share.sqrt() * self.back)
         self.register_buffer("level", torch.zeros_like(self.std[0]))
         self.network = copy.deepcopy(value.network).requires_grad_(False)
         self.pull = EnergyGradient(mdp.energy, constant=True)
@@ -135,8 +141,7 @@ class ValueGradientPolicy(nn.Module):
     def value_and_gradient(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """V_t(x) of the averaged network for t < T and its gradient, as constants, the gradient limited: D = (x - s_t^2
         grad V_t(x) / tau) / alpha_t, the x_T that V expects where pi is the best policy, stays within ``reach`` scales
-        of 0. The next mean then lies between a x and a point that samples can reach, so that rollouts stay bounded
-        whatever the network says.
+        of 0, so that rollouts stay bounded whatever the network says.
         """
         with torch.enable_grad():
             point = x.detach().requires_grad_()
@@ -148,15 +153,22 @@ class ValueGradientPolicy(nn.Module):
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
         """Mean (shape of x) and log sigma (broadcastable) of x_{t+1}."""
-        std, point = per_step(self.std, t, x), per_step(self.a, t, x) * x
-        shift = (std / self.tau * self.value_gradient(point, t + 1)).clamp(-LARGEST_SHIFT, LARGEST_SHIFT)
-        return point - std * shift, std.log()
+        std, point = per_step(self.std, t, x), per_step(self.gain, t, x) * x
+        rest = self.value_gradient(point, t + 1) / self.tau - point / per_step(self.spread, t + 1, x)
+        return point - std * (std * rest).clamp(-LARGEST_SHIFT, LARGEST_SHIFT), std.log()
+
+    def step_cost(self, x: Tensor, mean: Tensor, t: Tensor) -> Tensor:
+        """E[log pi(x' | x) - log qb(x | x')] of a policy with ``mean`` ``[batch, *event_shape]``: ``[batch]``."""
+        share, dim = self.gain / self.a, x[0].numel()
+        constant = dim * ((share - 1 - share.log()) / 2 - self.a.log())
+        shift = (per_step(self.a, t, x) * x - mean) / per_step(self.back, t, x)
+        return shift.square().flatten(1).sum(1) / 2 + constant[t]
 
 
 class Exploration:
     """The policy of rollouts, whose states surround those of the policy; it keeps the policy's means of the steps.
 
-    The shift of the mean is multiplied by ``control`` and the noise by ``noise_scale``, ``[n, 1, ...]`` each.
+    The shift of the mean from m is multiplied by ``control`` and the noise by ``noise_scale``, ``[n, 1, ...]`` each.
     """
 
     def __init__(self, policy: ValueGradientPolicy, control: Tensor, noise_scale: Tensor) -> None:
@@ -164,10 +176,10 @@ class Exploration:
         self.means: list[Tensor] = []
 
     def moments(self, x: Tensor, t: Tensor | int) -> tuple[Tensor, Tensor]:
-        """Mean between a x and the policy's, and the policy's log sigma plus that of the noise scale."""
+        """Mean between m and the policy's, and the policy's log sigma plus that of the noise scale."""
         mean, log_std = self.policy.moments(x, t)
         self.means.append(mean)
-        return torch.lerp(per_step(self.policy.a, t, x) * x, mean, self.control), log_std + self.noise_scale.log()
+        return torch.lerp(per_step(self.policy.gain, t, x) * x, mean, self.control), log_std + self.noise_scale.log()
 
 
 def _mean_of_halves(pairs: Tensor) -> Tensor:
@@ -178,15 +190,18 @@ def _mean_of_halves(pairs: Tensor) -> Tensor:
 class VGS(Agent[VGSConfig]):
     """Soft value iteration without a policy network, for a noising kernel qb(x | x') = N(x' / a_t, s_t^2 I):
 
-        pi_t(x' | x) = N(mu_t(x), s_t^2 a_t^2 I),   mu_t(x) = a_t x - (s_t^2 a_t^2 / tau) grad V_{t+1}(a_t x)
-        V_t(x) = E[V_{t+1}(x') + tau (|mu_t(x) - a_t x|^2 / (2 s_t^2 a_t^2) - d log a_t)],   V_T = E
+        pi_t(x' | x) = N(mu_t(x), v_t I),   mu_t(x) = b_t a_t x - (v_t / tau) grad U_{t+1}(b_t a_t x)
+        V_t(x) = E[V_{t+1}(x') + tau (log pi_t(x' | x) - log qb(x | x'))],   V_T = E
 
-    which is the soft value of docs/method.md of this policy. V is fitted to one-step targets with fresh next states, on
-    rollouts that explore, and its gradient to theirs, a_t E[grad V_{t+1}(x')]; an average of it gives policy and
-    targets. The loss is square where errors are small and grows linearly beyond tau d, as steep energies give rare
-    targets that are far off. Kernel and denoiser of the task are not used: a_t and s_t are those of its schedule.
+    with v_t = b_t s_t^2 a_t^2, b_t = S_{t+1} / (S_{t+1} + s_t^2 a_t^2) and U_t(x) = V_t(x) - tau |x|^2 / (2 S_t), where
+    S_t is the variance of x_t when x_T ~ N(0, c^2 I), c the MDP's scale. That is exact for such an x_T, in any number
+    of steps; b_t = 1 and U = V would be the published sampler, which overshoots in large ones. V_t is the soft value of
+    docs/method.md of this policy. It is fitted to one-step targets with fresh next states, on rollouts that explore,
+    and its gradient to theirs, a_t E[grad V_{t+1}(x')]; an average of it gives policy and targets. The loss is square
+    where errors are small and grows linearly beyond tau d, as steep energies give rare targets that are far off. Kernel
+    and denoiser of the task are not used: a_t and s_t are those of its schedule.
 
-    V is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
+    U is linearised over one sigma: take it for T >= 10. The energy is differentiated at the last step of every sample.
     Three quarters of the trajectories explore, to the end of training. A learned kernel is fitted to the others; the
     energy of a game (DxMI) learns against the samples of all.
     """
@@ -276,22 +291,20 @@ class VGS(Agent[VGSConfig]):
     def value_targets(
         self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Targets of V, V_{t+1}(x') + tau (|mu - a x|^2 / (2 s^2 a^2) - d log a), ``[T n]``, and of grad V, a grad
-        V_{t+1}(x'), ``[T n, *event_shape]``. The latter holds the shift mu - a x fixed, exact for the best one.
+        """Targets of V, V_{t+1}(x') + tau ``step_cost``, ``[T n]``, and of grad V, a grad V_{t+1}(x'), ``[T n,
+        *event_shape]``. The latter holds the shift mu - a x fixed, exact for the best one.
 
-        They are means over two fresh x' at every state, mu + s a z and mu - s a z, as V is nearly linear over one
-        sigma. ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` are ``last_values`` of the last ones.
+        They are means over two fresh x' at every state, mu + sqrt(v) z and mu - sqrt(v) z, as V is nearly linear over
+        one sigma. ``means`` are mu_t(x_t), ``[T, n, *event_shape]``, and ``last`` are ``last_values`` of the last ones.
         """
         x, _, t = trajectory.transitions()
         policy, n, mean = self.policy, trajectory.n, means.flatten(0, 1)
-        a, std = per_step(policy.a, t, x), per_step(policy.std, t, x)
-        noise, shift = std[:-n] * self._noise(x[:-n]), (a * x - mean) / std
+        noise = per_step(policy.std, t[:-n], x[:-n]) * self._noise(x[:-n])
         count_draws(2 * len(noise))
         ahead = torch.cat([mean[:-n] + noise, mean[:-n] - noise])
         value, slope = policy.value_and_gradient(ahead, torch.cat([t[:-n], t[:-n]]) + 1)
         future, slope = torch.cat([_mean_of_halves(value), last[0]]), torch.cat([_mean_of_halves(slope), last[1]])
-        velocity = shift.square().flatten(1).sum(1) / 2
-        return future + self.mdp.tau * (velocity - self.mdp.dim * policy.a.log()[t]), a * slope
+        return future + self.mdp.tau * policy.step_cost(x, mean, t), per_step(policy.a, t, x) * slope
 
     def update_value(self, trajectory: Trajectory, means: Tensor, last: tuple[Tensor, Tensor]) -> Tensor:
         """One regression of V on ``value_targets``; returns the loss."""
